@@ -1,0 +1,188 @@
+"""Items in, `Embeddings` out: preprocessing, one compiled function per bucket, packing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from smart_jax.adapter import Adapter, import_reference
+from smart_jax.embeddings import Embeddings
+from smart_jax.hub import resolve
+from smart_jax.models import ModelConfig, load_config
+from smart_jax.models.weights import Params, load_weights
+from smart_jax.preprocess import Preprocessor, Row, check_items
+from smart_jax.sharding import BATCH, batch_sharding, replicated
+from smart_jax.typing import Batch
+
+BATCH_SIZE = 8  # rows per device
+WINDOW = 8  # batches preprocessed and sorted by length at a time: bounds host memory on a long corpus
+PROGRESS_AFTER_SECONDS = 2.0
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    adapter: str | Path | Adapter | None = None,
+    dtype: Any | None = None,
+    mesh: Mesh | None = None,
+    revision: str | None = None,
+) -> Encoder:
+    """Opens a single-vector retriever for SMART scoring.
+
+    Args:
+      name_or_path: a local folder in Hugging Face layout, a hub id, or "tiny" (the embedded default).
+      adapter: a post-trained token projection: folder of `Adapter.save`, the reference's `adapter.pt`, or an `Adapter`.
+      dtype: of the backbone's parameters and computation; default bfloat16 on TPU and GPU, float32 on CPU.
+      mesh: devices to work on (`smart_jax.make_mesh()` = all of them, by data); None = the default device.
+      revision: of a hub repository.
+
+    Raises:
+      FileNotFoundError, ConnectionError: the checkpoint or one of its files can not be had.
+      ValueError: a file is corrupt, the model_type is unknown, or weights, config and adapter do not match.
+    """
+    folder = resolve(name_or_path, revision=revision)
+    config = load_config(folder)
+    preprocessor = Preprocessor.from_pretrained(folder, config)
+    adapter = _open_adapter(adapter, config)
+    if dtype is None:
+        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    graphdef, params = load_weights(folder, config, dtype=dtype, mesh=mesh)
+    return Encoder(config, preprocessor, graphdef, params, adapter=adapter, mesh=mesh, folder=folder)
+
+
+class Encoder:
+    """A backbone with its preprocessing and, optionally, an adapter.
+
+    Attributes:
+      config, preprocessor, adapter, mesh, folder: as loaded.
+      graphdef, params: the backbone for `nnx.merge(graphdef, params)`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        preprocessor: Preprocessor,
+        graphdef: nnx.GraphDef,
+        params: Params,
+        *,
+        adapter: Adapter | None = None,
+        mesh: Mesh | None = None,
+        folder: Path | None = None,
+    ):
+        self.config, self.preprocessor, self.mesh, self.folder = config, preprocessor, mesh, folder
+        self.graphdef, self.params = graphdef, params
+        self.adapter = adapter
+
+    def with_adapter(self, adapter: str | Path | Adapter | None) -> Encoder:
+        """The same backbone (shared, not copied) with another adapter, or without one."""
+        return Encoder(
+            self.config,
+            self.preprocessor,
+            self.graphdef,
+            self.params,
+            adapter=_open_adapter(adapter, self.config),
+            mesh=self.mesh,
+            folder=self.folder,
+        )
+
+    def encode_query(self, items: Any, *, instruction: str | None = None, **options: Any) -> Embeddings:
+        """Embeds queries; `instruction` defaults to the checkpoint's query instruction. See `encode`."""
+        return self.encode(items, instruction=instruction or self.preprocessor.query_instruction, **options)
+
+    def encode_document(self, items: Any, *, instruction: str | None = None, **options: Any) -> Embeddings:
+        """Embeds documents; `instruction` defaults to the checkpoint's default instruction. See `encode`."""
+        return self.encode(items, instruction=instruction, **options)
+
+    def encode(
+        self,
+        items: Sequence[Any],
+        *,
+        instruction: str | None = None,
+        batch_size: int | None = None,
+        dtype: Any = np.float32,
+        progress: bool | None = None,
+    ) -> Embeddings:
+        """Embeds items (str, path, PIL image, array [H, W, 3] uint8, or dict of text / image / images / instruction).
+
+        The result does not depend on batch size, order or device count beyond rounding (2e-5 in float32).
+
+        Args:
+          items: a list; order is kept.
+          instruction: for items that carry none of their own.
+          batch_size: rows per batch over all devices; default 8 a device.
+          dtype: of the stored vectors, float32 or float16 (computed in float32 either way).
+          progress: True / False = show a bar or not; None = only if it takes longer than two seconds.
+
+        Returns:
+          `Embeddings` with `pooled` [N, H] and packed `tokens` [T, D], L2-normalised.
+
+        Raises:
+          ValueError, TypeError, OSError: an item can not be read; the message names the item and the remedy.
+        """
+        items = check_items(items)
+        rows_at_once = self._batch_size(batch_size, len(items))
+        pooled: list[np.ndarray | None] = [None] * len(items)
+        tokens: list[np.ndarray | None] = [None] * len(items)
+        bar = tqdm(
+            total=len(items),
+            desc="encode",
+            unit="item",
+            delay=PROGRESS_AFTER_SECONDS if progress is None else 0,
+            disable=progress is False,
+        )
+        with bar:
+            for indices, keep, vectors, states in self._pipelined(items, instruction, rows_at_once, dtype):
+                vectors, states = np.asarray(vectors), np.asarray(states)
+                for i, index in enumerate(indices):
+                    pooled[index], tokens[index] = vectors[i], states[i][keep[i]]
+                bar.update(len(indices))
+        lengths = [len(t) for t in tokens]  # type: ignore[arg-type]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return Embeddings(pooled=np.stack(pooled), tokens=np.concatenate(tokens), offsets=offsets)  # type: ignore[arg-type]
+
+    def _batch_size(self, asked: int | None, items: int) -> int:
+        devices = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        if asked is not None and asked < 1:
+            raise ValueError(f"batch_size is {asked}: it must be at least 1")
+        # A short list takes the next power of two, so that one query does not pay for eight.
+        rows = min(asked or BATCH_SIZE * devices, 1 << (items - 1).bit_length())
+        return -(-rows // devices) * devices
+
+    def _pipelined(
+        self, items: Sequence[Any], instruction: str | None, rows_at_once: int, dtype: Any
+    ) -> Iterator[tuple[list[int], np.ndarray, jax.Array, jax.Array]]:
+        """Results one batch late: the host prepares a batch while the device computes the one before."""
+        waiting = None
+        for indices, batch in self._batches(items, instruction, rows_at_once):
+            result = (indices, np.asarray(batch.keep_mask), *self.embed(batch, dtype=dtype))
+            if waiting is not None:
+                yield waiting
+            waiting = result
+        if waiting is not None:
+            yield waiting
+
+    def _batches(
+        self, items: Sequence[Any], instruction: str | None, rows_at_once: int
+    ) -> Iterator[tuple[list[int], Batch]]:
+        for window in itertools.batched_compat(range(len(items)), WINDOW * rows_at_once):
+            rows = {i: self.preprocessor.row(items[i], instruction=instruction, name=f"item {i}") for i in window}
+            by_length = sorted(rows, key=lambda i: _length(rows[i]))
+            for indices in itertools.batched_compat(by_length, rows_at_once):
+                yield list(indices), self.preprocessor.collate([rows[i] for i in indices], batch_size=rows_at_once)
+
+    def embed(self, batch: Batch, *, dtype: Any = np.float32) -> tuple[jax.Array, jax.Array]:
+        """Normalised pooled vectors [B, H] and token vectors [B, L, D] of one batch, on the device."""
+        if self.mesh is not None:
+            batch = put_batch(batch, self.mesh)
+        adapter = None if self.adapter is None else nnx.split(self.adapter)
+        return _embed(self.graphdef, self.params, None if adapter is None else adapter[0], adapter and adapter[1], batch, jnp.dtype(dtype))

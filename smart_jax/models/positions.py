@@ -1,0 +1,106 @@
+"""Host-side geometry of Qwen-VL inputs (NumPy): which cell, which angle, which position each token has.
+
+It runs outside jit because grids are ragged; what enters jit has a static shape.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Grid = tuple[int, int, int]  # frames, rows, columns, counted in patches
+
+
+class PatchGeometry(NamedTuple):
+    coords: Int[np.ndarray, "P 2"]
+    interp_idx: Int[np.ndarray, "P 4"]
+    interp_w: Float[np.ndarray, "P 4"]
+    segment: Int[np.ndarray, "P"]
+
+
+def patch_geometry(grids: Sequence[Grid], *, merge: int, side: int) -> PatchGeometry:
+    """Geometry of the patches of one row's images, in the processor's order (merge x merge blocks together).
+
+    Args:
+      grids: (frames, rows, columns) of every image, in patches; rows and columns are multiples of `merge`.
+      merge: spatial merge size.
+      side: side of the learned square grid of position embeddings.
+
+    Returns:
+      `PatchGeometry` of P = sum(t * h * w) patches: `coords` [P, 2] int32 (row, column), `interp_idx` [P, 4] int32
+      and `interp_w` [P, 4] float32 (bilinear, corners aligned), `segment` [P] int32 (1, 2, ... per frame).
+    """
+    pieces = [_frame_geometry(h, w, merge, side) for t, h, w in grids for _ in range(t)]
+    if not pieces:
+        return PatchGeometry(
+            np.zeros((0, 2), np.int32), np.zeros((0, 4), np.int32), np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
+        )
+    segment = np.repeat(np.arange(1, len(pieces) + 1, dtype=np.int32), [len(p[0]) for p in pieces])
+    coords, interp_idx, interp_w = (np.concatenate(column) for column in zip(*pieces, strict=True))
+    return PatchGeometry(coords, interp_idx, interp_w, segment)
+
+
+@functools.lru_cache(maxsize=256)  # pages of one document share their size
+def _frame_geometry(h: int, w: int, merge: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rows, cols = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
+
+    def blocks(x: np.ndarray) -> np.ndarray:
+        return x.reshape(h // merge, merge, w // merge, merge).transpose(0, 2, 1, 3).reshape(-1)
+
+    rows, cols = blocks(rows), blocks(cols)
+    low_r, high_r, frac_r = _axis_taps(h, side)
+    low_c, high_c, frac_c = _axis_taps(w, side)
+    idx = [r[rows] * side + c[cols] for r in (low_r, high_r) for c in (low_c, high_c)]
+    weights = [r[rows] * c[cols] for r in (1 - frac_r, frac_r) for c in (1 - frac_c, frac_c)]
+    return (
+        np.stack([rows, cols], -1).astype(np.int32),
+        np.stack(idx, -1).astype(np.int32),
+        np.stack(weights, -1).astype(np.float32),
+    )
+
+
+def _axis_taps(n: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lower and upper cell and the fraction between them for n positions spread over `side` cells, ends aligned."""
+    x = np.linspace(0, side - 1, n, dtype=np.float32)
+    low = x.astype(np.int64)
+    return low, np.minimum(low + 1, side - 1), x - low
+
+
+def mrope_positions(
+    input_ids: Int[np.ndarray, "L"], grids: Sequence[Grid], *, image_token_id: int, merge: int
+) -> Int[np.ndarray, "3 L"]:
+    """Temporal, height and width position of every token of one unpadded row (Qwen2-VL, arXiv:2409.12191, M-RoPE).
+
+    A text token advances all three by one. The visual tokens of an image share one temporal position and count rows
+    and columns from there; the text after it goes on from the largest of them plus one.
+
+    Raises:
+      ValueError: the runs of image tokens do not match `grids`.
+    """
+    is_image = np.asarray(input_ids) == image_token_id
+    remaining = iter(grids)
+    pieces, start = [], 0
+    for image, run in itertools.groupby(is_image.tolist()):
+        length = sum(1 for _ in run)
+        if not image:
+            pieces.append(np.broadcast_to(np.arange(start, start + length), (3, length)))
+            start += length
+            continue
+        while length > 0:  # images may follow each other without a separator
+            grid = next(remaining, None)
+            if grid is None:
+                raise ValueError(f"{length} image tokens have no image: {len(grids)} images were given")
+            t, h, w = grid[0], grid[1] // merge, grid[2] // merge
+            pieces.append(np.indices((t, h, w)).reshape(3, -1) + start)
+            start += max(h, w)
+            length -= t * h * w
+        if length < 0:
+            raise ValueError(f"an image of grid {grid} has {-length} more visual tokens than the text has image tokens")
+    if (left := sum(1 for _ in remaining)) > 0:
+        raise ValueError(f"{left} of {len(grids)} images have no image tokens in the text")
+    return np.concatenate(pieces, axis=1).astype(np.int32)

@@ -1,0 +1,248 @@
+"""Qwen3-VL as an encoder (Qwen3-VL technical report, arXiv:2511.21631): no cache, no lm_head, static shapes.
+
+Vision tower, merger and DeepStack, then the decoder with interleaved M-RoPE. Everything runs inside jit on one
+`Batch`; visual features are gathered into the sequence by index, so a padded position can never matter.
+Layers are unrolled, not scanned: DeepStack and the chosen layers read states between layers, and a scan over stacked
+weights would have to be cut at each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from smart_jax.models import layers as L
+from smart_jax.models.qwen_vl_config import QwenVLConfig, TextConfig, VisionConfig
+from smart_jax.typing import Batch, Hidden, VisionBatch
+
+# Megatron layout: a pair of matrices is split by columns then by rows; fsdp takes the other side.
+SHARDING_RULES = (
+    (r"(qkv|q_proj|k_proj|v_proj|gate_proj|up_proj|linear_fc1)\.kernel$", P("fsdp", "tensor")),
+    (r"(o_proj|down_proj|linear_fc2|attn\.proj)\.kernel$", P("tensor", "fsdp")),
+    (r"embed_tokens\.embedding$", P("fsdp", None)),
+    (r"patch_embed\.proj\.kernel$", P(None, "fsdp")),
+)
+
+
+class VisionMLP(nnx.Module):
+    def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs):
+        std = c.initializer_range
+        self.linear_fc1 = L.linear(c.hidden_size, c.intermediate_size, bias=True, std=std, rngs=rngs)
+        self.linear_fc2 = L.linear(c.intermediate_size, c.hidden_size, bias=True, std=std, rngs=rngs)
+        self.act = L.ACTIVATIONS[c.hidden_act]
+
+    def __call__(self, x: Float[Array, "B P W"]) -> Float[Array, "B P W"]:
+        return self.linear_fc2(self.act(self.linear_fc1(x)))
+
+
+class VisionAttention(nnx.Module):
+    def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs):
+        self.qkv = L.linear(c.hidden_size, 3 * c.hidden_size, bias=True, std=c.initializer_range, rngs=rngs)
+        self.proj = L.linear(c.hidden_size, c.hidden_size, bias=True, std=c.initializer_range, rngs=rngs)
+        self.heads = c.num_heads
+
+    def __call__(
+        self, x: Float[Array, "B P W"], angles: Float[Array, "B P half"], segment: Int[Array, "B P"]
+    ) -> Float[Array, "B P W"]:
+        batch, patches, width = x.shape
+        qkv = self.qkv(x).reshape(batch, patches, 3, self.heads, width // self.heads)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, P, A, K]
+        out = L.attention(L.rotate(q, angles), L.rotate(k, angles), v, segment, causal=False)
+        return self.proj(out.reshape(batch, patches, width))
+
+
+class VisionBlock(nnx.Module):
+    def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs):
+        self.norm1 = L.layer_norm(c.hidden_size, rngs=rngs)
+        self.norm2 = L.layer_norm(c.hidden_size, rngs=rngs)
+        self.attn = VisionAttention(c, rngs=rngs)
+        self.mlp = VisionMLP(c, rngs=rngs)
+
+    def __call__(self, x: Array, angles: Array, segment: Array) -> Array:
+        x = x + self.attn(self.norm1(x), angles, segment)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nnx.Module):
+    """merge x merge neighbouring patches -> one visual token; the norm comes before or after the grouping."""
+
+    def __init__(self, c: VisionConfig, *, norm_after: bool, rngs: nnx.Rngs):
+        self.width = c.hidden_size * c.spatial_merge_size**2
+        self.norm_after = norm_after
+        self.norm = L.layer_norm(self.width if norm_after else c.hidden_size, rngs=rngs)
+        self.linear_fc1 = L.linear(self.width, self.width, bias=True, std=c.initializer_range, rngs=rngs)
+        self.linear_fc2 = L.linear(self.width, c.out_hidden_size, bias=True, std=c.initializer_range, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B P W"]) -> Float[Array, "B V H"]:
+        if not self.norm_after:
+            x = self.norm(x)
+        x = x.reshape(x.shape[0], -1, self.width)
+        if self.norm_after:
+            x = self.norm(x)
+        return self.linear_fc2(L.ACTIVATIONS["gelu"](self.linear_fc1(x)))  # exact GELU, unlike the blocks'
+
+
+class PatchEmbed(nnx.Module):
+    """The reference's Conv3d with stride = kernel is one matrix product over flattened patches."""
+
+    def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs):
+        self.proj = L.linear(c.patch_values, c.hidden_size, bias=True, std=c.initializer_range, rngs=rngs)
+
+    def __call__(self, patches: Float[Array, "B P E"]) -> Float[Array, "B P W"]:
+        return self.proj(patches.astype(self.proj.kernel.dtype))
+
+
+class VisionModel(nnx.Module):
+    def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs):
+        self.config = c
+        self.patch_embed = PatchEmbed(c, rngs=rngs)
+        self.pos_embed = nnx.Embed(
+            c.num_position_embeddings,
+            c.hidden_size,
+            embedding_init=nnx.initializers.normal(c.initializer_range),
+            rngs=rngs,
+        )
+        self.blocks = nnx.List([VisionBlock(c, rngs=rngs) for _ in range(c.depth)])
+        self.merger = PatchMerger(c, norm_after=False, rngs=rngs)
+        self.deepstack_merger_list = nnx.List(
+            [PatchMerger(c, norm_after=True, rngs=rngs) for _ in c.deepstack_visual_indexes]
+        )
+
+    def __call__(
+        self, v: VisionBatch, *, remat: bool = False
+    ) -> tuple[Float[Array, "B V H"], list[Float[Array, "B V H"]]]:
+        """Visual tokens after the merger, and one set of DeepStack features per tap."""
+        x = self.patch_embed(v.patches)
+        weights = v.interp_w.astype(x.dtype)
+        x = x + jnp.einsum("bpiw,bpi->bpw", self.pos_embed.embedding[v.interp_idx], weights)
+        angles = self._angles(v.coords)
+        deepstack = []
+        for i, block in enumerate(self.blocks):
+            x = _call(block, remat, x, angles, v.segment)
+            if i in self.config.deepstack_visual_indexes:
+                tap = self.config.deepstack_visual_indexes.index(i)
+                deepstack.append(self.deepstack_merger_list[tap](x))
+        return self.merger(x), deepstack
+
+    def _angles(self, coords: Int[Array, "B P 2"]) -> Float[Array, "B P half"]:
+        frequencies = L.inverse_frequencies(self.config.hidden_size // self.config.num_heads // 2, self.config.rope_theta)
+        angles = coords.astype(jnp.float32)[..., None] * frequencies  # [B, P, 2, half / 2]
+        return angles.reshape(*coords.shape[:2], -1)
+
+
+class TextAttention(nnx.Module):
+    def __init__(self, c: TextConfig, *, rngs: nnx.Rngs):
+        self.head_dim = c.head_dim
+        kw: dict[str, Any] = {"bias": c.attention_bias, "std": c.initializer_range, "rngs": rngs}
+        self.q_proj = L.linear(c.hidden_size, c.num_attention_heads * c.head_dim, **kw)
+        self.k_proj = L.linear(c.hidden_size, c.num_key_value_heads * c.head_dim, **kw)
+        self.v_proj = L.linear(c.hidden_size, c.num_key_value_heads * c.head_dim, **kw)
+        self.o_proj = L.linear(c.num_attention_heads * c.head_dim, c.hidden_size, **kw)
+        self.q_norm = L.rms_norm(c.head_dim, c.rms_norm_eps, rngs=rngs)
+        self.k_norm = L.rms_norm(c.head_dim, c.rms_norm_eps, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B L H"], angles: Float[Array, "B L half"], segment: Int[Array, "B L"]
+    ) -> Float[Array, "B L H"]:
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q = L.rotate(self.q_norm(self.q_proj(x).reshape(heads)), angles)  # [B, L, A, K]
+        k = L.rotate(self.k_norm(self.k_proj(x).reshape(heads)), angles)  # [B, L, G, K]
+        out = L.attention(q, k, self.v_proj(x).reshape(heads), segment, causal=True)
+        return self.o_proj(out.reshape(*x.shape[:2], -1))
+
+
+class DecoderLayer(nnx.Module):
+    def __init__(self, c: TextConfig, *, rngs: nnx.Rngs):
+        self.input_layernorm = L.rms_norm(c.hidden_size, c.rms_norm_eps, rngs=rngs)
+        self.self_attn = TextAttention(c, rngs=rngs)
+        self.post_attention_layernorm = L.rms_norm(c.hidden_size, c.rms_norm_eps, rngs=rngs)
+        self.mlp = L.GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_act, std=c.initializer_range, rngs=rngs)
+
+    def __call__(self, x: Array, angles: Array, segment: Array) -> Array:
+        x = x + self.self_attn(self.input_layernorm(x), angles, segment)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class TextModel(nnx.Module):
+    def __init__(self, c: TextConfig, *, rngs: nnx.Rngs):
+        self.config = c
+        self.embed_tokens = nnx.Embed(
+            c.vocab_size, c.hidden_size, embedding_init=nnx.initializers.normal(c.initializer_range), rngs=rngs
+        )
+        self.layers = nnx.List([DecoderLayer(c, rngs=rngs) for _ in range(c.num_hidden_layers)])
+        self.norm = L.rms_norm(c.hidden_size, c.rms_norm_eps, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B L H"], batch: Batch, deepstack: Sequence[Array], wanted: set[int], remat: bool
+    ) -> dict[int, Float[Array, "B L H"]]:
+        """The wanted states by index: 0 = embeddings, i = after layer i, depth = after the final norm."""
+        c = self.config
+        angles = L.mrope_angles(
+            batch.position_ids,
+            dim=c.head_dim,
+            theta=c.rope_theta,
+            sections=c.mrope_section,
+            interleaved=c.mrope_interleaved,
+        )
+        segment = batch.attention_mask.astype(jnp.int32)
+        states = {0: x} if 0 in wanted else {}
+        for i, layer in enumerate(self.layers):
+            x = _call(layer, remat, x, angles, segment)
+            if i + 1 in wanted:  # as transformers records it: before the DeepStack addition
+                states[i + 1] = x
+            if i < len(deepstack):
+                x = x + deepstack[i]
+        states[c.num_hidden_layers] = self.norm(x)
+        return states
+
+
+class QwenVL(nnx.Module):
+    """Qwen3-VL backbone. Parameters are created in float32 with the config's initializer_range; computing follows
+    the parameters' dtype, with rotary angles, norms' statistics and softmax in float32."""
+
+    def __init__(self, config: QwenVLConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.visual = VisionModel(config.vision, rngs=rngs)
+        self.language_model = TextModel(config.text, rngs=rngs)
+
+    def __call__(self, batch: Batch, layers: Sequence[int] = (-1,), *, remat: bool = False) -> Hidden:
+        """States of a batch.
+
+        Args:
+          batch: padded arrays of static shape, see `Batch`.
+          layers: which states, as indices into transformers' `hidden_states` (depth + 1 of them; -1 = after the
+            final norm).
+          remat: recompute each layer in a backward pass instead of storing its activations.
+
+        Returns:
+          `Hidden`: `pooled` [B, H], the state of each row's last attended position after the final norm, and
+          `states` [B, L, N, H], both in the parameters' dtype.
+        """
+        depth = self.config.text.num_hidden_layers
+        chosen = [range(depth + 1)[i] for i in layers]
+        x = self.language_model.embed_tokens(batch.input_ids)
+        deepstack: list[Array] = []
+        if batch.vision is not None:
+            merged, deepstack = self.visual(batch.vision, remat=remat)
+            x = jnp.where((batch.index >= 0)[..., None], _gather(merged, batch.index), x)
+            deepstack = [_gather(features, batch.index) for features in deepstack]
+        states = self.language_model(x, batch, deepstack, set(chosen), remat)
+        length = batch.attention_mask.shape[1]
+        last = length - 1 - jnp.argmax(batch.attention_mask[:, ::-1], axis=1)  # [B]
+        pooled = jnp.take_along_axis(states[depth], last[:, None, None], axis=1)[:, 0]
+        return Hidden(pooled=pooled, states=jnp.stack([states[i] for i in chosen], axis=2))
+
+
+def _gather(features: Float[Array, "B V H"], index: Int[Array, "B L"]) -> Float[Array, "B L H"]:
+    """Row-local gather; 0 where index is -1."""
+    rows = jnp.take_along_axis(features, jnp.maximum(index, 0)[..., None], axis=1)
+    return jnp.where((index >= 0)[..., None], rows, 0)
+
+
+def _call(layer: nnx.Module, remat: bool, *args: Array) -> Array:
+    return nnx.remat(type(layer).__call__)(layer, *args) if remat else layer(*args)  # type: ignore[operator]

@@ -1,0 +1,170 @@
+"""Hugging Face safetensors <-> backbone parameters: by leaf type, one tensor at a time, complete both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors needs
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from smart_jax.models import ARCHITECTURES, Model, ModelConfig
+from smart_jax.sharding import sharding_for
+
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+_IGNORED = ("lm_head.weight",)  # the head of the language model, which no embedding uses
+_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+
+Params = nnx.State
+
+
+def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
+    """Structure and shapes of a backbone, without allocating it."""
+    model = nnx.eval_shape(lambda: ARCHITECTURES[config.model_type].model(config, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(model)
+    return graphdef, state
+
+
+def init_weights(config: ModelConfig, seed: int, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef, Params]:
+    """A randomly initialised backbone (normal with the config's initializer_range)."""
+    graphdef, state = nnx.split(ARCHITECTURES[config.model_type].model(config, rngs=nnx.Rngs(seed)))
+    return graphdef, jax.tree.map(lambda x: x.astype(dtype), state)
+
+
+def load_weights(
+    folder: str | Path, config: ModelConfig, *, dtype: Any = jnp.float32, mesh: Mesh | None = None
+) -> tuple[nnx.GraphDef, Params]:
+    """Reads a checkpoint's weights onto the device(s).
+
+    Tensors are read, cast and placed one after another, so that host memory holds no more than one of them beyond
+    what is on the device.
+
+    Args:
+      folder: holds model.safetensors, or model.safetensors.index.json and its shards.
+      config: from `load_config` of the same folder.
+      dtype: of the parameters.
+      mesh: places parameters by the architecture's sharding rules; None = the default device.
+
+    Returns:
+      `(graphdef, params)` for `nnx.merge`.
+
+    Raises:
+      FileNotFoundError: no weights, or a shard named in the index is missing.
+      ValueError: a corrupt file or index, an unused tensor, an unfilled parameter, or a tensor of another shape; the
+        message names them.
+    """
+    graphdef, abstract = abstract_model(config)
+    rules = ARCHITECTURES[config.model_type].sharding_rules
+    leaves = dict(nnx.to_flat_state(abstract))
+    wanted = {hf_name(path): path for path in leaves}
+    filled: dict[tuple, jax.Array] = {}
+    unused: list[str] = []
+    for raw_name, read in _tensors(Path(folder)):
+        if raw_name in _IGNORED:
+            continue
+        path = wanted.get(raw_name) or wanted.get(f"model.{raw_name}")
+        if path is None:
+            unused.append(raw_name)
+            continue
+        value = _to_leaf(read(), path, leaves[path].shape, raw_name)
+        place = None if mesh is None else sharding_for(_dotted(path), value.shape, rules, mesh)
+        # ascontiguousarray after the cast: a transposed view would be copied again by the transfer.
+        filled[path] = jax.device_put(np.ascontiguousarray(value.astype(dtype)), place)
+    unfilled = [name for name, path in wanted.items() if path not in filled]
+    if unused or unfilled:
+        raise ValueError(_incomplete(folder, unused, unfilled))
+    return graphdef, nnx.from_flat_state([(path, leaf.replace(filled[path])) for path, leaf in leaves.items()])
+
+
+def save_weights(folder: str | Path, params: Params, config: ModelConfig, *, dtype: Any | None = None) -> Path:
+    """Writes `folder`/model.safetensors with Hugging Face's names and layouts; returns its path."""
+    tensors = {}
+    for path, leaf in nnx.to_flat_state(params):
+        value = np.asarray(jax.device_get(leaf[...]))
+        tensors[hf_name(path)] = np.ascontiguousarray(_from_leaf(value, path, config).astype(dtype or value.dtype))
+    target = Path(folder) / SINGLE_FILE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, str(target), metadata={"format": "pt"})  # transformers refuses files without this entry
+    return target
+
+
+def hf_name(path: tuple) -> str:
+    """('visual', 'blocks', 0, 'norm1', 'scale') -> 'model.visual.blocks.0.norm1.weight'."""
+    return "model." + _dotted((*path[:-1], _LEAF_NAMES[path[-1]]))
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _to_leaf(value: np.ndarray, path: tuple, shape: tuple[int, ...], name: str) -> np.ndarray:
+    if path[-1] == "kernel":  # torch stores [out, in], a convolution [out, in, ...]
+        value = value.reshape(value.shape[0], -1).T
+    if value.shape != shape:
+        raise ValueError(
+            f"tensor '{name}' gives shape {value.shape} where config.json asks for {shape}: the weights and the config "
+            "are of different models"
+        )
+    return value
+
+
+def _from_leaf(value: np.ndarray, path: tuple, config: ModelConfig) -> np.ndarray:
+    if path[-1] != "kernel":
+        return value
+    if path[-3:-1] == ("patch_embed", "proj"):
+        v = config.vision
+        return value.T.reshape(-1, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
+    return value.T
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
+    """(name, reader) of every tensor, file by file."""
+    for file, expected in _files(folder).items():
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is named in {INDEX_FILE} but does not exist: fetch the checkpoint again")
+        try:
+            with safe_open(str(file), framework="numpy") as handle:
+                names = set(handle.keys())
+                if expected is not None and (absent := expected - names):
+                    raise ValueError(f"{file} lacks tensors that {INDEX_FILE} places in it: {_some(sorted(absent))}")
+                for name in sorted(names):
+                    yield name, lambda name=name, handle=handle: handle.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is corrupt or truncated ({error}): fetch the checkpoint again") from error
+
+
+def _files(folder: Path) -> dict[Path, set[str] | None]:
+    """Weight files, each with the tensors that the index places in it (None = no index)."""
+    if (index := folder / INDEX_FILE).is_file():
+        try:
+            weight_map: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files: dict[Path, set[str] | None] = {}
+            for name, file in weight_map.items():
+                files.setdefault(folder / file, set()).add(name)  # type: ignore[union-attr]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is not a safetensors index ({error!r}): fetch the checkpoint again") from error
+        return files
+    if (single := folder / SINGLE_FILE).is_file():
+        return {single: None}
+    raise FileNotFoundError(f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: are the weights in safetensors?")
+
+
+def _incomplete(folder: str | Path, unused: list[str], unfilled: list[str]) -> str:
+    parts = [f"{folder}: weights and model do not match."]
+    if unused:
+        parts.append(f"Tensors that the model does not use: {_some(unused)}.")
+    if unfilled:
+        parts.append(f"Parameters that no tensor fills: {_some(unfilled)}.")
+    return " ".join(parts)
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,54 @@
+"""Array aliases, the dimension letters, and the batch that enters jit.
+
+Letters, fixed once for the whole project:
+  B batch rows, L sequence positions, H model width, D token width, A attention heads, K head width,
+  P query tokens or vision patches of one row (said where used), N items, T packed tokens, E values of one patch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Array = jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VisionBatch:
+    """Patches of a batch in one bin per row; a row's images lie one after another, padding last.
+
+    Patches are in the processor's order: the merge x merge patches of one visual token are adjacent, so visual
+    token j of a row comes from patches [j * merge**2, (j + 1) * merge**2).
+    """
+
+    patches: Float[Array, "B P E"]  # E = channels * temporal_patch * patch * patch, normalised pixel values
+    coords: Int[Array, "B P 2"]  # row and column of the patch in its image's grid, for the rotary embedding
+    interp_idx: Int[Array, "B P 4"]  # four cells of the learned position grid ...
+    interp_w: Float[Array, "B P 4"]  # ... and their bilinear weights
+    segment: Int[Array, "B P"]  # 1, 2, ... one number per attended frame; 0 = padding, which attends to itself only
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One padded batch of static shape: what a backbone's jitted function takes."""
+
+    input_ids: Int[Array, "B L"]
+    attention_mask: Bool[Array, "B L"]
+    position_ids: Int[Array, "3 B L"]  # temporal, height, width (M-RoPE)
+    keep_mask: Bool[Array, "B L"]  # tokens that take part in late interaction (method section 3)
+    index: Int[Array, "B L"]  # visual token of the row's own bin that replaces this position; -1 = text
+    vision: VisionBatch | None  # None = a batch without any image: its own, smaller compilation
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """What a backbone returns."""
+
+    pooled: Float[Array, "B H"]  # state of the pooling position after the final norm, not normalised
+    states: Float[Array, "B L N H"]  # the N chosen layers' states, in the order asked for; index -1 is after the final norm
