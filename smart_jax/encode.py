@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,8 @@ from smart_jax.embeddings import Embeddings
 from smart_jax.hub import resolve
 from smart_jax.models import ModelConfig, load_config
 from smart_jax.models.weights import Params, load_weights
-from smart_jax.preprocess import Preprocessor, Row, check_items
-from smart_jax.sharding import BATCH, batch_sharding, replicated
+from smart_jax.preprocess import Preprocessor, check_items
+from smart_jax.sharding import batch_sharding
 from smart_jax.typing import Batch
 
 BATCH_SIZE = 8  # rows per device
@@ -82,6 +82,7 @@ class Encoder:
         self.config, self.preprocessor, self.mesh, self.folder = config, preprocessor, mesh, folder
         self.graphdef, self.params = graphdef, params
         self.adapter = adapter
+        self._adapter_parts = (None, None) if adapter is None else nnx.split(adapter)
 
     def with_adapter(self, adapter: str | Path | Adapter | None) -> Encoder:
         """The same backbone (shared, not copied) with another adapter, or without one."""
@@ -174,15 +175,61 @@ class Encoder:
     def _batches(
         self, items: Sequence[Any], instruction: str | None, rows_at_once: int
     ) -> Iterator[tuple[list[int], Batch]]:
-        for window in itertools.batched_compat(range(len(items)), WINDOW * rows_at_once):
+        for window in _chunks(range(len(items)), WINDOW * rows_at_once):
             rows = {i: self.preprocessor.row(items[i], instruction=instruction, name=f"item {i}") for i in window}
-            by_length = sorted(rows, key=lambda i: _length(rows[i]))
-            for indices in itertools.batched_compat(by_length, rows_at_once):
+            by_length = sorted(rows, key=lambda i: (len(rows[i].patches), len(rows[i].input_ids)))
+            for indices in _chunks(by_length, rows_at_once):
                 yield list(indices), self.preprocessor.collate([rows[i] for i in indices], batch_size=rows_at_once)
 
     def embed(self, batch: Batch, *, dtype: Any = np.float32) -> tuple[jax.Array, jax.Array]:
-        """Normalised pooled vectors [B, H] and token vectors [B, L, D] of one batch, on the device."""
+        """L2-normalised pooled vectors [B, H] and token vectors [B, L, D] of one batch, on the device."""
         if self.mesh is not None:
             batch = put_batch(batch, self.mesh)
-        adapter = None if self.adapter is None else nnx.split(self.adapter)
-        return _embed(self.graphdef, self.params, None if adapter is None else adapter[0], adapter and adapter[1], batch, jnp.dtype(dtype))
+        return _embed(self.graphdef, self.params, *self._adapter_parts, batch, np.dtype(dtype))
+
+
+@partial(jax.jit, static_argnames=("graphdef", "adapter_graphdef", "dtype"))
+def _embed(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    adapter_graphdef: nnx.GraphDef | None,
+    adapter_params: Any,
+    batch: Batch,
+    dtype: np.dtype,
+) -> tuple[jax.Array, jax.Array]:
+    model = nnx.merge(graphdef, params)
+    if adapter_graphdef is None:
+        hidden = model(batch)
+        pooled, tokens = _l2(hidden.pooled), _l2(hidden.states[:, :, 0])
+    else:
+        adapter = nnx.merge(adapter_graphdef, adapter_params)
+        hidden = model(batch, layers=adapter.config.layers)
+        pooled, tokens = adapter.pooled(hidden.pooled), adapter(hidden.states)
+    return pooled.astype(dtype), tokens.astype(dtype)
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """The batch on the mesh, rows split over its data axes."""
+    rows = batch_sharding(mesh)
+    shardings = jax.tree.map(lambda _: rows, batch)
+    shardings = dataclasses.replace(shardings, position_ids=batch_sharding(mesh, leading=1))
+    return jax.device_put(batch, shardings)
+
+
+def _l2(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _open_adapter(adapter: str | Path | Adapter | None, config: ModelConfig) -> Adapter | None:
+    if adapter is None:
+        return None
+    if not isinstance(adapter, Adapter):
+        path = Path(adapter)
+        adapter = import_reference(path) if path.suffix == ".pt" else Adapter.load(path)
+    adapter.check_matches(config.text.hidden_size, config.text.num_hidden_layers)
+    return adapter

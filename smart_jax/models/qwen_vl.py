@@ -225,7 +225,7 @@ class QwenVL(nnx.Module):
         """
         depth = self.config.text.num_hidden_layers
         chosen = [range(depth + 1)[i] for i in layers]
-        x = self.language_model.embed_tokens(batch.input_ids)
+        x = self.language_model.embed_tokens.embedding[batch.input_ids]  # [B, L, H]
         deepstack: list[Array] = []
         if batch.vision is not None:
             merged, deepstack = self.visual(batch.vision, remat=remat)

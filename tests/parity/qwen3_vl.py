@@ -1,0 +1,158 @@
+"""Random Qwen3-VL checkpoints, and batches as both transformers + torch and our backbone take them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+from transformers import Qwen3VLConfig, Qwen3VLModel
+
+from smart_jax.models.positions import Grid, mrope_positions, patch_geometry
+from smart_jax.models.qwen_vl_config import QwenVLConfig
+from smart_jax.typing import Batch, VisionBatch
+
+IMAGE, VIDEO, START, END = 190, 191, 192, 193
+
+TEXT = {
+    "vocab_size": 200,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "initializer_range": 0.08,
+}
+VISION = {
+    "depth": 4,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_heads": 4,
+    "out_hidden_size": 64,
+    "num_position_embeddings": 36,
+    "deepstack_visual_indexes": [0, 2],
+    "initializer_range": 0.08,
+}
+# (text, vision, mrope sections): head width, DeepStack taps, depth, groups and sections all differ.
+CONFIGS = {
+    "two_taps": ({}, {}, [4, 2, 2]),
+    "wide_heads_one_tap": (
+        {"head_dim": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1},
+        {"depth": 3, "num_heads": 2, "deepstack_visual_indexes": [1], "num_position_embeddings": 144},
+        [6, 5, 5],
+    ),
+    "deep_three_taps": (
+        {"head_dim": 24, "num_hidden_layers": 6, "num_key_value_heads": 4, "attention_bias": True},
+        {"depth": 6, "hidden_size": 64, "num_heads": 2, "deepstack_visual_indexes": [1, 3, 5]},
+        [6, 3, 3],
+    ),
+}
+
+
+def torch_model(name: str, seed: int = 0) -> Qwen3VLModel:
+    text, vision, sections = CONFIGS[name]
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": sections, "mrope_interleaved": True}
+    config = Qwen3VLConfig(
+        text_config={**TEXT, **text, "rope_parameters": rope},
+        vision_config={**VISION, **vision},
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+    )
+    torch.manual_seed(seed)
+    model = Qwen3VLModel(config).eval()
+    with torch.no_grad():  # fresh norms are all ones and biases zero: a swapped pair of them would go unseen
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def save(model: Qwen3VLModel, folder: Path, **options) -> Path:
+    model.save_pretrained(folder, **options)
+    return folder
+
+
+@dataclasses.dataclass
+class Inputs:
+    """One batch: rows of (token ids, grids, patches)."""
+
+    rows: list[tuple[np.ndarray, list[Grid], np.ndarray]]
+
+    @classmethod
+    def random(cls, spec: Sequence[Sequence[int | Grid]], seed: int = 0, values: int = 1536) -> Inputs:
+        """Rows from a spec: an int is so many text tokens, a grid is an image with its start and end tokens."""
+        rng = np.random.default_rng(seed)
+        rows = []
+        for parts in spec:
+            ids: list[int] = []
+            grids: list[Grid] = []
+            for part in parts:
+                if isinstance(part, int):
+                    ids += rng.integers(0, 180, part).tolist()
+                else:
+                    ids += [START, *[IMAGE] * (part[0] * part[1] * part[2] // 4), END]
+                    grids.append(part)
+            count = sum(t * h * w for t, h, w in grids)
+            rows.append((np.asarray(ids), grids, rng.normal(size=(count, values)).astype(np.float32)))
+        return cls(rows)
+
+    def batch(self, config: QwenVLConfig, *, left: bool = False, extra: int = 0) -> Batch:
+        """Padded to the longest row plus `extra`; padding is filled with noise, which must not matter."""
+        rng = np.random.default_rng(1)
+        n, length = len(self.rows), max(len(r[0]) for r in self.rows) + extra
+        patches = max(len(r[2]) for r in self.rows)
+        ids = rng.integers(0, 180, (n, length)).astype(np.int32)
+        mask = np.zeros((n, length), bool)
+        positions = np.zeros((3, n, length), np.int32)
+        index = np.full((n, length), -1, np.int32)
+        patches += 4 * extra if patches else 0
+        v = VisionBatch(
+            patches=rng.normal(size=(n, patches, config.vision.patch_values)).astype(np.float32),
+            coords=np.zeros((n, patches, 2), np.int32),
+            interp_idx=np.zeros((n, patches, 4), np.int32),
+            interp_w=np.zeros((n, patches, 4), np.float32),
+            segment=np.zeros((n, patches), np.int32),
+        )
+        for i, (row, grids, pixels) in enumerate(self.rows):
+            at = slice(length - len(row), length) if left else slice(0, len(row))
+            ids[i, at], mask[i, at] = row, True
+            positions[:, i, at] = mrope_positions(row, grids, image_token_id=IMAGE, merge=2)
+            index[i, at][row == IMAGE] = np.arange((row == IMAGE).sum())
+            geometry = patch_geometry(grids, merge=2, side=config.vision.grid_side)
+            for array, value in zip(
+                (v.patches, v.coords, v.interp_idx, v.interp_w, v.segment), (pixels, *geometry), strict=True
+            ):
+                array[i, : len(pixels)] = value
+        return Batch(ids, mask, positions, mask, index, v if patches else None)
+
+    def torch_states(self, model: Qwen3VLModel, *, left: bool = False) -> list[np.ndarray]:
+        """transformers' `hidden_states`, each [B, L, H]."""
+        n, length = len(self.rows), max(len(r[0]) for r in self.rows)
+        ids, mask = np.zeros((n, length), np.int64), np.zeros((n, length), np.int64)
+        for i, (row, _, _) in enumerate(self.rows):
+            at = slice(length - len(row), length) if left else slice(0, len(row))
+            ids[i, at], mask[i, at] = row, 1
+        inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+        if grids := [g for r in self.rows for g in r[1]]:
+            inputs |= {
+                "pixel_values": torch.tensor(np.concatenate([r[2] for r in self.rows])),
+                "image_grid_thw": torch.tensor(grids),
+                "mm_token_type_ids": torch.tensor((ids == IMAGE).astype(np.int64)),
+            }
+        with torch.no_grad():
+            states = model(**inputs, output_hidden_states=True).hidden_states
+        return [s.numpy() for s in states]
+
+
+def our_states(graphdef: nnx.GraphDef, params, batch: Batch) -> np.ndarray:
+    """[B, L, depth + 1, H]."""
+    depth = nnx.merge(graphdef, params).config.text.num_hidden_layers
+    run = jax.jit(lambda p, b: nnx.merge(graphdef, p)(b, layers=range(depth + 1)).states)
+    return np.asarray(run(params, batch))
