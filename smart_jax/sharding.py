@@ -15,9 +15,7 @@ BATCH = PartitionSpec(("data", "fsdp"))  # batch rows are split over every axis 
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 
-def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh with axes `("data", "fsdp", "tensor")`; one size may be -1, which takes the devices that are left.
 
     Raises:
@@ -47,7 +45,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def sharding_for(path: str, shape: Sequence[int], rules: Rules, mesh: Mesh) -> NamedSharding:
-    """Sharding of the parameter at `path`: the first rule whose regex matches; an axis that does not divide is dropped."""
+    """Sharding of the parameter at `path`: the first rule whose regex matches; axes that do not divide are dropped."""
     for pattern, spec in rules:
         if re.search(pattern, path):
             return NamedSharding(mesh, _fit(spec, shape, mesh))

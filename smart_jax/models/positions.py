@@ -20,7 +20,7 @@ class PatchGeometry(NamedTuple):
     coords: Int[np.ndarray, "P 2"]
     interp_idx: Int[np.ndarray, "P 4"]
     interp_w: Float[np.ndarray, "P 4"]
-    segment: Int[np.ndarray, "P"]
+    segment: Int[np.ndarray, P]
 
 
 def patch_geometry(grids: Sequence[Grid], *, merge: int, side: int) -> PatchGeometry:
@@ -72,7 +72,7 @@ def _axis_taps(n: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def mrope_positions(
-    input_ids: Int[np.ndarray, "L"], grids: Sequence[Grid], *, image_token_id: int, merge: int
+    input_ids: Int[np.ndarray, L], grids: Sequence[Grid], *, image_token_id: int, merge: int
 ) -> Int[np.ndarray, "3 L"]:
     """Temporal, height and width position of every token of one unpadded row (Qwen2-VL, arXiv:2409.12191, M-RoPE).
 

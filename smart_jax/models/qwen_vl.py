@@ -130,7 +130,9 @@ class VisionModel(nnx.Module):
         return self.merger(x), deepstack
 
     def _angles(self, coords: Int[Array, "B P 2"]) -> Float[Array, "B P half"]:
-        frequencies = L.inverse_frequencies(self.config.hidden_size // self.config.num_heads // 2, self.config.rope_theta)
+        frequencies = L.inverse_frequencies(
+            self.config.hidden_size // self.config.num_heads // 2, self.config.rope_theta
+        )
         angles = coords.astype(jnp.float32)[..., None] * frequencies  # [B, P, 2, half / 2]
         return angles.reshape(*coords.shape[:2], -1)
 

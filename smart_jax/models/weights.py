@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from smart_jax.models import ARCHITECTURES, Model, ModelConfig
+from smart_jax.models import ARCHITECTURES, ModelConfig
 from smart_jax.sharding import sharding_for
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"

@@ -54,8 +54,8 @@ CONFIGS = {
 }
 
 
-def torch_model(name: str, seed: int = 0) -> Qwen3VLModel:
-    text, vision, sections = CONFIGS[name]
+def torch_model(shape: tuple[dict, dict, list[int]], seed: int = 0) -> Qwen3VLModel:
+    text, vision, sections = shape
     rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": sections, "mrope_interleaved": True}
     config = Qwen3VLConfig(
         text_config={**TEXT, **text, "rope_parameters": rope},
@@ -84,31 +84,39 @@ class Inputs:
     """One batch: rows of (token ids, grids, patches)."""
 
     rows: list[tuple[np.ndarray, list[Grid], np.ndarray]]
+    image: int = IMAGE
 
     @classmethod
-    def random(cls, spec: Sequence[Sequence[int | Grid]], seed: int = 0, values: int = 1536) -> Inputs:
-        """Rows from a spec: an int is so many text tokens, a grid is an image with its start and end tokens."""
+    def random(
+        cls,
+        spec: Sequence[Sequence[int | Grid]],
+        seed: int = 0,
+        values: int = 1536,
+        ids: tuple[int, int, int] = (START, IMAGE, END),
+    ) -> Inputs:
+        """Rows from a spec: an int is so many text tokens, a grid is an image with its start and end tokens (`ids`)."""
+        start, image, end = ids
         rng = np.random.default_rng(seed)
         rows = []
         for parts in spec:
-            ids: list[int] = []
+            row: list[int] = []
             grids: list[Grid] = []
             for part in parts:
                 if isinstance(part, int):
-                    ids += rng.integers(0, 180, part).tolist()
+                    row += rng.integers(20, 180, part).tolist()
                 else:
-                    ids += [START, *[IMAGE] * (part[0] * part[1] * part[2] // 4), END]
+                    row += [start, *[image] * (part[0] * part[1] * part[2] // 4), end]
                     grids.append(part)
             count = sum(t * h * w for t, h, w in grids)
-            rows.append((np.asarray(ids), grids, rng.normal(size=(count, values)).astype(np.float32)))
-        return cls(rows)
+            rows.append((np.asarray(row), grids, rng.normal(size=(count, values)).astype(np.float32)))
+        return cls(rows, image)
 
     def batch(self, config: QwenVLConfig, *, left: bool = False, extra: int = 0) -> Batch:
         """Padded to the longest row plus `extra`; padding is filled with noise, which must not matter."""
         rng = np.random.default_rng(1)
         n, length = len(self.rows), max(len(r[0]) for r in self.rows) + extra
         patches = max(len(r[2]) for r in self.rows)
-        ids = rng.integers(0, 180, (n, length)).astype(np.int32)
+        ids = rng.integers(20, 180, (n, length)).astype(np.int32)
         mask = np.zeros((n, length), bool)
         positions = np.zeros((3, n, length), np.int32)
         index = np.full((n, length), -1, np.int32)
@@ -123,8 +131,8 @@ class Inputs:
         for i, (row, grids, pixels) in enumerate(self.rows):
             at = slice(length - len(row), length) if left else slice(0, len(row))
             ids[i, at], mask[i, at] = row, True
-            positions[:, i, at] = mrope_positions(row, grids, image_token_id=IMAGE, merge=2)
-            index[i, at][row == IMAGE] = np.arange((row == IMAGE).sum())
+            positions[:, i, at] = mrope_positions(row, grids, image_token_id=self.image, merge=2)
+            index[i, at][row == self.image] = np.arange((row == self.image).sum())
             geometry = patch_geometry(grids, merge=2, side=config.vision.grid_side)
             for array, value in zip(
                 (v.patches, v.coords, v.interp_idx, v.interp_w, v.segment), (pixels, *geometry), strict=True
@@ -132,8 +140,7 @@ class Inputs:
                 array[i, : len(pixels)] = value
         return Batch(ids, mask, positions, mask, index, v if patches else None)
 
-    def torch_states(self, model: Qwen3VLModel, *, left: bool = False) -> list[np.ndarray]:
-        """transformers' `hidden_states`, each [B, L, H]."""
+    def torch_inputs(self, *, left: bool = False) -> dict[str, torch.Tensor]:
         n, length = len(self.rows), max(len(r[0]) for r in self.rows)
         ids, mask = np.zeros((n, length), np.int64), np.zeros((n, length), np.int64)
         for i, (row, _, _) in enumerate(self.rows):
@@ -144,11 +151,20 @@ class Inputs:
             inputs |= {
                 "pixel_values": torch.tensor(np.concatenate([r[2] for r in self.rows])),
                 "image_grid_thw": torch.tensor(grids),
-                "mm_token_type_ids": torch.tensor((ids == IMAGE).astype(np.int64)),
+                "mm_token_type_ids": torch.tensor((ids == self.image).astype(np.int64)),
             }
+        return inputs
+
+    def torch_states(self, model: Qwen3VLModel, *, left: bool = False) -> list[np.ndarray]:
+        """transformers' `hidden_states`, each [B, L, H]."""
         with torch.no_grad():
-            states = model(**inputs, output_hidden_states=True).hidden_states
+            states = model(**self.torch_inputs(left=left), output_hidden_states=True).hidden_states
         return [s.numpy() for s in states]
+
+    def torch_last(self, model: Qwen3VLModel) -> np.ndarray:
+        """transformers' final hidden state [B, L, H], nothing else computed or kept."""
+        with torch.no_grad():
+            return model(**self.torch_inputs(), use_cache=False).last_hidden_state.numpy()
 
 
 def our_states(graphdef: nnx.GraphDef, params, batch: Batch) -> np.ndarray:

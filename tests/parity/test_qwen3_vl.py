@@ -30,7 +30,7 @@ CASES = {
 @pytest.fixture(scope="module", params=CONFIGS)
 def pair(request, tmp_path_factory):
     """(torch model, config, graphdef, params) of one random checkpoint."""
-    model = torch_model(request.param)
+    model = torch_model(CONFIGS[request.param])
     folder = save(model, tmp_path_factory.mktemp(request.param))
     config = load_config(folder)
     return model, config, *load_weights(folder, config)
@@ -38,7 +38,7 @@ def pair(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_taps(tmp_path_factory):
-    model = torch_model("two_taps")
+    model = torch_model(CONFIGS["two_taps"])
     folder = save(model, tmp_path_factory.mktemp("controls"))
     config = load_config(folder)
     return model, config, *load_weights(folder, config)
@@ -111,12 +111,24 @@ def test_batch_equals_single_rows(two_taps):
         np.testing.assert_allclose(together[i, : len(row[0])], alone[0], atol=TOLERANCE)
 
 
-def test_blocked_attention_equals_whole(two_taps, monkeypatch):
+@pytest.mark.parametrize("steps", ["cpu", "accelerator"])
+def test_attention_in_steps_equals_whole(two_taps, monkeypatch, steps):
+    """Forward and gradient, by the CPU's steps (heads and rows) and by an accelerator's (rows)."""
     _, config, graphdef, params = two_taps
-    inputs = Inputs.random([[3, (1, 16, 16), 59]])
-    whole = our_states(graphdef, params, inputs.batch(config))
-    monkeypatch.setattr("smart_jax.models.layers.SCORES_AT_ONCE", 4096)
-    np.testing.assert_allclose(our_states(graphdef, params, inputs.batch(config)), whole, atol=TOLERANCE)
+    batch = Inputs.random([[3, (1, 16, 16), 59], [128]]).batch(config)
+    assert batch.input_ids.shape[1] == 128
+
+    def pooled_and_gradient():
+        return jax.jit(jax.value_and_grad(lambda p: jnp.mean(nnx.merge(graphdef, p)(batch).pooled ** 2)))(params)
+
+    whole = pooled_and_gradient()
+    if steps == "cpu":
+        monkeypatch.setattr("smart_jax.models.layers.CPU_WHOLE", 32)
+        monkeypatch.setattr("smart_jax.models.layers.CPU_ROWS", 32)
+    else:
+        monkeypatch.setattr("smart_jax.models.layers.jax.default_backend", lambda: "gpu")
+        monkeypatch.setattr("smart_jax.models.layers.SCORES_AT_ONCE", 8192)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=TOLERANCE), whole, pooled_and_gradient())
 
 
 def test_remat_keeps_states_and_gradients(two_taps):

@@ -1,0 +1,74 @@
+"""A small random backbone in Hugging Face layout, written without torch."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from smart_jax.models import load_config
+from smart_jax.models.weights import init_weights, save_weights
+
+CONFIG: dict[str, Any] = {
+    "model_type": "qwen3_vl",
+    "image_token_id": 5,
+    "video_token_id": 6,
+    "vision_start_token_id": 3,
+    "vision_end_token_id": 4,
+    "text_config": {
+        "model_type": "qwen3_vl_text",
+        "vocab_size": 640,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "initializer_range": 0.2,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5000000.0,
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
+        },
+    },
+    "vision_config": {
+        "model_type": "qwen3_vl_vision",
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "in_channels": 3,
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+        "hidden_act": "gelu_pytorch_tanh",
+        "initializer_range": 0.2,
+    },
+}
+
+
+def small_config(**changes: Any) -> dict[str, Any]:
+    """CONFIG with top-level keys replaced and the two sections updated."""
+    config = copy.deepcopy(CONFIG)
+    for key, value in changes.items():
+        if key in ("text_config", "vision_config"):
+            config[key].update(value)
+        else:
+            config[key] = value
+    return config
+
+
+def write_backbone(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """config.json and model.safetensors of a random backbone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(small_config(**changes)))
+    config = load_config(folder)
+    save_weights(folder, init_weights(config, seed)[1], config)
+    return folder
