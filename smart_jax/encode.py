@@ -18,9 +18,10 @@ from tqdm import tqdm
 from smart_jax.adapter import Adapter, import_reference
 from smart_jax.embeddings import Embeddings
 from smart_jax.hub import resolve
+from smart_jax.items import check_items
 from smart_jax.models import ModelConfig, load_config
 from smart_jax.models.weights import Params, load_weights
-from smart_jax.preprocess import Preprocessor, check_items
+from smart_jax.preprocess import Preprocessor
 from smart_jax.sharding import batch_sharding
 from smart_jax.typing import Batch
 
@@ -218,7 +219,7 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 def _l2(x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny))
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

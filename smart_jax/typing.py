@@ -8,12 +8,12 @@ Letters, fixed once for the whole project:
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import Bool, Float, Int
 
-Array = jax.Array | np.ndarray
+Array = Any  # NumPy on the host, jax inside jit
 
 
 @jax.tree_util.register_dataclass
@@ -51,4 +51,6 @@ class Hidden:
     """What a backbone returns."""
 
     pooled: Float[Array, "B H"]  # state of the pooling position after the final norm, not normalised
-    states: Float[Array, "B L N H"]  # the N chosen layers' states, in the order asked for; index -1 is after the final norm
+    states: Float[
+        Array, "B L N H"
+    ]  # the N chosen layers' states, in the order asked for; index -1 is after the final norm

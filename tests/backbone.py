@@ -1,4 +1,4 @@
-"""A small random backbone in Hugging Face layout, written without torch."""
+"""A small random checkpoint in Hugging Face layout, written without torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from smart_jax.models import load_config
 from smart_jax.models.weights import init_weights, save_weights
+from tests.checkpoints import write_processor
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3_vl",
@@ -72,3 +73,8 @@ def write_backbone(folder: Path, seed: int = 0, **changes: Any) -> Path:
     config = load_config(folder)
     save_weights(folder, init_weights(config, seed)[1], config)
     return folder
+
+
+def write_checkpoint(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """A whole checkpoint: backbone, tokenizer, chat template, image settings."""
+    return write_processor(write_backbone(folder, seed, **changes))

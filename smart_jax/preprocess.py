@@ -1,0 +1,288 @@
+"""Items to the padded NumPy `Batch` of static shape that enters jit: prompt, token ids, patches, buckets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from smart_jax.images import ImageSettings, process_image, read_image_settings
+from smart_jax.items import check_items, parse_item
+from smart_jax.models import ModelConfig
+from smart_jax.models.positions import Grid, mrope_positions, patch_geometry
+from smart_jax.prompt import (
+    Settings,
+    added_ids,
+    conversation,
+    dropped_token_ids,
+    read_chat_template,
+    read_settings,
+    read_tokenizer,
+)
+from smart_jax.typing import Batch, VisionBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Preprocessor", "Row", "check_items"]
+
+SMALLEST_LENGTH, SMALLEST_PATCHES = 32, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One item, unpadded."""
+
+    input_ids: Int[np.ndarray, " L"]  # int32
+    keep: Bool[np.ndarray, " L"]  # takes part in late interaction
+    grids: tuple[Grid, ...]  # of its images, in patches
+    patches: Float[np.ndarray, "P E"]  # float32, of all its images one after another
+
+
+class Preprocessor:
+    """Turns items into rows and rows into batches.
+
+    Attributes:
+      config: of the backbone.
+      tokenizer, chat_template: of the checkpoint.
+      settings, images: prompt and sizes; image arithmetic.
+      length_buckets, patch_buckets: the padded sizes that `collate` uses, ascending: at most
+        len(length_buckets) * (1 + len(patch_buckets)) shapes, and so compilations, per batch size.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str,
+        config: ModelConfig,
+        images: ImageSettings,
+        settings: Settings,
+    ):
+        self.tokenizer, self.chat_template, self.config = tokenizer, chat_template, config
+        self.images, self.settings = images, settings
+        unit = images.merge_size**2
+        longest = settings.max_length
+        self.length_buckets = _buckets(settings.length_buckets or _octaves(SMALLEST_LENGTH, longest), longest, 1)
+        # One image at the pixel ceiling is the commonest large page: it gets a bucket of its own.
+        sizes = settings.patch_buckets or [*_octaves(SMALLEST_PATCHES, longest * unit), images.max_patches]
+        self.patch_buckets = _buckets(sizes, longest * unit, unit)
+        self._image_token = str(tokenizer.convert_ids_to_tokens(config.image_token_id))
+        self._placeholders = [self._image_token, str(tokenizer.convert_ids_to_tokens(config.video_token_id))]
+        self._dropped = np.array(sorted(dropped_token_ids(tokenizer, config)), np.int64)
+        self._prefix, self._suffix = added_ids(tokenizer)
+        self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self._check()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, config: ModelConfig, **overrides: Any) -> Preprocessor:
+        """Reads tokenizer, chat template, preprocessor_config.json and, if there is one, smart_jax.json.
+
+        Args:
+          folder: checkpoint in Hugging Face layout.
+          config: of its backbone.
+          **overrides: fields of `Settings`.
+
+        Raises:
+          FileNotFoundError: the tokenizer or preprocessor_config.json is missing.
+          ValueError: one of the files is corrupt, unknown settings, or they contradict the backbone's config.
+        """
+        folder = Path(folder)
+        settings = read_settings(folder, **overrides)
+        images = read_image_settings(
+            folder, config.vision, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
+        )
+        tokenizer = read_tokenizer(folder)
+        return cls(tokenizer, read_chat_template(folder, tokenizer), config, images, settings)
+
+    def _check(self) -> None:
+        if self.config.vision.in_channels != 3:
+            raise ValueError(f"config.json: in_channels is {self.config.vision.in_channels}, only RGB (3) is supported")
+        largest = max(self.tokenizer.get_vocab().values())
+        if largest >= self.config.text.vocab_size:
+            raise ValueError(
+                f"the tokenizer has token ids up to {largest}, the backbone's vocabulary ends before "
+                f"{self.config.text.vocab_size}: tokenizer and config.json belong to different checkpoints"
+            )
+        try:
+            prompt = self.prompt(["text"], 1)
+        except Exception as error:  # jinja2 and the template's own raise_exception have no common base
+            raise ValueError(f"the chat template can not be rendered ({error}): fetch the checkpoint again") from error
+        if prompt.count(self._image_token) != 1 or self.config.image_token_id not in self._encode(prompt):
+            raise ValueError(
+                f"the chat template does not write the backbone's image token '{self._image_token}' (id "
+                f"{self.config.image_token_id}) for an image: tokenizer, template and config.json do not match"
+            )
+
+    @property
+    def query_instruction(self) -> str | None:
+        """Instruction of queries where the caller gives none; None = the default instruction."""
+        return self.settings.query_instruction
+
+    def prompt(self, texts: Sequence[str], image_count: int, *, instruction: str | None = None) -> str:
+        """The rendered chat template, with one placeholder per image and the assistant's turn opened."""
+        turns = conversation(
+            texts, image_count, instruction=instruction, default_instruction=self.settings.default_instruction
+        )
+        return str(
+            self.tokenizer.apply_chat_template(
+                turns, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
+            )
+        )
+
+    def row(self, item: Any, *, instruction: str | None = None, name: str = "item") -> Row:
+        """Token ids, keep mask and patches of one item.
+
+        A row longer than max_length is cut at its end, as the reference's tokenizer does: text goes and so does the
+        template's end, and the last token left is the one that is pooled. Images come first and are never cut.
+
+        Args:
+          item: as in `parse_item`.
+          instruction: where the item carries none of its own; None = the default instruction.
+          name: of the item, for messages.
+
+        Raises:
+          TypeError, ValueError, FileNotFoundError: the item can not be used; the message says why and what to do.
+        """
+        parsed = parse_item(item, name=name)
+        instruction = parsed.instruction or instruction
+        for text in (*parsed.texts, instruction or ""):
+            if found := [token for token in self._placeholders if token in text]:
+                raise ValueError(
+                    f"{name}: the text contains the image or video token {found[0]}: remove it from the text"
+                )
+        pieces = [process_image(image, self.images, name=name) for image in parsed.images]
+        grids = tuple(grid for _, grid in pieces)
+        ids = self._encode(self.prompt(parsed.texts, len(grids), instruction=instruction))
+        ids = self._fit(self._expand(ids, grids), name)
+        keep = ~np.isin(ids, self._dropped)
+        # An item of special tokens only is scored by the pooling position's state, which is its pooled vector.
+        keep[-1] |= not keep.any()
+        patches = [p for p, _ in pieces] or [np.zeros((0, self.images.patch_values), np.float32)]
+        return Row(
+            input_ids=ids.astype(np.int32),
+            keep=keep,
+            grids=grids,
+            patches=patches[0] if len(patches) == 1 else np.concatenate(patches),
+        )
+
+    def _encode(self, prompt: str) -> Int[np.ndarray, " L"]:
+        return np.asarray(self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"], np.int64)
+
+    def _expand(self, ids: Int[np.ndarray, " l"], grids: Sequence[Grid]) -> Int[np.ndarray, " L"]:
+        """Each image's placeholder, repeated once per visual token."""
+        times = np.ones(len(ids), np.int64)
+        times[ids == self.config.image_token_id] = [t * h * w // self.images.merge_size**2 for t, h, w in grids]
+        return np.repeat(ids, times)
+
+    def _fit(self, ids: Int[np.ndarray, " L"], name: str) -> Int[np.ndarray, " L"]:
+        """The ids between what the tokenizer adds at either end, cut to max_length."""
+        room = self.settings.max_length - len(self._prefix) - len(self._suffix)
+        if (lost := int(np.sum(ids[max(room, 0) :] == self.config.image_token_id))) > 0:
+            raise ValueError(
+                f"{name}: {lost} of {int(np.sum(ids == self.config.image_token_id))} visual tokens do not fit in "
+                f"max_length {self.settings.max_length}: pass fewer images, lower max_pixels or raise max_length"
+            )
+        return np.concatenate([self._prefix, ids[: max(room, 0)], self._suffix]).astype(np.int64)
+
+    def length_bucket(self, n: int) -> int:
+        """Padded length of rows of at most n tokens."""
+        return _bucket(n, self.length_buckets, "tokens")
+
+    def patch_bucket(self, n: int) -> int:
+        """Padded number of patches of rows of at most n patches."""
+        return _bucket(n, self.patch_buckets, "patches")
+
+    def collate(
+        self,
+        rows: Sequence[Row],
+        *,
+        length: int | None = None,
+        patches: int | None = None,
+        batch_size: int | None = None,
+        padding_side: Literal["right", "left"] = "right",
+    ) -> Batch:
+        """A batch of static shape.
+
+        Args:
+          rows: at least one.
+          length: padded length L; None = the bucket of the longest row.
+          patches: padded patches P of every row's bin; None = the bucket of the fullest, or no vision part where no row
+            has an image; 0 = no vision part.
+          batch_size: B; the batch is filled up with rows of one attended padding token and nothing kept.
+          padding_side: side of the tokens that is padded.
+
+        Returns:
+          `Batch` of NumPy arrays; int32, bool and float32.
+
+        Raises:
+          ValueError: no rows, or a size that they do not fit.
+        """
+        if not rows:
+            raise ValueError("no rows to collate: pass at least one")
+        if padding_side not in ("right", "left"):
+            raise ValueError(f"padding_side is {padding_side!r}, expected 'right' or 'left'")
+        longest, fullest = max(len(r.input_ids) for r in rows), max(len(r.patches) for r in rows)
+        B = len(rows) if batch_size is None else batch_size
+        L = self.length_bucket(longest) if length is None else length
+        P = (self.patch_bucket(fullest) if fullest else 0) if patches is None else patches
+        for name, size, need in (("batch_size", B, len(rows)), ("length", L, longest), ("patches", P, fullest)):
+            if size < need:
+                raise ValueError(f"{name} is {size}, but the rows need {need}")
+        if P % self.images.merge_size**2:
+            raise ValueError(f"patches is {P}, expected a multiple of merge_size**2 = {self.images.merge_size**2}")
+        return self._pad(rows, (B, L, P), left=padding_side == "left")
+
+    def _pad(self, rows: Sequence[Row], shape: tuple[int, int, int], *, left: bool) -> Batch:
+        B, L, P = shape
+        input_ids = np.full((B, L), self._pad_id, np.int32)
+        attention_mask, keep_mask = np.zeros((B, L), bool), np.zeros((B, L), bool)
+        position_ids, index = np.zeros((3, B, L), np.int32), np.full((B, L), -1, np.int32)
+        for b, row in enumerate(rows):
+            n = len(row.input_ids)
+            at = slice(L - n, L) if left else slice(0, n)
+            input_ids[b, at], keep_mask[b, at], attention_mask[b, at] = row.input_ids, row.keep, True
+            position_ids[:, b, at] = mrope_positions(
+                row.input_ids, row.grids, image_token_id=self.config.image_token_id, merge=self.images.merge_size
+            )
+            visual = row.input_ids == self.config.image_token_id
+            index[b, at] = np.where(visual, np.cumsum(visual) - 1, -1)
+        # A filler row attends to one token: a softmax over nothing would be NaN.
+        attention_mask[len(rows) :, L - 1 if left else 0] = True
+        vision = self._pad_vision(rows, (B, P)) if P else None
+        return Batch(input_ids, attention_mask, position_ids, keep_mask, index, vision)
+
+    def _pad_vision(self, rows: Sequence[Row], shape: tuple[int, int]) -> VisionBatch:
+        B, P = shape
+        patches = np.zeros((B, P, self.images.patch_values), np.float32)
+        coords, interp_idx = np.zeros((B, P, 2), np.int32), np.zeros((B, P, 4), np.int32)
+        interp_w, segment = np.zeros((B, P, 4), np.float32), np.zeros((B, P), np.int32)
+        for b, row in enumerate(rows):
+            n = len(row.patches)
+            patches[b, :n] = row.patches
+            coords[b, :n], interp_idx[b, :n], interp_w[b, :n], segment[b, :n] = patch_geometry(
+                row.grids, merge=self.images.merge_size, side=self.config.vision.grid_side
+            )
+        return VisionBatch(patches, coords, interp_idx, interp_w, segment)
+
+
+def _octaves(smallest: int, largest: int) -> list[int]:
+    """smallest, 1.5 times it, twice it, three times it, ...: at most a third of a padded row is padding."""
+    powers = [smallest << i for i in range(max(0, (largest // smallest).bit_length()))]
+    return sorted(powers + [p + p // 2 for p in powers])
+
+
+def _buckets(sizes: Iterable[int], largest: int, unit: int) -> tuple[int, ...]:
+    """Ascending multiples of `unit` below `largest`, and `largest`."""
+    rounded = {-(-size // unit) * unit for size in sizes}
+    return (*sorted(size for size in rounded if size < largest), largest)
+
+
+def _bucket(n: int, buckets: tuple[int, ...], unit: str) -> int:
+    for size in buckets:
+        if n <= size:
+            return size
+    raise ValueError(f"a row has {n} {unit}, the largest bucket holds {buckets[-1]}: raise max_length")

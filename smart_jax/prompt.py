@@ -1,0 +1,164 @@
+"""The prompt of a checkpoint: its settings, its tokenizer and chat template, and which tokens are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+
+from smart_jax.images import read_json
+from smart_jax.models import ModelConfig
+
+if TYPE_CHECKING:  # transformers takes a second to import: only where a tokenizer is read
+    from transformers import PreTrainedTokenizerBase
+
+SETTINGS_FILE = "smart_jax.json"
+NULL_TEXT = "NULL"
+_MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Prompt and size settings; the defaults are Qwen3-VL-Embedding's.
+
+    A checkpoint folder may carry them as `smart_jax.json`.
+
+    Attributes:
+      min_pixels, max_pixels: bounds of an image's height * width after the resize.
+      max_length: tokens of a row; what is longer is cut at the end.
+      default_instruction: the system turn where nobody gives an instruction.
+      query_instruction: the system turn of queries where nobody gives one; None = default_instruction.
+      length_buckets, patch_buckets: padded sizes; None = two per octave.
+    """
+
+    min_pixels: int = 4096
+    max_pixels: int = 1_843_200
+    max_length: int = 8192
+    default_instruction: str = "Represent the user's input."
+    query_instruction: str | None = None
+    length_buckets: tuple[int, ...] | None = None
+    patch_buckets: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("min_pixels", "max_pixels", "max_length"):
+            _check_positive(name, getattr(self, name))
+        for name in ("length_buckets", "patch_buckets"):
+            if (sizes := getattr(self, name)) is not None:
+                if not isinstance(sizes, list | tuple) or not sizes:
+                    raise ValueError(f"{name} is {sizes!r}, expected a list of positive integers")
+                for size in sizes:
+                    _check_positive(name, size)
+                object.__setattr__(self, name, tuple(sizes))
+        if not isinstance(self.default_instruction, str) or not self.default_instruction.strip():
+            raise ValueError(f"default_instruction is {self.default_instruction!r}, expected a text")
+        if not isinstance(self.query_instruction, str | None):
+            raise ValueError(f"query_instruction is {self.query_instruction!r}, expected a text or null")
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}, expected a positive integer")
+
+
+def read_settings(folder: str | Path, **overrides: Any) -> Settings:
+    """Settings of a checkpoint folder: the defaults, then its smart_jax.json if it has one, then `overrides`.
+
+    Raises:
+      ValueError: the file is not JSON, or a key or a value is not one of `Settings`.
+    """
+    path = Path(folder) / SETTINGS_FILE
+    found = dict(read_json(path)) if path.is_file() else {}
+    for source, keys in ((str(path), found), ("Preprocessor", overrides)):
+        known = [field.name for field in dataclasses.fields(Settings)]
+        if unknown := [key for key in keys if key not in known]:
+            raise ValueError(f"{source}: unknown settings {', '.join(unknown)}; known are {', '.join(known)}")
+    try:
+        return Settings(**{**found, **overrides})
+    except ValueError as error:
+        raise ValueError(f"{path if found else 'Preprocessor'}: {error}") from error
+
+
+def conversation(
+    texts: Sequence[str], image_count: int, *, instruction: str | None, default_instruction: str
+) -> list[dict[str, Any]]:
+    """The two turns of Qwen3-VL-Embedding: system = instruction, user = images, then texts.
+
+    A given instruction is stripped and ends in a period unless its last character is punctuation (Unicode P*). Without
+    any content the user turn is the text "NULL", as in the reference (`parse_item` refuses such items before).
+    """
+    instruction = (instruction or "").strip()
+    if instruction and not unicodedata.category(instruction[-1]).startswith("P"):
+        instruction += "."
+    content: list[dict[str, str]] = [{"type": "image"}] * image_count
+    content = content + [{"type": "text", "text": text} for text in texts]
+    return [
+        {"role": "system", "content": [{"type": "text", "text": instruction or default_instruction}]},
+        {"role": "user", "content": content or [{"type": "text", "text": NULL_TEXT}]},
+    ]
+
+
+def dropped_token_ids(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> set[int]:
+    """Token ids that take no part in late interaction (SMART, arXiv:2605.24938).
+
+    All of the tokenizer's special tokens and the markers of turns and images; visual placeholders are kept, and so are
+    the words of the template and of the instruction.
+    """
+    dropped = set(tokenizer.all_special_ids)
+    dropped |= {i for marker in _MARKERS if (i := _token_id(tokenizer, marker)) is not None}
+    return dropped - {config.image_token_id, config.video_token_id}
+
+
+def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
+    found = tokenizer.convert_tokens_to_ids(token)
+    return found if isinstance(found, int) and tokenizer.convert_ids_to_tokens(found) == token else None
+
+
+def added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
+    """What the tokenizer puts before and after every text; most put nothing."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return np.array(full[:start], np.int64), np.array(full[start + len(bare) :], np.int64)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: its files are corrupt.
+    """
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+        raise FileNotFoundError(f"{folder} lacks tokenizer.json: copy it from the original checkpoint")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer("a")
+    except Exception as error:  # the Rust tokenizers raise a bare Exception
+        raise ValueError(
+            f"the tokenizer in {folder} (tokenizer.json, tokenizer_config.json) can not be read ({error}): fetch the "
+            "checkpoint again"
+        ) from error
+    return tokenizer
+
+
+def read_chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The checkpoint's Jinja template of turns; ValueError when there is none."""
+    # The processor's own file comes first, as in transformers; then chat_template.jinja and tokenizer_config.json.
+    template = tokenizer.chat_template
+    if (path := folder / "chat_template.json").is_file():
+        template = read_json(path).get("chat_template", template)
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not isinstance(template, str) or not template:
+        raise ValueError(
+            f"{folder} has no chat template (chat_template.jinja, chat_template.json or tokenizer_config.json): copy "
+            "one from the original checkpoint"
+        )
+    return template

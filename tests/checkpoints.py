@@ -1,0 +1,104 @@
+"""Small checkpoint folders in Hugging Face layout, written without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+# Ids 0..6, as tests/backbone.py expects them.
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+VOCABULARY = 520
+# The word splitting of Qwen's tokenizers.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CORPUS = (
+    "Represent the user's input. Find a document image that matches the given query.",
+    "system user assistant NULL revenue by region in the report of the year 2023: 12,345 thousand",
+    "return the value of the function, raise an error when the argument is not a number",
+    "A retrieval model reads the page and the query, and compares every token with every token.",
+)
+
+# Turns of text and images, as Qwen3-VL's template renders them; no tools, no video.
+CHAT_TEMPLATE = """
+{%- macro parts(content) -%}
+{%- if content is string -%}{{ content }}
+{%- else -%}
+{%- for part in content -%}
+{%- if part.type == 'image' or 'image' in part -%}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}
+{%- elif 'text' in part -%}{{ part.text }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\\n' + parts(message.content) + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+
+
+def byte_level_tokenizer(vocabulary: int = VOCABULARY) -> Tokenizer:
+    """A byte-level BPE of Qwen's shape, trained on CORPUS; SPECIAL_TOKENS have the first ids."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS * 4, trainer)
+    return tokenizer
+
+
+def write_processor(folder: Path, *, patch_size: int = 16, temporal_patch_size: int = 2, merge_size: int = 2) -> Path:
+    """tokenizer.json, tokenizer_config.json, chat_template.jinja and preprocessor_config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    byte_level_tokenizer().save(str(folder / "tokenizer.json"))
+    tokenizer_config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "extra_special_tokens": [t for t in SPECIAL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")],
+        "model_max_length": 262144,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=1))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    preprocessor_config = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": patch_size,
+        "temporal_patch_size": temporal_patch_size,
+        "merge_size": merge_size,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        # Qwen3-VL-Embedding ships bounds that its own pipeline overrides: they must not be used.
+        "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor_config, indent=1))
+    return folder
+
+
+def noise_page(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A picture without any structure."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))

@@ -1,0 +1,191 @@
+"""Encoding: order, batching, devices, adapters, buckets, storage, and what is said of bad input."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import smart_jax
+from smart_jax import encode
+from smart_jax.adapter import Adapter, AdapterConfig
+from tests.checkpoints import noise_page
+
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return smart_jax.load(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def items():
+    """Texts, pages of three sizes, both together, several images: 13 items of different lengths."""
+    pages = [noise_page(64, 96, 0), noise_page(128, 64, 1), noise_page(96, 96, 2)]
+    texts = ["revenue by region", "a", "how does the query reach the page, token by token?", "raise an error " * 6]
+    mixed = [{"text": t, "image": p} for t, p in zip(texts, pages, strict=False)]
+    return [*texts, *pages, *mixed, {"images": pages[:2]}, pages[0], {"text": "x", "images": pages}]
+
+
+@pytest.fixture(scope="module")
+def embedded(model, items):
+    return model.encode_document(items)
+
+
+def assert_close(a, b, atol=TOLERANCE):
+    np.testing.assert_array_equal(a.offsets, b.offsets)
+    np.testing.assert_allclose(a.pooled, b.pooled, atol=atol)
+    np.testing.assert_allclose(a.tokens, b.tokens, atol=atol)
+
+
+def test_vectors_are_unit_and_of_the_model(model, items, embedded):
+    assert embedded.pooled.shape == (len(items), model.config.text.hidden_size)
+    assert embedded.pooled.dtype == embedded.tokens.dtype == np.float32
+    for vectors in (embedded.pooled, embedded.tokens):
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, atol=1e-5)
+
+
+def test_equals_the_backbone_on_one_row(model, items, embedded):
+    for i in (0, 5, 8, 12):
+        row = model.preprocessor.row(items[i])
+        hidden = nnx.merge(model.graphdef, model.params)(model.preprocessor.collate([row]))
+        states = np.asarray(hidden.states[0, : len(row.keep), 0])[row.keep]
+        np.testing.assert_allclose(
+            embedded[i].tokens, states / np.linalg.norm(states, axis=-1, keepdims=True), atol=TOLERANCE
+        )
+        pooled = np.asarray(hidden.pooled[0])
+        np.testing.assert_allclose(embedded[i].pooled[0], pooled / np.linalg.norm(pooled), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_independent_of_batch_size(model, items, embedded, batch_size):
+    assert_close(model.encode_document(items, batch_size=batch_size), embedded)
+
+
+def test_independent_of_order(model, items, embedded):
+    order = np.random.default_rng(0).permutation(len(items))
+    assert_close(model.encode_document([items[i] for i in order]), embedded[order])
+
+
+def test_independent_of_windows(model, items, embedded, monkeypatch):
+    monkeypatch.setattr(encode, "WINDOW", 1)
+    assert_close(model.encode_document(items, batch_size=2), embedded)
+
+
+@pytest.mark.parametrize("shape", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_independent_of_devices(checkpoint, items, embedded, shape):
+    mesh = smart_jax.make_mesh(**shape)
+    assert mesh.size == jax.device_count() == 8
+    assert_close(smart_jax.load(checkpoint, mesh=mesh).encode_document(items), embedded)
+
+
+def test_queries_and_documents_differ_by_instruction_only(model):
+    text = ["revenue by region"]
+    default = model.preprocessor.settings.default_instruction
+    assert_close(model.encode_query(text, instruction=default), model.encode_document(text))
+    other = model.encode_query(text, instruction="Find a document image that matches the given query.")
+    assert other.offsets[-1] != model.encode_document(text).offsets[-1]
+
+
+def test_float16_storage(model, items, embedded):
+    half = model.encode_document(items, dtype=np.float16)
+    assert half.pooled.dtype == half.tokens.dtype == np.float16
+    np.testing.assert_allclose(half.tokens.astype(np.float32), embedded.tokens, atol=1e-3)
+
+
+def test_compilations_are_bounded_by_buckets(checkpoint):
+    model = smart_jax.load(checkpoint)
+    pages = [noise_page(32 * w, 32 * h) for w in range(2, 7) for h in range(2, 7)]
+    texts = ["word " * n for n in range(1, 60)]
+    rows = [model.preprocessor.row(item) for item in [*pages, *texts]]
+    buckets = {
+        (
+            model.preprocessor.length_bucket(len(r.input_ids)),
+            len(r.patches) and model.preprocessor.patch_bucket(len(r.patches)),
+        )
+        for r in rows
+    }
+    before = encode._embed._cache_size()
+    model.encode_document([*pages, *texts], batch_size=1)
+    compiled = encode._embed._cache_size() - before
+    assert 0 < compiled <= len(buckets) < len(rows) / 3
+    model.encode_document([*pages, *texts][::-1], batch_size=1)
+    assert encode._embed._cache_size() - before == compiled
+
+
+def test_adapter_projects_tokens_and_truncates_pooled(model, items, embedded):
+    adapter = Adapter(AdapterConfig(32, dim=12, layers=(-1, 1), pooled_dim=8), rngs=nnx.Rngs(3))
+    out = model.with_adapter(adapter).encode_document(items)
+    np.testing.assert_array_equal(out.offsets, embedded.offsets)
+    assert out.pooled.shape == (len(items), 8) and out.tokens.shape[1] == 12
+    np.testing.assert_allclose(np.linalg.norm(out.tokens, axis=-1), 1, atol=1e-5)
+    short = embedded.pooled[:, :8]
+    np.testing.assert_allclose(out.pooled, short / np.linalg.norm(short, axis=-1, keepdims=True), atol=TOLERANCE)
+    assert_close(model.with_adapter(None).encode_document(items), embedded)
+
+
+def test_load_with_adapter_folder(checkpoint, tmp_path, items):
+    adapter = Adapter(AdapterConfig(32, dim=12), rngs=nnx.Rngs(3))
+    adapter.save(tmp_path / "adapter")
+    from_folder = smart_jax.load(checkpoint, adapter=tmp_path / "adapter").encode_document(items[:5])
+    assert_close(from_folder, smart_jax.load(checkpoint, adapter=adapter).encode_document(items[:5]))
+
+
+def test_bfloat16_backbone(checkpoint, items, embedded):
+    low = smart_jax.load(checkpoint, dtype=jnp.bfloat16).encode_document(items)
+    assert low.pooled.dtype == np.float32
+    assert (low.pooled * embedded.pooled).sum(-1).min() >= 0.999
+
+
+def test_scores_end_to_end(model, items, embedded):
+    q = model.encode_query(["revenue by region", "error"])
+    scores = smart_jax.score(q, embedded)
+    assert scores.shape == (2, len(items))
+    late = np.asarray(
+        [
+            [(a.tokens @ b.tokens.T).max(1).mean() for b in (embedded[i] for i in range(len(items)))]
+            for a in (q[0], q[1])
+        ]
+    )
+    np.testing.assert_allclose(scores, q.pooled @ embedded.pooled.T + late, atol=1e-5)
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+
+def test_empty_list(model):
+    with pytest.raises(ValueError, match="empty"):
+        model.encode_query([])
+
+
+def test_bad_item_is_named(model, tmp_path):
+    (tmp_path / "page.png").write_bytes(b"")
+    with pytest.raises((OSError, ValueError), match="item 1"):
+        model.encode_document(["fine", tmp_path / "page.png"])
+    with pytest.raises(ValueError, match="item 2"):
+        model.encode_document(["fine", "fine", ""])
+    with pytest.raises(ValueError, match="item 0.*video"):
+        model.encode_document([{"video": "clip.mp4"}])
+    with pytest.raises(ValueError, match="item 0"):
+        model.encode_document([Image.new("RGB", (4, 1000))])
+
+
+def test_batch_size_below_one(model):
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        model.encode_document(["a"], batch_size=0)
+
+
+def test_adapter_of_another_model(checkpoint):
+    with pytest.raises(ValueError, match="64"):
+        smart_jax.load(checkpoint, adapter=Adapter(AdapterConfig(64), rngs=nnx.Rngs(0)))
+
+
+def test_missing_tokenizer(checkpoint, tmp_path):
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        (tmp_path / name).symlink_to(checkpoint / name)
+    with pytest.raises(FileNotFoundError, match="tokenizer"):
+        smart_jax.load(tmp_path)

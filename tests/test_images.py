@@ -1,0 +1,294 @@
+"""Image arithmetic against transformers' PIL image processor (bit for bit) and against hand-computed values."""
+
+from __future__ import annotations
+
+import io
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as their_smart_resize
+
+from smart_jax.images import ImageSettings, open_rgb, patchify, process_image, smart_resize
+
+MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "1", "YCbCr", "PA")
+SIZES = ((64, 64), (37, 53), (333, 71), (5, 640), (129, 97))  # width, height
+BOUNDS = {"min_pixels": 4096, "max_pixels": 1_843_200}
+NORMALISATIONS = {
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+
+
+def make_image(mode: str, size: tuple[int, int], seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    width, height = size
+    if mode == "I;16":
+        return Image.fromarray(rng.integers(0, 1 << 16, (height, width), dtype=np.uint16))
+    if mode == "1":
+        return Image.fromarray(rng.integers(0, 2, (height, width), dtype=np.uint8) * 255).convert("1")
+    rgba = Image.fromarray(rng.integers(0, 256, (height, width, 4), dtype=np.uint8), "RGBA")
+    if mode in ("RGBA", "LA"):
+        return rgba.convert(mode)
+    if mode == "PA":
+        return rgba.convert("RGB").quantize(32).convert("PA")
+    return rgba.convert("RGB").quantize(64) if mode == "P" else rgba.convert("RGB").convert(mode)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Alpha over white in Pillow's 8-bit arithmetic, written out in NumPy."""
+    rgba = np.asarray(image).astype(np.int64)
+    blended = rgba[..., :3] * rgba[..., 3:] + 255 * (255 - rgba[..., 3:]) + 128
+    return Image.fromarray(((blended + (blended >> 8)) >> 8).astype(np.uint8))
+
+
+def reference(image: Image.Image, config: ImageSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Convert, resize with Pillow's default filter, then transformers' processor without its own resize."""
+    rgb = on_white(image) if image.mode == "RGBA" else image.convert("RGB")
+    height, width = smart_resize(rgb.height, rgb.width, factor=config.factor, **BOUNDS)
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=config.patch_size,
+        temporal_patch_size=config.temporal_patch_size,
+        merge_size=config.merge_size,
+        image_mean=list(config.image_mean),
+        image_std=list(config.image_std),
+    )
+    found = processor(images=[rgb.resize((width, height))], do_resize=False, return_tensors="np")
+    return found["pixel_values"], found["image_grid_thw"][0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+def test_values_equal_transformers_bit_for_bit(mode, size):
+    image = make_image(mode, size)
+    assert image.mode == mode
+    config = ImageSettings(**BOUNDS)
+    patches, grid = process_image(image, config)
+    theirs, their_grid = reference(image, config)
+    assert patches.dtype == np.float32
+    assert grid == tuple(their_grid)
+    assert np.array_equal(patches, theirs)
+
+
+@pytest.mark.parametrize("mean_std", NORMALISATIONS)
+@pytest.mark.parametrize(("patch", "frames", "merge"), [(16, 2, 2), (14, 2, 2), (8, 1, 2), (4, 3, 1)])
+def test_other_settings_equal_transformers_bit_for_bit(mean_std, patch, frames, merge):
+    mean, std = NORMALISATIONS[mean_std]
+    config = ImageSettings(patch, frames, merge, image_mean=mean, image_std=std, **BOUNDS)
+    image = make_image("RGB", (211, 90))
+    patches, grid = process_image(image, config)
+    theirs, their_grid = reference(image, config)
+    assert grid == tuple(their_grid)
+    assert np.array_equal(patches, theirs)
+
+
+def test_every_byte_value_and_its_place():
+    """Patches against loops in float64: order of patches, order of values, and all 256 values per channel."""
+    config = ImageSettings(patch_size=4, temporal_patch_size=2, merge_size=2, image_mean=(0.1, 0.4, 0.6))
+    pixels = np.random.default_rng(1).permutation(np.repeat(np.arange(256), 6)).reshape(16, 32, 3).astype(np.uint8)
+    ours = patchify(pixels, config).reshape(-1, 3, 2, 4, 4)
+    mean = np.array(config.image_mean)
+    number = 0
+    for block_row in range(2):
+        for block_col in range(4):
+            for row in range(2):
+                for col in range(2):
+                    top, left = (block_row * 2 + row) * 4, (block_col * 2 + col) * 4
+                    expected = (pixels[top : top + 4, left : left + 4] / 255 - mean) / 0.5
+                    for frame in range(2):
+                        np.testing.assert_allclose(ours[number, :, frame], expected.transpose(2, 0, 1), atol=3e-7)
+                    number += 1
+    assert number == len(ours)
+
+
+@given(
+    st.integers(16, 4000),
+    st.integers(16, 4000),
+    st.sampled_from([28, 32]),
+    st.sampled_from([(4096, 1_843_200), (65536, 300_000)]),
+)
+@settings(max_examples=300, deadline=None)
+def test_smart_resize_agrees_with_transformers(height, width, factor, bounds):
+    if round(min(height, width) / factor) == 0 or max(height, width) / min(height, width) > 200:
+        return  # transformers rounds such a side to 0 first, qwen-vl-utils to one factor
+    theirs = their_smart_resize(height, width, factor, *bounds)
+    assert smart_resize(height, width, factor=factor, min_pixels=bounds[0], max_pixels=bounds[1]) == theirs
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((64, 64), (64, 64)),
+        ((1, 1), (64, 64)),  # 1 x 1 scaled by 64 to the floor of 4,096 pixels
+        ((48, 80), (64, 64)),  # 1.5 and 2.5 blocks round half to even: 2 and 2
+        ((10, 2000), (32, 1984)),  # a thin side is one block, not 0; 62.5 blocks are 62
+        ((1754, 1240), (1600, 1120)),  # A4 at 150 dpi: 2.17 million pixels scaled by 0.9206, rounded down
+        ((3000, 3000), (1344, 1344)),
+        ((20, 4000), (32, 4000)),
+    ],
+)
+def test_smart_resize_by_hand(size, expected):
+    assert smart_resize(*size, factor=32, **BOUNDS) == expected
+
+
+@given(st.integers(1, 6000), st.integers(1, 6000), st.sampled_from([1024, 4096, 65536, 1_843_200]))
+@settings(max_examples=300, deadline=None)
+def test_resize_keeps_the_ceiling(height, width, max_pixels):
+    if max(height, width) / min(height, width) > 200:
+        return
+    config = ImageSettings(min_pixels=1024, max_pixels=max_pixels)
+    rows, cols = smart_resize(height, width, factor=32, min_pixels=1024, max_pixels=max_pixels)
+    assert rows % 32 == cols % 32 == 0
+    assert 1024 <= rows * cols <= max_pixels
+    assert rows * cols // 256 <= config.max_patches
+
+
+def test_ceiling_is_1800_visual_tokens():
+    assert ImageSettings().max_patches == 4 * 1800
+
+
+def test_exif_orientation_is_ignored_as_in_the_reference(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to show
+    Image.new("RGB", (192, 64)).save(tmp_path / "turned.jpg", exif=exif)
+    assert process_image(tmp_path / "turned.jpg", ImageSettings())[1] == (1, 4, 12)
+
+
+def test_path_bytes_image_and_array_are_the_same(tmp_path):
+    image = make_image("RGB", (70, 50))
+    image.save(tmp_path / "a.png")
+    path = tmp_path / "a.png"
+    expected, grid = process_image(image, ImageSettings())
+    assert grid == (1, 4, 4)
+    for source in (path, str(path), path.read_bytes(), np.asarray(image)):
+        assert np.array_equal(process_image(source, ImageSettings())[0], expected)
+
+
+@pytest.mark.parametrize(("shape", "mode"), [((40, 50), "L"), ((40, 50, 3), "RGB"), ((40, 50, 4), "RGBA")])
+def test_array_layouts(shape, mode):
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    expected = open_rgb(Image.fromarray(array))
+    assert Image.fromarray(array).mode == mode
+    assert np.array_equal(np.asarray(open_rgb(array)), np.asarray(expected))
+    swapped = np.ascontiguousarray(np.swapaxes(array, 0, 1)).swapaxes(0, 1)  # same values, other strides
+    assert np.array_equal(np.asarray(open_rgb(swapped)), np.asarray(expected))
+
+
+def test_transparent_pixels_are_white():
+    clear = np.zeros((2, 2, 4), np.uint8)
+    assert (np.asarray(open_rgb(clear)) == 255).all()
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.uint16, bool])
+def test_wrong_dtype_names_the_item_and_the_remedy(dtype):
+    with pytest.raises(TypeError, match=r"item 7: .*dtype .*expected uint8.*astype"):
+        process_image(np.zeros((40, 40, 3), dtype), ImageSettings(), name="item 7")
+
+
+def test_nan_in_an_array_is_refused():
+    with pytest.raises(TypeError, match=r"float32, expected uint8.*NaN"):
+        process_image(np.full((40, 40, 3), np.nan, np.float32), ImageSettings())
+
+
+@pytest.mark.parametrize("shape", [(3,), (40, 40, 1), (40, 40, 2), (3, 40, 40), (2, 40, 40, 3)])
+def test_wrong_shape(shape):
+    with pytest.raises(ValueError, match=r"item 7: .*shape \(.*expected \[H, W\]"):
+        process_image(np.zeros(shape, np.uint8), ImageSettings(), name="item 7")
+
+
+@pytest.mark.parametrize("empty", [np.zeros((0, 5, 3), np.uint8), Image.new("RGB", (0, 5)), Image.new("RGBA", (5, 0))])
+def test_no_pixels(empty):
+    with pytest.raises(ValueError, match=r"item 7: .*no content"):
+        process_image(empty, ImageSettings(), name="item 7")
+
+
+def test_aspect_ratio_over_200():
+    assert process_image(Image.new("RGB", (3200, 16)), ImageSettings())[1] == (1, 2, 200)
+    with pytest.raises(ValueError, match=r"item 7: .*3201 x 16.*aspect ratio over 200: crop"):
+        process_image(Image.new("RGB", (3201, 16)), ImageSettings(), name="item 7")
+
+
+def encoded(image_format: str) -> bytes:
+    buffer = io.BytesIO()
+    make_image("RGB", (90, 80)).save(buffer, image_format)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM"])
+def test_truncated_image_names_file_and_remedy(image_format, tmp_path):
+    path = tmp_path / "page.png"
+    path.write_bytes(encoded(image_format)[:-1000])
+    with pytest.raises(ValueError, match=r"item 7 \('.*page.png'\) .*(truncated|convert it)"):
+        process_image(path, ImageSettings(), name="item 7")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF"])
+def test_damaged_data_decodes_or_raises_value_error(image_format):
+    good, rng, refused = encoded(image_format), random.Random(5), 0
+    for _ in range(60):
+        data = bytearray(good[: rng.randrange(1, len(good))] if rng.random() < 0.5 else good)
+        for _ in range(rng.randrange(1, 20)):
+            data[rng.randrange(min(len(data), 400))] = rng.randrange(256)
+        try:
+            open_rgb(bytes(data), name="item 7")
+        except ValueError as error:
+            refused += 1
+            assert "item 7" in str(error)
+    assert refused > 0
+
+
+def test_zero_byte_and_foreign_files(tmp_path):
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(ValueError, match=r"item 7: .*empty.png' has 0 bytes"):
+        process_image(tmp_path / "empty.png", ImageSettings(), name="item 7")
+    with pytest.raises(ValueError, match=r"item 7: the image has 0 bytes"):
+        process_image(b"", ImageSettings(), name="item 7")
+    (tmp_path / "text.png").write_text("this is not an image")
+    with pytest.raises(ValueError, match=r"item 7 \('.*text.png'\) is not an image that Pillow can read: convert"):
+        process_image(tmp_path / "text.png", ImageSettings(), name="item 7")
+
+
+def test_missing_file_folder_and_url(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"item 7: no image file '.*gone.png'"):
+        process_image(tmp_path / "gone.png", ImageSettings(), name="item 7")
+    with pytest.raises(ValueError, match=r"item 7: .*is not a file"):
+        process_image(tmp_path, ImageSettings(), name="item 7")
+    with pytest.raises(ValueError, match=r"item 7: .*is a URL.*download"):
+        process_image("https://example.org/a.png", ImageSettings(), name="item 7")
+    with pytest.raises(TypeError, match=r"item 7 is a int, expected an image"):
+        process_image(3, ImageSettings(), name="item 7")
+
+
+def test_lazy_pil_image_of_a_truncated_file(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded("PNG")[:-2000])
+    with Image.open(tmp_path / "a.png") as image, pytest.raises(ValueError, match=r"PIL image of item 7 .*truncated"):
+        process_image(image, ImageSettings(), name="item 7")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [5000, 1000])  # Pillow alone only warns in the first case: 7,200 < 2 * 5,000
+def test_decompression_bomb_is_an_error(limit, monkeypatch, tmp_path):
+    (tmp_path / "bomb.png").write_bytes(encoded("PNG"))
+    assert process_image(tmp_path / "bomb.png", ImageSettings())[1] == (1, 4, 6)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    for source in (tmp_path / "bomb.png", encoded("PNG")):
+        with pytest.raises(ValueError, match=r"item 7.*decompression bomb.*MAX_IMAGE_PIXELS"):
+            process_image(source, ImageSettings(), name="item 7")
+
+
+def test_guard_is_on_by_default():
+    assert Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < 200_000_000
+
+
+@pytest.mark.parametrize("bounds", [(0, 4096), (8192, 4096), (256, 1023)])
+def test_impossible_bounds(bounds):
+    with pytest.raises(ValueError, match="min_pixels is .* and max_pixels"):
+        ImageSettings(min_pixels=bounds[0], max_pixels=bounds[1])

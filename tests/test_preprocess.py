@@ -1,0 +1,319 @@
+"""Token ids, keep masks, batches and buckets against transformers and plain loops."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from smart_jax.models import load_config
+from smart_jax.models.qwen_vl_config import QwenVLConfig
+from smart_jax.preprocess import Preprocessor, Row
+from tests.backbone import small_config
+from tests.checkpoints import SPECIAL_TOKENS, noise_page, write_processor
+
+CONFIG = QwenVLConfig.from_hf(small_config())
+IMAGE = 5  # id of <|image_pad|>
+TEXTS = (
+    "revenue by region in 2023",
+    "a",
+    "  spaces \t and\n\nnew lines ",
+    "Ünïcödé ﬁ ⅻ 数学 𝔘 e\u0301 \u00e9 👩‍🔬",
+    "it's 12,345.67 <|im_end|> not <|vision_start|> closed <think>",
+    "long " * 200,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_processor(tmp_path_factory.mktemp("processor"))
+
+
+@pytest.fixture(scope="module")
+def preprocessor(folder):
+    return Preprocessor.from_pretrained(folder, CONFIG)
+
+
+def their_ids(folder, user: str, system: str = "Represent the user's input.", images=(), **options) -> list[int]:
+    """transformers' tokenizer on its own rendering, placeholders repeated in the text as its processor does."""
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    content = [{"type": "image"} for _ in images] + [{"type": "text", "text": user}]
+    turns = [
+        {"role": "system", "content": [{"type": "text", "text": system}]},
+        {"role": "user", "content": content},
+    ]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    for h, w in images:
+        text = text.replace("<|image_pad|>", "<|placeholder|>" * (h * w // 4), 1)
+    return tokenizer(text.replace("<|placeholder|>", "<|image_pad|>"), **options)["input_ids"]
+
+
+# ---- token ids
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("sizes", [(), ((64, 96),), ((64, 64), (32, 160), (96, 64))], ids=len)
+def test_ids_equal_transformers(folder, preprocessor, text, sizes):
+    images = [noise_page(w, h) for h, w in sizes]
+    row = preprocessor.row({"text": text, "images": images})
+    assert row.input_ids.dtype == np.int32
+    assert row.input_ids.tolist() == their_ids(folder, text, images=[(h // 16, w // 16) for h, w in sizes])
+    assert row.grids == tuple((1, h // 16, w // 16) for h, w in sizes)
+    assert row.patches.shape == (sum(h * w // 256 for h, w in sizes), 3 * 2 * 16 * 16)
+    assert np.sum(row.input_ids == IMAGE) * 4 == len(row.patches)
+
+
+def test_patches_of_several_images_follow_each_other(preprocessor):
+    first, second = noise_page(64, 96, 1), noise_page(128, 64, 2)
+    both = preprocessor.row({"images": [first, second]}).patches
+    alone = [preprocessor.row(image).patches for image in (first, second)]
+    assert np.array_equal(both, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("suffix", [False, True])
+@pytest.mark.parametrize("max_length", [18, 27, 40, 41, 10_000])
+def test_truncation_equals_the_tokenizer_s(tmp_path, max_length, suffix):
+    folder = write_processor(tmp_path)
+    if suffix:  # some embedding tokenizers end every text with a token of their own
+        add_template(folder, "<|endoftext|>")
+    text = "revenue by region in the report of the year 2023 " * 3
+    ours = Preprocessor.from_pretrained(folder, CONFIG, max_length=max_length).row(text).input_ids.tolist()
+    assert ours == their_ids(folder, text, truncation=True, max_length=max_length)
+    assert len(ours) == max_length or max_length == 10_000
+    assert (ours[-1] == 0) == suffix
+
+
+def add_template(folder, token: str) -> None:
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": token, "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {token: {"id": token, "ids": [SPECIAL_TOKENS.index(token)], "tokens": [token]}},
+    }
+    path.write_text(json.dumps(tokenizer))
+
+
+def test_visual_tokens_are_never_cut(folder):
+    image = noise_page(128, 128)  # 16 visual tokens
+    whole = Preprocessor.from_pretrained(folder, CONFIG).row({"text": "x " * 50, "image": image})
+    last_visual = int(np.flatnonzero(whole.input_ids == IMAGE)[-1])
+    row = Preprocessor.from_pretrained(folder, CONFIG, max_length=last_visual + 1).row({"text": "x", "image": image})
+    assert row.input_ids.tolist() == whole.input_ids[: last_visual + 1].tolist()
+    tight = Preprocessor.from_pretrained(folder, CONFIG, max_length=last_visual - 1)
+    with pytest.raises(ValueError, match=r"item 4: 2 of 16 visual tokens do not fit in max_length \d+: pass fewer"):
+        tight.row({"text": "x", "image": image}, name="item 4")
+
+
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>"])
+@pytest.mark.parametrize("key", ["text", "instruction"])
+def test_placeholders_in_the_text_are_refused(preprocessor, token, key):
+    with pytest.raises(ValueError, match=r"item 4: the text contains the image or video token .*: remove"):
+        preprocessor.row({"text": "x", "image": noise_page(64, 64), key: f"a {token}"}, name="item 4")
+
+
+# ---- keep mask
+
+
+def test_item_without_kept_tokens_keeps_the_pooling_position(folder):
+    row = Preprocessor.from_pretrained(folder, CONFIG, max_length=1).row("text")
+    assert row.input_ids.tolist() == [SPECIAL_TOKENS.index("<|im_start|>")]
+    assert row.keep.tolist() == [True]
+
+
+def test_keep_mask_by_token_name(folder, preprocessor):
+    row = preprocessor.row({"text": "a <|endoftext|> b <|im_end|>", "image": noise_page(64, 64), "instruction": "Find"})
+    names = AutoTokenizer.from_pretrained(str(folder)).convert_ids_to_tokens(row.input_ids.tolist())
+    dropped = {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"}
+    assert row.keep.tolist() == [name not in dropped for name in names]
+    assert {name for name in names if name.startswith("<|")} == dropped | {"<|image_pad|>"}
+    words = preprocessor.tokenizer.decode(row.input_ids[row.keep])
+    assert words == "system\nFind.\nuser\n" + "<|image_pad|>" * 4 + "a  b \nassistant\n"
+
+
+def test_other_special_tokens_are_dropped_too(tmp_path):
+    folder = write_processor(tmp_path)
+    path = folder / "tokenizer_config.json"
+    found = json.loads(path.read_text())
+    found["extra_special_tokens"].append("<|box_start|>")
+    path.write_text(json.dumps(found))
+    row = Preprocessor.from_pretrained(folder, CONFIG).row("a<|box_start|>b")
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    box = row.input_ids == tokenizer.convert_tokens_to_ids("<|box_start|>")
+    assert box.sum() == 1 and not row.keep[box].any()
+
+
+# ---- batches
+
+
+def mixed_rows(preprocessor) -> list[Row]:
+    return [
+        preprocessor.row("short"),
+        preprocessor.row({"text": "two pictures", "images": [noise_page(64, 96), noise_page(128, 64)]}),
+        preprocessor.row(noise_page(96, 64)),
+    ]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_collate_places_every_token(preprocessor, side):
+    rows = mixed_rows(preprocessor)
+    batch = preprocessor.collate(rows, batch_size=4, padding_side=side)
+    B, L = batch.input_ids.shape
+    assert (B, L) == (4, 64) and batch.vision.patches.shape == (4, 64, 1536)
+    types = {
+        "input_ids": np.int32,
+        "attention_mask": bool,
+        "position_ids": np.int32,
+        "keep_mask": bool,
+        "index": np.int32,
+    }
+    for name, dtype in types.items():
+        assert getattr(batch, name).dtype == dtype
+    for b, row in enumerate(rows):
+        n = len(row.input_ids)
+        places = list(range(n)) if side == "right" else list(range(L - n, L))
+        visual = 0
+        for at, (token, keep) in enumerate(zip(row.input_ids, row.keep, strict=True)):
+            place = places[at]
+            assert batch.attention_mask[b, place]
+            assert (batch.input_ids[b, place], batch.keep_mask[b, place]) == (token, keep)
+            assert batch.index[b, place] == (visual if token == IMAGE else -1)
+            visual += token == IMAGE
+        padded = np.setdiff1d(np.arange(L), places)
+        assert not batch.attention_mask[b, padded].any() and not batch.keep_mask[b, padded].any()
+        assert (batch.index[b, padded] == -1).all() and (batch.input_ids[b, padded] == 0).all()
+
+
+def test_text_positions_count_and_visual_positions_span_the_grid(preprocessor):
+    """By hand: text counts up; a 4 x 6 grid (2 x 3 visual tokens) spans rows and columns; text goes on after 3."""
+    row = preprocessor.row({"image": noise_page(96, 64), "text": "x"})
+    batch = preprocessor.collate([row])
+    first = int(np.flatnonzero(row.input_ids == IMAGE)[0])
+    n = len(row.input_ids)
+    temporal, height, width = batch.position_ids[:, 0]
+    assert temporal[:first].tolist() == height[:first].tolist() == width[:first].tolist() == list(range(first))
+    assert temporal[first : first + 6].tolist() == [first] * 6
+    assert (height[first : first + 6] - first).tolist() == [0, 0, 0, 1, 1, 1]
+    assert (width[first : first + 6] - first).tolist() == [0, 1, 2, 0, 1, 2]
+    for axis in (temporal, height, width):
+        assert axis[first + 6 : n].tolist() == list(range(first + 3, first + 3 + n - first - 6))
+
+
+def test_vision_bins(preprocessor):
+    rows = mixed_rows(preprocessor)
+    vision = preprocessor.collate(rows, batch_size=4).vision
+    for b, row in enumerate(rows):
+        n = len(row.patches)
+        assert np.array_equal(vision.patches[b, :n], row.patches)
+        assert not vision.patches[b, n:].any() and not vision.segment[b, n:].any()
+        assert np.isfinite(vision.interp_w).all()
+    assert vision.segment[1, :56].tolist() == [1] * 24 + [2] * 32  # 6 x 4 and 4 x 8 patches
+    assert vision.coords[1, 24:32].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3], [1, 2], [1, 3]]
+    assert not vision.segment[0].any() and not vision.segment[3].any()
+    np.testing.assert_allclose(vision.interp_w[1, :56].sum(-1), 1, atol=1e-6)
+
+
+def test_filler_rows_attend_to_one_token_and_keep_none(preprocessor):
+    batch = preprocessor.collate([preprocessor.row("a")], batch_size=3)
+    assert batch.vision is None
+    assert batch.attention_mask[1:].sum(1).tolist() == [1, 1] and batch.attention_mask[1:, 0].all()
+    assert not batch.keep_mask[1:].any() and (batch.index == -1).all()
+
+
+def test_explicit_sizes(preprocessor):
+    rows = [preprocessor.row("a"), preprocessor.row(noise_page(64, 64))]
+    batch = preprocessor.collate(rows, length=50, patches=20)
+    assert batch.input_ids.shape == (2, 50) and batch.vision.patches.shape == (2, 20, 1536)
+    assert preprocessor.collate(rows[:1], patches=64).vision.segment.sum() == 0
+    for bad in ({"length": 10}, {"patches": 12}, {"patches": 0}, {"batch_size": 1}):
+        with pytest.raises(ValueError, match=rf"{next(iter(bad))} is \d+, but the rows need \d+"):
+            preprocessor.collate(rows, **bad)
+    with pytest.raises(ValueError, match="multiple of merge_size"):
+        preprocessor.collate(rows, patches=18)
+    with pytest.raises(ValueError, match="no rows"):
+        preprocessor.collate([])
+    with pytest.raises(ValueError, match="padding_side"):
+        preprocessor.collate(rows, padding_side="middle")
+
+
+# ---- buckets
+
+
+@given(st.integers(1, 8192))
+@settings(max_examples=200, deadline=None)
+def test_length_buckets_waste_at_most_a_third(preprocessor, n):
+    size = preprocessor.length_bucket(n)
+    assert n <= size and (size <= 32 or (size - n) <= size / 3)
+    assert n == 1 or preprocessor.length_bucket(n - 1) <= size
+
+
+@given(st.integers(1, 32768))
+@settings(max_examples=200, deadline=None)
+def test_patch_buckets_waste_at_most_a_third(preprocessor, n):
+    size = preprocessor.patch_bucket(n)
+    assert n <= size and size % 4 == 0 and (size <= 64 or (size - n) <= size / 3)
+
+
+def test_buckets_are_few_and_cover_everything(folder, preprocessor):
+    assert len(preprocessor.length_buckets) <= 17 and len(preprocessor.patch_buckets) <= 20
+    assert preprocessor.length_buckets[-1] == 8192 and preprocessor.patch_buckets[-1] == 8192 * 4
+    assert 7200 in preprocessor.patch_buckets  # one image at the ceiling is not padded
+    for n, bucket in ((8193, preprocessor.length_bucket), (8192 * 4 + 1, preprocessor.patch_bucket)):
+        with pytest.raises(ValueError, match=f"a row has {n} .*raise max_length"):
+            bucket(n)
+    small = Preprocessor.from_pretrained(folder, CONFIG, max_length=100, length_buckets=[60, 200], patch_buckets=[65])
+    assert small.length_buckets == (60, 100) and small.patch_buckets == (68, 400)
+
+
+def test_compilations_are_bounded_by_the_buckets(folder):
+    preprocessor = Preprocessor.from_pretrained(
+        folder, CONFIG, max_length=128, length_buckets=[64], patch_buckets=[32, 64], max_pixels=16384
+    )
+    compiled = jax.jit(lambda batch: jax.tree.map(lambda x: x.sum(), batch))
+    rng, shapes = np.random.default_rng(0), set()
+    for seed in range(40):
+        text = "word " * int(rng.integers(1, 60))
+        images = [noise_page(*rng.integers(20, 200, 2), seed) for _ in range(rng.integers(0, 3))]
+        batch = preprocessor.collate([preprocessor.row({"text": text, "images": images})], batch_size=2)
+        shapes.add((batch.input_ids.shape, batch.vision and batch.vision.patches.shape))
+        compiled(batch)
+    bound = len(preprocessor.length_buckets) * (1 + len(preprocessor.patch_buckets))
+    assert bound == 2 * 4
+    assert 4 <= len(shapes) == compiled._cache_size() <= bound
+
+
+NO_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["torchvision"] = None
+import numpy as np
+from smart_jax.models import load_config
+from smart_jax.preprocess import Preprocessor
+preprocessor = Preprocessor.from_pretrained(sys.argv[1], load_config(sys.argv[1]))
+row = preprocessor.row({"text": "a", "image": np.zeros((64, 96, 3), np.uint8)})
+batch = preprocessor.collate([row])
+print(batch.input_ids.shape, batch.vision.patches.shape, float(row.patches.sum()))
+"""
+
+
+def test_works_where_torch_is_not_installed(tmp_path):
+    folder = write_processor(tmp_path)
+    (folder / "config.json").write_text(json.dumps(small_config()))
+    assert load_config(folder) == CONFIG
+    done = subprocess.run([sys.executable, "-c", NO_TORCH, str(folder)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"(1, 32) (1, 64, 1536) {-24 * 1536.0}"
+
+
+def test_rows_do_not_depend_on_each_other(preprocessor):
+    items = ["a", noise_page(64, 64), {"text": "long " * 3000}, "b"]
+    expected = [preprocessor.row(item).input_ids.tolist() for item in items]
+    for order in itertools.permutations(range(4)):
+        assert [preprocessor.row(items[i]).input_ids.tolist() for i in order] == [expected[i] for i in order]
