@@ -1,0 +1,424 @@
+"""Conversion of parquet pairs to ArrayRecord, and the resumable iterator over them."""
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from train.convert import convert
+from train.data import Example, Examples, content_hash, main, open_split
+
+COLUMNS = ("image_filename", "query", "answer", "source", "options", "page", "model", "prompt", "answer_type")
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def page(number: int, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((6, 8, 3), number % 256, np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def pair(number: int, **change) -> dict:
+    """A row in the columns of the ColPali training set."""
+    row = {name: f"{name} {number}" for name in COLUMNS}
+    kind = ("PNG", "JPEG", "WEBP")[number % 3]
+    return {**row, "query": f"query {number} ü", "image": {"bytes": page(number, kind), "path": None}, **change}
+
+
+def write(path: Path, rows: list[dict], *, drop=(), group=5, **types) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kinds = {"image": IMAGE, **types}
+    names = [name for name in rows[0] if name not in drop]
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in names])
+    pq.write_table(pa.Table.from_pylist(rows, schema), path, row_group_size=group)
+
+
+def colpali(folder: Path, count: int = 40) -> Path:
+    """A small data set in exactly the training set's layout; two shards and one of test, two rows without query."""
+    rows = [pair(i) for i in range(count)]
+    rows[3]["query"], rows[count - 2]["query"] = None, "  \n"
+    half = count // 2
+    write(folder / "data" / "train-00000-of-00002.parquet", rows[:half])
+    write(folder / "data" / "train-00001-of-00002.parquet", rows[half:])
+    write(folder / "data" / "test-00000-of-00001.parquet", [pair(1000)])
+    return folder
+
+
+def numbers(source) -> list[int]:
+    return sorted(int(source[i].id) for i in range(len(source)))
+
+
+def test_converts_the_training_set_s_layout(tmp_path, capsys):
+    folder = colpali(tmp_path / "colpali")
+    main(
+        [
+            "--source",
+            str(folder),
+            "--name",
+            "pages",
+            "--out",
+            str(tmp_path / "out"),
+            "--validation_ratio",
+            "0.2",
+            "--shards",
+            "2",
+        ]
+    )
+    train, validation = (open_split(tmp_path / "out", "pages", split) for split in ("train", "validation"))
+    assert sorted(numbers(train) + numbers(validation)) == [i for i in range(40) if i not in (3, 38)]
+    assert 2 <= len(validation) <= 16
+    printed = capsys.readouterr().out
+    assert f"train: {len(train)} examples, validation: {len(validation)} examples" in printed
+    assert "left out 2 rows (no query)" in printed
+    for i in range(len(train)):
+        example, row = train[i], pair(int(train[i].id))
+        assert example == Example(
+            id=example.id,
+            query={"text": row["query"]},
+            document={"image": row["image"]["bytes"]},  # the very bytes, PNG, JPEG and WEBP
+            source=row["source"],
+        )
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["pages"]
+    assert len(list((tmp_path / "out" / "pages").rglob("*train.array_record*"))) == 2
+
+
+def test_runs_as_a_command_without_tensorflow_or_torch(tmp_path):
+    folder = colpali(tmp_path / "colpali", 10)
+    script = (
+        "import runpy, sys\n"
+        "folder, out = sys.argv[1:]\n"
+        "sys.argv[1:] = ['--source', folder, '--name', 'a', '--out', out, '--validation_ratio', '0']\n"
+        "runpy.run_module('train.data', run_name='__main__')\n"
+        "from train.data import open_split\n"
+        "print(open_split(out, 'a')[0].query, sorted({'tensorflow', 'torch'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", script, str(folder), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == 0, done.stderr
+    assert "wrote" in done.stdout and done.stdout.splitlines()[-1].endswith("ü'} []")
+
+
+def test_pages_of_the_root_folder_and_other_splits(tmp_path):
+    write(tmp_path / "src" / "pairs.parquet", [pair(i) for i in range(4)])
+    result = convert(tmp_path / "src", "a", tmp_path, validation_ratio=0)
+    assert result.examples == {"train": 4} and result.skipped == {}
+    folder = colpali(tmp_path / "colpali")
+    convert(folder, "b", tmp_path, split="test", validation_ratio=0)
+    assert open_split(tmp_path, "b")[0].query == {"text": "query 1000 ü"}
+    with pytest.raises(FileNotFoundError, match=r"no split 'validation'; it has \['test', 'train'\]"):
+        convert(folder, "c", tmp_path, split="validation")
+
+
+def test_validation_split_is_by_page_seeded_and_independent_of_order(tmp_path):
+    rows = [pair(i, image={"bytes": page(i // 4), "path": None}) for i in range(120)]  # four queries a page
+    write(tmp_path / "src" / "a.parquet", rows)
+    write(tmp_path / "back" / "a.parquet", rows[::-1], group=7)
+    sides = {}
+    for name, source, seed in (("a", "src", 0), ("b", "back", 0), ("c", "src", 1)):
+        convert(tmp_path / source, name, tmp_path, validation_ratio=0.3, seed=seed)
+        parts = [open_split(tmp_path, name, split) for split in ("train", "validation")]
+        pages = [Counter(part[i].document_id for i in range(len(part))) for part in parts]
+        assert not pages[0].keys() & pages[1].keys()
+        assert set(pages[0].values()) | set(pages[1].values()) == {4}
+        sides[name] = set(pages[1])
+    assert sides["a"] == sides["b"] != sides["c"]
+    assert 3 <= len(sides["a"]) <= 16  # of 30 pages, 9 expected
+
+
+def test_negatives_text_documents_and_images_in_files(tmp_path):
+    images = [{"bytes": page(100 + i), "path": None} for i in range(3)]
+    rows = [pair(i, negatives=images[: i % 3]) for i in range(6)]
+    write(tmp_path / "images" / "a.parquet", rows, negatives=pa.list_(IMAGE))
+    convert(tmp_path / "images", "images", tmp_path / "out", validation_ratio=0)
+    split = open_split(tmp_path / "out", "images")
+    for i in range(6):
+        wanted = tuple({"image": image["bytes"]} for image in images[: int(split[i].id) % 3])
+        assert split[i].negatives == wanted
+
+    rows = [{"query": f"q{i}", "text": f"text {i}", "negatives": ["no", "nein"] if i else None} for i in range(3)]
+    write(tmp_path / "texts" / "a.parquet", rows, negatives=pa.list_(pa.string()))
+    convert(tmp_path / "texts", "texts", tmp_path / "out", validation_ratio=0)
+    got = {e.id: e for e in (open_split(tmp_path / "out", "texts")[i] for i in range(3))}
+    assert got["00000002"].document == {"text": "text 2"}
+    assert got["00000002"].negatives == ({"text": "no"}, {"text": "nein"}) and got["00000000"].negatives == ()
+
+    (tmp_path / "paths" / "images").mkdir(parents=True)
+    (tmp_path / "paths" / "images" / "p.png").write_bytes(page(7))
+    rows = [pair(0, image={"bytes": None, "path": "images/p.png"}), pair(1)]
+    write(tmp_path / "paths" / "a.parquet", rows)
+    convert(tmp_path / "paths", "paths", tmp_path / "out", validation_ratio=0)
+    assert {"image": page(7)} in [open_split(tmp_path / "out", "paths")[i].document for i in range(2)]
+
+
+def bomb() -> bytes:
+    """A PNG whose header promises 60,000 x 60,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    checked = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + checked + struct.pack(">I", 100) + b"IDAT" + bytes(104)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (None, "has no image"),
+        ({"bytes": b"", "path": None}, "has no image"),
+        ({"bytes": b"not an image", "path": None}, "no readable image"),
+        ({"bytes": bomb(), "path": None}, "no readable image.*bomb"),
+        ({"bytes": None, "path": "missing.png"}, "'missing.png' is no file"),
+        ({"bytes": None, "path": "../secret.png"}, "is no file"),
+    ],
+)
+def test_unreadable_documents(tmp_path, image, message):
+    (tmp_path / "secret.png").write_bytes(page(1))
+    write(tmp_path / "src" / "a.parquet", [pair(0), pair(1, image=image), pair(2)])
+    with pytest.raises(ValueError, match=r"row 1 of '.*a\.parquet' .*" + message):
+        convert(tmp_path / "src", "a", tmp_path / "out", validation_ratio=0)
+    assert list((tmp_path / "out").iterdir()) == []
+    result = convert(tmp_path / "src", "a", tmp_path / "out", validation_ratio=0, skip_unreadable=True)
+    assert result.examples == {"train": 2} and result.skipped == {"unreadable document": 1}
+
+
+def test_bad_sources(tmp_path):
+    def refused(source, error, message, **options):
+        with pytest.raises(error, match=message):
+            convert(source, "a", tmp_path / "out", **options)
+        assert not (tmp_path / "out" / "a").exists()
+
+    refused(tmp_path / "missing", FileNotFoundError, "missing' is not a folder")
+    refused("./missing", FileNotFoundError, "is not a folder")
+    refused("nobody/nothing", ConnectionError, r"nobody/nothing.*local cache")  # the tests run with HF_HUB_OFFLINE
+    write(tmp_path / "deep" / "a" / "b.parquet", [pair(0)])
+    refused(tmp_path / "deep", FileNotFoundError, r"no parquet files .*\['a'\]")
+    for column in ("query", "image"):
+        write(tmp_path / column / "a.parquet", [pair(0)], drop=(column,))
+        refused(tmp_path / column, ValueError, rf"no column '{column}'.*'image_filename'.*'answer_type'")
+    write(tmp_path / "kind" / "a.parquet", [pair(0, image="p.png")], image=pa.string())
+    refused(tmp_path / "kind", ValueError, r"column 'image' is string, expected struct")
+    write(tmp_path / "negatives" / "a.parquet", [pair(0, negatives="x")])
+    refused(tmp_path / "negatives", ValueError, "'negatives' is string, expected a list")
+    write(tmp_path / "mixed" / "a.parquet", [pair(0)])
+    write(tmp_path / "mixed" / "b.parquet", [{"query": "q", "text": "t"}])
+    refused(tmp_path / "mixed", ValueError, r"b\.parquet' has other columns than")
+    write(tmp_path / "blank" / "a.parquet", [pair(0, query="")])
+    refused(tmp_path / "blank", ValueError, r"no row .* 'train' \(left out: {'no query': 1}\)")
+    write(tmp_path / "one" / "a.parquet", [pair(0)])
+    refused(tmp_path / "one", ValueError, "split 'validation'.*validation_ratio 0", validation_ratio=1e-9)
+    refused(tmp_path / "one", ValueError, "validation_ratio=1", validation_ratio=1)
+    refused(tmp_path / "one", ValueError, "shards=0", shards=0)
+    with pytest.raises(ValueError, match="data set name 'A b'"):
+        convert(tmp_path / "one", "A b", tmp_path / "out")
+
+
+def test_corrupt_parquet_files(tmp_path):
+    write(tmp_path / "src" / "a.parquet", [pair(i) for i in range(50)])
+    whole = (tmp_path / "src" / "a.parquet").read_bytes()
+    (tmp_path / "src" / "a.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"a\.parquet' is no parquet file, or corrupt"):
+        convert(tmp_path / "src", "a", tmp_path / "out")
+    middle = bytearray(whole)
+    middle[len(whole) // 4 : len(whole) // 2] = bytes(len(whole) // 2 - len(whole) // 4)
+    (tmp_path / "src" / "a.parquet").write_bytes(middle)
+    with pytest.raises(ValueError, match=r"a\.parquet'.*(corrupt in row group|no readable image|has no image)"):
+        convert(tmp_path / "src", "a", tmp_path / "out", validation_ratio=0)
+
+
+def test_an_existing_data_set_needs_overwrite_and_survives_a_failure(tmp_path, capsys):
+    write(tmp_path / "src" / "a.parquet", [pair(i) for i in range(4)])
+    write(tmp_path / "bad" / "a.parquet", [pair(0), pair(1, image=None)])
+    write(tmp_path / "new" / "a.parquet", [pair(i) for i in range(7)])
+    convert(tmp_path / "src", "a", tmp_path / "out", validation_ratio=0)
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        convert(tmp_path / "new", "a", tmp_path / "out", validation_ratio=0)
+    with pytest.raises(SystemExit, match="exists"):
+        main(["--source", str(tmp_path / "new"), "--name", "a", "--out", str(tmp_path / "out")])
+    with pytest.raises(ValueError, match="row 1"):
+        convert(tmp_path / "bad", "a", tmp_path / "out", validation_ratio=0, overwrite=True)
+    assert len(open_split(tmp_path / "out", "a")) == 4
+    convert(tmp_path / "new", "a", tmp_path / "out", validation_ratio=0, overwrite=True)
+    assert len(open_split(tmp_path / "out", "a")) == 7
+
+
+def test_open_split_names_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no data set 'a'.*python -m train\.data"):
+        open_split(tmp_path, "a")
+    write(tmp_path / "src" / "a.parquet", [pair(i) for i in range(4)])
+    convert(tmp_path / "src", "a", tmp_path, validation_ratio=0)
+    assert len(open_split(tmp_path, "a", "train[:3]")) == 3
+    with pytest.raises(ValueError, match=r"no split 'validation'; it has \['train'\]"):
+        open_split(tmp_path, "a", "validation")
+    next((tmp_path / "a").rglob("*.array_record*")).unlink()
+    with pytest.raises(FileNotFoundError, match="array_record.* is missing"):
+        open_split(tmp_path, "a")
+
+
+def test_damaged_data_sets_are_refused(tmp_path):
+    write(tmp_path / "src" / "a.parquet", [pair(i) for i in range(40)])
+    convert(tmp_path / "src", "a", tmp_path, validation_ratio=0)
+    records, metadata = (next((tmp_path / "a").rglob(name)) for name in ("*.array_record*", "dataset_info.json"))
+    whole = records.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        records.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="array_record.* is truncated"):
+            open_split(tmp_path, "a")
+    flipped = bytearray(whole)
+    for position in range(200, len(whole) // 4, 50):
+        flipped[position] ^= 255
+    records.write_bytes(flipped)
+    with pytest.raises(ValueError, match="corrupt"):
+        split = open_split(tmp_path, "a")
+        [split[i] for i in range(len(split))]
+    records.write_bytes(whole)
+    assert len(open_split(tmp_path, "a")) == 40
+    metadata.write_text(metadata.read_text()[:60])
+    with pytest.raises(ValueError, match=r"metadata in .* are corrupt"):
+        open_split(tmp_path, "a")
+
+
+def examples(count: int) -> list[Example]:
+    return [Example(str(i), {"text": f"q{i}"}, {"text": f"d{i}"}) for i in range(count)]
+
+
+def ids(batches) -> list[list[int]]:
+    return [[int(example.id) for example in batch] for batch in batches]
+
+
+def take(iterator, count: int) -> list[list[int]]:
+    return ids(next(iterator) for _ in range(count))
+
+
+def test_every_epoch_is_a_new_order_without_repeats():
+    batches = ids(Examples(examples(23), 5, seed=1, epochs=3))
+    assert len(batches) == 12 and all(len(batch) == 5 for batch in batches)
+    epochs = [list(chain(*batches[i : i + 4])) for i in (0, 4, 8)]
+    for epoch in epochs:
+        assert len(set(epoch)) == 20 and epoch != sorted(epoch)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert len({i for epoch in epochs for i in epoch}) > 20  # not always the same ones are left out
+    assert batches == ids(Examples(examples(23), 5, seed=1, epochs=3))
+    assert batches[:4] != take(Examples(examples(23), 5, seed=2), 4)
+    assert Examples(examples(23), 5).batches_per_epoch == 4
+    assert ids(Examples(examples(7), 3, shuffle=False, epochs=1)) == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 4, 9])
+def test_resumes_at_any_batch_also_in_a_later_epoch(stop):
+    whole = take(Examples(examples(23), 5, seed=1), 12)
+    first = Examples(examples(23), 5, seed=1)
+    assert take(first, stop) == whole[:stop]
+    state = json.loads(json.dumps(first.get_state()))
+    fresh = Examples(examples(23), 5, seed=1)
+    fresh.set_state(state)
+    assert fresh.get_state() == state
+    assert take(fresh, 12 - stop) == whole[stop:]
+    first.set_state(state)  # also back in a running iterator
+    assert take(first, 2) == whole[stop : stop + 2]
+
+
+def test_resuming_at_the_end_gives_nothing():
+    iterator = Examples(examples(9), 3, epochs=2)
+    assert len(list(iterator)) == 6
+    fresh = Examples(examples(9), 3, epochs=2)
+    fresh.set_state(iterator.get_state())
+    assert list(fresh) == []
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_processes_share_each_batch(count):
+    whole = take(Examples(examples(50), 6, seed=4), 10)
+    parts = [take(Examples(examples(50), 6, seed=4, process_index=i, process_count=count), 10) for i in range(count)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert {len(share) for share in shares} == {6 // count}
+        assert sorted(chain(*shares)) == sorted(batch)
+
+
+def test_a_state_of_other_data_or_settings_is_refused():
+    state = Examples(examples(23), 5, seed=1).get_state()
+    for other, message in [
+        (Examples(examples(24), 5, seed=1), "examples: 23 then, 24 now"),
+        (Examples(examples(23), 4, seed=1), "batch_size: 5 then, 4 now"),
+        (Examples(examples(23), 5, seed=2), "seed: 1 then, 2 now"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            other.set_state(state)
+    with pytest.raises(ValueError, match="batches: None"):
+        Examples(examples(23), 5, seed=1).set_state({**state, "batches": None})
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "options", "message"),
+    [
+        (1, {}, "batch_size=1: .* negatives"),
+        (0, {}, "batch_size=0"),
+        (11, {}, "exceeds the 10 examples"),
+        (4, {"process_index": 0, "process_count": 3}, "does not divide among 3 processes"),
+        (4, {"process_index": 2, "process_count": 2}, "process_index=2"),
+    ],
+)
+def test_bad_batches_are_refused(batch_size, options, message):
+    with pytest.raises(ValueError, match=message):
+        Examples(examples(10), batch_size, **options)
+
+
+def test_document_ids_are_of_the_content():
+    image = Example("1", {"text": "q"}, {"image": page(1)})
+    assert image.document_id == Example("2", {"text": "r"}, {"image": page(1)}).document_id
+    assert image.document_id != Example("1", {"text": "q"}, {"image": page(2)}).document_id
+    assert content_hash({"text": "a"}) != content_hash({"image": b"a"})
+    assert len(image.document_id) == 32
+
+
+def test_iterates_over_a_converted_split(tmp_path):
+    convert(colpali(tmp_path / "colpali"), "pages", tmp_path, validation_ratio=0)
+    split = open_split(tmp_path, "pages")
+    batches = [next(iterator) for iterator in [Examples(split, 8, seed=0)] for _ in range(5)]
+    assert all(isinstance(example, Example) for batch in batches for example in batch)
+    assert len({e.id for batch in batches[:4] for e in batch}) == 32
+    again = Examples(split, 8, seed=0)
+    again.set_state({**again.get_state(), "batches": 3})
+    assert next(again) == batches[3]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_source(tmp_path):
+    """300 MB of pages cost less than 150 MB; a writer that sorts in memory would hold them all."""
+    noise = np.random.default_rng(0)
+    schema = pa.schema([("query", pa.string()), ("image", IMAGE)])
+    (tmp_path / "src").mkdir()
+    with pq.ParquetWriter(tmp_path / "src" / "a.parquet", schema, compression="none") as writer:
+        for _ in range(60):
+            rows = [{"query": "q", "image": {"bytes": page(0) + noise.bytes(500_000), "path": None}} for _ in range(10)]
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+    write(tmp_path / "small" / "a.parquet", [pair(0)])
+    script = (
+        "import resource, sys\nfrom train.convert import convert\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "convert(sys.argv[1] + '/small', 'a', sys.argv[1], validation_ratio=0); before = peak()\n"
+        "convert(sys.argv[1] + '/src', 'big', sys.argv[1]); print(peak() - before)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 150
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same_batches(tmp_path):
+    convert(colpali(tmp_path / "colpali"), "pages", tmp_path, validation_ratio=0)
+    split = open_split(tmp_path, "pages")
+    wanted = [next(iterator) for iterator in [Examples(split, 8, seed=0)] for _ in range(6)]
+    iterator = Examples(split, 8, seed=0, workers=2)
+    assert [next(iterator) for _ in range(4)] == wanted[:4]
+    resumed = Examples(split, 8, seed=0, workers=1)
+    resumed.set_state(iterator.get_state())
+    assert [next(resumed) for _ in range(2)] == wanted[4:]

@@ -1,0 +1,181 @@
+"""Query-document pairs from Hugging Face parquet files -> a tensorflow-datasets data set in ArrayRecord format.
+
+See `train.parquet` for the layout of a source.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from train.parquet import ParquetFolder, find_source
+
+VERSION = "1.0.0"
+SHARD_BYTES = 256 * 2**20
+WRITE_AT_ONCE = 32  # examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What `convert` did: where the data set is, examples per split, rows left out by reason."""
+
+    path: Path
+    examples: dict[str, int]
+    skipped: dict[str, int]
+
+
+def convert(
+    source: str | Path,
+    name: str,
+    out: str | Path,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    validation_ratio: float = 0.02,
+    seed: int = 0,
+    shards: int | None = None,
+    skip_unreadable: bool = False,
+    overwrite: bool = False,
+) -> Conversion:
+    """Write `out`/`name`, which `train.data.open_split` reads, from a folder or hub data set of parquet files.
+
+    Rows whose query is null or blank are left out and counted. The validation split takes about `validation_ratio` of
+    the documents, chosen by a hash of their bytes and `seed`: all queries of a page are on one side, and the choice
+    depends neither on the rows' order nor on the files. The data set appears only when it is complete.
+
+    Args:
+      source: a folder with parquet files in it or in its `data/`, or a hub id "owner/name" (downloaded once).
+      name: of the data set: lower-case letters, digits and underscores.
+      out: the folder of all data sets.
+      split: of the source, where the files' names tell splits apart (`train-00000-of-00082.parquet`).
+      revision: of the hub data set.
+      validation_ratio: in [0, 1); 0 = no validation split.
+      seed: of the choice of the validation split.
+      shards: at most so many files per split; None = one for each 256 MiB of the source.
+      skip_unreadable: leave out and count rows whose document is missing or is no image, instead of raising.
+      overwrite: replace a data set of this name.
+
+    Raises:
+      FileExistsError: there is a data set of this name, and `overwrite` is off.
+      FileNotFoundError: no such folder or hub data set, or no parquet files in it.
+      ConnectionError: the hub is needed and can not be reached, or is switched off.
+      ValueError: a missing column, a corrupt file, a document that can not be read, an empty split.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(f"data set name '{name}': use lower-case letters, digits and underscores, a letter first")
+    if not 0 <= validation_ratio < 1:
+        raise ValueError(f"validation_ratio={validation_ratio}: expected 0 <= ratio < 1")
+    if shards is not None and shards < 1:
+        raise ValueError(f"shards={shards}: expected at least 1, or None")
+    target, partial = Path(out) / name, Path(out) / f".{name}.partial"
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"'{target}' exists: pass overwrite (--overwrite) to replace it, or choose another name")
+    rows = ParquetFolder(find_source(source, revision), split)
+    skipped: collections.Counter[str] = collections.Counter()
+    pairs = _pairs(rows, skip_unreadable, skipped)
+    shards = shards or max(1, sum(file.stat().st_size for file in rows.files) // SHARD_BYTES)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        examples = _write(pairs, rows, partial / VERSION, name, validation_ratio, seed, math.ceil(len(rows) / shards))
+        for key, count in examples.items():
+            if not count:
+                raise ValueError(
+                    f"no row of '{rows.root}' falls into the split '{key}' (left out: {dict(skipped)}): give more "
+                    "rows, another --validation_ratio or --seed, or --validation_ratio 0"
+                )
+        if target.exists():
+            shutil.rmtree(target)
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Conversion(target, examples, dict(skipped))
+
+
+def _write(
+    pairs: Iterator[dict[str, Any]],
+    rows: ParquetFolder,
+    folder: Path,
+    name: str,
+    validation_ratio: float,
+    seed: int,
+    examples_per_shard: int,
+) -> dict[str, int]:
+    """Writes in one pass, in the source's order (reading shuffles); returns the number of examples per split.
+
+    With tensorflow_datasets' SequentialWriter: its GeneratorBasedBuilder shuffles what it writes, and for that needs
+    tensorflow as soon as a split exceeds 1 GB.
+    """
+    counts = {"train": 0, "validation": 0} if validation_ratio else {"train": 0}
+    folder.mkdir(parents=True)
+    identity = tfds.core.DatasetIdentity(
+        name=name, version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=__name__
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity, description="Query-document pairs for contrastive training.", features=_features(rows)
+    )
+    writer = tfds.core.SequentialWriter(info, examples_per_shard, file_format="array_record")
+    writer.initialize_splits(list(counts))
+    while some := list(itertools.islice(pairs, WRITE_AT_ONCE)):  # each call rewrites the metadata
+        parts: dict[str, list[dict[str, Any]]] = {split: [] for split in counts}
+        for example in some:
+            fraction = _fraction(example[rows.document], seed)
+            parts["validation" if fraction < validation_ratio else "train"].append(example)
+        writer.add_examples({split: part for split, part in parts.items() if part})
+        counts = {split: counts[split] + len(part) for split, part in parts.items()}
+    writer.close_all()
+    return counts
+
+
+def _features(rows: ParquetFolder) -> tfds.features.FeaturesDict:
+    kinds = {"image": tfds.features.Image, "text": tfds.features.Text}  # an image keeps its encoded bytes
+    features = {key: tfds.features.Text() for key in ("id", "query", "source")}
+    features[rows.document] = kinds[rows.document]()
+    if rows.negatives:
+        features["negatives"] = tfds.features.Sequence(kinds[rows.negatives]())
+    return tfds.features.FeaturesDict(features)
+
+
+def _pairs(rows: ParquetFolder, skip_unreadable: bool, skipped: collections.Counter[str]) -> Iterator[dict[str, Any]]:
+    """Examples as the writer takes them; rows left out are counted in `skipped`, by reason."""
+    for number, where, row in tqdm(rows, total=len(rows), desc="converting", unit=" rows"):
+        query = (row["query"] or "").strip()
+        if not query:
+            skipped["no query"] += 1
+            continue
+        try:
+            document = _document(rows, rows.document, row[rows.document])
+            negatives = [_document(rows, rows.negatives, item) for item in row.get("negatives") or []]
+        except ValueError as error:
+            if not skip_unreadable:
+                remedy = "repair or drop the row, or skip such rows (skip_unreadable, --skip_unreadable)"
+                raise ValueError(f"{where} {error}: {remedy}") from error
+            skipped["unreadable document"] += 1
+            continue
+        example = {"id": f"{number:08d}", "query": query, "source": row.get("source") or "", rows.document: document}
+        yield example | ({"negatives": negatives} if rows.negatives else {})
+
+
+def _document(rows: ParquetFolder, kind: str | None, value: Any) -> Any:
+    if kind == "image":
+        return rows.image(value)
+    if not value or not value.strip():
+        raise ValueError("has no text")
+    return value
+
+
+def _fraction(document: bytes | str, seed: int) -> float:
+    """A number in [0, 1) that depends on the document's content and the seed only."""
+    data = document.encode() if isinstance(document, str) else document
+    digest = hashlib.blake2b(data, digest_size=8, key=str(seed).encode()).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -1,0 +1,171 @@
+"""Reads query-document pairs from a folder or hub data set of parquet files, a few rows at a time.
+
+The layout is that of the ColPali training set, which the paper trains on (arXiv:2605.24938): one row is one pair, with
+the columns `query` (string) and `image` (struct{bytes, path}, or binary), or `text` for documents that are text.
+Optional columns are `negatives` (a list of images or of strings) and `source` (string); others are not read. Files are
+read one row group at a time, so memory does not grow with the source.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from PIL import Image
+
+ROWS_AT_ONCE = 32
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SPLIT_NAME = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|dev)(?=[_.-])")
+
+
+def find_source(source: str | Path, revision: str | None = None) -> Path:
+    """The folder itself, or that of a hub data set's parquet files; raises as `train.convert.convert`."""
+    if (folder := Path(source)).is_dir():
+        return folder
+    name = str(source)
+    if isinstance(source, Path) or not _HUB_ID.fullmatch(name):
+        raise FileNotFoundError(f"'{name}' is not a folder: give one with parquet files, or a hub id 'owner/name'")
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, repo_type="dataset", revision=revision, allow_patterns=["*.parquet"]
+            )
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = f" at revision '{revision}'" if revision else ""
+        raise FileNotFoundError(
+            f"the hub has no data set '{name}'{at}, and no such folder exists here: check the name (a private one "
+            "needs `hf auth login`)"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise ConnectionError(
+            f"data set '{name}' is not in the local cache and the hub can not be reached (or HF_HUB_OFFLINE is set): "
+            f"go online once, run `hf download --repo-type dataset {name}`, or pass the path of a local folder"
+        ) from error
+
+
+class ParquetFolder:
+    """The rows of a split's parquet files, in order.
+
+    Attributes:
+      root: the folder.
+      files: the split's files.
+      document: "image" or "text", the column of the documents.
+      negatives: "image", "text" or None, what the column `negatives` lists.
+    """
+
+    def __init__(self, root: Path, split: str) -> None:
+        """Looks at every file's schema, so that a bad source fails before anything is written; raises as `convert`."""
+        self.root, self.files = root, _split_files(root, split)
+        self._count = 0
+        layouts = {file: self._layout(file) for file in self.files}
+        self.document, self.negatives, self._columns = layouts[self.files[0]]
+        for file, layout in layouts.items():
+            if layout != layouts[self.files[0]]:
+                raise ValueError(f"'{file}' has other columns than '{self.files[0]}': {layout[2]} and {self._columns}")
+
+    def _layout(self, file: Path) -> tuple[str, str | None, list[str]]:
+        with _open(file) as parquet:
+            schema = parquet.schema_arrow
+            self._count += parquet.metadata.num_rows
+        document = next((column for column in ("image", "text") if column in schema.names), None)
+        if "query" not in schema.names or document is None:
+            missing = "'query'" if "query" not in schema.names else "'image' (or 'text')"
+            raise ValueError(f"'{file}' has no column {missing}; its columns are {schema.names}")
+        if not _is_text(schema.field("query").type):
+            raise ValueError(f"'{file}': column 'query' is {schema.field('query').type}, expected string")
+        if _kind(schema.field(document).type) != document:
+            expected = "struct{bytes, path} or binary" if document == "image" else "string"
+            raise ValueError(f"'{file}': column '{document}' is {schema.field(document).type}, expected {expected}")
+        negatives = None
+        if "negatives" in schema.names and not pa.types.is_null(kind := schema.field("negatives").type):
+            is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+            negatives = _kind(kind.value_type) if is_list else None
+            if negatives is None:
+                raise ValueError(f"'{file}': column 'negatives' is {kind}, expected a list of images or of strings")
+        has_source = "source" in schema.names and _is_text(schema.field("source").type)
+        columns = ["query", document] + (["negatives"] if negatives else [])
+        return document, negatives, columns + (["source"] if has_source else [])
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        """Row number over all files, a name for messages, and the row's columns."""
+        number = 0
+        for file in self.files:
+            with _open(file) as parquet:
+                in_file = 0
+                for group in range(parquet.num_row_groups):
+                    try:
+                        for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=self._columns):
+                            for row in batch.to_pylist():
+                                yield number, f"row {in_file} of '{file}'", row
+                                number, in_file = number + 1, in_file + 1
+                    except (pa.ArrowException, OSError) as error:
+                        raise ValueError(
+                            f"'{file}' is corrupt in row group {group} ({error}): download it again"
+                        ) from error
+
+    def image(self, value: Any) -> bytes:
+        """The encoded bytes of an image column's value; raises ValueError when they are not a readable image's."""
+        data = value
+        if isinstance(value, dict):
+            data = value.get("bytes")
+            if data is None and value.get("path"):
+                path = (self.root / value["path"]).resolve()
+                if not path.is_relative_to(self.root.resolve()) or not path.is_file():
+                    raise ValueError(f"has no image bytes, and '{value['path']}' is no file in '{self.root}'")
+                data = path.read_bytes()
+        if not data:
+            raise ValueError("has no image")
+        try:
+            with Image.open(io.BytesIO(data)) as image:  # the header; Pillow's guard against decompression bombs is on
+                image.size  # noqa: B018
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"has {len(data)} bytes that are no readable image ({error})") from error
+        return data
+
+
+def _split_files(root: Path, split: str) -> list[Path]:
+    files = sorted(root.glob("data/*.parquet")) or sorted(root.glob("*.parquet"))
+    if not files:
+        nested = sorted({str(file.parent.relative_to(root)) for file in root.rglob("*.parquet")})
+        hint = f"; there are some in {nested}: pass that folder" if nested else ""
+        raise FileNotFoundError(f"no parquet files in '{root}' or '{root / 'data'}'{hint}")
+    names = {file: found[1] if (found := _SPLIT_NAME.search(file.name)) else "train" for file in files}
+    chosen = [file for file in files if names[file] == split]
+    if not chosen:
+        raise FileNotFoundError(f"'{root}' has no split '{split}'; it has {sorted(set(names.values()))}")
+    return chosen
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"'{file}' is no parquet file, or corrupt ({error}): download it again") from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _kind(kind: pa.DataType) -> str | None:
+    if _is_text(kind):
+        return "text"
+    is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    return "image" if is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
