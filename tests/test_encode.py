@@ -52,7 +52,7 @@ def test_vectors_are_unit_and_of_the_model(model, items, embedded):
 def test_equals_the_backbone_on_one_row(model, items, embedded):
     for i in (0, 5, 8, 12):
         row = model.preprocessor.row(items[i])
-        hidden = nnx.merge(model.graphdef, model.params)(model.preprocessor.collate([row]))
+        hidden = jax.jit(lambda p, b: nnx.merge(model.graphdef, p)(b))(model.params, model.preprocessor.collate([row]))
         states = np.asarray(hidden.states[0, : len(row.keep), 0])[row.keep]
         np.testing.assert_allclose(
             embedded[i].tokens, states / np.linalg.norm(states, axis=-1, keepdims=True), atol=TOLERANCE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -167,8 +168,12 @@ class Inputs:
             return model(**self.torch_inputs(), use_cache=False).last_hidden_state.numpy()
 
 
+@partial(jax.jit, static_argnames="graphdef")
+def _every_state(graphdef, params, batch):
+    model = nnx.merge(graphdef, params)
+    return model(batch, layers=tuple(range(model.config.text.num_hidden_layers + 1))).states
+
+
 def our_states(graphdef: nnx.GraphDef, params, batch: Batch) -> np.ndarray:
     """[B, L, depth + 1, H]."""
-    depth = nnx.merge(graphdef, params).config.text.num_hidden_layers
-    run = jax.jit(lambda p, b: nnx.merge(graphdef, p)(b, layers=range(depth + 1)).states)
-    return np.asarray(run(params, batch))
+    return np.asarray(_every_state(graphdef, params, batch))

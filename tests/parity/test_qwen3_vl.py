@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from flax import nnx
 
 from smart_jax.models import load_config
-from smart_jax.models.weights import load_weights, save_weights
+from smart_jax.models.weights import abstract_model, load_weights, save_weights
 from tests.parity.qwen3_vl import CONFIGS, Inputs, our_states, save, torch_model
 
 TOLERANCE = 2e-5
@@ -42,6 +43,11 @@ def two_taps(tmp_path_factory):
     folder = save(model, tmp_path_factory.mktemp("controls"))
     config = load_config(folder)
     return model, config, *load_weights(folder, config)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "layers"))
+def run(graphdef, params, batch, layers=(-1,)):
+    return nnx.merge(graphdef, params)(batch, layers=layers)
 
 
 def errors(theirs: list[np.ndarray], ours: np.ndarray, inputs: Inputs, *, left: bool = False) -> list[float]:
@@ -80,7 +86,7 @@ def test_pooled_is_the_last_attended_state(two_taps):
     inputs = Inputs.random(CASES["two_sizes"])
     for left in (False, True):
         batch = inputs.batch(config, left=left, extra=3)
-        hidden = nnx.merge(graphdef, params)(batch, layers=(-1,))
+        hidden = run(graphdef, params, batch)
         for i, mask in enumerate(batch.attention_mask):
             np.testing.assert_array_equal(hidden.pooled[i], hidden.states[i, np.flatnonzero(mask)[-1], 0])
 
@@ -89,7 +95,7 @@ def test_chosen_layers_are_transformers_indices(two_taps):
     _, config, graphdef, params = two_taps
     batch = Inputs.random(CASES["one_image"]).batch(config)
     every = our_states(graphdef, params, batch)
-    some = nnx.merge(graphdef, params)(batch, layers=(-1, 0, 2, -3)).states
+    some = run(graphdef, params, batch, layers=(-1, 0, 2, -3)).states
     np.testing.assert_allclose(some, every[:, :, [4, 0, 2, 2]], atol=TOLERANCE)
 
 
@@ -148,8 +154,8 @@ def test_bfloat16_pooled_cosine(pair, tmp_path):
     batch = Inputs.random(CASES["image_and_text"]).batch(config)
     save_weights(tmp_path, params, config)
     half = load_weights(tmp_path, config, dtype=jnp.bfloat16)[1]
-    full = np.asarray(nnx.merge(graphdef, params)(batch).pooled)
-    low = nnx.merge(graphdef, half)(batch).pooled
+    full = np.asarray(run(graphdef, params, batch).pooled)
+    low = run(graphdef, half, batch).pooled
     assert low.dtype == jnp.bfloat16
     low = np.asarray(low, np.float32)
     cosine = (full * low).sum(-1) / np.linalg.norm(full, axis=-1) / np.linalg.norm(low, axis=-1)
@@ -169,10 +175,10 @@ def test_ceiling_image_matches(two_taps):
 
 
 def control_error(pair, change_config=lambda c: c, change_batch=lambda b: b) -> float:
-    model, config, graphdef, params = pair
+    model, config, _, params = pair
     inputs = Inputs.random([[3, (1, 4, 6), 4, (1, 8, 4), 2], [9, (1, 6, 6), 5]])
-    changed = type(nnx.merge(graphdef, params))(change_config(config), rngs=nnx.Rngs(0))
-    ours = our_states(nnx.graphdef(changed), params, change_batch(inputs.batch(config)))
+    changed, _ = abstract_model(change_config(config))
+    ours = our_states(changed, params, change_batch(inputs.batch(config)))
     return max(errors(inputs.torch_states(model), ours, inputs))
 
 

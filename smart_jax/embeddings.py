@@ -1,0 +1,322 @@
+"""`Embeddings`: one pooled vector per item and its token vectors, packed; slicing, concatenation, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+DTYPES = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16))
+FORMAT, VERSION = "smart_jax.embeddings", 1
+INDEX = "embeddings.json"
+CHECKED_AT_ONCE = 2**20  # values summed at a time when looking for NaN: stays in the cache
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Embeddings:
+    """Embeddings of N items: NumPy arrays on the host, read-only.
+
+    Item i owns tokens[offsets[i]:offsets[i + 1]]. Vectors are expected to be L2-normalised: scores are inner products.
+    An item without tokens gets its pooled vector as its single token (arXiv:2605.24938, reference implementation), so
+    that every item of an `Embeddings` has at least one.
+
+    Args:
+      pooled: [N, H] float32, float16 or bfloat16.
+      tokens: [T, D] of the same dtype.
+      offsets: [N + 1] integers, stored as int64: 0 first, never falling, T last.
+
+    Raises:
+      TypeError: a dtype that is not one of these.
+      ValueError: shapes do not fit together, offsets are not as above, a vector holds NaN or infinity, or an item
+        without tokens has a pooled vector of another width than the tokens.
+    """
+
+    pooled: Float[Array, "N H"]
+    tokens: Float[Array, "T D"]
+    offsets: Int[Array, " N+1"]
+
+    def __post_init__(self):
+        pooled, tokens = _matrix("pooled", self.pooled), _matrix("tokens", self.tokens)
+        if pooled.dtype != tokens.dtype:
+            raise TypeError(f"pooled is {pooled.dtype} and tokens are {tokens.dtype}: cast one with .astype")
+        offsets = check_offsets(self.offsets, items=len(pooled), tokens=len(tokens))
+        check_finite("pooled", pooled, lambda row: f"item {row}")
+        check_finite("tokens", tokens, lambda row: token_name(offsets, row))
+        tokens, offsets = _fill_empty(pooled, tokens, offsets)
+        self._set(pooled, tokens, offsets)
+
+    def _set(self, pooled: Array, tokens: Array, offsets: Array) -> None:
+        for name, array in (("pooled", pooled), ("tokens", tokens), ("offsets", offsets)):
+            view = array.view()
+            view.flags.writeable = False  # what was checked once stays checked
+            object.__setattr__(self, name, view)
+
+    @classmethod
+    def _checked(cls, pooled: Array, tokens: Array, offsets: Array) -> Embeddings:
+        """From parts of checked embeddings: no second pass over the values."""
+        new = object.__new__(cls)
+        new._set(pooled, tokens, offsets)
+        return new
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def __repr__(self) -> str:
+        return (
+            f"Embeddings({len(self)} items, {len(self.tokens)} tokens, pooled width {self.pooled.shape[1]}, "
+            f"token width {self.tokens.shape[1]}, {self.dtype})"
+        )
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.tokens.dtype
+
+    @property
+    def lengths(self) -> Int[Array, " N"]:
+        """Tokens of each item, int64, each at least 1."""
+        return np.diff(self.offsets)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the three arrays."""
+        return self.pooled.nbytes + self.tokens.nbytes + self.offsets.nbytes
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Array) -> Embeddings:
+        """Some of the items, as embeddings: `e[3]`, `e[3:7]` (a view), `e[[5, 1, 1]]`, `e[mask]`.
+
+        Raises:
+          IndexError: an item that does not exist, or a mask of another length.
+          TypeError: an index that is not an integer, a slice, or an array of integers or booleans.
+        """
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step == 1:
+                return self._run(start, max(start, stop))
+            return self._take(np.arange(start, stop, step))
+        items = np.asarray(index)
+        if items.dtype == bool:
+            if items.shape != (len(self),):
+                raise IndexError(f"mask of shape {items.shape}: it must have shape ({len(self)},)")
+            return self._take(np.flatnonzero(items))
+        if items.size == 0:
+            items = items.astype(np.int64)
+        if not np.issubdtype(items.dtype, np.integer) or items.ndim > 1:
+            raise TypeError(f"index {index!r}: give an int, a slice, or a 1-D array of integers or booleans")
+        outside = (items < -len(self)) | (items >= len(self))
+        if outside.any():
+            raise IndexError(f"item {int(items[outside].ravel()[0])} of embeddings with {len(self)} items")
+        return self._take(np.atleast_1d(items) % max(len(self), 1))
+
+    def _run(self, start: int, stop: int) -> Embeddings:
+        first, last = self.offsets[start], self.offsets[stop]
+        return self._checked(self.pooled[start:stop], self.tokens[first:last], self.offsets[start : stop + 1] - first)
+
+    def _take(self, items: Int[Array, " M"]) -> Embeddings:
+        lengths = self.lengths[items]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[items] - offsets[:-1], lengths)
+        return self._checked(self.pooled[items], self.tokens[rows], offsets)
+
+    def astype(self, dtype: Any) -> Embeddings:
+        """The same embeddings stored as float32, float16 or bfloat16.
+
+        Raises:
+          TypeError: another dtype.
+          ValueError: a value does not fit the dtype.
+        """
+        dtype = np.dtype(dtype)
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype {dtype}: embeddings are stored as {_names()}")
+        if dtype == self.dtype:
+            return self
+        return Embeddings(_cast(self.pooled, dtype), _cast(self.tokens, dtype), self.offsets)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
+        """The items of all parts, in order.
+
+        Raises:
+          ValueError: no parts, or parts of different widths or dtypes.
+        """
+        parts = list(parts)
+        if not parts:
+            raise ValueError("no embeddings to concatenate: the list is empty")
+        for i, part in enumerate(parts):
+            if (part.pooled.shape[1], part.tokens.shape[1], part.dtype) != (
+                parts[0].pooled.shape[1],
+                parts[0].tokens.shape[1],
+                parts[0].dtype,
+            ):
+                raise ValueError(f"part {i} is {part!r}, but part 0 is {parts[0]!r}: widths and dtype must be equal")
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate([p.lengths for p in parts]))]).astype(np.int64)
+        pooled, tokens = (np.concatenate([getattr(p, name) for p in parts]) for name in ("pooled", "tokens"))
+        return Embeddings._checked(pooled, tokens, offsets)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `embeddings.json` and the safetensors file that it names.
+
+        Replacing the JSON file is the last step: a save that is cut off leaves the folder's former embeddings whole.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"embeddings-{secrets.token_hex(4)}.safetensors"
+        index = {"format": FORMAT, "version": VERSION, "file": name, **self._description()}
+        former = _former_file(folder)
+        tensors, text = folder / name, folder / f"{name}.json"
+        try:
+            save_file({k: np.ascontiguousarray(getattr(self, k)) for k in ("pooled", "tokens", "offsets")}, tensors)
+            _flush(tensors)
+            text.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            _flush(text)
+            text.replace(folder / INDEX)
+        except BaseException:
+            tensors.unlink(missing_ok=True)
+            text.unlink(missing_ok=True)
+            raise
+        if former is not None:
+            former.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(folder: str | Path) -> Embeddings:
+        """Embeddings that `save` wrote.
+
+        Raises:
+          FileNotFoundError: the folder or one of its two files is missing.
+          ValueError: a file is corrupt, truncated, of an unknown format, or does not match the other.
+        """
+        folder = Path(folder)
+        index = _read_index(folder / INDEX)
+        path = folder / index["file"]
+        if not path.is_file():
+            raise FileNotFoundError(f"no '{path}', which '{folder / INDEX}' names: copy the folder as a whole")
+        try:
+            tensors = load_file(path)
+            found = Embeddings(tensors["pooled"], tensors["tokens"], tensors["offsets"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"'{path}' is corrupt or truncated ({error}): encode and save again") from error
+        for key, value in found._description().items():
+            if index.get(key) != value:
+                raise ValueError(
+                    f"'{folder / INDEX}' says {key} = {index.get(key)}, but '{path.name}' has {value}: save again"
+                )
+        return found
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "items": len(self),
+            "tokens": len(self.tokens),
+            "pooled_width": self.pooled.shape[1],
+            "token_width": self.tokens.shape[1],
+            "dtype": self.dtype.name,
+        }
+
+
+def check_offsets(offsets: Any, *, items: int, tokens: int) -> Int[Array, " N+1"]:
+    """The offsets as int64, or an error that names the item where they go wrong."""
+    offsets = np.asarray(offsets)
+    if not np.issubdtype(offsets.dtype, np.integer):
+        raise TypeError(f"offsets are {offsets.dtype}: they must be integers")
+    if offsets.shape != (items + 1,):
+        raise ValueError(f"offsets have shape {offsets.shape} for {items} items: they must have shape ({items + 1},)")
+    offsets = offsets.astype(np.int64)
+    if offsets[0] != 0:
+        raise ValueError(f"offsets start at {offsets[0]}: they must start at 0")
+    falls = np.flatnonzero(np.diff(offsets) < 0)
+    if falls.size:
+        i = int(falls[0])
+        raise ValueError(f"offsets are not monotone: item {i} goes from token {offsets[i]} to {offsets[i + 1]}")
+    if offsets[-1] != tokens:
+        raise ValueError(f"offsets end at {offsets[-1]}, but there are {tokens} tokens: they must end there")
+    return offsets
+
+
+def check_finite(what: str, rows: Float[Array, "R W"], name: Any) -> None:
+    """Raises ValueError if a row holds NaN or infinity; `name(row)` says which item that is."""
+    step = max(1, CHECKED_AT_ONCE // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
+        chunk = rows[start : start + step]
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = chunk.sum(dtype=np.float32)  # one pass without a temporary; NaN and infinity survive a sum
+        if np.isfinite(total):
+            continue
+        bad = np.flatnonzero(~np.isfinite(chunk.astype(np.float32)).all(axis=1))
+        if bad.size:
+            raise ValueError(f"{name(start + int(bad[0]))}: {what} holds NaN or infinity; drop or encode it again")
+
+
+def token_name(offsets: Int[Array, " N+1"], row: int) -> str:
+    """Where packed token `row` is, in words."""
+    item = int(np.searchsorted(offsets, row, side="right")) - 1
+    return f"item {item}, token {row - int(offsets[item])}"
+
+
+def _matrix(name: str, value: Any) -> Array:
+    array = np.asarray(value)
+    if array.dtype not in DTYPES:
+        raise TypeError(f"{name} has dtype {array.dtype}: it must be {_names()} (use .astype)")
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ValueError(f"{name} has shape {array.shape}: it must be a matrix, one vector a row")
+    return array
+
+
+def _fill_empty(pooled: Array, tokens: Array, offsets: Array) -> tuple[Array, Array]:
+    empty = np.flatnonzero(np.diff(offsets) == 0)
+    if not empty.size:
+        return tokens, offsets
+    if pooled.shape[1] != tokens.shape[1]:
+        raise ValueError(
+            f"item {int(empty[0])} has no token, and its pooled vector of width {pooled.shape[1]} can not stand in for "
+            f"one of width {tokens.shape[1]}: drop the item or keep at least one token"
+        )
+    tokens = np.insert(tokens, offsets[empty], pooled[empty], axis=0)
+    return tokens, np.concatenate([[0], np.cumsum(np.maximum(np.diff(offsets), 1))])
+
+
+def _cast(array: Array, dtype: np.dtype) -> Array:
+    with np.errstate(over="ignore"):  # the constructor reports infinity with the item's name
+        return array.astype(dtype)
+
+
+def _names() -> str:
+    return ", ".join(d.name for d in DTYPES[:-1]) + f" or {DTYPES[-1].name}"
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _former_file(folder: Path) -> Path | None:
+    try:
+        return folder / _read_index(folder / INDEX)["file"]
+    except (OSError, ValueError):
+        return None  # nothing there, or nothing of ours to remove
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no '{path}': give the folder that Embeddings.save wrote")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not valid JSON ({error}): encode and save again") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise ValueError(f"'{path}' does not describe embeddings: its format is not {FORMAT!r}")
+    if index.get("version") != VERSION:
+        raise ValueError(f"'{path}' has version {index.get('version')}, this library reads {VERSION}: update it")
+    name = index.get("file")
+    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        raise ValueError(f"'{path}' names no safetensors file of its folder: encode and save again")
+    return index

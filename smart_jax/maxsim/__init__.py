@@ -1,0 +1,92 @@
+"""MaxSim, the late-interaction score: for each query token its best document token, averaged over the query."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from smart_jax.maxsim.reference import NO_TOKENS, dense
+from smart_jax.maxsim.tiled import like, tiled
+
+__all__ = ["IMPLEMENTATIONS", "NO_TOKENS", "maxsim"]
+
+IMPLEMENTATIONS = ("reference", "tiled")
+
+
+def maxsim(
+    q: Float[Array, "B P D"],
+    d: Float[Array, "N L D"],
+    q_mask: Bool[Array, "B P"] | None = None,
+    d_mask: Bool[Array, "N L"] | None = None,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    implementation: Literal["reference", "tiled"] | None = None,
+) -> Float[Array, "B N"]:
+    """Late-interaction scores of every query with every document, differentiable in q and d.
+
+        score[b, n] = (1 / P_b) * sum over kept p of  max over kept l of <q[b, p], d[n, l]>
+
+    The mean over the query's kept tokens is SMART's (arXiv:2605.24938); reduction="sum" leaves out 1 / P_b (ColBERT,
+    arXiv:2004.12832). Dropped document tokens never win, however low the others are. Products and sums are float32
+    whatever the inputs. Works under jit, grad, vmap, jax.checkpoint and shard_map.
+
+    Args:
+      q, d: query and document tokens, usually L2-normalised; float32, float16, bfloat16 (or float64).
+      q_mask, d_mask: True = kept; None keeps all.
+      reduction: "mean" or "sum" over the query's kept tokens.
+      implementation: None = the best for the backend; "tiled" never holds [B, P, N, L], and its backward pass keeps
+        one index per query token and document; "reference" holds everything at once, for tests.
+
+    Returns:
+      float32 (float64 for float64 inputs). A document without kept tokens scores `NO_TOKENS` = -1e30 with a zero
+      gradient: finite, last in any ranking and without weight in a softmax. A query without kept tokens scores 0
+      with every other document.
+
+    Raises:
+      ValueError: ranks, widths or mask shapes do not fit; an axis is empty; an unknown option.
+      TypeError: tokens that are not floating point, or masks that are not boolean.
+
+    Example:
+      >>> q = jnp.array([[[1.0, 0.0], [0.0, 1.0]]])
+      >>> d = jnp.array([[[0.6, 0.8], [-1.0, 0.0]]])
+      >>> maxsim(q, d)  # (0.6 + 0.8) / 2
+      Array([[0.7]], dtype=float32)
+    """
+    q, d = _tokens("q", q), _tokens("d", d)
+    if q.shape[2] != d.shape[2]:
+        raise ValueError(f"q has width {q.shape[2]} and d has width {d.shape[2]}: use the same model for both")
+    q_mask, d_mask = _mask("q_mask", q_mask, q), _mask("d_mask", d_mask, d)
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction {reduction!r}: choose 'mean' or 'sum'")
+    if implementation == "reference":
+        q_mask = jnp.ones(q.shape[:2], bool) if q_mask is None else q_mask
+        d_mask = jnp.ones(d.shape[:2], bool) if d_mask is None else d_mask
+        return dense(q, d, q_mask, d_mask, reduction == "mean")
+    if implementation not in (None, "tiled"):
+        raise ValueError(f"implementation {implementation!r}: choose None or one of {IMPLEMENTATIONS}")
+    # In shard_map all inputs must vary over the same mesh axes; doing it outside the custom VJP lets its transpose,
+    # a sum over devices, complete the gradient of a replicated input.
+    q, d, q_mask, d_mask = like((q, d, q_mask, d_mask), q, d, q_mask, d_mask)
+    return tiled(q, d, q_mask, d_mask, reduction == "mean")
+
+
+def _tokens(name: str, x: Array) -> Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name} has dtype {x.dtype}: tokens must be floating point (use .astype)")
+    if x.ndim != 3 or 0 in x.shape:
+        raise ValueError(f"{name} has shape {x.shape}: tokens are [items, tokens, width], no axis empty")
+    return x
+
+
+def _mask(name: str, mask: Array | None, x: Array) -> Array | None:
+    if mask is None:
+        return None
+    mask = jnp.asarray(mask)
+    if mask.dtype != bool:
+        raise TypeError(f"{name} has dtype {mask.dtype}: a mask is boolean, True = kept (use .astype(bool))")
+    if mask.shape != x.shape[:2]:
+        raise ValueError(f"{name} has shape {mask.shape} for tokens of shape {x.shape}: it must be {x.shape[:2]}")
+    return mask

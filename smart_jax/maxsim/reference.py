@@ -1,0 +1,26 @@
+"""MaxSim written as it is defined: the oracle that every implementation is tested against."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+NO_TOKENS = -1e30  # score of a document without tokens: below any other, yet finite, so that no gradient becomes NaN
+
+
+def dense(
+    q: Float[Array, "B P D"],
+    d: Float[Array, "N L D"],
+    q_mask: Bool[Array, "B P"],
+    d_mask: Bool[Array, "N L"],
+    mean: bool,
+) -> Float[Array, "B N"]:
+    """All similarities at once, [B, P, N, L]."""
+    dtype = jnp.promote_types(jnp.promote_types(q.dtype, d.dtype), jnp.float32)
+    similarity = jnp.einsum("bpd,nld->bpnl", q.astype(dtype), d.astype(dtype), precision="highest")
+    best = jnp.max(jnp.where(d_mask, similarity, -jnp.inf), axis=-1)  # [B, P, N]
+    some = jnp.any(d_mask, axis=-1)  # [N]
+    total = jnp.sum(jnp.where(q_mask[:, :, None] & some, best, 0.0), axis=1)  # [B, N]
+    if mean:
+        total /= jnp.maximum(jnp.sum(q_mask, axis=1), 1)[:, None]
+    return jnp.where(some, total, NO_TOKENS)

@@ -1,0 +1,262 @@
+"""Hybrid scores of queries and documents, exact top-k search, and the hash that breaks ties in rankings."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Bool, Float, Int
+
+from smart_jax.embeddings import DTYPES, Embeddings, check_finite, token_name
+from smart_jax.maxsim.packed import Block, blocks, late
+from smart_jax.maxsim.tiled import inner_products
+from smart_jax.typing import Array
+
+Items = Embeddings | Array | Sequence[Array]
+
+QUERY_TOKENS = 2048  # of the queries that are scored together
+DOCUMENT_BYTES = 2**26  # of the window of document tokens that is on the device at a time
+DOCUMENT_TOKENS = 2**14  # at most, however narrow they are
+ITEMS = 1024  # queries, or documents, of a block
+
+
+def score(
+    q: Items,
+    d: Items,
+    *,
+    pooled_weight: float = 1.0,
+    late_weight: float = 1.0,
+    q_mask: Bool[Array, "Nq P"] | None = None,
+    d_mask: Bool[Array, "Nd L"] | None = None,
+) -> Float[np.ndarray, "Nq Nd"]:
+    """Scores of every query with every document (arXiv:2605.24938).
+
+        score = pooled_weight * <a_q, a_d> + late_weight * (1 / P) * sum_i max_j <q_i, d_j>
+
+    a is the pooled vector and q_i, d_j are the token vectors. Vectors are used as they are: L2-normalise them for
+    cosines (embeddings of this library are). float32 accumulation whatever is stored.
+
+    Args:
+      q, d: both `Embeddings` (both parts), or both plain arrays of float32, float16 or bfloat16: pooled vectors
+        [N, H] (pooled part only), tokens [N, L, D] or a list of tokens [L_i, D] (late part only).
+      pooled_weight, late_weight: a weight of 0 leaves the part out.
+      q_mask, d_mask: True = kept, for tokens [N, L, D] only.
+
+    Returns:
+      float32 [Nq, Nd].
+
+    Raises:
+      TypeError: a dtype or a type of input that is not one of these.
+      ValueError: the sides differ in kind or width, an array holds NaN or infinity, a mask has the wrong shape, an
+        item has no token, or both weights are 0. The message names the side and the item.
+    """
+    queries, documents, weights = _sides(q, d, pooled_weight, late_weight, q_mask, d_mask)
+    result = np.empty((len(queries), len(documents)), np.float32)
+    query_blocks = [(first, last, jax.device_put(block)) for first, last, block in queries.blocks(QUERY_TOKENS)]
+    for d_first, d_last, block in documents.blocks(documents.window):
+        block = jax.device_put(block)
+        for first, last, query_block in query_blocks:
+            values = np.asarray(_score_block(query_block, block, weights))
+            result[first:last, d_first:d_last] = values[: last - first, : d_last - d_first]
+    return result
+
+
+def search(
+    q: Items,
+    d: Items,
+    k: int = 10,
+    *,
+    pooled_weight: float = 1.0,
+    late_weight: float = 1.0,
+    q_mask: Bool[Array, "Nq P"] | None = None,
+    d_mask: Bool[Array, "Nd L"] | None = None,
+) -> tuple[Float[np.ndarray, "Nq k"], Int[np.ndarray, "Nq k"]]:
+    """The k best documents of each query, exactly, in one pass over the documents; [Nq, Nd] never exists.
+
+    Args, errors: as in `score`; k is at least 1, and more than there are documents gives them all.
+
+    Returns:
+      scores, float32 [Nq, min(k, Nd)], falling; and the documents' indices, int64. Equal scores: lowest index first.
+    """
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k is {k!r}: it must be an integer of at least 1")
+    queries, documents, weights = _sides(q, d, pooled_weight, late_weight, q_mask, d_mask)
+    k = min(int(k), len(documents))
+    scores, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    if k == 0:
+        return scores, indices
+    query_blocks = [(first, last, jax.device_put(block)) for first, last, block in queries.blocks(QUERY_TOKENS)]
+    best = [_nothing_yet(len(block.lengths), k) for _, _, block in query_blocks]
+    for d_first, _, block in documents.blocks(documents.window):
+        block = jax.device_put(block)
+        for i, (_, _, query_block) in enumerate(query_blocks):
+            best[i] = _search_block(best[i], query_block, block, weights, np.int32(d_first))
+    for (first, last, _), (values, where) in zip(query_blocks, best, strict=True):
+        scores[first:last] = np.asarray(values)[: last - first]
+        indices[first:last] = np.asarray(where)[: last - first]
+    return scores, indices
+
+
+def tie_hash(*parts: Any) -> int:
+    """Stable 64-bit hash that orders equally scored candidates, so that a constant scorer ranks at chance level.
+
+    BLAKE2b with 8 bytes of digest, read as a big-endian unsigned integer, over each part's UTF-8 followed by a zero
+    byte. As in the reference implementation of arXiv:2605.24938, where the parts are "<dataset>:<query index>" and
+    the candidate's name.
+
+    Example:
+      >>> tie_hash("news:0", "page-3") != tie_hash("news:1", "page-3")
+      True
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(str(part).encode("utf-8", errors="surrogatepass") + b"\0")
+    return int.from_bytes(digest.digest(), "big")
+
+
+def _block_scores(q: Block, d: Block, weights: Float[Array, " 2"]) -> Float[Array, "S Z"]:
+    total = jnp.zeros((len(q.lengths), len(d.lengths)), jnp.float32)
+    if q.pooled is not None and d.pooled is not None:
+        total += weights[0] * inner_products(q.pooled, d.pooled)
+    if q.window is not None and d.window is not None:
+        total += weights[1] * late(q.window, q.lengths, d.window, len(d.lengths))
+    return total
+
+
+_score_block = jax.jit(_block_scores)
+
+
+@jax.jit
+def _search_block(best, q: Block, d: Block, weights: Float[Array, " 2"], first: Int[Array, ""]):
+    """Merges a block's documents into the best so far, [S, k] scores and indices."""
+    scores = _block_scores(q, d, weights)
+    scores = jnp.where(d.lengths > 0, scores, -jnp.inf)
+    indices = jnp.broadcast_to(first + jnp.arange(scores.shape[1], dtype=jnp.int32), scores.shape)
+    scores, indices = jnp.concatenate([best[0], scores], 1), jnp.concatenate([best[1], indices], 1)
+    # top_k puts the first of equal values first: the best so far, which have the lower indices, stand before.
+    values, at = lax.top_k(scores, best[0].shape[1])
+    return values, jnp.take_along_axis(indices, at, axis=1)
+
+
+def _nothing_yet(slots: int, k: int) -> tuple[Array, Array]:
+    return jnp.full((slots, k), -jnp.inf, jnp.float32), jnp.full((slots, k), -1, jnp.int32)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Queries or documents; a part that takes no part in the score is None."""
+
+    pooled: np.ndarray | None
+    tokens: np.ndarray | None
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def window(self) -> int:
+        """Tokens of a window: a power of two."""
+        if self.tokens is None:
+            return DOCUMENT_TOKENS
+        fitting = DOCUMENT_BYTES // (self.tokens.shape[1] * self.tokens.itemsize)
+        return min(DOCUMENT_TOKENS, 1 << max(0, fitting.bit_length() - 1))
+
+    def blocks(self, max_tokens: int) -> Iterator[tuple[int, int, Block]]:
+        return blocks(self.pooled, self.tokens, self.offsets, max_tokens=max_tokens, max_items=ITEMS)
+
+    def widths(self) -> dict[str, int]:
+        parts = {"pooled vectors": self.pooled, "tokens": self.tokens}
+        return {name: part.shape[1] for name, part in parts.items() if part is not None}
+
+
+def _sides(q, d, pooled_weight, late_weight, q_mask, d_mask) -> tuple[_Side, _Side, np.ndarray]:
+    weights = (pooled_weight, late_weight)
+    for name, weight in zip(("pooled_weight", "late_weight"), weights, strict=True):
+        if not math.isfinite(weight):
+            raise ValueError(f"{name} is {weight}: it must be finite")
+    if weights == (0, 0):
+        raise ValueError("pooled_weight and late_weight are both 0: nothing is left to score")
+    queries = _side("q", q, q_mask, pooled_weight != 0, late_weight != 0)
+    documents = _side("d", d, d_mask, pooled_weight != 0, late_weight != 0)
+    ours, theirs = queries.widths(), documents.widths()
+    if ours.keys() != theirs.keys():
+        raise ValueError(
+            f"q has {' and '.join(ours)}, d has {' and '.join(theirs)}: pass the same kind on both sides, or weight 0 "
+            "for the part that one lacks"
+        )
+    for name, width in ours.items():
+        if theirs[name] != width:
+            raise ValueError(f"{name} of q have width {width}, of d {theirs[name]}: encode both with the same model")
+    return queries, documents, np.asarray(weights, np.float32)
+
+
+def _side(side: str, x: Items, mask: Array | None, use_pooled: bool, use_late: bool) -> _Side:
+    if mask is not None and (isinstance(x, Embeddings | list | tuple) or np.ndim(x) != 3):
+        raise ValueError(f"{side}_mask is for tokens [N, L, D]: {side} is not such an array")
+    if isinstance(x, Embeddings):
+        found = _Side(x.pooled, x.tokens, x.offsets)
+    elif isinstance(x, list | tuple):
+        found = _ragged(side, [_array(f"{side}[{i}]", item, 2) for i, item in enumerate(x)])
+    elif np.ndim(x) == 3:
+        found = _padded_tokens(side, _array(side, x, 3), mask)
+    else:
+        pooled = _array(side, x, 2)
+        check_finite("the pooled vector", pooled, lambda row: f"{side}, item {row}")
+        found = _Side(pooled, None, np.arange(len(pooled) + 1))
+    if not use_late:
+        found = _Side(found.pooled, None, np.arange(len(found) + 1))
+    elif not use_pooled:
+        found = _Side(None, found.tokens, found.offsets)
+    if not found.widths():
+        part = "tokens: late_weight" if use_pooled else "pooled vectors: pooled_weight"
+        raise ValueError(f"{side} holds only {part} must not be 0")
+    return found
+
+
+def _padded_tokens(side: str, x: np.ndarray, mask: Array | None) -> _Side:
+    keep = np.ones(x.shape[:2], bool) if mask is None else np.asarray(mask)
+    if keep.dtype != bool:
+        raise TypeError(f"{side}_mask has dtype {keep.dtype}: a mask is boolean, True = kept (use .astype(bool))")
+    if keep.shape != x.shape[:2]:
+        raise ValueError(f"{side}_mask has shape {keep.shape} for tokens of shape {x.shape}: it must be {x.shape[:2]}")
+    return _packed(side, x[keep], keep.sum(axis=1))
+
+
+def _ragged(side: str, items: list[np.ndarray]) -> _Side:
+    if not items:
+        raise ValueError(f"{side} is an empty list: its width is unknown; pass an array of shape (0, L, D)")
+    for i, item in enumerate(items):
+        if (item.shape[1], item.dtype) != (items[0].shape[1], items[0].dtype):
+            raise ValueError(
+                f"{side}[{i}] has width {item.shape[1]} and dtype {item.dtype}, {side}[0] has {items[0].shape[1]} and "
+                f"{items[0].dtype}: they must be equal"
+            )
+    return _packed(side, np.concatenate(items), np.asarray([len(item) for item in items]))
+
+
+def _packed(side: str, tokens: np.ndarray, lengths: np.ndarray) -> _Side:
+    empty = np.flatnonzero(lengths == 0)
+    if empty.size:
+        raise ValueError(f"{side}, item {int(empty[0])} has no token: keep at least one, or pass Embeddings")
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    check_finite("it", tokens, lambda row: f"{side}, {token_name(offsets, row)}")
+    return _Side(None, tokens, offsets)
+
+
+def _array(name: str, x: Any, ndim: int) -> np.ndarray:
+    array = np.asarray(x)
+    if array.dtype not in DTYPES:
+        raise TypeError(f"{name} has dtype {array.dtype}: use .astype(np.float32) (float16 and bfloat16 also work)")
+    if array.ndim != ndim or array.shape[-1] == 0:
+        raise ValueError(
+            f"{name} has shape {array.shape}: pass Embeddings, pooled vectors [N, H], tokens [N, L, D], or a list of "
+            "tokens [L, D]"
+        )
+    return array
