@@ -1,0 +1,38 @@
+"""Pages of any PDF with an outline: its entries are the queries, their pages the answers.
+
+    python -m eval.run --config configs/eval_pdf.py --config.path=manual.pdf
+    python -m eval.run --config configs/eval_pdf.py:manual.pdf --config.white_out=False --config.dpi=144
+
+The heading is painted over on its page by default, so that the query is never read off the page letter by letter.
+Prints the table of the rows bm25, pooled, late and hybrid and writes it, its JSON and a plot to results/pdf. Several
+files, by commas, or a folder of PDFs also give their average.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from eval.benchmark import Benchmark
+from eval.config import default_config
+from eval.pdf import pdf_benchmark
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The argument is `path`."""
+    config = default_config()
+    config.path = arg  # PDFs, or folders of them, separated by commas
+    config.dpi = 72  # of the page images: A4 is about 0.5 megapixels, 490 visual tokens
+    config.white_out = True
+    config.max_level = 99  # deepest outline level that is asked for; 0 = chapters only
+    config.output = "results/pdf"
+    return config
+
+
+def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
+    paths = [Path(path) for path in config.path.split(",") if path]
+    files = [file for path in paths for file in (sorted(path.glob("**/*.pdf")) if path.is_dir() else [path])]
+    if not files:
+        raise ValueError("no PDF: add --config.path=FILE.pdf, or a folder that holds some")
+    return [
+        pdf_benchmark(file, dpi=config.dpi, white_out=config.white_out, max_level=config.max_level) for file in files
+    ]

@@ -1,0 +1,30 @@
+"""The keys that every evaluation config shares; a config file adds its own (a path, a page size)."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict, config_dict
+
+from eval.evaluate import METRICS, QUERY_BLOCK
+
+
+def default_config() -> ConfigDict:
+    """Defaults of `python -m eval.run`; unknown keys are refused by the command line."""
+    return ConfigDict(
+        {
+            "model": "tiny",  # a hub id, a folder, or "tiny"
+            "adapter": config_dict.placeholder(str),  # folder or adapter.pt; None = no adapter rows
+            "dtype": config_dict.placeholder(str),  # of the backbone, float32 or bfloat16; None = by device
+            "storage_dtype": "float32",  # of the embeddings; float16 halves their memory
+            "rows": config_dict.placeholder(tuple),  # None = all that apply; names in eval/evaluate.py
+            "metrics": METRICS,
+            "pooled_weight": 1.0,
+            "late_weight": 1.0,
+            "batch_size": config_dict.placeholder(int),  # None = the encoder's default
+            "query_block": QUERY_BLOCK,  # queries scored at a time
+            "max_queries": config_dict.placeholder(int),  # a random sample; None = all
+            "max_corpus": config_dict.placeholder(int),  # likewise; relevant documents always stay
+            "bootstrap": {"samples": 2000, "seed": 0, "level": 0.95},
+            "seed": 0,  # of the samples above
+            "output": "results/eval",
+        }
+    )

@@ -1,0 +1,61 @@
+"""An encoder without a model: every word is a token of its own fixed direction, the pooled vector is their mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from smart_jax.embeddings import Embeddings
+from smart_jax.items import parse_item
+
+
+@dataclasses.dataclass
+class FakeEncoder:
+    """Has the methods of `smart_jax.Encoder` that evaluation uses, and records its calls."""
+
+    width: int = 16
+    noise: float = 0.0  # on each item's pooled vector
+    adapter: Any = None
+    calls: list[tuple[str, int, str | None]] = dataclasses.field(default_factory=list)
+
+    def with_adapter(self, adapter: str, **config: Any) -> FakeEncoder:
+        return dataclasses.replace(self, adapter=SimpleNamespace(name=adapter, config=SimpleNamespace(**config)))
+
+    def encode_query(self, items: Any, *, instruction: str | None = None, **options: Any) -> Embeddings:
+        self.calls.append(("query", len(items), instruction))
+        return self._encode(items, **{"dtype": np.float32, **options})
+
+    def encode_document(self, items: Any, *, instruction: str | None = None, **options: Any) -> Embeddings:
+        self.calls.append(("document", len(items), instruction))
+        return self._encode(items, **{"dtype": np.float32, **options})
+
+    def _encode(self, items: Any, *, dtype: Any, batch_size: Any = None, progress: Any = None) -> Embeddings:
+        tokens = [self.tokens(item) for item in items]
+        pooled = np.stack([self.pooled(item) for item in items])
+        offsets = np.concatenate([[0], np.cumsum([len(t) for t in tokens])]).astype(np.int64)
+        return Embeddings(pooled=pooled.astype(dtype), tokens=np.concatenate(tokens).astype(dtype), offsets=offsets)
+
+    def tokens(self, item: Any) -> np.ndarray:
+        """Unit vectors [words, width], float64; an adapter turns every direction."""
+        salt = self.adapter.name if self.adapter else ""
+        words = " ".join(parse_item(item).texts).split()
+        return _unit(np.stack([_direction(salt + word, self.width) for word in words]))
+
+    def pooled(self, item: Any) -> np.ndarray:
+        """Unit vector [width], float64."""
+        text = " ".join(parse_item(item).texts)
+        mean = np.stack([_direction(word, self.width) for word in text.split()]).mean(axis=0)
+        return _unit(mean + self.noise * _direction("item " + text, self.width))
+
+
+def _direction(text: str, width: int) -> np.ndarray:
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return np.random.default_rng(seed).standard_normal(width)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)

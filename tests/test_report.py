@@ -1,0 +1,119 @@
+"""Reports: means, paired intervals, the average, and the files."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.evaluate import Result
+from eval.report import excludes_zero, markdown, plot, summarise, write
+
+
+def result(name="pages", seed=0, queries=80, rows=("pooled", "late", "hybrid"), gain=0.1, metrics=("ndcg@5", "hit@1")):
+    """Every row is the first plus `gain` per step, so that paired differences are certain."""
+    rng = np.random.default_rng(seed)
+    base = {m: 0.7 * rng.random(queries) for m in metrics}
+    values = {row: {m: base[m] + i * gain for m in metrics} for i, row in enumerate(rows)}
+    return Result(name, [f"q{i}" for i in range(queries)], 200, False, values, {"score": 1.23456})
+
+
+def test_means_intervals_and_paired_differences():
+    made = result()
+    summary = summarise([made], samples=500)
+    (entry,) = summary["benchmarks"]
+    assert (entry["name"], entry["queries"], entry["documents"], entry["ranking"]) == ("pages", 80, 200, "global")
+    for row, values in made.values.items():
+        figure = entry["rows"][row]["ndcg@5"]
+        assert figure["mean"] == pytest.approx(values["ndcg@5"].mean(), abs=1e-12)
+        assert figure["low"] < figure["mean"] < figure["high"]
+        spread = values["ndcg@5"].std() / np.sqrt(80)
+        assert figure["high"] - figure["low"] == pytest.approx(2 * 1.96 * spread, rel=0.15)
+    (pair,) = entry["differences"]
+    assert (pair["row"], pair["minus"]) == ("hybrid", "pooled")
+    assert pair["metrics"]["hit@1"] == pytest.approx({"mean": 0.2, "low": 0.2, "high": 0.2}, abs=1e-9)
+
+
+def test_differences_of_adapter_rows():
+    rows = ("pooled", "late", "hybrid", "adapter-late", "adapter-hybrid")
+    (entry,) = summarise([result(rows=rows)], samples=50)["benchmarks"]
+    pairs = {(p["row"], p["minus"]): p["metrics"]["ndcg@5"]["mean"] for p in entry["differences"]}
+    assert pairs == pytest.approx(
+        {
+            ("hybrid", "pooled"): 0.2,
+            ("adapter-late", "late"): 0.2,
+            ("adapter-hybrid", "hybrid"): 0.2,
+            ("adapter-hybrid", "pooled"): 0.4,
+        }
+    )
+
+
+def test_average_of_benchmarks_is_unweighted_and_over_shared_rows():
+    first, second = result("a", 1, 30), result("b", 2, 120, rows=("bm25", "pooled", "hybrid"))
+    *_, average = summarise([first, second], samples=2000)["benchmarks"]
+    assert average["name"] == "average" and list(average["rows"]) == ["pooled", "hybrid"]
+    figure = average["rows"]["pooled"]["ndcg@5"]
+    values = [r.values["pooled"]["ndcg@5"] for r in (first, second)]
+    assert figure["mean"] == pytest.approx(np.mean([v.mean() for v in values]))
+    # Queries are resampled within each benchmark: the errors of the two means add up in squares.
+    error = np.sqrt(sum(v.var() / len(v) for v in values)) / 2
+    assert figure["high"] - figure["low"] == pytest.approx(2 * 1.96 * error, rel=0.12)
+
+
+def test_same_seed_same_intervals():
+    assert summarise([result()], samples=100, seed=1) == summarise([result()], samples=100, seed=1)
+    assert summarise([result()], samples=100, seed=1) != summarise([result()], samples=100, seed=2)
+
+
+def test_level_widens_the_interval():
+    summaries = [summarise([result()], level=level) for level in (0.5, 0.99)]
+    narrow, wide = (s["benchmarks"][0]["rows"]["late"]["hit@1"] for s in summaries)
+    assert wide["low"] < narrow["low"] < narrow["high"] < wide["high"]
+
+
+def test_markdown_table():
+    text = markdown(summarise([result(), result("other", 1, gain=0.0)], samples=200))
+    lines = text.splitlines()
+    assert "### pages (80 queries, 200 documents, global ranking)" in lines
+    table = [line for line in lines if line.startswith("|")]
+    assert {line.count("|") for line in table} == {4}
+    assert "| row | ndcg@5 | hit@1 |" in table
+    hybrids = [line for line in table if line.startswith("| hybrid − pooled |")]
+    assert len(hybrids) == 3  # two benchmarks and their average
+    assert hybrids[0].count("+0.200 [+0.200, +0.200] *") == 2
+    assert hybrids[1].count("+0.000 [+0.000, +0.000] |") == 2  # no star: 0 is inside
+    assert "95 % bootstrap interval" in lines[-1]
+
+
+def test_excludes_zero():
+    assert excludes_zero({"mean": 0.1, "low": 0.01, "high": 0.2})
+    assert excludes_zero({"mean": -0.1, "low": -0.2, "high": -0.01})
+    assert not excludes_zero({"mean": 0.1, "low": -0.01, "high": 0.2})
+    assert not excludes_zero({"mean": 0.0, "low": 0.0, "high": 0.0})
+
+
+def test_files_are_written_and_overwritten(tmp_path):
+    folder = tmp_path / "deep" / "er"
+    for seed in (0, 1):
+        summary = summarise([result(seed=seed)], samples=50)
+        paths = write(summary, folder)
+        assert json.loads(paths["json"].read_text()) == summary
+        assert paths["md"].read_text(encoding="utf-8") == markdown(summary)
+        with Image.open(paths["png"]) as image:
+            assert image.width > 500 and len(image.convert("RGB").getcolors(1 << 24)) > 3
+    assert sorted(p.name for p in folder.iterdir()) == ["results.json", "results.md", "results.png"]
+
+
+def test_plot_grows_with_the_number_of_benchmarks(tmp_path):
+    sizes = []
+    for count in (1, 2):
+        plot(summarise([result(str(i), i) for i in range(count)], samples=20), tmp_path / "p.png")
+        sizes.append(Image.open(tmp_path / "p.png").height)
+    assert sizes[1] > 2 * sizes[0]  # two panels and their average
+
+
+def test_bad_results_are_refused():
+    with pytest.raises(ValueError, match="no results"):
+        summarise([])
+    with pytest.raises(ValueError, match="benchmark b has metrics"):
+        summarise([result("a"), result("b", metrics=("mrr",))])
