@@ -7,8 +7,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from smart_jax.maxsim.reference import NO_TOKENS, dense
-from smart_jax.maxsim.tiled import like, tiled
+from smart_jax.maxsim.reference import NO_TOKENS, dense_maxsim
+from smart_jax.maxsim.tiled import like, tiled_maxsim
 
 __all__ = ["IMPLEMENTATIONS", "NO_TOKENS", "maxsim"]
 
@@ -42,7 +42,8 @@ def maxsim(
     Returns:
       float32 (float64 for float64 inputs). A document without kept tokens scores `NO_TOKENS` = -1e30 with a zero
       gradient: finite, last in any ranking and without weight in a softmax. A query without kept tokens scores 0
-      with every other document.
+      with every other document. A document all of whose tokens are NaN never gets a finite score; a single NaN may
+      go unseen, as XLA's maximum on a CPU skips it (`smart_jax.score` checks its inputs).
 
     Raises:
       ValueError: ranks, widths or mask shapes do not fit; an axis is empty; an unknown option.
@@ -63,13 +64,13 @@ def maxsim(
     if implementation == "reference":
         q_mask = jnp.ones(q.shape[:2], bool) if q_mask is None else q_mask
         d_mask = jnp.ones(d.shape[:2], bool) if d_mask is None else d_mask
-        return dense(q, d, q_mask, d_mask, reduction == "mean")
+        return dense_maxsim(q, d, q_mask, d_mask, reduction == "mean")
     if implementation not in (None, "tiled"):
         raise ValueError(f"implementation {implementation!r}: choose None or one of {IMPLEMENTATIONS}")
     # In shard_map all inputs must vary over the same mesh axes; doing it outside the custom VJP lets its transpose,
     # a sum over devices, complete the gradient of a replicated input.
     q, d, q_mask, d_mask = like((q, d, q_mask, d_mask), q, d, q_mask, d_mask)
-    return tiled(q, d, q_mask, d_mask, reduction == "mean")
+    return tiled_maxsim(q, d, q_mask, d_mask, reduction == "mean")
 
 
 def _tokens(name: str, x: Array) -> Array:

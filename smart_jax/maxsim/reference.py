@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 NO_TOKENS = -1e30  # score of a document without tokens: below any other, yet finite, so that no gradient becomes NaN
 
 
-def dense(
+def dense_maxsim(
     q: Float[Array, "B P D"],
     d: Float[Array, "N L D"],
     q_mask: Bool[Array, "B P"],

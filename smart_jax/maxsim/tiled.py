@@ -28,7 +28,7 @@ SCATTERED_VALUES = 2**18  # values of the weighted query tokens that the backwar
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def tiled(
+def tiled_maxsim(
     q: Float[Array, "B P D"],
     d: Float[Array, "N L D"],
     q_mask: Bool[Array, "B P"] | None,
@@ -87,8 +87,7 @@ def _best(q, d, d_mask, first: Int[Array, ""], tile: tuple[int, int], with_index
         best, where = _best_of_tile(q, d, d_mask, (first, at), tile, with_index)
         if not with_index:
             return jnp.maximum(carry[0], best), None
-        # Strictly greater keeps the first of equal maxima; a NaN is taken over, never lost.
-        better = ~(best <= carry[0])
+        better = best > carry[0]  # strictly: the first of equal maxima stays
         return jnp.where(better, best, carry[0]), jnp.where(better, where, carry[1])
 
     shape = (*q.shape[:2], documents)
@@ -146,7 +145,7 @@ def _tiled_bwd(mean: bool, residuals, g: Float[Array, "B N"]):
     return dq.astype(q.dtype), dd, None, None
 
 
-tiled.defvjp(_tiled_fwd, _tiled_bwd)
+tiled_maxsim.defvjp(_tiled_fwd, _tiled_bwd)
 
 
 def _chunk(length: int, values: int) -> int:

@@ -1,0 +1,285 @@
+"""What every implementation of MaxSim must do: subclass `MaxSimSuite` in a test file and set `implementation`.
+
+The oracle is NumPy in float64, token by token; gradients are compared with autodiff of the dense reference and with
+finite differences.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.test_util import check_grads
+
+from smart_jax.maxsim import NO_TOKENS, maxsim
+
+TOLERANCE = 1e-5
+
+
+def oracle(q, d, q_mask=None, d_mask=None, reduction="mean") -> np.ndarray:
+    q, d = np.asarray(q).astype(np.float64), np.asarray(d).astype(np.float64)
+    q_mask = np.ones(q.shape[:2], bool) if q_mask is None else np.asarray(q_mask)
+    d_mask = np.ones(d.shape[:2], bool) if d_mask is None else np.asarray(d_mask)
+    scores = np.empty((len(q), len(d)))
+    for b in range(len(q)):
+        for n in range(len(d)):
+            if not d_mask[n].any():
+                scores[b, n] = NO_TOKENS
+                continue
+            best = (q[b][q_mask[b]] @ d[n][d_mask[n]].T).max(axis=1)
+            scores[b, n] = best.sum() / (max(len(best), 1) if reduction == "mean" else 1)
+    return scores
+
+
+def unit(rng, *shape) -> np.ndarray:
+    x = rng.normal(size=shape)
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def make(rng, queries=3, query_length=4, documents=5, length=6, width=8, kept=0.6):
+    """Tokens and masks; every item keeps at least its first token."""
+    masks = [rng.random(shape) < kept for shape in ((queries, query_length), (documents, length))]
+    for mask in masks:
+        mask[:, 0] = True
+    return unit(rng, queries, query_length, width), unit(rng, documents, length, width), *masks
+
+
+def close(actual, expected, tolerance=TOLERANCE):
+    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=tolerance, atol=tolerance)
+
+
+compiled = jax.jit(maxsim, static_argnames=("reduction", "implementation"))
+
+
+class MaxSimSuite:
+    implementation: str
+    shapes = ((1, 1, 1, 1, 1), (3, 4, 5, 6, 8), (2, 1, 7, 300, 16), (1, 5, 300, 2, 3), (4, 33, 3, 129, 24))
+
+    @property
+    def maxsim(self):
+        return partial(compiled, implementation=self.implementation)
+
+    @pytest.fixture
+    def rng(self):
+        return np.random.default_rng(0)
+
+    # Forward
+
+    @pytest.mark.parametrize("shape", shapes)
+    @pytest.mark.parametrize(("masked", "reduction"), [(False, "mean"), (True, "mean"), (True, "sum")])
+    def test_shapes(self, rng, shape, masked, reduction):
+        q, d, q_mask, d_mask = make(rng, *shape)
+        masks = (q_mask, d_mask) if masked else ()
+        score = self.maxsim(q, d, *masks, reduction=reduction)
+        assert (score.shape, score.dtype) == ((shape[0], shape[2]), jnp.float32)
+        close(score, oracle(q, d, *masks, reduction=reduction))
+
+    @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+    @given(
+        st.integers(0, 2**32 - 1),
+        st.sampled_from([(2, 3, 4, 7, 5), (1, 2, 9, 1, 3), (3, 1, 2, 31, 2)]),
+        st.floats(0, 1),
+        st.sampled_from([-1.0, 1.0, 0.0]),
+    )
+    def test_hypothesis(self, seed, shape, kept, sign):
+        """Ragged lengths by random masks, empty items too; sign -1 = all similarities negative, 0 = all tied."""
+        rng = np.random.default_rng(seed)
+        q, d, _, _ = make(rng, *shape)
+        q_mask, d_mask = rng.random(q.shape[:2]) < kept, rng.random(d.shape[:2]) < kept
+        if sign <= 0:
+            q, d = np.abs(q), sign * np.abs(d)
+        close(self.maxsim(q, d, q_mask, d_mask), oracle(q, d, q_mask, d_mask))
+
+    def test_dropped_tokens_never_win(self, rng):
+        """All kept similarities are negative, and the dropped tokens are zero or best."""
+        q = np.abs(unit(rng, 2, 3, 8))
+        d = -np.abs(unit(rng, 4, 6, 8))
+        d_mask = np.arange(6)[None] < np.array([1, 3, 5, 6])[:, None]
+        d[~d_mask] = 0
+        d[0, -1] = 1
+        close(self.maxsim(q, d, None, d_mask), oracle(q, d, None, d_mask))
+
+    def test_padding_changes_nothing(self, rng):
+        q, d, q_mask, d_mask = make(rng)
+        score = self.maxsim(q, d, q_mask, d_mask)
+        wide = [np.concatenate([x, np.full_like(x, 7.0)], axis=1) for x in (q, d)]
+        masks = [np.concatenate([m, np.zeros_like(m)], axis=1) for m in (q_mask, d_mask)]
+        close(self.maxsim(*wide, *masks), score, 1e-6)
+
+    def test_items_without_tokens(self, rng):
+        q, d, q_mask, d_mask = make(rng)
+        q_mask[1], d_mask[2] = False, False
+        score = np.asarray(self.maxsim(q, d, q_mask, d_mask))
+        assert (score[:, 2] == NO_TOKENS).all()
+        assert (score[1, [0, 1, 3, 4]] == 0).all()
+        close(score, oracle(q, d, q_mask, d_mask))
+
+    @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+    @pytest.mark.parametrize("both", [True, False])
+    def test_half_precision_inputs_are_summed_in_float32(self, rng, dtype, both):
+        q, d, q_mask, d_mask = make(rng, 2, 40, 3, 20, 512)
+        q, d = q.astype(dtype) if both else q, d.astype(dtype)
+        score = self.maxsim(q, d, q_mask, d_mask)
+        assert score.dtype == jnp.float32
+        close(score, oracle(q, d, q_mask, d_mask))
+
+    # Gradient
+
+    @pytest.mark.parametrize(("shape", "reduction"), [*((s, "mean") for s in shapes), (shapes[1], "sum")])
+    def test_gradient_is_the_reference_s(self, rng, shape, reduction):
+        q, d, q_mask, d_mask = make(rng, *shape)
+        g = rng.normal(size=(shape[0], shape[2])).astype(np.float32)
+
+        @partial(jax.jit, static_argnums=0)
+        def total(implementation, q, d):
+            return jnp.sum(g * maxsim(q, d, q_mask, d_mask, reduction=reduction, implementation=implementation))
+
+        ours = jax.grad(partial(total, self.implementation), (0, 1))(q, d)
+        theirs = jax.grad(partial(total, "reference"), (0, 1))(q, d)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.dtype == jnp.float32
+            close(a, b)
+
+    def test_gradient_by_finite_differences(self, rng):
+        with jax.enable_x64(True):
+            q, d, q_mask, d_mask = make(rng)
+            q, d = q.astype(np.float64), d.astype(np.float64)
+            score = self.maxsim(q, d, q_mask, d_mask)
+            assert score.dtype == jnp.float64
+            np.testing.assert_allclose(score, oracle(q, d, q_mask, d_mask), rtol=1e-12, atol=1e-12)
+            run = partial(self.maxsim, q_mask=q_mask, d_mask=d_mask)
+            check_grads(run, (q, d), order=1, modes=["rev"], eps=1e-6, atol=1e-8, rtol=1e-8)
+
+    def test_gradient_of_infonce_is_finite_beside_items_without_tokens(self, rng):
+        q, d, q_mask, d_mask = make(rng)
+        q_mask[1], d_mask[4] = False, False
+
+        @jax.jit
+        @partial(jax.value_and_grad, argnums=(0, 1, 2))
+        def loss(q, d, temperature):
+            logits = self.maxsim(q, d, q_mask, d_mask) / temperature
+            return jnp.mean(jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits[:, :3]))
+
+        value, grads = loss(q, d, 0.03)
+        expected = oracle(q, d[:4], q_mask, d_mask[:4]) / 0.03  # a document without tokens has no weight
+        top = expected.max(axis=1, keepdims=True)
+        lse = np.log(np.exp(expected - top).sum(axis=1)) + top[:, 0]
+        assert float(value) == pytest.approx(np.mean(lse - np.diagonal(expected[:, :3])), rel=1e-5)
+        assert all(np.isfinite(g).all() for g in grads)
+        assert not np.asarray(grads[1])[4].any()
+        assert not np.asarray(grads[0])[1].any()
+
+    def test_dropped_tokens_get_no_gradient(self, rng):
+        q, d, q_mask, d_mask = make(rng)
+        dq, dd = jax.grad(lambda q, d: self.maxsim(q, d, q_mask, d_mask).sum(), (0, 1))(q, d)
+        assert not np.asarray(dq)[~q_mask].any()
+        assert not np.asarray(dd)[~d_mask].any()
+
+    @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+    def test_gradient_of_half_precision_inputs(self, rng, dtype):
+        q, d, q_mask, d_mask = make(rng, width=32)
+        q, d = q.astype(dtype), d.astype(dtype)
+        run = jax.grad(lambda q, d: self.maxsim(q, d, q_mask, d_mask).sum(), (0, 1))
+        for half, whole in zip(run(q, d), run(q.astype(np.float32), d.astype(np.float32)), strict=True):
+            assert half.dtype == dtype
+            close(half, np.asarray(whole).astype(dtype).astype(np.float64), 1e-6)
+
+    @pytest.mark.parametrize("length", [6, 300])
+    def test_diverged_tokens_give_no_finite_score(self, rng, length):
+        q, d, _, _ = make(rng, length=length)
+        d[1] = np.nan
+        assert np.isfinite(np.asarray(self.maxsim(q, d))).tolist() == [[True, False, True, True, True]] * 3
+        q[2] = np.nan
+        assert not np.isfinite(np.asarray(self.maxsim(q, d)))[2].any()
+
+    # Transformations
+
+    def test_jit_and_checkpoint(self, rng):
+        q, d, q_mask, d_mask = make(rng)
+        plain = jax.value_and_grad(lambda q, d: self.maxsim(q, d, q_mask, d_mask).sum(), (0, 1))(q, d)
+
+        @jax.jit
+        @partial(jax.value_and_grad, argnums=(0, 1))
+        @jax.checkpoint
+        def run(q, d, q_mask, d_mask):
+            return self.maxsim(q, d, q_mask, d_mask).sum()
+
+        for a, b in zip(jax.tree.leaves(run(q, d, q_mask, d_mask)), jax.tree.leaves(plain), strict=True):
+            close(a, b, 1e-6)
+
+    def test_vmap(self, rng):
+        q, d, q_mask, d_mask = (
+            np.stack(x) for x in zip(*(make(rng, query_length=5, length=7) for _ in range(3)), strict=True)
+        )
+
+        @jax.jit
+        def run(q, d, q_mask, d_mask):
+            value, pullback = jax.vjp(lambda q, d: self.maxsim(q, d, q_mask, d_mask), q, d)
+            return value, *pullback(jnp.ones_like(value))
+
+        batched = jax.vmap(run)(q, d, q_mask, d_mask)
+        for i in range(3):
+            for a, b in zip(batched, run(q[i], d[i], q_mask[i], d_mask[i]), strict=True):
+                close(a[i], b, 1e-6)
+        shared = jax.vmap(self.maxsim, in_axes=(None, 0))(q[0], d)
+        close(shared, np.stack([oracle(q[0], x) for x in d]))
+
+    @pytest.mark.parametrize(("masked", "length"), [(False, 6), (True, 300)])
+    def test_shard_map_over_queries(self, rng, masked, length):
+        """Queries split over devices, documents whole on each: scores and both gradients as on one device."""
+        devices = jax.devices()
+        assert len(devices) == 8
+        q, d, *masks = make(rng, queries=16, length=length)
+        masks = masks if masked else (None, None)
+        mesh = Mesh(np.array(devices), ("data",))
+        split, whole = PartitionSpec("data"), PartitionSpec()
+
+        def run(q, d, q_mask, d_mask):
+            return self.maxsim(q, d, q_mask, d_mask)
+
+        sharded = jax.shard_map(run, mesh=mesh, in_specs=(split, whole, split, whole), out_specs=split)
+        close(sharded(q, d, *masks), oracle(q, d, *masks))
+        g = rng.normal(size=(16, 5)).astype(np.float32)
+        ours = jax.jit(jax.grad(lambda q, d: jnp.sum(g * sharded(q, d, *masks)), (0, 1)))(q, d)
+        theirs = jax.grad(lambda q, d: jnp.sum(g * run(q, d, *masks)), (0, 1))(q, d)
+        for a, b in zip(ours, theirs, strict=True):
+            close(a, b)
+
+    def test_sharded_arrays_under_jit(self, rng):
+        """As the trainer calls it: the compiler splits the work by the arrays' shardings."""
+        q, d, q_mask, d_mask = make(rng, queries=16)
+        mesh = Mesh(np.array(jax.devices()), ("data",))
+        split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+        run = jax.jit(jax.value_and_grad(lambda *x: jnp.sum(self.maxsim(*x) ** 2), (0, 1)))
+        placed = jax.device_put((q, d, q_mask, d_mask), (split, whole, split, whole))
+        for a, b in zip(jax.tree.leaves(run(*placed)), jax.tree.leaves(run(q, d, q_mask, d_mask)), strict=True):
+            close(a, b)
+
+    # Bad input
+
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            ({"q": np.ones((3, 4, 7), np.float32)}, ValueError, "q has width 7 and d has width 8"),
+            (
+                {"q": np.ones((4, 8), np.float32)},
+                ValueError,
+                r"q has shape \(4, 8\): tokens are \[items, tokens, width",
+            ),
+            ({"d": np.ones((0, 6, 8), np.float32)}, ValueError, r"d has shape \(0, 6, 8\).*no axis empty"),
+            ({"d": np.ones((5, 6, 8), np.int32)}, TypeError, "d has dtype int32: tokens must be floating point"),
+            ({"q_mask": np.ones((3, 5), bool)}, ValueError, r"q_mask has shape \(3, 5\) .* it must be \(3, 4\)"),
+            ({"d_mask": np.ones((5,), bool)}, ValueError, r"d_mask has shape \(5,\) .* it must be \(5, 6\)"),
+            ({"d_mask": np.ones((5, 6), np.int32)}, TypeError, "d_mask has dtype int32: a mask is boolean"),
+            ({"reduction": "max"}, ValueError, "reduction 'max': choose 'mean' or 'sum'"),
+        ],
+    )
+    def test_bad_input(self, rng, change, error, message):
+        q, d, q_mask, d_mask = make(rng)
+        with pytest.raises(error, match=message):
+            self.maxsim(**({"q": q, "d": d, "q_mask": q_mask, "d_mask": d_mask} | change))

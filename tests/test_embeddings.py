@@ -1,0 +1,279 @@
+import json
+from itertools import pairwise
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from smart_jax.embeddings import INDEX, Embeddings
+
+LENGTHS = (3, 1, 5, 2)
+
+
+def make(lengths=LENGTHS, *, width=4, pooled_width=4, seed=0, dtype=np.float32) -> Embeddings:
+    rng = np.random.default_rng(seed)
+    pooled = rng.normal(size=(len(lengths), pooled_width)).astype(dtype)
+    tokens = rng.normal(size=(sum(lengths), width)).astype(dtype)
+    return Embeddings(pooled, tokens, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+
+def items(e: Embeddings) -> list[tuple[list, list]]:
+    """What the embeddings hold, item by item, as plain lists."""
+    bounds = e.offsets.tolist()
+    return [(e.pooled[i].tolist(), e.tokens[a:b].tolist()) for i, (a, b) in enumerate(pairwise(bounds))]
+
+
+def test_holds_what_it_was_given():
+    e = make(width=6, pooled_width=4)
+    assert (len(e), e.pooled.shape, e.tokens.shape, e.offsets.dtype) == (4, (4, 4), (11, 6), np.int64)
+    assert e.lengths.tolist() == list(LENGTHS)
+    assert e.nbytes == 4 * 4 * 4 + 11 * 6 * 4 + 5 * 8
+    assert repr(e) == "Embeddings(4 items, 11 tokens, pooled width 4, token width 6, float32)"
+
+
+def test_takes_device_arrays_and_shares_host_memory():
+    tokens = np.ones((2, 3), np.float32)
+    e = Embeddings(jnp.ones((2, 3)), tokens, [0, 1, 2])
+    assert isinstance(e.pooled, np.ndarray)
+    assert np.shares_memory(e.tokens, tokens)
+
+
+def test_is_read_only():
+    with pytest.raises(ValueError, match="read-only"):
+        make().tokens[0, 0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        (2, [2]),
+        (-1, [3]),
+        (np.int64(1), [1]),
+        (slice(1, 3), [1, 2]),
+        (slice(None), [0, 1, 2, 3]),
+        (slice(3, 1), []),
+        (slice(None, None, -2), [3, 1]),
+        ([3, 0, 0, -2], [3, 0, 0, 2]),
+        (np.array([1, 2], np.int32), [1, 2]),
+        (np.array([True, False, False, True]), [0, 3]),
+        ([], []),
+    ],
+)
+def test_indexing(index, expected):
+    e = make()
+    assert items(e[index]) == [items(e)[i] for i in expected]
+
+
+def test_a_slice_is_a_view():
+    e = make()
+    assert np.shares_memory(e[1:3].tokens, e.tokens)
+
+
+def test_iterates_item_by_item():
+    e = make()
+    assert [len(part.tokens) for part in e] == list(LENGTHS)
+
+
+@pytest.mark.parametrize("index", [4, -5, [0, 4], np.array([True, False])])
+def test_items_that_do_not_exist(index):
+    with pytest.raises(IndexError):
+        make()[index]
+
+
+@pytest.mark.parametrize("index", [1.0, "a", [[0, 1]], [0.5]])
+def test_an_index_that_is_none(index):
+    with pytest.raises(TypeError, match="give an int, a slice"):
+        make()[index]
+
+
+def test_concatenate():
+    parts = [make(seed=0), make((1,), seed=1), make(seed=2)[0:0], make((4, 4), seed=3)]
+    joined = Embeddings.concatenate(parts)
+    assert items(joined) == [item for part in parts for item in items(part)]
+
+
+def test_concatenate_refuses_unequal_parts():
+    with pytest.raises(ValueError, match="empty"):
+        Embeddings.concatenate([])
+    for other in (make(width=5), make(pooled_width=5), make(dtype=np.float16)):
+        with pytest.raises(ValueError, match="part 1 is .*: widths and dtype must be equal"):
+            Embeddings.concatenate([make(), other])
+
+
+def test_an_item_without_tokens_gets_its_pooled_vector():
+    pooled = np.arange(12, dtype=np.float32).reshape(4, 3)
+    tokens = 100 + np.arange(9, dtype=np.float32).reshape(3, 3)
+    e = Embeddings(pooled, tokens, [0, 0, 2, 3, 3])
+    assert e.offsets.tolist() == [0, 1, 3, 4, 5]
+    np.testing.assert_array_equal(e.tokens, np.stack([pooled[0], *tokens, pooled[3]]))
+
+
+def test_an_item_without_tokens_needs_equal_widths():
+    with pytest.raises(ValueError, match="item 1 has no token, and its pooled vector of width 3 .* width 2"):
+        Embeddings(np.ones((2, 3), np.float32), np.ones((1, 2), np.float32), [0, 1, 1])
+
+
+ONES = np.ones((2, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("pooled", "tokens", "offsets", "error", "message"),
+    [
+        (ONES, ONES, [0, 1], ValueError, r"shape \(2,\) for 2 items: they must have shape \(3,\)"),
+        (ONES, ONES, [1, 1, 2], ValueError, "start at 1"),
+        (ONES, ONES, [0, 3, 2], ValueError, "not monotone: item 1 goes from token 3 to 2"),
+        (ONES, ONES, [0, 1, 3], ValueError, "end at 3, but there are 2 tokens"),
+        (ONES, ONES, [0.0, 1.0, 2.0], TypeError, "float64: they must be integers"),
+        (ONES[0], ONES, [0, 1, 2], ValueError, r"pooled has shape \(3,\): it must be a matrix"),
+        (ONES[:, :0], ONES, [0, 1, 2], ValueError, r"pooled has shape \(2, 0\)"),
+        (ONES.astype(np.float64), ONES, [0, 1, 2], TypeError, "pooled has dtype float64.*astype"),
+        (ONES, ONES.astype(np.int32), [0, 1, 2], TypeError, "tokens has dtype int32"),
+        (ONES, ONES.astype(np.float16), [0, 1, 2], TypeError, "pooled is float32 and tokens are float16"),
+    ],
+)
+def test_bad_parts(pooled, tokens, offsets, error, message):
+    with pytest.raises(error, match=message):
+        Embeddings(pooled, tokens, offsets)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_values_that_are_not_finite_are_named(value, dtype):
+    tokens, pooled = np.ones((5, 3), dtype), np.ones((2, 3), dtype)
+    tokens[3, 1] = value
+    with pytest.raises(ValueError, match="item 1, token 1: tokens holds NaN or infinity"):
+        Embeddings(pooled, tokens, [0, 2, 5])
+    pooled[1, 2] = value
+    with pytest.raises(ValueError, match="item 1: pooled holds NaN"):
+        Embeddings(pooled, np.ones((5, 3), dtype), [0, 2, 5])
+
+
+def test_infinities_that_cancel_are_found():
+    tokens = np.ones((4, 3), np.float32)
+    tokens[1, 0], tokens[2, 0] = np.inf, -np.inf
+    with pytest.raises(ValueError, match="item 0, token 1"):
+        Embeddings(np.ones((1, 3), np.float32), tokens, [0, 4])
+
+
+def test_large_finite_values_are_accepted():
+    big = np.full((1, 3), 3e38, np.float32)  # their sum overflows
+    assert len(Embeddings(big, big, [0, 1])) == 1
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float16, 2**-11), (ml_dtypes.bfloat16, 2**-8)])
+def test_half_precision_storage(dtype, tolerance):
+    e = make()
+    half = e.astype(dtype)
+    assert half.dtype == half.pooled.dtype == dtype
+    assert half.tokens.nbytes * 2 == e.tokens.nbytes
+    np.testing.assert_allclose(half.tokens.astype(np.float32), e.tokens, rtol=tolerance)
+    assert half.astype(np.float32).dtype == np.float32
+    assert e.astype("float32") is e
+
+
+def test_astype_refuses_what_can_not_be_stored():
+    with pytest.raises(TypeError, match="int8: embeddings are stored as float32, float16 or bfloat16"):
+        make().astype(np.int8)
+    big = np.full((1, 3), 1e6, np.float32)
+    with pytest.raises(ValueError, match="item 0: pooled holds NaN or infinity"):
+        Embeddings(big, big, [0, 1]).astype(np.float16)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("lengths", [LENGTHS, ()])
+def test_save_and_load(tmp_path, dtype, lengths):
+    e = make(lengths, width=6, dtype=dtype)
+    e.save(tmp_path / "a" / "b")
+    loaded = Embeddings.load(tmp_path / "a" / "b")
+    for name in ("pooled", "tokens", "offsets"):
+        assert getattr(loaded, name).dtype == getattr(e, name).dtype
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(e, name))
+
+
+def test_saving_again_replaces_and_leaves_other_files_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    make().save(tmp_path)
+    make((2, 2), seed=1).save(tmp_path)
+    assert items(Embeddings.load(tmp_path)) == items(make((2, 2), seed=1))
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".safetensors", ".txt"]
+
+
+def test_a_save_that_is_cut_off_leaves_the_former_one(tmp_path, monkeypatch):
+    make().save(tmp_path)
+
+    def full(*_, **__):
+        raise OSError("no space left on device")
+
+    for step in ("save_file", "_flush", "json.dumps"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"smart_jax.embeddings.{step}", full)
+            with pytest.raises(OSError, match="no space left"):
+                make((9,), seed=5).save(tmp_path)
+        assert items(Embeddings.load(tmp_path)) == items(make())
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+def saved(folder):
+    make().save(folder)
+    return folder / INDEX, next(folder.glob("*.safetensors"))
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"embeddings\.json': give the folder"):
+        Embeddings.load(tmp_path / "nowhere")
+    _, tensors = saved(tmp_path)
+    tensors.unlink()
+    with pytest.raises(FileNotFoundError, match="copy the folder as a whole"):
+        Embeddings.load(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 20, 0.5, 0.99])
+def test_truncated_tensors(tmp_path, kept):
+    _, tensors = saved(tmp_path)
+    data = tensors.read_bytes()
+    tensors.write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
+    with pytest.raises(ValueError, match=r"safetensors' is corrupt or truncated .*: encode and save again"):
+        Embeddings.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "something"}, "does not describe embeddings"),
+        ({"version": 2}, "has version 2, this library reads 1"),
+        ({"file": "../embeddings.safetensors"}, "names no safetensors file of its folder"),
+        ({"file": None}, "names no safetensors file"),
+        ({"items": 5}, "says items = 5, but .* has 4"),
+        ({"tokens": 12}, "says tokens = 12, but .* has 11"),
+        ({"dtype": "float16"}, "says dtype = float16, but .* has float32"),
+        ({"token_width": 8}, "says token_width = 8, but .* has 4"),
+    ],
+)
+def test_an_index_that_does_not_fit(tmp_path, changes, message):
+    index, _ = saved(tmp_path)
+    index.write_text(json.dumps(json.loads(index.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        Embeddings.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+def test_an_index_that_is_no_json_object(tmp_path, text):
+    index, _ = saved(tmp_path)
+    index.write_text(text)
+    with pytest.raises(ValueError, match=r"embeddings\.json' (is not valid JSON|does not describe embeddings)"):
+        Embeddings.load(tmp_path)
+
+
+def test_tensors_of_another_kind(tmp_path):
+    from safetensors.numpy import save_file
+
+    _, tensors = saved(tmp_path)
+    save_file({"pooled": ONES}, tensors)
+    with pytest.raises(ValueError, match="corrupt or truncated .*tokens"):
+        Embeddings.load(tmp_path)
+    e = make()
+    offsets = np.array([0, 3, 2, 9, 11])
+    save_file({"pooled": np.array(e.pooled), "tokens": np.array(e.tokens), "offsets": offsets}, tensors)
+    with pytest.raises(ValueError, match="corrupt or truncated .*not monotone"):
+        Embeddings.load(tmp_path)

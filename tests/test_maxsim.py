@@ -1,0 +1,162 @@
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smart_jax.maxsim import maxsim, tiled
+from smart_jax.maxsim.packed import Window, blocks, late, plan
+from tests.maxsim_suite import MaxSimSuite, close, make, oracle, unit
+
+
+class TestReference(MaxSimSuite):
+    implementation = "reference"
+    test_gradient_is_the_reference_s = None  # nothing to compare with: finite differences check its gradient
+
+
+class TestTiled(MaxSimSuite):
+    implementation = "tiled"
+
+
+class TestTiledWithSmallTiles(MaxSimSuite):
+    """Several tiles along both axes, the last ones overlapping, and several scatters, at the suite's small shapes."""
+
+    implementation = "tiled"
+
+    @pytest.fixture(autouse=True, scope="class")
+    def small_tiles(self):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (("TILE_SCORES", 40), ("LEAST_TOKENS", 4), ("SCATTERED_VALUES", 64)):
+                patch.setattr(tiled, name, value)
+            jax.clear_caches()  # compiled with other tiles
+            yield
+        jax.clear_caches()
+
+
+def test_the_default_is_tiled():
+    q, d, q_mask, d_mask = make(np.random.default_rng(0))
+    run = partial(jax.make_jaxpr(maxsim, static_argnums=()), q, d, q_mask, d_mask)
+    assert str(run()) == str(jax.make_jaxpr(partial(maxsim, implementation="tiled"))(q, d, q_mask, d_mask))
+    with pytest.raises(ValueError, match=r"implementation 'dense': choose None or one of \('reference', 'tiled'\)"):
+        maxsim(q, d, implementation="dense")
+
+
+def test_the_first_of_equal_maxima_gets_the_gradient():
+    q = np.array([[[1.0, 0.0]]], np.float32)
+    d = np.array([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]], np.float32)
+    gradient = jax.grad(lambda d: maxsim(q, d)[0, 0])(d)
+    np.testing.assert_array_equal(gradient, [[[0, 0], [1, 0], [0, 0]]])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_memory_of_forward_and_backward(masked):
+    """Temporary memory, by XLA's count, stays below 1/10 of the similarities; the dense way needs more than all."""
+    B, P, N, L, D = 16, 32, 24, 512, 16
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((B, P, D), (N, L, D))]
+    if masked:
+        shapes += [jax.ShapeDtypeStruct(s, jnp.bool) for s in ((B, P), (N, L))]
+    similarities = 4 * B * P * N * L
+
+    def temporary(implementation, differentiate):
+        run = partial(maxsim, implementation=implementation)
+        if differentiate:
+            run = jax.grad(lambda *x: jnp.sum(maxsim(*x, implementation=implementation) ** 2), (0, 1))
+        return jax.jit(run).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary("tiled", False) < similarities / 10
+    assert temporary("tiled", True) < similarities / 10
+    assert temporary("reference", True) > similarities
+
+
+def test_the_backward_pass_keeps_indices_only():
+    B, P, N, L, D = 4, 8, 6, 16, 32
+    q, d = jnp.ones((B, P, D)), jnp.ones((N, L, D))
+    _, pullback = jax.vjp(maxsim, q, d)
+    kept = [x for x in jax.tree.leaves(pullback) if hasattr(x, "shape") and x.shape not in (q.shape, d.shape)]
+    assert sum(x.size for x in kept if x.dtype == jnp.int32) == B * P * N
+    assert sum(x.size for x in kept if x.dtype != jnp.int32) <= B * N
+
+
+def test_tile_shapes():
+    for query_tokens, documents, length in [(1, 1, 1), (1024, 32, 256), (2**20, 8, 5000), (32, 10_000, 8), (7, 3, 999)]:
+        tile = tiled._tile_shape(query_tokens, documents, length)
+        assert 1 <= tile[0] <= documents
+        assert 1 <= tile[1] <= length
+        assert query_tokens * tile[0] * tile[1] <= max(tiled.TILE_SCORES, tiled.LEAST_TOKENS * query_tokens)
+
+
+def ragged(rng, lengths, width=8):
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return unit(rng, int(offsets[-1]), width), offsets
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_tokens", "max_items", "spans"),
+    [
+        ([], 8, 4, []),
+        ([3], 8, 4, [(0, 1)]),
+        ([3, 5, 1, 1], 8, 4, [(0, 2), (2, 4)]),
+        ([4, 4, 4, 4], 8, 4, [(0, 2), (2, 4)]),
+        ([1, 1, 1, 1, 1], 8, 2, [(0, 2), (2, 4), (4, 5)]),
+        ([9, 8, 7, 2], 8, 4, [(0, 1), (1, 3), (3, 4)]),  # 9 tokens: windows of 16
+    ],
+)
+def test_plan(lengths, max_tokens, max_items, spans):
+    assert (
+        plan(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), max_tokens=max_tokens, max_items=max_items)
+        == spans
+    )
+
+
+def test_blocks_have_one_shape_and_share_memory():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 30, 50)
+    tokens, offsets = ragged(rng, lengths)
+    found = list(blocks(None, tokens, offsets, max_tokens=64, max_items=4))
+    assert len({(b.window.tokens.shape, b.lengths.shape) for _, _, b in found}) == 1
+    assert all(np.shares_memory(b.window.tokens, tokens) for _, _, b in found)
+    for first, last, block in found:
+        for slot in range(last - first):
+            own = block.window.tokens[block.window.owner == slot]
+            np.testing.assert_array_equal(own, tokens[offsets[first + slot] : offsets[first + slot + 1]])
+    assert [f for f, _, _ in found] + [50] == [0] + [last for _, last, _ in found]
+
+
+@pytest.mark.parametrize("lengths", [[1], [5, 1, 300, 2], [700, 1, 1, 650, 3]])
+def test_late_of_ragged_items(lengths):
+    """Documents across many tiles and at both ends of their window."""
+    rng = np.random.default_rng(0)
+    q, q_offsets = ragged(rng, [2, 5, 1])
+    d, d_offsets = ragged(rng, lengths)
+    d = -np.abs(d)
+    q = np.abs(q)
+    expected = np.array(
+        [[(q[a:b] @ d[s:e].T).max(axis=1).mean() for s, e in pairwise(d_offsets)] for a, b in pairwise(q_offsets)]
+    )
+    ((_, _, query),) = blocks(None, q, q_offsets, max_tokens=16, max_items=8)
+    for first, last, block in blocks(None, d, d_offsets, max_tokens=256, max_items=2):
+        score = jax.jit(late, static_argnums=3)(query.window, query.lengths, block.window, len(block.lengths))
+        close(score[:3, : last - first], expected[:, first:last])
+        assert np.isneginf(np.asarray(score)[:3, last - first :]).all()
+
+
+def test_late_keeps_one_tile_of_similarities():
+    P, M, D, S = 256, 2**14, 8, 16
+    window = [
+        Window(*(jax.ShapeDtypeStruct(s, t) for s, t in (((n, D), jnp.float32), ((n,), jnp.int32), ((2,), jnp.int32))))
+        for n in (P, M)
+    ]
+    lengths = jax.ShapeDtypeStruct((S,), jnp.int32)
+    compiled = jax.jit(late, static_argnums=3).lower(window[0], lengths, window[1], S).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * P * M / 4
+
+
+def test_oracle_by_hand():
+    """The oracle itself: query tokens (1, 0) and (0, 1); best 0.6 and 0.8, or -1 and 0."""
+    q = np.array([[[1.0, 0.0], [0.0, 1.0]]])
+    d = np.array([[[0.6, 0.8], [0.0, 0.0]], [[-1.0, 0.0], [5.0, 5.0]]])
+    d_mask = np.array([[True, False], [True, False]])
+    np.testing.assert_allclose(oracle(q, d, None, d_mask), [[0.7, -0.5]])
+    np.testing.assert_allclose(oracle(q, d, None, d_mask, "sum"), [[1.4, -1.0]])

@@ -1,0 +1,309 @@
+import hashlib
+import importlib
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smart_jax.embeddings import Embeddings
+from smart_jax.maxsim import packed
+from smart_jax.score import score, search, tie_hash
+
+scoring = importlib.import_module("smart_jax.score")  # smart_jax.score, the attribute, is the function
+
+TOLERANCE = 1e-5
+
+
+def unit(rng, *shape) -> np.ndarray:
+    x = rng.normal(size=shape)
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def make(rng, lengths, width=8, pooled_width=8) -> Embeddings:
+    """Random embeddings; a length of 0 makes an item without tokens."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Embeddings(unit(rng, len(lengths), pooled_width), unit(rng, int(offsets[-1]), width), offsets)
+
+
+def oracle(q: Embeddings, d: Embeddings, pooled_weight=1.0, late_weight=1.0) -> np.ndarray:
+    """Pair by pair in float64."""
+    result = np.empty((len(q), len(d)))
+    q_pooled, q_tokens, d_pooled, d_tokens = (x.astype(np.float64) for e in (q, d) for x in (e.pooled, e.tokens))
+    for i, (a, b) in enumerate(pairwise(q.offsets)):
+        for j, (s, e) in enumerate(pairwise(d.offsets)):
+            late = (q_tokens[a:b] @ d_tokens[s:e].T).max(axis=1).mean()
+            result[i, j] = pooled_weight * (q_pooled[i] @ d_pooled[j]) + late_weight * late
+    return result
+
+
+def ranked(scores: np.ndarray, k: int) -> np.ndarray:
+    """Lowest index first among equal scores."""
+    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several blocks of queries and of documents, several tiles in a window, at a test's sizes."""
+    monkeypatch.setattr(scoring, "QUERY_TOKENS", 16)
+    monkeypatch.setattr(scoring, "DOCUMENT_TOKENS", 64)
+    monkeypatch.setattr(scoring, "ITEMS", 8)
+    monkeypatch.setattr(packed, "MOST_TOKENS_IN_TILE", 16)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+# Against the oracle
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.integers(0, 9), min_size=1, max_size=4),
+    st.lists(st.integers(0, 40), min_size=1, max_size=7),
+    st.sampled_from([(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.3, 2.0), (-1.0, 0.5)]),
+    st.booleans(),
+    st.integers(1, 12),
+)
+def test_hypothesis(seed, q_lengths, d_lengths, weights, negative, k):
+    """Ragged lengths, items without tokens, single tokens, all-negative similarities, k below and above N."""
+    rng = np.random.default_rng(seed)
+    q, d = make(rng, q_lengths), make(rng, d_lengths)
+    if negative:
+        q = Embeddings(np.abs(q.pooled), np.abs(q.tokens), q.offsets)
+        d = Embeddings(-np.abs(d.pooled), -np.abs(d.tokens), d.offsets)
+    expected = oracle(q, d, *weights)
+    options = dict(zip(("pooled_weight", "late_weight"), weights, strict=True))
+    found = score(q, d, **options)
+    assert (found.shape, found.dtype) == (expected.shape, np.float32)
+    np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    values, indices = search(q, d, k, **options)
+    assert values.shape == indices.shape == (len(q), min(k, len(d)))
+    assert (values.dtype, indices.dtype) == (np.float32, np.int64)
+    np.testing.assert_allclose(values, -np.sort(-expected, axis=1)[:, :k], rtol=TOLERANCE, atol=TOLERANCE)
+    np.testing.assert_allclose(np.take_along_axis(expected, indices, 1), values, rtol=TOLERANCE, atol=TOLERANCE)
+    assert all(len(set(row)) == len(row) for row in indices.tolist())
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
+def test_many_blocks(rng, small_blocks, weights):
+    """Documents longer than a window, queries longer than a block, and windows at the end of the array."""
+    q = make(rng, [3, 20, 1, 16, 5, 2, 9, 1, 1, 1, 1, 1, 1, 1, 1])
+    d = make(rng, [*rng.integers(1, 30, 40), 100, 1, 64, *rng.integers(0, 5, 30)])
+    expected = oracle(q, d, *weights)
+    np.testing.assert_allclose(score(q, d, pooled_weight=weights[0], late_weight=weights[1]), expected, atol=TOLERANCE)
+    for k in (1, 7, 73, 100):
+        values, indices = search(q, d, k, pooled_weight=weights[0], late_weight=weights[1])
+        np.testing.assert_array_equal(indices, ranked(expected, k))
+        np.testing.assert_allclose(values, np.take_along_axis(expected, indices, 1), atol=TOLERANCE)
+
+
+def test_by_hand():
+    """Pooled 0.6; late: query tokens (1, 0) and (0, 1), best 0.8 and 0.6, mean 0.7."""
+    q = Embeddings(np.float32([[1, 0]]), np.float32([[1, 0], [0, 1]]), [0, 2])
+    d = Embeddings(np.float32([[0.6, 0.8]]), np.float32([[0.8, -0.6], [-0.8, 0.6]]), [0, 2])
+    assert score(q, d)[0, 0] == pytest.approx(1.3, abs=1e-6)
+    assert score(q, d, pooled_weight=2, late_weight=10)[0, 0] == pytest.approx(8.2, abs=1e-6)
+    assert score(q, d, pooled_weight=0)[0, 0] == pytest.approx(0.7, abs=1e-6)
+
+
+@pytest.mark.parametrize("pooled_width", [8, 5])
+def test_pooled_and_token_widths_may_differ(rng, pooled_width):
+    q, d = make(rng, [2, 3], 6, pooled_width), make(rng, [4, 1, 5], 6, pooled_width)
+    np.testing.assert_allclose(score(q, d), oracle(q, d), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("q_dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("d_dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_stores_are_scored_in_float32(rng, q_dtype, d_dtype):
+    """Exact for the stored values: the sum over 512 components and 60 tokens is not rounded to their type."""
+    q, d = make(rng, [60, 3], 512, 512).astype(q_dtype), make(rng, [9, 30], 512, 512).astype(d_dtype)
+    np.testing.assert_allclose(score(q, d), oracle(q, d), atol=TOLERANCE)
+
+
+# Ties, k
+
+
+def test_ties_go_to_the_lowest_index(rng, small_blocks):
+    one = make(rng, [3])
+    other = make(rng, [3])
+    d = Embeddings.concatenate([other] * 5 + [one] * 30)
+    _, indices = search(one, d, 7)
+    assert indices.tolist() == [list(range(5, 12))]
+    _, indices = search(one, d, 33)
+    assert indices.tolist() == [[*range(5, 35), 0, 1, 2]]
+
+
+def test_more_than_there_are(rng):
+    q, d = make(rng, [2, 3]), make(rng, [4, 1, 5])
+    values, indices = search(q, d, 50)
+    assert values.shape == (2, 3)
+    np.testing.assert_array_equal(indices, ranked(oracle(q, d), 3))
+
+
+def test_nothing_to_score(rng):
+    e = make(rng, [2, 3])
+    assert score(e, e[0:0]).shape == (2, 0)
+    assert score(e[0:0], e).shape == (0, 2)
+    assert [x.shape for x in search(e, e[0:0], 3)] == [(2, 0), (2, 0)]
+    assert [x.shape for x in search(e[0:0], e, 3)] == [(0, 2), (0, 2)]
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, True, None])
+def test_k_must_be_a_positive_integer(rng, k):
+    e = make(rng, [2])
+    with pytest.raises(ValueError, match="k is .*: it must be an integer of at least 1"):
+        search(e, e, k)
+
+
+# Plain arrays
+
+
+def test_pooled_arrays(rng):
+    q, d = unit(rng, 3, 8), unit(rng, 5, 8)
+    np.testing.assert_allclose(score(q, d, pooled_weight=2.0), 2 * q.astype(np.float64) @ d.T, atol=TOLERANCE)
+    np.testing.assert_array_equal(search(jnp.asarray(q), d, 2)[1], ranked(q @ d.T, 2))
+
+
+def test_token_arrays_with_and_without_masks(rng):
+    q, d = unit(rng, 3, 4, 8), unit(rng, 5, 6, 8)
+    q_mask, d_mask = (np.arange(n)[None] < rng.integers(1, n + 1, m)[:, None] for m, n in ((3, 4), (5, 6)))
+
+    def pairs(q_mask, d_mask):
+        return [
+            [(a[x] @ b[y].T).max(axis=1).mean() for b, y in zip(d, d_mask, strict=True)]
+            for a, x in zip(q, q_mask, strict=True)
+        ]
+
+    whole = np.ones((3, 4), bool), np.ones((5, 6), bool)
+    np.testing.assert_allclose(score(q, d), pairs(*whole), atol=TOLERANCE)
+    np.testing.assert_allclose(score(q, d, q_mask=q_mask, d_mask=d_mask), pairs(q_mask, d_mask), atol=TOLERANCE)
+    ragged = [x[m] for x, m in zip(d, d_mask, strict=True)]
+    np.testing.assert_allclose(score(q, ragged, q_mask=q_mask), pairs(q_mask, d_mask), atol=TOLERANCE)
+
+
+# Bad input
+
+GOOD = np.ones((2, 3, 4), np.float32)
+
+
+def with_nan(shape, at):
+    x = np.ones(shape, np.float32)
+    x[at] = np.nan
+    return x
+
+
+@pytest.mark.parametrize("call", [score, search])
+@pytest.mark.parametrize(
+    ("q", "d", "options", "error", "message"),
+    [
+        (GOOD, with_nan((4, 3, 4), (2, 1, 0)), {}, ValueError, "d, item 2, token 1: .* NaN or infinity"),
+        (with_nan((2, 3, 4), (1, 2, 3)), GOOD, {}, ValueError, "q, item 1, token 2"),
+        (GOOD[0], with_nan((4, 4), (3, 0)), {}, ValueError, "d, item 3: .* NaN or infinity"),
+        ([GOOD[0]], [GOOD[0], with_nan((2, 4), (1, 1))], {}, ValueError, "d, item 1, token 1"),
+        (GOOD, GOOD[..., :3], {}, ValueError, "tokens of q have width 4, of d 3: encode both"),
+        (GOOD[0], GOOD[0, :, :2], {}, ValueError, "pooled vectors of q have width 4, of d 2"),
+        (GOOD, GOOD[0], {}, ValueError, "q has tokens, d has pooled vectors: pass the same kind"),
+        (
+            GOOD,
+            GOOD,
+            {"d_mask": np.ones((2, 4), bool)},
+            ValueError,
+            r"d_mask has shape \(2, 4\) .* it must be \(2, 3\)",
+        ),
+        (GOOD, GOOD, {"q_mask": np.ones((2, 3))}, TypeError, "q_mask has dtype float64: a mask is boolean"),
+        (GOOD, GOOD, {"d_mask": np.zeros((2, 3), bool)}, ValueError, "d, item 0 has no token"),
+        (GOOD[0], GOOD[0], {"d_mask": np.ones((3, 4), bool)}, ValueError, "d_mask is for tokens"),
+        (GOOD.astype(np.float64), GOOD, {}, TypeError, "q has dtype float64: use .astype"),
+        (GOOD, GOOD.astype(np.int32), {}, TypeError, "d has dtype int32"),
+        (GOOD[0, 0], GOOD[0], {}, ValueError, r"q has shape \(4,\): pass Embeddings"),
+        ([], GOOD, {}, ValueError, "q is an empty list"),
+        (GOOD, [GOOD[0], GOOD[0, :, :2]], {}, ValueError, r"d\[1\] has width 2 .*d\[0\] has 4"),
+        (GOOD, GOOD, {"late_weight": 0}, ValueError, "q holds only tokens: late_weight must not be 0"),
+        (
+            GOOD[0],
+            GOOD[0],
+            {"pooled_weight": 0},
+            ValueError,
+            "q holds only pooled vectors: pooled_weight must not be 0",
+        ),
+        (GOOD, GOOD, {"late_weight": 0, "pooled_weight": 0}, ValueError, "both 0"),
+        (GOOD, GOOD, {"late_weight": float("nan")}, ValueError, "late_weight is nan: it must be finite"),
+    ],
+)
+def test_bad_input(call, q, d, options, error, message):
+    with pytest.raises(error, match=message):
+        call(q, d, **options)
+
+
+def test_embeddings_of_two_models(rng):
+    with pytest.raises(ValueError, match="tokens of q have width 8, of d 6"):
+        score(make(rng, [2]), make(rng, [2], 6, 8))
+    with pytest.raises(ValueError, match="q has pooled vectors and tokens, d has tokens: pass the same kind"):
+        score(make(rng, [2]), unit(rng, 1, 2, 8))
+    assert score(make(rng, [2]), unit(rng, 1, 2, 8), pooled_weight=0).shape == (1, 1)
+
+
+# Compilations and memory
+
+
+def test_compilations_are_few(rng):
+    """40 corpora and query sets of random sizes: the buckets bound the shapes that reach the compiler."""
+    jax.clear_caches()
+    for _ in range(40):
+        q = make(rng, rng.integers(1, 17, rng.integers(1, 9)))
+        d = make(rng, rng.integers(1, 33, rng.integers(9, 33)))
+        search(q, d, 5)
+    # Query windows of 16 ... 128 tokens and 1 ... 8 slots, documents of 128 ... 1,024 tokens and 16 or 32 slots.
+    assert scoring._search_block._cache_size() <= 25
+    shapes = scoring._search_block._cache_size()
+    search(make(rng, [16] * 8), make(rng, [32] * 32), 5)
+    search(make(rng, [16] * 8), make(rng, [31] * 32), 5)
+    assert scoring._search_block._cache_size() <= shapes + 1
+    jax.clear_caches()
+
+
+def test_search_holds_neither_all_similarities_nor_all_scores(rng):
+    """XLA's own count of a search step's temporary memory, whose shapes do not depend on the corpus."""
+    q, d = make(rng, [32] * 64), make(rng, [200] * 400)
+    sides = scoring._sides(q, d, 1.0, 1.0, None, None)
+    ((_, _, query),) = sides[0].blocks(scoring.QUERY_TOKENS)
+    _, _, window = next(sides[1].blocks(sides[1].window))
+    best = scoring._nothing_yet(len(query.lengths), 10)
+    compiled = scoring._search_block.lower(best, query, window, sides[2], np.int32(0)).compile()
+    similarities = 4 * len(q.tokens) * len(d.tokens)
+    assert compiled.memory_analysis().temp_size_in_bytes < similarities / 50
+
+
+# The hash
+
+
+def test_tie_hash_by_hand():
+    """Big-endian BLAKE2b-64 of the bytes written out, from Python's hashlib and once as a literal."""
+    assert tie_hash() == int.from_bytes(hashlib.blake2b(b"", digest_size=8).digest(), "big")
+    expected = hashlib.blake2b(b"news:0\x00p\xc3\xa4ge\x00", digest_size=8).hexdigest()
+    assert tie_hash("news:0", "päge") == int(expected, 16)
+    assert tie_hash("") == int(hashlib.blake2b(b"\x00", digest_size=8).hexdigest(), 16)
+    assert tie_hash("a", "b") == 0xAD2FBBF2E07B42C7  # printf "a\0b\0" | b2sum --length 64
+
+
+def test_tie_hash_keeps_parts_apart():
+    assert len({tie_hash("ab", "c"), tie_hash("a", "bc"), tie_hash("abc"), tie_hash("abc", "")}) == 4
+    assert 0 <= tie_hash("x") < 2**64
+
+
+def test_tie_hash_orders_evenly():
+    """First place among 10 equal candidates goes to each about equally often over 2,000 queries (7 standard errors)."""
+    first = [min(range(10), key=lambda c: tie_hash(f"set:{i}", f"doc{c}")) for i in range(2000)]
+    counts = np.bincount(first, minlength=10)
+    assert np.abs(counts - 200).max() < 7 * np.sqrt(2000 * 0.1 * 0.9)
