@@ -18,6 +18,16 @@ $(VENV)/.test: $(VENV)/bin/pip pyproject.toml
 	$(VENV)/bin/pip install --quiet --editable ".[test]"
 	touch $@
 
+# Post-trains the adapter of the embedded model on pages of Python's documentation and evaluates it on held-out ones.
+demo: $(VENV)/.demo $(DEMO)/data
+	$(RUN) -m train.posttrain --config configs/tiny.py --config.overwrite=True
+	$(RUN) -m eval.run --config configs/eval_tiny.py --config.adapter=$(DEMO)/run/adapter --config.output=$(DEMO)/results
+
+$(DEMO)/data: | $(VENV)/.demo
+	rm -rf $(DEMO)/pairs
+	$(RUN) -m eval.pages pairs --out $(DEMO)/pairs --count 8000 --meaning 0.1
+	$(RUN) -m train.data --source $(DEMO)/pairs --name pages --out $(DEMO)/data
+
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

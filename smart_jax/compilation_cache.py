@@ -21,7 +21,7 @@ def enable(folder: str | Path | None = None) -> Path | None:
     chosen = os.environ.get(VARIABLE) or folder
     if str(chosen).lower() in _OFF:
         return None
-    if chosen is None and (own := jax.config.jax_compilation_cache_dir):
+    if chosen is None and (own := jax.config.jax_compilation_cache_dir):  # type: ignore[attr-defined]
         return Path(own)
     path = Path(chosen) if chosen else _user_cache() / "smart_jax" / "xla"
     try:

@@ -133,8 +133,8 @@ class Encoder:
         """
         items = check_items(items)
         rows_at_once = self._batch_size(batch_size, len(items))
-        pooled: list[np.ndarray | None] = [None] * len(items)
-        tokens: list[np.ndarray | None] = [None] * len(items)
+        pooled: dict[int, np.ndarray] = {}
+        tokens: dict[int, np.ndarray] = {}
         bar = tqdm(
             total=len(items),
             desc="encode",
@@ -143,14 +143,18 @@ class Encoder:
             disable=progress is False,
         )
         with bar:
-            for indices, keep, vectors, states in self._pipelined(items, instruction, rows_at_once, dtype):
-                vectors, states = np.asarray(vectors), np.asarray(states)
+            for indices, keep, *vectors in self._pipelined(items, instruction, rows_at_once, dtype):
+                batch_pooled, batch_tokens = (np.asarray(v) for v in vectors)
                 for i, index in enumerate(indices):
-                    pooled[index], tokens[index] = vectors[i], states[i][keep[i]]
+                    pooled[index], tokens[index] = batch_pooled[i], batch_tokens[i][keep[i]]
                 bar.update(len(indices))
-        lengths = [len(t) for t in tokens]  # type: ignore[arg-type]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return Embeddings(pooled=np.stack(pooled), tokens=np.concatenate(tokens), offsets=offsets)  # type: ignore[arg-type]
+        in_order = range(len(items))
+        offsets = np.cumsum([0, *(len(tokens[i]) for i in in_order)], dtype=np.int64)
+        return Embeddings(
+            pooled=np.stack([pooled[i] for i in in_order]),
+            tokens=np.concatenate([tokens[i] for i in in_order]),
+            offsets=offsets,
+        )
 
     def _batch_size(self, asked: int | None, items: int) -> int:
         devices = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
