@@ -1,0 +1,250 @@
+"""Checkpoints: what is saved comes back bit for bit; damage, strangers and kills are told apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from smart_jax import compilation_cache
+from smart_jax.checkpoint import Checkpoints, fingerprint, weights_fingerprint
+from smart_jax.sharding import make_mesh
+
+IDENTITY = {"architecture": "abc", "adapter": {"dim": 3, "layers": (-1,)}}
+
+
+def make_state(seed: int = 0):
+    rng = np.random.default_rng(seed)
+    params = {
+        "adapter.proj.kernel": jnp.asarray(rng.standard_normal((40, 30)), jnp.float32),
+        "adapter.norm.scale": jnp.asarray(rng.standard_normal(30), jnp.bfloat16),
+        "log_temperature.late": jnp.float32(-3.5),
+    }
+    optimizer = optax.adamw(1e-3)
+    opt_state = optimizer.init(params)
+    _, opt_state = optimizer.update(params, opt_state, params)
+    return params, {"step": jnp.int32(seed), "optimizer": opt_state}
+
+
+def save(checkpoints: Checkpoints, step: int, **metrics: float) -> None:
+    params, train_state = make_state(step)
+    checkpoints.save(step, params=params, train_state=train_state, data={"position": step}, metrics=metrics or None)
+
+
+def assert_equal(a, b) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype and x.shape == y.shape
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def zeros_like(tree):
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def test_round_trip_is_bit_identical(tmp_path):
+    save(Checkpoints(tmp_path, identity=IDENTITY), 7)
+    params, train_state = make_state(7)
+    checkpoints = Checkpoints(tmp_path, identity=IDENTITY)
+    found = checkpoints.restore(params=zeros_like(params), train_state=zeros_like(train_state))
+    assert (found.step, found.data) == (7, {"position": 7})
+    assert_equal(found.params, params)
+    assert_equal(found.train_state, train_state)
+
+
+def test_parameters_can_be_read_alone_and_placed_on_a_mesh(tmp_path):
+    checkpoints = Checkpoints(tmp_path, identity=IDENTITY)
+    save(checkpoints, 1)
+    params, _ = make_state(1)
+    sharding = NamedSharding(make_mesh(), PartitionSpec("data"))
+    like = params | {"adapter.proj.kernel": jax.device_put(jnp.zeros((40, 30)), sharding)}
+    found = checkpoints.restore_params(params=like)
+    assert_equal(found, params)
+    assert found["adapter.proj.kernel"].sharding == sharding
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, identity=IDENTITY, keep=2, best_metric="eval/ndcg")
+    for step, value in enumerate([0.1, 0.9, 0.2, 0.3, 0.4], start=1):
+        save(checkpoints, step, **{"eval/ndcg": value})
+    save(checkpoints, 6, loss=9.0)  # a checkpoint without the metric is neither best nor an error
+    assert checkpoints.all_steps() == [2, 5, 6]
+    assert (checkpoints.latest_step(), checkpoints.best_step()) == (6, 2)
+    again = Checkpoints(tmp_path, identity=IDENTITY, keep=2, best_metric="eval/ndcg")
+    assert (again.latest_step(), again.best_step()) == (6, 2)
+
+
+def test_the_best_may_be_the_smallest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, identity=IDENTITY, keep=1, best_metric="loss", best_mode="min")
+    for step, value in enumerate([3.0, 1.0, 2.0], start=1):
+        save(checkpoints, step, loss=value)
+    assert checkpoints.all_steps() == [2, 3]
+    assert checkpoints.best_step() == 2
+
+
+def test_another_model_is_refused(tmp_path):
+    save(Checkpoints(tmp_path, identity=IDENTITY), 1)
+    params, train_state = make_state(1)
+    other = Checkpoints(tmp_path, identity=IDENTITY | {"architecture": "xyz"})
+    with pytest.raises(ValueError, match="of another model: architecture is 'abc' there and 'xyz' here"):
+        other.restore(params=params, train_state=train_state)
+
+
+def test_other_parameters_are_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path, identity=IDENTITY)
+    save(checkpoints, 1)
+    params, train_state = make_state(1)
+    with pytest.raises(ValueError, match=r"differ in the entries of params: log_temperature\.pooled"):
+        checkpoints.restore(params=params | {"log_temperature.pooled": jnp.float32(0)}, train_state=train_state)
+
+
+def test_nothing_to_restore(tmp_path):
+    checkpoints = Checkpoints(tmp_path, identity=IDENTITY)
+    assert checkpoints.latest_step() is None and checkpoints.best_step() is None
+    with pytest.raises(FileNotFoundError, match="has no checkpoint"):
+        checkpoints.restore(params={}, train_state={})
+    save(checkpoints, 3)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 4; it has \[3\]"):
+        checkpoints.restore(4, params={}, train_state={})
+
+
+def test_bad_settings(tmp_path):
+    with pytest.raises(ValueError, match="at least one"):
+        Checkpoints(tmp_path, identity={}, keep=0)
+    with pytest.raises(ValueError, match="'min' or 'max'"):
+        Checkpoints(tmp_path, identity={}, best_mode="lowest")
+
+
+# orbax leaves coroutines behind when it can not read a file.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["halve", "empty", "delete", "flip"])
+def test_damage_is_found_and_the_remedy_works(tmp_path, damage):
+    checkpoints = Checkpoints(tmp_path, identity=IDENTITY)
+    for step in (1, 2):
+        save(checkpoints, step)
+    largest = max((p for p in (tmp_path / "2" / "params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = largest.read_bytes()
+    if damage == "delete":
+        largest.unlink()
+    else:
+        flipped = bytearray(content)
+        flipped[len(content) // 2] ^= 1
+        largest.write_bytes({"halve": content[: len(content) // 2], "empty": b"", "flip": bytes(flipped)}[damage])
+    params, train_state = make_state(0)
+    reopened = Checkpoints(tmp_path, identity=IDENTITY)
+    with pytest.raises(ValueError, match=r"step 2 is truncated or corrupt.*Delete the folder .*resumes from step 1"):
+        reopened.restore(params=params, train_state=train_state)
+    shutil.rmtree(tmp_path / "2")
+    found = Checkpoints(tmp_path, identity=IDENTITY).restore(params=params, train_state=train_state)
+    assert_equal(found.params, make_state(1)[0])
+
+
+def test_wrong_values_of_the_right_shape_are_found(tmp_path):
+    """A file that reads well but holds something else: only the checksums can tell."""
+    for name in ("a", "b"):
+        save(Checkpoints(tmp_path / name, identity=IDENTITY), 1 if name == "a" else 2)
+    shutil.rmtree(tmp_path / "a" / "1" / "params")
+    shutil.copytree(tmp_path / "b" / "2" / "params", tmp_path / "a" / "1" / "params")
+    params, train_state = make_state(1)
+    with pytest.raises(ValueError, match=r"checksum of adapter\.norm\.scale"):
+        Checkpoints(tmp_path / "a", identity=IDENTITY).restore(params=params, train_state=train_state)
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from smart_jax.checkpoint import Checkpoints
+from tests.test_checkpoint import IDENTITY, save
+folder, after = sys.argv[1], int(sys.argv[2])
+checkpoints = Checkpoints(folder, identity=IDENTITY)
+save(checkpoints, 1)
+count = 0
+def kill(event, args):
+    global count
+    if event in ("os.rename", "os.mkdir", "open") and folder in str(args[0]):
+        count += 1
+        if count == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(kill)
+save(checkpoints, 2)
+print("finished", count)
+"""
+
+
+def killed_while_saving(folder: Path, after: int) -> bool:
+    """Saves step 1, then dies at the `after`-th file operation of saving step 2; False if there were fewer."""
+    command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(folder), str(after)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""})
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0
+
+
+@pytest.mark.parametrize("after", [3, 12])
+def test_killed_while_saving_leaves_the_earlier_checkpoint(tmp_path, after):
+    assert killed_while_saving(tmp_path, after)
+    check_survivor(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", range(1, 60, 4))
+def test_killed_at_any_moment_of_saving(tmp_path, after):
+    killed_while_saving(tmp_path, after)
+    check_survivor(tmp_path)
+
+
+def check_survivor(folder: Path) -> None:
+    checkpoints = Checkpoints(folder, identity=IDENTITY)
+    params, train_state = make_state(0)
+    found = checkpoints.restore(params=params, train_state=train_state)
+    assert found.step in (1, 2)
+    assert_equal(found.params, make_state(found.step)[0])
+    save(checkpoints, 3)
+    assert checkpoints.latest_step() == 3
+
+
+def test_fingerprints(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        width: int
+        layers: tuple[int, ...] = (1, 2)
+
+    assert fingerprint(Config(3)) == fingerprint(Config(3)) != fingerprint(Config(4))
+    (tmp_path / "model.safetensors").write_bytes(b"abc")
+    first = weights_fingerprint(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    assert weights_fingerprint(tmp_path) == first
+    (tmp_path / "model.safetensors").write_bytes(b"abd")
+    assert weights_fingerprint(tmp_path) != first
+
+
+def test_compilation_cache_is_switchable(tmp_path, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    try:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.delenv(compilation_cache.VARIABLE, raising=False)
+        jax.config.update("jax_compilation_cache_dir", None)
+        monkeypatch.setenv(compilation_cache.VARIABLE, "off")
+        assert compilation_cache.enable() is None and jax.config.jax_compilation_cache_dir is None
+        monkeypatch.setenv(compilation_cache.VARIABLE, str(tmp_path / "mine"))
+        assert compilation_cache.enable(tmp_path / "other") == tmp_path / "mine"
+        jax.config.update("jax_compilation_cache_dir", None)
+        monkeypatch.delenv(compilation_cache.VARIABLE)
+        assert compilation_cache.enable() == tmp_path / "smart_jax" / "xla"
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "smart_jax" / "xla")
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+        assert compilation_cache.enable() == tmp_path / "own"  # the user's own choice stays
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)

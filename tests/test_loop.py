@@ -1,0 +1,218 @@
+"""The parts of the training loop, the typed config, and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from train.config import TrainConfig, default_config, from_config_dict, to_config_dict
+from train.loop import LossGuard, MetricsLog, Prefetch, check_run, due, open_run, read_metrics
+
+ROOT = Path(__file__).parent.parent
+MODE = {"resume": False, "overwrite": False}
+
+
+def test_prefetch_keeps_order_and_stays_at_most_depth_ahead():
+    made = []
+
+    def source():
+        for i in range(20):
+            made.append(i)
+            yield i
+
+    batches = Prefetch(source(), depth=3)
+    time.sleep(0.3)
+    assert len(made) <= 4  # three wait in the queue, one waits to enter it
+    assert list(batches) == list(range(20))
+    with pytest.raises(StopIteration):
+        next(batches)  # an exhausted iterator stays exhausted
+
+
+def test_prefetch_raises_the_sources_error_in_its_place():
+    def source():
+        yield 1
+        raise ValueError("item 2 is bad")
+
+    batches = Prefetch(source())
+    assert next(batches) == 1
+    for _ in range(2):
+        with pytest.raises(ValueError, match="item 2 is bad"):
+            next(batches)
+
+
+def test_prefetch_ends_its_thread():
+    def endless():
+        while True:
+            yield 0
+
+    batches = Prefetch(endless())
+    next(batches)
+    batches.close()
+    assert not any(thread.name == "prefetch" and thread.is_alive() for thread in threading.enumerate())
+
+
+def test_the_log_drops_what_comes_after_the_checkpoint(tmp_path):
+    log = MetricsLog(tmp_path)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": step / 2})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # the process was killed here
+    log = MetricsLog(tmp_path, last_step=2)
+    log.write(3, {"loss": 9.0})
+    log.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": 1.0},
+        {"step": 3, "loss": 9.0},
+    ]
+
+
+def test_the_guard_reads_one_step_late():
+    guard = LossGuard()
+    guard.push(1, ["a"], jnp.float32(2.0))
+    guard.push(2, ["b", "c"], jnp.float32(jnp.inf))
+    assert guard.last == 2.0
+    with pytest.raises(FloatingPointError, match="loss is inf at step 2, on the examples b, c"):
+        guard.push(3, ["d"], jnp.float32(1.0))
+
+
+def test_due():
+    assert [step for step in range(1, 8) if due(step, 3, 7)] == [3, 6, 7]
+    assert [step for step in range(1, 8) if due(step, 0, 7)] == [7]
+
+
+def test_a_run_directory_that_holds_something_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for function in (lambda: check_run(tmp_path, **MODE), lambda: open_run(tmp_path, {}, **MODE)):
+        with pytest.raises(FileExistsError, match=r"not empty: --config\.resume=True .*--config\.overwrite=True"):
+            function()
+    with pytest.raises(ValueError, match=r"config\.output is empty"):
+        check_run("", **MODE)
+
+
+def test_overwrite_deletes_the_run_and_nothing_else(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3}\n')
+    open_run(tmp_path, {"seed": 1}, resume=False, overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "notes.txt"]
+
+
+def test_resuming_prints_what_changed(tmp_path, capsys):
+    config = {"seed": 1, "resume": False, "optimizer": {"learning_rate": 0.1}}
+    open_run(tmp_path / "new", config, **MODE)
+    changed = {"seed": 1, "resume": True, "optimizer": {"learning_rate": 0.2}}
+    open_run(tmp_path / "new", changed, resume=True, overwrite=False)
+    assert capsys.readouterr().out == "config differs from the run's start: optimizer.learning_rate: 0.1 -> 0.2\n"
+    assert json.loads((tmp_path / "new" / "config.json").read_text()) == config
+
+
+def test_config_round_trip():
+    config = default_config()
+    config.data.query_length = 64
+    config.checkpoint.best_metric = "eval/ndcg@5"
+    config.optimizer.learning_rate = 1  # an int where a float is expected
+    typed = from_config_dict(config)
+    assert (typed.data.query_length, typed.checkpoint.best_metric) == (64, "eval/ndcg@5")
+    assert type(typed.optimizer.learning_rate) is float
+    assert from_config_dict(to_config_dict(typed)) == typed
+    assert from_config_dict(default_config()) == TrainConfig()
+
+
+def test_unknown_keys_are_refused_with_the_nearest_known():
+    with pytest.raises(ValueError, match=r"'optimizer\.lerning_rate': did you mean 'optimizer\.learning_rate'\?"):
+        from_config_dict({"optimizer": {"lerning_rate": 1.0}})
+    with pytest.raises(ValueError, match="unknown config key 'zzz': known: model, output"):
+        from_config_dict({"zzz": 1})
+    with pytest.raises(AttributeError, match="learning_rate"):
+        default_config().optimizer.lerning_rate = 1.0
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"batch_size": 1}, "batch_size is 1: a contrastive loss needs at least 2"),
+        ({"trainable": "lora"}, "choose one of adapter, full"),
+        ({"dtype": "float16"}, "choose one of auto, float32, bfloat16"),
+        ({"loss": {"objective": "both"}}, "choose one of pooled, late, hybrid"),
+        ({"loss": {"objective": "pooled"}}, "no trainable part with trainable = 'adapter'"),
+        ({"loss": {"temperature": 0.0}}, r"loss\.temperature is 0\.0: it must be positive"),
+        ({"resume": True, "overwrite": True}, "choose one"),
+    ],
+)
+def test_values_out_of_range(values, error):
+    with pytest.raises(ValueError, match=error):
+        from_config_dict(values)
+
+
+def test_values_of_another_type():
+    with pytest.raises(TypeError, match="'batch_size' is '8': expected int"):
+        from_config_dict({"batch_size": "8"})
+    with pytest.raises(TypeError, match=r"'data\.query_length' is 1\.5: expected int or None"):
+        from_config_dict({"data": {"query_length": 1.5}})
+
+
+def test_the_papers_configs_hold_its_values():
+    from configs import vidore, vidore_8b
+
+    for module, name in ((vidore, "2B"), (vidore_8b, "8B")):
+        config = from_config_dict(module.get_config())
+        assert config.model == f"Qwen/Qwen3-VL-Embedding-{name}"
+        assert (config.trainable, config.loss.objective, config.loss.temperature) == ("adapter", "late", 0.03)
+        optimizer = config.optimizer
+        assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.warmup_ratio) == (1e-3, 0.01, 0.03)
+        assert (optimizer.clip_norm, optimizer.schedule, config.epochs) == (1.0, "cosine", 2.0)
+        assert (config.adapter.layers, config.adapter.dim, config.data.negatives) == ("-1", None, 0)
+        assert config.batch_size == 8 * 64
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"XLA_FLAGS": "", "SMART_JAX_COMPILATION_CACHE": "off"}
+    line = [sys.executable, "-m", "train.posttrain", *arguments]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=environment)
+
+
+def test_the_command_refuses_an_unknown_key():
+    done = command("--config", "configs/vidore.py", "--config.optimizer.lerning_rate=1")
+    assert done.returncode != 0
+    assert "unknown config key: 'lerning_rate'\nDid you mean \"learning_rate\"" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+CONFIG_FILE = """
+from pathlib import Path
+from tests.training import make_config
+from train.config import to_config_dict
+
+def get_config(arg=""):
+    inputs, output = arg.split(",")
+    return to_config_dict(make_config(Path(inputs), Path(output), steps=50, eval__validation_batches=0))
+
+def get_eval_fn(config):
+    return lambda encoder: {"width": float(encoder.encode_query(["a"]).tokens.shape[1]), "seed": config.seed}
+"""
+
+
+@pytest.mark.slow
+def test_the_command_trains_evaluates_and_prints_the_table(tmp_path):
+    from tests.training import write_inputs
+
+    inputs = write_inputs(tmp_path)
+    (tmp_path / "config.py").write_text(CONFIG_FILE)
+    arguments = [f"--config={tmp_path}/config.py:{inputs},{tmp_path}/run", "--config.steps=2", "--config.seed=7"]
+    done = command(*arguments, "--config.adapter.dim=16")
+    assert done.returncode == 0, done.stderr
+    assert "after step 2" in done.stdout
+    table = dict(line.split() for line in done.stdout.splitlines() if line.startswith("  eval/"))
+    assert table == {"eval/width": "16.0000", "eval/seed": "7.0000"}
+    again = command(*arguments)
+    assert again.returncode != 0 and "is not empty: --config.resume=True" in again.stderr

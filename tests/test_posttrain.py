@@ -1,0 +1,339 @@
+"""The trainer: its loss against NumPy, any number of devices, and runs that are killed, stopped and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smart_jax import encode
+from smart_jax.adapter import Adapter
+from smart_jax.sharding import make_mesh
+from tests.training import make_config, page, write_inputs
+from train.batches import Batcher
+from train.config import DataConfig
+from train.data import Example, Examples, open_split
+from train.loop import read_metrics
+from train.posttrain import train
+from train.run import Run, load_encoder, make_objective
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("training"))
+
+
+def examples(count: int = 8, negatives: int = 0) -> list[Example]:
+    def document(i):
+        return {"image": page(i)} if i % 3 else {"text": f"the text of page {i}"}
+
+    pages = [1, 2, 3, 4, 1, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]  # example 4 asks for example 0's page again
+    others = [tuple(document(50 + 100 * i + k) for k in range(negatives)) for i in range(count)]
+    return [Example(str(i), {"text": f"find {i}"}, document(pages[i]), others[i]) for i in range(count)]
+
+
+def loss_and_gradient(config, devices: int, batch: list[Example], perturb: int | None = None):
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    encoder = load_encoder(config, mesh)
+    params, frozen, objective = make_objective(config, encoder, mesh, steps=10)
+    if perturb is not None:
+        rng = np.random.default_rng(perturb)
+        params = {n: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32) for n, x in sorted(params.items())}
+    arrays = Batcher(encoder.preprocessor, config.data, mesh)(batch)
+    function = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    (loss, metrics), gradient = function(params, frozen, arrays, jnp.int32(3))
+    return float(loss), jax.device_get(metrics), jax.device_get(gradient), (encoder, objective, params)
+
+
+def np_scores(queries, documents) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled and mean-MaxSim scores in float64, item by item."""
+    late = [
+        [(q.astype(np.float64) @ d.astype(np.float64).T).max(axis=1).mean() for d in _tokens(documents)]
+        for q in _tokens(queries)
+    ]
+    return queries.pooled.astype(np.float64) @ documents.pooled.astype(np.float64).T, np.array(late)
+
+
+def _tokens(e):
+    return [e.tokens[a:b] for a, b in zip(e.offsets[:-1], e.offsets[1:], strict=True)]
+
+
+def np_cross_entropy(logits, positives) -> float:
+    logits = logits - logits.max(axis=1, keepdims=True)
+    return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), positives]))
+
+
+def test_the_loss_is_that_of_the_encoders_scores(inputs, tmp_path):
+    """The same adapter, through `Encoder.encode` and float64 NumPy; example 4's page is example 0's and is masked."""
+    settings = {"loss__objective": "hybrid", "loss__late_loss_weight": 0.5, "data__negatives": 1, "adapter__dim": 24}
+    config = make_config(inputs, tmp_path, adapter__layers="last 2", adapter__pooled_dim=20, **settings)
+    batch = examples(negatives=1)
+    loss, metrics, gradient, (encoder, objective, params) = loss_and_gradient(config, 1, batch, perturb=0)
+    assert gradient.keys() == {f"adapter.{n}" for n in ("norm.scale", "norm.bias", "proj.kernel", "layer_vector")}
+    assert all(np.abs(g).max() > 0 for g in gradient.values())
+
+    adapted = encoder.with_adapter(objective.adapter.merge(params))
+    queries = adapted.encode_query([e.query for e in batch])
+    documents = adapted.encode_document([d for e in batch for d in (e.document, *e.negatives)])
+    pooled, late = np_scores(queries, documents)
+    for scores in (pooled, late):
+        scores[0, 8] = scores[4, 0] = -np.inf
+    at = np.arange(8) * 2
+    hybrid_loss, late_loss = np_cross_entropy((pooled + late) / 0.03, at), np_cross_entropy(late / 0.03, at)
+    assert metrics["hybrid_loss"] == pytest.approx(hybrid_loss, abs=2e-3)  # scores agree to 2e-5, over 0.03
+    assert loss == pytest.approx(hybrid_loss + 0.5 * late_loss, abs=2e-3)
+
+    unmasked = dataclasses.replace(config, loss=dataclasses.replace(config.loss, mask_false_negatives=False))
+    assert loss_and_gradient(unmasked, 1, batch, perturb=0)[0] > loss + 4e-3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "loss__objective": "hybrid",
+            "loss__late_loss_weight": 0.5,
+            "loss__diversity_weight": 0.1,
+            "loss__overlap_weight": 0.1,
+            "adapter__layers": "last 2",
+            "data__negatives": 1,
+        },
+        {"trainable": "full", "loss__objective": "hybrid", "loss__symmetric": True, "loss__temperature": 0.3},
+    ],
+    ids=["adapter", "full"],
+)
+def test_eight_devices_equal_one(inputs, tmp_path, settings):
+    config = make_config(inputs, tmp_path, **settings)
+    batch = examples(16, negatives=config.data.negatives)
+    one, many = (loss_and_gradient(config, n, batch, perturb=1) for n in (1, 8))
+    assert many[0] == pytest.approx(one[0], abs=1e-5 * max(1, abs(one[0])))
+    scale = max(np.abs(g).max() for g in one[2].values())
+    for name, gradient in one[2].items():
+        np.testing.assert_allclose(many[2][name], gradient, atol=1e-5 * max(1, scale), err_msg=name)
+
+
+def test_negatives_of_half_the_batch_are_another_loss(inputs, tmp_path):
+    """Control: a loss over each device's own documents would be far outside the tolerance above."""
+    config, mesh = make_config(inputs, tmp_path), make_mesh(devices=jax.devices()[:1])
+    encoder = load_encoder(config, mesh)
+    params, frozen, objective = make_objective(config, encoder, mesh, steps=10)
+    batcher, function = Batcher(encoder.preprocessor, config.data, mesh), jax.jit(objective)
+    batch = examples(16)
+    whole, *halves = (
+        float(function(params, frozen, batcher(part), jnp.int32(1))[0]) for part in (batch, batch[:8], batch[8:])
+    )
+    assert abs(whole - np.mean(halves)) > 0.1
+
+
+def test_a_batch_keeps_each_querys_documents_together(inputs, tmp_path):
+    config = make_config(inputs, tmp_path)
+    encoder = load_encoder(config, make_mesh())
+    data = DataConfig(negatives=2, query_length=64, document_length=96, document_patches=32)
+    batch = Batcher(encoder.preprocessor, data, make_mesh())(examples(8, negatives=2))
+    assert batch.queries.input_ids.shape == (8, 64) and batch.documents.input_ids.shape == (24, 96)
+    assert batch.documents.vision.patches.shape[:2] == (24, 32) and batch.queries.vision is None
+    ids = [tuple(row) for row in np.asarray(batch.document_ids)]
+    assert ids[0] == ids[12] and len(set(ids)) == 23  # positives of examples 0 and 4; all else differs
+    with pytest.raises(ValueError, match="example '0' has 2 negatives, data.negatives asks for 3"):
+        Batcher(encoder.preprocessor, dataclasses.replace(data, negatives=3), make_mesh())(examples(8, negatives=2))
+    bad = dataclasses.replace(examples(1)[0], id="row 7", document={"image": b"no image"})
+    with pytest.raises(ValueError, match="document 0 of example 'row 7'"):
+        Batcher(encoder.preprocessor, DataConfig(), make_mesh())([bad])
+
+
+def test_trains_an_adapter_that_load_opens(inputs, tmp_path):
+    config = make_config(inputs, tmp_path, checkpoint__best_metric="eval/score", eval__every=4, checkpoint__every=3)
+    scores, seen = iter([2.0, 1.0]), []
+
+    def eval_fn(encoder):
+        seen.append(np.asarray(encoder.encode_document(["a text"]).tokens))
+        return {"score": next(scores)}
+
+    mesh = make_mesh()
+    before = jax.device_get(make_objective(config, load_encoder(config, mesh), mesh, steps=8)[0])
+    results = train(config, eval_fn)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in records] == list(range(1, 9))
+    assert results["eval/score"] == 1.0 and np.isfinite(results["validation/loss"])
+    assert records[3]["eval/score"] == 2.0 and "eval/score" not in records[4]
+    assert {"loss", "grad_norm", "learning_rate", "late_hit@1", "examples_per_second"} <= records[0].keys()
+    assert any((tmp_path / "tensorboard").iterdir())
+    # Exported is the best step, 4, whose encoder the evaluation saw.
+    model = encode.load(inputs / "model", adapter=tmp_path / "adapter")
+    np.testing.assert_allclose(model.encode_document(["a text"]).tokens, seen[0], atol=2e-5)
+    assert not np.allclose(seen[0], seen[1], atol=1e-4)
+    kernel = Adapter.load(tmp_path / "adapter").proj.kernel[...]
+    assert not np.allclose(kernel, before["adapter.proj.kernel"], atol=1e-4)
+
+
+def test_trains_all_weights_and_exports_a_model(inputs, tmp_path):
+    config = make_config(
+        inputs,
+        tmp_path,
+        trainable="full",
+        steps=24,
+        log_every=8,
+        checkpoint__every=24,
+        eval__validation_batches=0,
+        data__query_length=64,
+        data__document_length=64,
+        data__document_patches=16,
+        data__max_pixels=4096,
+        **{"loss.objective": "pooled", "loss.symmetric": True, "loss.learn_temperature": True},
+    )
+    train(config)
+    losses = [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")]
+    assert losses[-1] < 0.7 * losses[0]
+    temperature = read_metrics(tmp_path / "metrics.jsonl")[-1]["temperature_pooled"]
+    assert temperature > 0.01 and temperature != pytest.approx(0.03, abs=1e-5)
+    model, start = encode.load(tmp_path / "model"), encode.load(inputs / "model")
+    assert json.loads((tmp_path / "model" / "smart_jax.json").read_text()) == {"max_pixels": 4096}
+    texts = ["page number 3"]
+    assert not np.allclose(model.encode_query(texts).pooled, start.encode_query(texts).pooled, atol=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(inputs, tmp_path):
+    settings = {"optimizer.learning_rate": float("inf"), "optimizer.warmup_ratio": 0.0, "checkpoint.every": 1}
+    config = make_config(inputs, tmp_path, **settings)
+    data = Examples(open_split(inputs / "data", "pages"), 8, seed=config.seed)
+    next(data)
+    ids = ", ".join(example.id for example in next(data))
+    with pytest.raises(FloatingPointError, match=f"loss is nan at step 2, on the examples {ids}"):
+        train(config)
+    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"batch_size": 12}, "batch_size 12 does not divide by the 8 devices"),
+        ({"batch_size": 80}, "batch_size=80 exceeds the"),
+        ({"model": ""}, "config.model is empty"),
+        ({"loss.diversity_weight": 0.1}, "without a trainable part"),
+        ({"adapter.layers": "last 9"}, "2 blocks"),
+        ({"data.document_length": 8}, "length"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(inputs, tmp_path, settings, error):
+    with pytest.raises(ValueError, match=error):
+        train(make_config(inputs, tmp_path / "run", steps=1, **settings))
+    if "data.document_length" not in settings:  # that one is found at the first batch
+        assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_best_metric_is_named(inputs, tmp_path):
+    settings = {"checkpoint.best_metric": "eval/nope", "eval.validation_batches": 0}
+    run = Run(make_config(inputs, tmp_path, **settings), lambda encoder: {"ndcg": 1.0})
+    with pytest.raises(ValueError, match="best_metric 'eval/nope' is none of the evaluation's: eval/ndcg"):
+        run.evaluate(run.start_or_resume()[0])
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(inputs, tmp_path):
+    train(make_config(inputs, tmp_path, steps=1, eval__validation_batches=0))
+    with pytest.raises(ValueError, match="of another model: adapter is"):
+        train(make_config(inputs, tmp_path, steps=2, resume=True, adapter__dim=16))
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from smart_jax import compilation_cache
+from tests.training import make_config
+from train import run
+from train.posttrain import train
+inputs, output, event, at, resume = sys.argv[1:]
+compilation_cache.enable()
+make, save = run.make_train_step, run.Run.save
+def make_train_step(*args):
+    step_fn = make(*args)
+    def train_step(state, frozen, batch):
+        step = int(state.step) + 1
+        if event == "kill" and step == int(at):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if event == "term" and step == int(at):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_fn(state, frozen, batch)
+    return train_step
+def interrupted_save(self, state, position, metrics):
+    if event == "save" and int(state.step) == int(at):
+        count = 0
+        def kill(name, args):
+            nonlocal count
+            if name in ("os.rename", "os.mkdir") and output in str(args[0]):
+                count += 1
+                if count == 6:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(kill)
+    save(self, state, position, metrics)
+run.make_train_step, run.Run.save = make_train_step, interrupted_save
+train(make_config(Path(inputs), Path(output), resume=resume == "resume", checkpoint__every=3, seed=5))
+"""
+
+
+def child(inputs: Path, output: Path, event="none", at=0, resume="") -> subprocess.CompletedProcess:
+    environment = os.environ | {"XLA_FLAGS": "", "SMART_JAX_COMPILATION_CACHE": str(inputs / "xla")}
+    command = [sys.executable, "-c", CHILD, str(inputs), str(output), event, str(at), resume]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(inputs) -> Path:
+    done = child(inputs, inputs / "uninterrupted")
+    assert done.returncode == 0, done.stderr
+    return inputs / "uninterrupted"
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    files = [folder / "adapter" / "adapter.safetensors" for folder in (found, expected)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    records = [read_metrics(folder / "metrics.jsonl") for folder in (found, expected)]
+    for record in (*records[0], *records[1]):
+        del record["examples_per_second"]
+    assert records[0] == records[1]
+    assert [r["step"] for r in records[0]] == list(range(1, 9))
+
+
+def test_killed_stopped_and_resumed_is_bit_identical(inputs, uninterrupted, tmp_path):
+    killed = child(inputs, tmp_path, "kill", 6)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    stopped = child(inputs, tmp_path, "term", 5, "resume")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "stopped by SIGTERM after saving step 5: --config.resume=True" in stopped.stdout
+    assert "steps 4 to 8" in stopped.stdout
+    resumed = child(inputs, tmp_path, resume="resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "steps 6 to 8" in resumed.stdout and "validation/loss" in resumed.stdout
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("event", "at"), [("kill", 1), ("kill", 3), ("kill", 4), ("kill", 8), ("save", 3), ("save", 6)]
+)
+def test_killed_at_any_step_and_resumed_is_bit_identical(inputs, uninterrupted, tmp_path, event, at):
+    killed = child(inputs, tmp_path, event, at)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = child(inputs, tmp_path, resume="resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_finished_run_resumes_to_the_same_export(inputs, uninterrupted):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    adapter = (uninterrupted / "adapter" / "adapter.safetensors").read_bytes()
+    again = child(inputs, uninterrupted, resume="resume")
+    assert again.returncode == 0 and "all 8 steps are done" in again.stdout
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+    assert (uninterrupted / "adapter" / "adapter.safetensors").read_bytes() == adapter

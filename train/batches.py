@@ -1,0 +1,103 @@
+"""Examples of the data set -> what an update takes, prepared ahead of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from smart_jax.preprocess import Preprocessor, Row
+from smart_jax.sharding import batch_sharding
+from smart_jax.typing import Batch
+from train.config import DataConfig
+from train.data import Example, Examples, content_hash
+from train.step import TrainBatch
+
+
+class Prepared(NamedTuple):
+    """A batch on the devices, whose examples it is made of, and the data iterator's state after it."""
+
+    ids: list[str]
+    batch: TrainBatch
+    position: dict[str, Any]
+
+
+class Batcher:
+    """Examples of this process -> its part of the global batch, on the mesh."""
+
+    def __init__(self, preprocessor: Preprocessor, config: DataConfig, mesh: Mesh):
+        """Raises ValueError: several processes without fixed shapes, which would disagree about the bucket."""
+        lengths = (config.query_length, config.document_length, config.document_patches)
+        if jax.process_count() > 1 and None in lengths:
+            raise ValueError(
+                "with several processes the shapes must be fixed: set config.data.query_length, document_length and "
+                "document_patches"
+            )
+        self._preprocessor, self._config, self._mesh = preprocessor, config, mesh
+        self._threads = ThreadPoolExecutor(max(1, config.workers), thread_name_prefix="rows")
+
+    def prepare(self, examples: Examples) -> Iterator[Prepared]:
+        """The batches of `examples`, each with the position after it."""
+        for batch in examples:
+            yield Prepared([example.id for example in batch], self(batch), examples.get_state())
+
+    def __call__(self, examples: Sequence[Example]) -> TrainBatch:
+        """The batch of some examples; query i's documents are its positive and then its negatives.
+
+        Raises:
+          ValueError, OSError: an item can not be read, or an example lacks negatives; the message names the example.
+        """
+        config = self._config
+        queries, documents = [], []
+        names: list[str] = []
+        for example in examples:
+            if len(example.negatives) < config.negatives:
+                raise ValueError(
+                    f"example '{example.id}' has {len(example.negatives)} negatives, data.negatives asks for "
+                    f"{config.negatives}: lower it, or convert the data with negatives"
+                )
+            own = [example.document, *example.negatives[: config.negatives]]
+            queries.append(example.query)
+            documents.extend(own)
+            names.extend(f"document {k} of example '{example.id}'" for k in range(len(own)))
+        query_names = [f"query of example '{example.id}'" for example in examples]
+        query_instruction = config.query_instruction or self._preprocessor.query_instruction
+        query_rows = self._rows(queries, query_instruction, query_names)
+        document_rows = self._rows(documents, config.document_instruction, names)
+        batch = TrainBatch(
+            queries=self._preprocessor.collate(query_rows, length=config.query_length),
+            documents=self._preprocessor.collate(
+                document_rows, length=config.document_length, patches=config.document_patches
+            ),
+            document_ids=np.stack([_id_words(item) for item in documents]),  # type: ignore[arg-type]
+        )
+        return put_batch(batch, self._mesh)
+
+    def _rows(self, items: Sequence[Any], instruction: str | None, names: Sequence[str]) -> list[Row]:
+        def row(item: Any, name: str) -> Row:
+            return self._preprocessor.row(item, instruction=instruction, name=name)
+
+        return list(self._threads.map(row, items, names))
+
+
+def _id_words(item: Any) -> np.ndarray:
+    """The content's hash as uint32 [4], which fits into arrays."""
+    return np.frombuffer(bytes.fromhex(content_hash(item)), np.uint32)
+
+
+def put_batch(batch: TrainBatch, mesh: Mesh) -> TrainBatch:
+    """This process's rows as part of global arrays, split over the mesh's data axes."""
+    rows, columns = batch_sharding(mesh), batch_sharding(mesh, leading=1)
+
+    def shardings(part: Batch) -> Batch:
+        return dataclasses.replace(jax.tree.map(lambda _: rows, part), position_ids=columns)
+
+    where = TrainBatch(shardings(batch.queries), shardings(batch.documents), rows)  # type: ignore[arg-type]
+    if jax.process_count() == 1:
+        return jax.device_put(batch, where)
+    return jax.tree.map(lambda x, s: jax.make_array_from_process_local_data(s, np.asarray(x)), batch, where)

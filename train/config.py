@@ -1,0 +1,203 @@
+"""The configuration of a training run: typed dataclasses behind `ml_collections.ConfigDict`.
+
+A config file has `get_config(arg="") -> ConfigDict`; it starts from `default_config()`, which is locked, so that a
+misspelt key is refused there, on the command line, and in `from_config_dict`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from train.optimizer import OptimizerConfig
+
+TRAINABLE = ("adapter", "full")
+OBJECTIVES = ("pooled", "late", "hybrid")
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What is minimised, see `train.losses`; CE is InfoNCE over the documents of the global batch.
+
+    pooled: CE(pooled). late: CE(late). hybrid: hybrid_loss_weight * CE(pooled_weight * pooled + late_weight * late)
+    + late_loss_weight * CE(late), the scores divided by their temperatures.
+    """
+
+    objective: str = "late"
+    pooled_weight: float = 1.0  # of the two scores in the hybrid score
+    late_weight: float = 1.0
+    hybrid_loss_weight: float = 1.0  # of the two losses of objective hybrid
+    late_loss_weight: float = 0.0
+    late_loss_weight_end: float | None = None  # reached linearly at the last step; None = no ramp
+    temperature: float = 0.03
+    late_temperature: float | None = None  # of the late score; None = `temperature`
+    learn_temperature: bool = False  # both start there; learned as a logarithm
+    min_temperature: float = 0.01  # floor of a learned temperature
+    symmetric: bool = False  # rank the queries for each document too
+    mask_false_negatives: bool = True  # the same document under another query of the batch is no negative
+    diversity_weight: float = 0.0
+    overlap_weight: float = 0.0
+
+    def __post_init__(self):
+        _one_of("loss.objective", self.objective, OBJECTIVES)
+        for name in ("temperature", "late_temperature", "min_temperature"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"loss.{name} is {value}: it must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterOptions:
+    """The projection that trainable = "adapter" learns, see `smart_jax.adapter.AdapterConfig`."""
+
+    dim: int | None = None  # token width; None = the backbone's
+    layers: str = "-1"  # "-1", "last 4", "20-24,-1"
+    pooled_dim: int | None = None  # truncates the pooled vector; None = unchanged
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """A data set written by `python -m train.data`, and how its items are prepared."""
+
+    dir: str = ""
+    name: str = ""
+    split: str = "train"
+    validation_split: str = "validation"
+    negatives: int = 0  # explicit negatives of each example that join the bank
+    query_instruction: str | None = None  # None = the checkpoint's
+    document_instruction: str | None = None
+    min_pixels: int | None = None  # None = the checkpoint's; so are the next two
+    max_pixels: int | None = None
+    max_length: int | None = None
+    query_length: int | None = None  # fixed shapes, one compilation; None = the preprocessor's buckets, one for each
+    document_length: int | None = None
+    document_patches: int | None = None
+    workers: int = 2  # threads that prepare items
+    prefetch: int = 2  # batches prepared ahead of the step
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation during the run and after it."""
+
+    every: int = 0  # steps; 0 = only after the run
+    validation_batches: int = 16  # at most so many batches of the validation split; 0 = no validation loss
+    benchmark: str | None = None  # for the config file's get_eval_fn, which says what it is
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 500  # steps
+    keep: int = 2  # newest
+    best_metric: str | None = None  # keep the best by this metric too; one of the evaluation's names
+    best_mode: str = "max"
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of `smart_jax.sharding.make_mesh`; the batch is split over data * fsdp devices."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    model: str = ""  # what `smart_jax.load` takes
+    output: str = ""  # run directory
+    resume: bool = False  # go on with the run that is there (or start it)
+    overwrite: bool = False  # delete the run that is there
+    trainable: str = "adapter"  # adapter (the backbone is frozen) | full (all weights)
+    batch_size: int = 64  # queries in the global batch, over all devices: it is the number of in-batch candidates
+    epochs: float = 1.0
+    steps: int | None = None  # overrides epochs
+    seed: int = 0
+    dtype: str = "auto"  # backbone's computation: auto = bfloat16 on accelerators, float32 on CPU
+    remat: bool = False  # trainable = full: recompute layers in the backward pass
+    log_every: int = 10
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    adapter: AdapterOptions = dataclasses.field(default_factory=AdapterOptions)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self):
+        _one_of("trainable", self.trainable, TRAINABLE)
+        _one_of("dtype", self.dtype, DTYPES)
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size is {self.batch_size}: a contrastive loss needs at least 2 queries")
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite are both set: choose one")
+        if self.trainable == "adapter" and self.loss.objective == "pooled":
+            raise ValueError(
+                "objective 'pooled' has no trainable part with trainable = 'adapter': the adapter projects tokens. "
+                "Use 'late' or 'hybrid', or trainable = 'full'"
+            )
+
+
+def default_config() -> ConfigDict:
+    """All settings with their defaults, locked against unknown keys."""
+    return to_config_dict(TrainConfig())
+
+
+def to_config_dict(config: Any) -> ConfigDict:
+    result = ConfigDict()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_config_dict(value)
+        elif type(None) in _kinds(hint := typing.get_type_hints(type(config))[field.name]):
+            holder = config_dict.placeholder(_kinds(hint)[0])
+            result[field.name] = holder  # keeps the type, so that the command line can parse a value
+            if value is None:
+                continue
+        result[field.name] = value
+    return result.lock()
+
+
+def from_config_dict(values: Mapping[str, Any], kind: type = TrainConfig, where: str = "") -> Any:
+    """The typed config.
+
+    Raises:
+      ValueError: an unknown key (the message names the nearest known one) or a value out of range.
+      TypeError: a value of another type.
+    """
+    fields = typing.get_type_hints(kind)
+    found = {}
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+            hint = f"did you mean '{where}{near[0]}'?" if near else f"known: {', '.join(fields)}"
+            raise ValueError(f"unknown config key '{where}{key}': {hint}")
+        found[key] = _typed(values[key], fields[key], f"{where}{key}")
+    return kind(**found)
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_config_dict(value, hint, where=f"{where}.")  # type: ignore[arg-type]
+    kinds = _kinds(hint)
+    if float in kinds and type(value) is int:
+        return float(value)
+    if type(value) not in kinds:
+        names = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
+        raise TypeError(f"config key '{where}' is {value!r}: expected {names}")
+    return value
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is '{value}': choose one of {', '.join(known)}")

@@ -1,0 +1,83 @@
+"""AdamW with a weight-decay mask, a learning-rate schedule and clipping by the global norm."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import optax
+
+SCHEDULES = ("constant", "linear", "cosine", "wsd")
+# Gains and biases (of LayerNorm, RMSNorm, ...), embedding tables (the learned positions too) and temperatures.
+_NOT_DECAYED = re.compile(r"(^|\.)(bias|scale|embedding|log_temperature\.\w+)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter, arXiv:1711.05101); the defaults are the paper's adapter run (arXiv:2605.24938)."""
+
+    learning_rate: float = 1e-3  # the peak
+    schedule: str = "cosine"  # constant | linear | cosine | wsd, all after the warm-up
+    warmup_ratio: float = 0.03  # share of the steps with a linearly growing rate
+    decay_ratio: float = 0.4  # wsd only: share of the steps, at the end, over which the rate falls linearly
+    final_ratio: float = 0.0  # rate after the last step, as a share of the peak
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # global norm of the gradient; 0 = no clipping
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"optimizer.schedule '{self.schedule}' is unknown: choose one of {', '.join(SCHEDULES)}")
+        for name in ("warmup_ratio", "decay_ratio", "final_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"optimizer.{name} is {getattr(self, name)}: it is a share, between 0 and 1")
+        for name in ("learning_rate", "weight_decay", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optimizer.{name} is {getattr(self, name)}: it must not be negative")
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by the number of updates made so far, over a run of `steps` updates.
+
+    Warm-up: with W = int(warmup_ratio * steps), update n (from 0) has peak * n / W while n < W. Then, with x the share
+    of the remaining updates that is done and f = final_ratio:
+
+        constant  peak
+        linear    peak * (1 - x * (1 - f))
+        cosine    peak * (f + (1 - f) * (1 + cos(pi * x)) / 2)
+        wsd       peak until decay_ratio * steps updates are left, then linear (warm-up, stable, decay:
+                  arXiv:2404.06395)
+    """
+    peak, final = config.learning_rate, config.learning_rate * config.final_ratio
+    warmup = int(config.warmup_ratio * steps)
+    rest = max(1, steps - warmup)
+    if config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(peak, final, rest)
+    elif config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, rest, alpha=config.final_ratio)
+    else:
+        decay = max(1, min(rest, int(config.decay_ratio * steps)))
+        after = optax.linear_schedule(peak, final, decay, transition_begin=rest - decay)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(1, warmup)), after], [warmup])
+
+
+def decay_mask(params: dict[str, object]) -> dict[str, bool]:
+    """Which parameters, by dotted name, are decayed: the linear maps', and an adapter's layer vector."""
+    return {name: not _NOT_DECAYED.search(name) for name in params}
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clip, Adam, decoupled weight decay on `decay_mask`, scheduled rate; parameters are a dict by dotted name."""
+    adamw = optax.adamw(
+        make_schedule(config, steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw

@@ -1,0 +1,104 @@
+"""Post-trains a retriever: `python -m train.posttrain --config configs/x.py[:ARG] [--config.KEY=VALUE ...]`.
+
+With trainable = "adapter" the backbone stays frozen and a token projection is learned (arXiv:2605.24938); with
+"full" all weights are. The run directory gets metrics.jsonl, tensorboard/, checkpoints/, config.json and, at the end,
+adapter/ or model/, which `smart_jax.load` opens.
+
+A config file has `get_config(arg="")` and, if the run is to be evaluated, `get_eval_fn(config: TrainConfig)`, which
+returns a function of an `Encoder` to metrics by name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from contextlib import ExitStack, closing
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from smart_jax import compilation_cache
+from train.config import TrainConfig, from_config_dict
+from train.loop import LossGuard, MetricsLog, Prefetch, Progress, StopRequest, due, format_table
+from train.run import EvalFn, Run
+
+
+def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float]:
+    """Runs, or goes on with, the training that `config` describes.
+
+    Returns:
+      The last evaluation's metrics; none if SIGTERM ended the run early.
+
+    Raises:
+      FileExistsError: the run directory is not empty, without `resume` or `overwrite`.
+      ValueError: settings, data or checkpoints do not fit together; the message names the remedy.
+      FloatingPointError: the loss is not finite; the message names the step and the batch's examples.
+    """
+    run = Run(config, eval_fn)
+    state, position = run.start_or_resume()
+    folder, start, steps = run.folder, int(state.step), run.steps
+    print(f"{folder}: steps {start + 1} to {steps}" if start < steps else f"{folder}: all {steps} steps are done")
+    evaluated: dict[str, float] = {}
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        log = stack.enter_context(closing(MetricsLog(folder, start)))
+        prepared = run.batcher.prepare(run.examples(position))
+        batches = stack.enter_context(closing(Prefetch(prepared, config.data.prefetch)))
+        progress = stack.enter_context(closing(Progress(start, steps, config.batch_size)))
+        guard = LossGuard()
+        for step in range(start + 1, steps + 1):
+            item = next(batches)
+            state, metrics = run.train_step(state, run.frozen, item.batch)
+            guard.push(step, item.ids, metrics["loss"])
+            progress.update(step, guard.last)
+            stopping = stop.asked(step) and step < steps
+            evaluating = due(step, config.eval.every, steps) and not stopping
+            if due(step, config.log_every, steps) or evaluating:
+                guard.flush()
+                record = {name: float(x) for name, x in jax.device_get(metrics).items()}
+                record["examples_per_second"] = progress.rate()
+                evaluated = run.evaluate(state) if evaluating else {}
+                log.write(step, record | evaluated)
+            if due(step, config.checkpoint.every, steps) or stopping or (evaluating and run.chooses_best):
+                guard.flush()
+                run.save(state, item.position, evaluated if evaluating else {})
+            if stopping:
+                print(f"\nstopped by SIGTERM after saving step {step}: --config.resume=True goes on from there")
+                return {}
+    results = evaluated or run.evaluate(state)
+    where = run.export(state)
+    print(format_table(results, f"after step {steps}; {where}:"))
+    return results
+
+
+def main() -> None:
+    """The command line."""
+    flag = config_flags.DEFINE_config_file("config", help_string="Config file, with :ARG for its get_config.")
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return app.parse_flags_with_usage(argv)
+        except (AttributeError, KeyError) as error:  # ml_collections' answer to an unknown key
+            sys.exit(f"unknown config key: {str(error).strip(chr(39)).encode().decode('unicode_escape')}")
+
+    def run(_: list[str]) -> None:
+        if flag.value is None:
+            sys.exit("give a config file: python -m train.posttrain --config configs/vidore.py")
+        compilation_cache.enable()
+        config = from_config_dict(flag.value)
+        file = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
+        spec = importlib.util.spec_from_file_location("run_config", file)
+        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+        eval_fn = module.get_eval_fn(config) if hasattr(module, "get_eval_fn") else None
+        try:
+            train(config, eval_fn)
+        except FileExistsError as error:
+            sys.exit(str(error))
+
+    app.run(run, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""A training run put together from its config: model, objective, optimizer, data, checkpoints, evaluation, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from smart_jax import encode
+from smart_jax.adapter import Adapter, AdapterConfig, parse_layers
+from smart_jax.checkpoint import Checkpoints, fingerprint, weights_fingerprint
+from smart_jax.encode import Encoder
+from smart_jax.models.weights import save_weights
+from smart_jax.preprocess import Preprocessor
+from smart_jax.sharding import make_mesh, replicated
+from train.batches import Batcher
+from train.config import TrainConfig
+from train.data import Examples, open_split
+from train.loop import check_run, open_run
+from train.optimizer import make_optimizer, make_schedule
+from train.step import (
+    Objective,
+    Params,
+    TrainState,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    take_apart,
+)
+
+EvalFn = Callable[[Encoder], dict[str, float]]
+
+
+class Run:
+    """Everything of a run but its loop.
+
+    The run directory is touched last, when model, data and settings are known to fit.
+
+    Attributes:
+      folder: the run directory.
+      steps: updates of the whole run.
+      train_step: compiled `(state, frozen, batch) -> (state, metrics)`.
+      frozen: parameters that do not change.
+      batcher: examples -> batches.
+    """
+
+    def __init__(self, config: TrainConfig, eval_fn: EvalFn | None = None):
+        self.config, self.eval_fn = config, eval_fn
+        mode = {"resume": config.resume, "overwrite": config.overwrite}
+        check_run(config.output, **mode)
+        self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        self._check_batch_size(config.batch_size)
+        source = open_split(config.data.dir, config.data.name, config.data.split)
+        self._examples = Examples(source, config.batch_size, seed=config.seed)
+        epochs = int(config.epochs * self._examples.batches_per_epoch)
+        self.steps = max(1, epochs) if config.steps is None else config.steps
+        self.encoder = load_encoder(config, self.mesh)
+        self.batcher = Batcher(self.encoder.preprocessor, config.data, self.mesh)
+        params, self.frozen, self.objective = make_objective(config, self.encoder, self.mesh, self.steps)
+        optimizer = make_optimizer(config.optimizer, self.steps)
+        self._start = init_state(params, config.loss, optimizer, self.mesh)
+        schedule = make_schedule(config.optimizer, self.steps)
+        self.train_step = make_train_step(self.objective, optimizer, schedule, self._start)
+        self._eval_step = make_eval_step(self.objective)
+        self.folder = open_run(config.output, dataclasses.asdict(config), **mode)
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints",
+            identity=self._identity(),
+            keep=config.checkpoint.keep,
+            best_metric=config.checkpoint.best_metric,
+            best_mode=config.checkpoint.best_mode,
+        )
+
+    def start_or_resume(self) -> tuple[TrainState, dict[str, Any] | None]:
+        """The state to go on from, and the position in the data; None = its start."""
+        state = self._start
+        del self._start  # the first update reuses its buffers
+        if self.checkpoints.latest_step() is None:
+            return state, None
+        found = self.checkpoints.restore(
+            params=state.params, train_state={"step": state.step, "optimizer": state.opt_state}
+        )
+        state = TrainState(found.train_state["step"], found.params, found.train_state["optimizer"])
+        return state, found.data
+
+    def examples(self, position: dict[str, Any] | None) -> Examples:
+        """Endless training examples, in this process's part of each batch, from a saved position on."""
+        if position is not None:
+            self._examples.set_state(position)
+        return self._examples
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Mean metrics over the validation batches ("validation/loss", ...) and `eval_fn`'s ("eval/...")."""
+        results = self._validate(state) if self.config.eval.validation_batches else {}
+        if self.eval_fn is not None:
+            results |= {f"eval/{name}": float(x) for name, x in self.eval_fn(self.trained(state.params)).items()}
+        best = self.config.checkpoint.best_metric
+        if best is not None and best not in results:
+            raise ValueError(f"checkpoint.best_metric '{best}' is none of the evaluation's: {', '.join(results)}")
+        return results
+
+    @property
+    def chooses_best(self) -> bool:
+        return self.config.checkpoint.best_metric is not None
+
+    def save(self, state: TrainState, position: dict[str, Any], metrics: dict[str, float]) -> None:
+        train_state = {"step": state.step, "optimizer": state.opt_state}
+        self.checkpoints.save(
+            int(state.step), params=state.params, train_state=train_state, data=position, metrics=metrics
+        )
+
+    def trained(self, params: Params) -> Encoder:
+        """An encoder with these parameters."""
+        if self.objective.adapter is not None:
+            return self.encoder.with_adapter(self.objective.adapter.merge(params))
+        backbone = self.objective.backbone
+        dtype = self.objective.dtype or jnp.float32
+        cast = {name: x.astype(dtype) for name, x in params.items() if name.startswith("model.")}
+        e = self.encoder
+        return Encoder(
+            e.config, e.preprocessor, backbone.graphdef, backbone.state(cast), mesh=self.mesh, folder=e.folder
+        )
+
+    def export(self, state: TrainState) -> Path:
+        """Writes adapter/ or model/ (the best checkpoint's, where a metric chooses it); returns the folder."""
+        best = self.checkpoints.best_step()
+        params = state.params if best is None else self.checkpoints.restore_params(best, params=state.params)
+        if self.objective.adapter is not None:
+            adapter: Adapter = self.objective.adapter.merge(params)
+            adapter.save(self.folder / "adapter")
+            return self.folder / "adapter"
+        return export_model(self.folder / "model", self.encoder, self.objective.backbone.state(params), self.config)
+
+    @cached_property
+    def _validation(self) -> tuple[Any, int]:
+        data = self.config.data
+        source = open_split(data.dir, data.name, data.validation_split)
+        shards, size = self._shards(), min(self.config.batch_size, len(source))
+        size -= size % shards
+        if size < 2:
+            raise ValueError(
+                f"split '{data.validation_split}' of {data.name} has {len(source)} examples, too few for a batch on "
+                f"{shards} devices: convert the data with more, or set config.eval.validation_batches=0"
+            )
+        return source, size
+
+    def _validate(self, state: TrainState) -> dict[str, float]:
+        source, size = self._validation
+        examples = Examples(source, size, seed=0, epochs=1)  # the same batches each time, and in each run
+        count = min(self.config.eval.validation_batches, len(source) // size)
+        sums: dict[str, float] = {}
+        for _, prepared in zip(range(count), self.batcher.prepare(examples), strict=False):
+            for name, x in jax.device_get(self._eval_step(state, self.frozen, prepared.batch)).items():
+                sums[name] = sums.get(name, 0.0) + float(x)
+        return {f"validation/{name}": total / count for name, total in sums.items()}
+
+    def _shards(self) -> int:
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def _check_batch_size(self, size: int) -> None:
+        if size % self._shards():
+            raise ValueError(
+                f"batch_size {size} does not divide by the {self._shards()} devices that share the batch: choose a "
+                "multiple, or fewer devices (config.mesh.data)"
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        adapter = self.objective.adapter
+        return {
+            "architecture": fingerprint(self.encoder.config),
+            "trainable": self.config.trainable,
+            "adapter": None if adapter is None else dataclasses.asdict(adapter_config(self.config, self.encoder)),
+            # An adapter belongs to the states of one backbone; full training holds all weights itself.
+            "weights": None if adapter is None else weights_fingerprint(source_folder(self.encoder)),
+        }
+
+
+def load_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:
+    """The backbone that is trained or frozen, with the preprocessing that the config asks for."""
+    if not config.model:
+        raise ValueError("config.model is empty: name a checkpoint folder or hub id, --config.model=...")
+    dtypes = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    # Weights that are trained are kept, and updated, in float32.
+    dtype = dtypes[config.dtype] if config.trainable == "adapter" else jnp.float32
+    encoder = encode.load(config.model, dtype=dtype, mesh=mesh)
+    if overrides := preprocessing_overrides(config):
+        encoder.preprocessor = Preprocessor.from_pretrained(source_folder(encoder), encoder.config, **overrides)
+    return encoder
+
+
+def source_folder(encoder: Encoder) -> Path:
+    """Where the encoder's files are; one put together by hand has none."""
+    if encoder.folder is None:
+        raise ValueError("the encoder was not loaded from a folder, and a run needs its files: use smart_jax.load")
+    return encoder.folder
+
+
+def preprocessing_overrides(config: TrainConfig) -> dict[str, int]:
+    names = ("min_pixels", "max_pixels", "max_length")
+    return {name: value for name in names if (value := getattr(config.data, name)) is not None}
+
+
+def make_objective(config: TrainConfig, encoder: Encoder, mesh: Mesh, steps: int) -> tuple[Params, Params, Objective]:
+    """Trainable parameters, frozen parameters, and the loss of both."""
+    backbone, weights = take_apart("model", encoder.graphdef, encoder.params)
+    if config.trainable == "full":
+        on_accelerator = config.dtype == "auto" and jax.default_backend() != "cpu"
+        dtype = jnp.bfloat16 if on_accelerator or config.dtype == "bfloat16" else None
+        return weights, {}, Objective(config.loss, steps, mesh, backbone, dtype=dtype, remat=config.remat)
+    adapter = Adapter(adapter_config(config, encoder), rngs=nnx.Rngs(config.seed))
+    structure, params = take_apart("adapter", *nnx.split(adapter))
+    return jax.device_put(params, replicated(mesh)), weights, Objective(config.loss, steps, mesh, backbone, structure)
+
+
+def adapter_config(config: TrainConfig, encoder: Encoder) -> AdapterConfig:
+    """Raises ValueError: layers that the backbone has not, or a regulariser without a trainable part."""
+    text = encoder.config.text
+    layers = parse_layers(config.adapter.layers, text.num_hidden_layers)
+    if len(layers) == 1 and (config.loss.diversity_weight or config.loss.overlap_weight):
+        raise ValueError(
+            "diversity_weight and overlap_weight act on the fused states, which one layer of a frozen backbone leaves "
+            "without a trainable part: set them to 0 or fuse more layers (config.adapter.layers)"
+        )
+    return AdapterConfig(text.hidden_size, config.adapter.dim, layers, config.adapter.pooled_dim)
+
+
+def export_model(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:
+    """A Hugging Face folder: the weights, and the source's config, tokenizer and preprocessing files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source_folder(encoder).iterdir()):
+        if file.is_file() and not file.name.startswith((".", "model")) and file.suffix != ".safetensors":
+            shutil.copyfile(file, folder / file.name)
+    if overrides := preprocessing_overrides(config):
+        settings = folder / "smart_jax.json"
+        known = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        settings.write_text(json.dumps(known | overrides, indent=2) + "\n", encoding="utf-8")
+    save_weights(folder, params, encoder.config)
+    return folder

@@ -1,0 +1,249 @@
+"""One update: parameters by dotted name in, gradient of the contrastive loss over the global batch, AdamW, out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from smart_jax.maxsim import maxsim
+from smart_jax.sharding import BATCH
+from smart_jax.typing import Batch
+from train import losses
+from train.config import LossConfig
+
+Params = dict[str, jax.Array]  # by dotted name: "adapter.proj.kernel", "model.visual.blocks.0.norm1.scale", ...
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainBatch:
+    """Queries and documents of the global batch; query i's documents are rows [i * K, (i + 1) * K), positive first."""
+
+    queries: Batch  # B rows
+    documents: Batch  # B * K rows, K = 1 + explicit negatives
+    document_ids: UInt[Array, "N W"]  # equal for equal documents
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that an update changes."""
+
+    step: Int[Array, ""]  # updates made
+    params: Params
+    opt_state: Any
+
+
+class Structure(NamedTuple):
+    """An nnx module without its arrays."""
+
+    graphdef: nnx.GraphDef
+    template: tuple[tuple[str, tuple, Any], ...]  # name, path, leaf without array
+
+    def merge(self, params: Params) -> Any:
+        return nnx.merge(self.graphdef, self.state(params))
+
+    def state(self, params: Params) -> nnx.State:
+        return nnx.from_flat_state([(path, leaf.replace(params[name])) for name, path, leaf in self.template])
+
+
+def take_apart(prefix: str, graphdef: nnx.GraphDef, state: nnx.State) -> tuple[Structure, Params]:
+    """`nnx.split`'s result as a structure and parameters by dotted name, each name starting with `prefix`."""
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    named = [(".".join(map(str, (prefix, *path))), path, leaf) for path, leaf in nnx.to_flat_state(abstract)]
+    arrays = dict(nnx.to_flat_state(state))
+    return Structure(graphdef, tuple(named)), {name: arrays[path].get_value() for name, path, _ in named}
+
+
+class Encoded(NamedTuple):
+    """One side of the batch, float32."""
+
+    pooled: Float[Array, "B E"]  # unit
+    tokens: Float[Array, "B L D"]  # unit
+    mask: Bool[Array, "B L"]  # kept tokens
+    raw_pooled: Float[Array, "B H"]
+    fused: Float[Array, "B L H"]  # before the projection
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Objective:
+    """The loss as a function of parameters and batch.
+
+    Attributes:
+      config: which loss.
+      steps: of the whole run, for the ramp.
+      mesh: the batch is split over its data axes; the bank of documents is gathered from all of them.
+      backbone: structure of the backbone, parameters "model.*".
+      adapter: structure of the adapter, parameters "adapter.*"; None = tokens are the last layer's states.
+      dtype: the backbone's parameters are cast to it for computing; None = as they are.
+      remat: recompute the backbone's layers in the backward pass.
+    """
+
+    config: LossConfig
+    steps: int
+    mesh: Mesh
+    backbone: Structure
+    adapter: Structure | None = None
+    dtype: Any = None
+    remat: bool = False
+
+    def __call__(
+        self, params: Params, frozen: Params, batch: TrainBatch, step: Int[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Loss of the batch at update `step` (1 .. steps), and metrics.
+
+        The gradient reaches `params`; with an adapter the backbone is in `frozen`, and its states are constants.
+        """
+        queries = self.encode(params, frozen, batch.queries)
+        documents = self.encode(params, frozen, batch.documents)
+        rows = len(batch.queries.input_ids)
+        positives = jnp.arange(rows) * (len(batch.documents.input_ids) // rows)
+        excluded = losses.false_negatives(batch.document_ids, positives) if self.config.mask_false_negatives else None
+        scores = self._scores(queries, documents)
+        temperatures = self._temperatures(params)
+        loss, metrics = contrastive(self.config, scores, temperatures, positives, excluded, step, self.steps)
+        if self.config.diversity_weight:
+            q, d = (losses.diversity(side.fused, side.mask) for side in (queries, documents))
+            metrics["diversity"] = q + d
+            loss += self.config.diversity_weight * (q + d)
+        if self.config.overlap_weight:
+            q, d = (losses.overlap(side.raw_pooled, side.fused, side.mask) for side in (queries, documents))
+            metrics["overlap"] = q + d
+            loss += self.config.overlap_weight * (q + d)
+        if self.config.learn_temperature:
+            metrics |= {f"temperature_{name}": t for name, t in temperatures.items()}
+        return loss, metrics
+
+    def encode(self, params: Params, frozen: Params, batch: Batch) -> Encoded:
+        model = self.backbone.merge(self._cast(params if self.adapter is None else frozen))
+        if self.adapter is None:
+            hidden = model(batch, remat=self.remat)
+            fused = hidden.states[:, :, 0].astype(jnp.float32)
+            pooled = hidden.pooled.astype(jnp.float32)
+            return Encoded(losses.unit(pooled), losses.unit(fused), batch.keep_mask, pooled, fused)
+        adapter = self.adapter.merge(params)
+        hidden = jax.lax.stop_gradient(model(batch, layers=adapter.config.layers))
+        fused = adapter.fuse(hidden.states)
+        pooled, raw_pooled = adapter.pooled(hidden.pooled), hidden.pooled.astype(jnp.float32)
+        return Encoded(pooled, adapter.project(fused), batch.keep_mask, raw_pooled, fused)
+
+    def _cast(self, params: Params) -> Params:
+        if self.dtype is None:
+            return params
+        return {name: x.astype(self.dtype) for name, x in params.items() if name.startswith("model.")}
+
+    def _scores(self, queries: Encoded, documents: Encoded) -> dict[str, Float[Array, "B N"]]:
+        """Pooled and late scores of every query with every document of the global batch."""
+        mesh, rows, whole = self.mesh, BATCH, PartitionSpec()
+        pooled_bank = jax.lax.with_sharding_constraint(documents.pooled, NamedSharding(mesh, whole))
+        scores = {"pooled": jnp.einsum("be,ne->bn", queries.pooled, pooled_bank, precision="highest")}
+        if self.config.objective != "pooled":
+            # Each device scores its own queries with all documents: one gather, and one sum of the bank's gradient.
+            late = jax.shard_map(maxsim, mesh=mesh, in_specs=(rows, whole, rows, whole), out_specs=rows)
+            scores["late"] = late(queries.tokens, documents.tokens, queries.mask, documents.mask)
+        return scores
+
+    def _temperatures(self, params: Params) -> dict[str, Any]:
+        start = start_temperatures(self.config)
+        if not self.config.learn_temperature:
+            return start
+        return {name: jnp.exp(params[f"log_temperature.{name}"]) for name in start}
+
+
+def start_temperatures(config: LossConfig) -> dict[str, float]:
+    """Temperature of each score that the objective uses."""
+    late = config.temperature if config.late_temperature is None else config.late_temperature
+    both = {"pooled": config.temperature, "late": late}
+    return both if config.objective == "hybrid" else {config.objective: both[config.objective]}
+
+
+def contrastive(
+    config: LossConfig,
+    scores: dict[str, Float[Array, "B N"]],
+    temperatures: dict[str, Any],
+    positives: Int[Array, " B"],
+    excluded: Bool[Array, "B N"] | None,
+    step: Int[Array, ""],
+    steps: int,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The contrastive part of the loss, and the rates at which each score puts the positive first."""
+    cross_entropy = losses.symmetric_info_nce if config.symmetric else losses.info_nce
+    metrics = {f"{name}_hit@1": losses.hit_rate(s, positives, excluded) for name, s in scores.items()}
+    if "late" in scores:
+        both = config.pooled_weight * scores["pooled"] + config.late_weight * scores["late"]
+        metrics["hybrid_hit@1"] = losses.hit_rate(both, positives, excluded)
+    if config.objective != "hybrid":
+        logits = scores[config.objective] / temperatures[config.objective]
+        return cross_entropy(logits, positives, excluded), metrics
+    logits = losses.hybrid_logits(
+        scores["pooled"],
+        scores["late"],
+        pooled_weight=config.pooled_weight,
+        late_weight=config.late_weight,
+        pooled_temperature=temperatures["pooled"],
+        late_temperature=temperatures["late"],
+    )
+    metrics["hybrid_loss"] = cross_entropy(logits, positives, excluded)
+    metrics["late_loss"] = cross_entropy(scores["late"] / temperatures["late"], positives, excluded)
+    start, end = config.late_loss_weight, config.late_loss_weight_end
+    late_weight = losses.linear_ramp(step, steps, start, start if end is None else end)
+    return config.hybrid_loss_weight * metrics["hybrid_loss"] + late_weight * metrics["late_loss"], metrics
+
+
+def init_state(params: Params, config: LossConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """State before the first update; `params` are those of the modules, temperatures are added when learned."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if config.learn_temperature:
+        logs = {f"log_temperature.{name}": jnp.log(jnp.float32(t)) for name, t in start_temperatures(config).items()}
+        params = params | jax.device_put(logs, everywhere)
+    opt_state = jax.tree.map(lambda x: _on_mesh(x, everywhere), optimizer.init(params))  # type: ignore[arg-type]
+    return TrainState(jax.device_put(jnp.int32(0), everywhere), params, opt_state)
+
+
+def make_train_step(
+    objective: Objective, optimizer: optax.GradientTransformation, schedule: optax.Schedule, like: TrainState
+) -> Callable[[TrainState, Params, TrainBatch], tuple[TrainState, Metrics]]:
+    """Compiled `(state, frozen, batch) -> (state, metrics)`; the given state's buffers are reused.
+
+    The new state is placed as `like`, so that it fits the next call without another compilation.
+    """
+    floor = jnp.log(objective.config.min_temperature)
+    places = jax.tree.map(lambda x: x.sharding, like)
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=(places, None))
+    def train_step(state: TrainState, frozen: Params, batch: TrainBatch) -> tuple[TrainState, Metrics]:
+        step = state.step + 1
+        (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params, frozen, batch, step)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        params = {n: jnp.maximum(x, floor) if n.startswith("log_temperature.") else x for n, x in params.items()}
+        metrics |= {"loss": loss, "grad_norm": optax.global_norm(gradient), "learning_rate": schedule(state.step)}
+        return TrainState(step, params, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(objective: Objective) -> Callable[[TrainState, Params, TrainBatch], Metrics]:
+    """Compiled `(state, frozen, batch) -> metrics`, without gradient."""
+
+    @jax.jit
+    def eval_step(state: TrainState, frozen: Params, batch: TrainBatch) -> Metrics:
+        loss, metrics = objective(state.params, frozen, batch, jnp.maximum(state.step, 1))
+        return metrics | {"loss": loss}
+
+    return eval_step
+
+
+def _on_mesh(x: jax.Array, everywhere: NamedSharding) -> jax.Array:
+    # Moments are made like their parameters, on the mesh; counters are not, and would cause a second compilation.
+    return x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, everywhere)
