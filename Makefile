@@ -35,7 +35,7 @@ lint: $(VENV)/.test
 	$(VENV)/bin/mypy
 
 test: $(VENV)/.test lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf build $(VENV)
