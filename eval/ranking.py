@@ -25,9 +25,7 @@ def query_key(dataset: str, index: int) -> str:
     return f"{dataset}:{index}"
 
 
-def rank(
-    key: str, names: Sequence[str], scores: np.ndarray, *, relevant: np.ndarray | None = None
-) -> np.ndarray:
+def rank(key: str, names: Sequence[str], scores: np.ndarray, *, relevant: np.ndarray | None = None) -> np.ndarray:
     """Candidates from best to worst.
 
     Only candidates that share their score with another are hashed: the others' places do not depend on the hash.

@@ -212,7 +212,7 @@ def test_bad_configs_are_refused(tmp_path):
         evaluate(config(tmp_path, adapter="x"), [made()], None)
 
 
-CONFIG_FILE = '''
+CONFIG_FILE = """
 from eval.config import default_config
 from tests.test_eval_run import made
 from tests.fake_encoder import FakeEncoder
@@ -228,7 +228,7 @@ def get_benchmarks(config):
 
 def get_encoder(config):
     return FakeEncoder(noise=config.noise)
-'''
+"""
 
 
 def run_command(*arguments):
