@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from smart_jax.images import ImageSettings, process_image
 from smart_jax.models import load_config
 from smart_jax.models.weights import abstract_model, load_weights, save_weights
+from tests.checkpoints import noise_page
 from tests.parity.qwen3_vl import CONFIGS, Inputs, our_states, save, torch_model
 
 TOLERANCE = 2e-5
@@ -162,11 +164,29 @@ def test_bfloat16_pooled_cosine(pair, tmp_path):
     assert cosine.min() >= 0.999
 
 
-@pytest.mark.slow
-def test_ceiling_image_matches(two_taps):
-    """1,800 visual tokens, the most that an image may have; attention runs in blocks here."""
+def odd_image(width: int, height: int) -> Inputs:
+    """A row with a picture of that size, preprocessed."""
+    settings = ImageSettings(min_pixels=4096, max_pixels=1_843_200)
+    patches, grid = process_image(noise_page(width, height), settings)
+    (row,) = Inputs.random([[3, grid, 4]]).rows
+    return Inputs([(row[0], [grid], patches)])
+
+
+def test_odd_image_at_the_pixel_floor(two_taps):
     model, config, graphdef, params = two_taps
-    inputs = Inputs.random([[3, (1, 90, 80), 4]])
+    inputs = odd_image(37, 29)
+    assert inputs.rows[0][1] == [(1, 4, 6)]  # 1,073 pixels come up to 64 x 96, the first size above 4,096
+    ours = our_states(graphdef, params, inputs.batch(config))
+    assert max(errors(inputs.torch_states(model), ours, inputs)) < TOLERANCE
+
+
+@pytest.mark.slow
+def test_odd_image_at_the_pixel_ceiling(two_taps):
+    """Nearly 1,800 visual tokens, the most that an image may have; attention runs in steps here."""
+    model, config, graphdef, params = two_taps
+    inputs = odd_image(1999, 3001)
+    ((_, h, w),) = inputs.rows[0][1]
+    assert 1700 < h * w // 4 <= 1800
     ours = our_states(graphdef, params, inputs.batch(config))
     assert max(errors(inputs.torch_states(model), ours, inputs)) < TOLERANCE
 
