@@ -99,7 +99,7 @@ class MetricsLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(name.replace("@", "_at_"), value, step)  # TensorBoard takes no @
 
     def close(self) -> None:
         self._writer.close()
