@@ -1,0 +1,42 @@
+"""Held-out pages of the standard library's documentation, for the embedded default model.
+
+    python -m eval.run --config configs/eval_tiny.py
+    python -m eval.run --config configs/eval_tiny.py --config.adapter=build/demo/run/adapter
+
+500 pages and 500 queries of modules that no training page comes from (`eval.docstrings.HELD_OUT_MODULES`), read from
+the running Python: the same on every machine with the same Python version. "wording" asks with a span of the page's
+words of which a quarter is dropped, drawn anew for each of `query_seeds`; "meaning" asks with the summary line for the
+page without it. Chance is 1 / 500 = .002 hit@1.
+"""
+
+from ml_collections import ConfigDict
+
+from eval.benchmark import Benchmark
+from eval.config import default_config
+from eval.pages import Canvas, benchmark, held_out
+
+
+def get_config(arg: str = "128x256") -> ConfigDict:
+    """The argument is the size of the pages, HEIGHTxWIDTH in pixels."""
+    height, _, width = arg.partition("x")
+    config = default_config()
+    config.height, config.width = int(height), int(width)
+    config.style = "grid"
+    config.pages = 500
+    config.query_seeds = 3  # wording benchmarks
+    config.meaning = True
+    config.output = f"results/tiny-{arg}"
+    return config
+
+
+def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
+    """One wording benchmark per seed, then the one of meanings."""
+    docstrings, canvas = held_out(), Canvas(config.height, config.width, config.style)
+    size = f"{config.height}x{config.width}"
+    made = [
+        benchmark(docstrings, "wording", canvas, count=config.pages, seed=seed, name=f"wording-{size}-seed{seed}")
+        for seed in range(config.query_seeds)
+    ]
+    if config.meaning:
+        made.append(benchmark(docstrings, "meaning", canvas, count=config.pages, name=f"meaning-{size}"))
+    return made
