@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from eval import storage
+from eval.lazy import LazyItems
 from smart_jax.items import parse_item
 
 Qrels = Mapping[str, Mapping[str, int]]
 MAX_NAMED = 5  # offenders listed in a message
-
-
-class LazyItems(Sequence[Any]):
-    """A sequence whose items are made when they are asked for and not kept, such as pages rendered from a file.
-
-    >>> squares = LazyItems(4, lambda i: i * i)
-    >>> squares[-1], list(squares[1:3]), len(squares)
-    (9, [1, 4], 4)
-    """
-
-    def __init__(self, count: int, make: Callable[[int], Any]):
-        self._indices = range(count)
-        self._make = make
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self.take(range(len(self))[index])
-        return self._make(self._indices[index])
-
-    def take(self, indices: Sequence[int]) -> LazyItems:
-        """The items at these positions, still unmade."""
-        chosen = [self._indices[i] for i in indices]
-        return LazyItems(len(chosen), lambda i: self._make(chosen[i]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,16 +63,12 @@ class Benchmark:
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder that `Benchmark.load` opens; see `eval.storage` for the format."""
-        from eval import storage
-
-        storage.save(self, folder)
+        storage.save({field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, folder)
 
     @classmethod
     def load(cls, folder: str | Path, *, name: str | None = None) -> Benchmark:
         """Opens a folder written by `save`, or a BEIR folder (jsonl); see `eval.storage`."""
-        from eval import storage
-
-        return storage.load(folder, name=name)
+        return cls(**storage.load(folder, name=name))
 
     def sample(self, *, queries: int | None = None, corpus: int | None = None, seed: int = 0) -> Benchmark:
         """A smaller benchmark: that many queries drawn at random, and a corpus cut to about that many documents.
@@ -186,10 +157,3 @@ def _some(offenders: Any) -> str:
     offenders = list(offenders) if isinstance(offenders, Sequence) else sorted(offenders, key=str)
     more = len(offenders) - MAX_NAMED
     return ", ".join(repr(o) for o in offenders[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def batches(count: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of at most `size`, of nearly equal length."""
-    parts = -(-count // size)
-    bounds = [round(i * count / parts) for i in range(parts + 1)] if parts else []
-    return (slice(a, b) for a, b in itertools.pairwise(bounds))

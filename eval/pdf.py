@@ -17,7 +17,8 @@ import pypdfium2 as pdfium
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from eval.benchmark import Benchmark, LazyItems
+from eval.benchmark import Benchmark
+from eval.lazy import LazyItems
 from eval.pdf_text import Box, PageText, clean_title, fold
 
 INSTRUCTION = "Find a document image that matches the given query."  # of visual-document tasks (arXiv:2605.24938)

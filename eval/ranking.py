@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from eval import metrics
-from eval.benchmark import Benchmark, batches
+from eval.benchmark import Benchmark
+from eval.lazy import batches
 from smart_jax.score import tie_hash
 
 UNION_WASTE = 2  # local ranking: scores computed per score used, at most

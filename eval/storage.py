@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from eval.benchmark import Benchmark, LazyItems, batches
+from eval.lazy import LazyItems, batches
 from smart_jax.images import ImageLike, open_rgb
 from smart_jax.items import parse_item
 
@@ -45,8 +45,8 @@ CORPUS_SCHEMA = pa.schema([*ITEM_FIELDS, ("page_text", pa.string())])
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
 
-def save(benchmark: Benchmark, folder: str | Path) -> None:
-    """Writes the benchmark to a new or empty folder; images are encoded one by one.
+def save(fields: Mapping[str, Any], folder: str | Path) -> None:
+    """Writes the fields of a `Benchmark`, by name, to a new or empty folder; images are encoded one by one.
 
     Raises:
       FileExistsError: the folder is not empty.
@@ -54,30 +54,30 @@ def save(benchmark: Benchmark, folder: str | Path) -> None:
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty: remove it or save benchmark {benchmark.name} elsewhere")
+        raise FileExistsError(f"{folder} is not empty: remove it or save benchmark {fields['name']} elsewhere")
     folder.mkdir(parents=True, exist_ok=True)
-    _write_items(folder / "queries.parquet", QUERY_SCHEMA, benchmark.query_ids, benchmark.queries, None)
-    _write_items(folder / "corpus.parquet", CORPUS_SCHEMA, benchmark.corpus_ids, benchmark.corpus, benchmark.texts)
+    _write_items(folder / "queries.parquet", QUERY_SCHEMA, fields["query_ids"], fields["queries"], None)
+    _write_items(folder / "corpus.parquet", CORPUS_SCHEMA, fields["corpus_ids"], fields["corpus"], fields["texts"])
     with open(folder / "qrels.tsv", "w", encoding="utf-8", newline="") as file:
-        lines = [[q, d, int(grade)] for q, grades in benchmark.qrels.items() for d, grade in grades.items()]
+        lines = [[q, d, int(grade)] for q, grades in fields["qrels"].items() for d, grade in grades.items()]
         csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None).writerows(
             [QRELS_HEADER, *lines]
         )
-    if benchmark.candidates is not None:
-        rows = ({"id": q, "candidates": list(names)} for q, names in benchmark.candidates.items())
+    if fields["candidates"] is not None:
+        rows = ({"id": q, "candidates": list(names)} for q, names in fields["candidates"].items())
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / "candidates.jsonl").write_text(text, encoding="utf-8")
     header = {
         "version": VERSION,
-        "name": benchmark.name,
-        "instruction": benchmark.instruction,
-        "document_instruction": benchmark.document_instruction,
+        "name": fields["name"],
+        "instruction": fields["instruction"],
+        "document_instruction": fields["document_instruction"],
     }
     (folder / "benchmark.json").write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder: str | Path, *, name: str | None = None) -> Benchmark:
-    """Opens a folder of `save`, or a BEIR folder; items are read when asked for.
+def load(folder: str | Path, *, name: str | None = None) -> dict[str, Any]:
+    """The fields of the `Benchmark` in a folder of `save`, or in a BEIR folder; items are read when asked for.
 
     Args:
       folder: as in this module's docstring.
@@ -99,7 +99,7 @@ def load(folder: str | Path, *, name: str | None = None) -> Benchmark:
         queries, query_ids = queries.take(judged), [query_ids[i] for i in judged]
         qrels = {q: qrels[q] for q in query_ids}
         header = {}
-    return Benchmark(
+    return dict(
         name=name or header.get("name") or folder.resolve().name,
         queries=queries,
         query_ids=query_ids,

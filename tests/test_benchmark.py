@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from eval import storage
-from eval.benchmark import Benchmark, LazyItems, item_text
+from eval.benchmark import Benchmark, item_text
+from eval.lazy import LazyItems
 from smart_jax.images import open_rgb
 from smart_jax.items import parse_item
 

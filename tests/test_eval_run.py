@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.benchmark import Benchmark, LazyItems
+from eval.benchmark import Benchmark
 from eval.bm25 import BM25, words
 from eval.config import default_config
 from eval.evaluate import METRICS, make_eval_fn, run_benchmark
+from eval.lazy import LazyItems
 from eval.metrics import compute
 from eval.run import evaluate
 from tests.fake_encoder import FakeEncoder
