@@ -128,7 +128,7 @@ def test_validation_split_is_by_page_seeded_and_independent_of_order(tmp_path):
     for name, source, seed in (("a", "src", 0), ("b", "back", 0), ("c", "src", 1)):
         convert(tmp_path / source, name, tmp_path, validation_ratio=0.3, seed=seed)
         parts = [open_split(tmp_path, name, split) for split in ("train", "validation")]
-        pages = [Counter(part[i].document_id for i in range(len(part))) for part in parts]
+        pages = [Counter(content_hash(part[i].document) for i in range(len(part))) for part in parts]
         assert not pages[0].keys() & pages[1].keys()
         assert set(pages[0].values()) | set(pages[1].values()) == {4}
         sides[name] = set(pages[1])
@@ -370,12 +370,12 @@ def test_bad_batches_are_refused(batch_size, options, message):
         Examples(examples(10), batch_size, **options)
 
 
-def test_document_ids_are_of_the_content():
-    image = Example("1", {"text": "q"}, {"image": page(1)})
-    assert image.document_id == Example("2", {"text": "r"}, {"image": page(1)}).document_id
-    assert image.document_id != Example("1", {"text": "q"}, {"image": page(2)}).document_id
+def test_content_hashes_are_of_the_content():
+    image = {"image": page(1)}
+    assert content_hash(image) == content_hash({"image": page(1)})
+    assert content_hash(image) != content_hash({"image": page(2)})
     assert content_hash({"text": "a"}) != content_hash({"image": b"a"})
-    assert len(image.document_id) == 32
+    assert len(content_hash(image)) == 32
 
 
 def test_iterates_over_a_converted_split(tmp_path):

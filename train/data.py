@@ -44,14 +44,9 @@ class Example:
     negatives: tuple[Item, ...] = ()
     source: str = ""
 
-    @property
-    def document_id(self) -> str:
-        """Hash of the document's content: in a batch, an equal document of another example is no negative."""
-        return content_hash(self.document)
-
 
 def content_hash(item: Item) -> str:
-    """Hex digest (128 bits) of an item's text or image bytes."""
+    """Hex digest (128 bits) of an item's text or image bytes; equal documents of a batch are no negatives."""
     digest = hashlib.blake2b(digest_size=16)
     for key in sorted(item):
         value = item[key].encode() if isinstance(item[key], str) else item[key]
