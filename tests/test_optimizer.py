@@ -88,3 +88,30 @@ def test_an_update_equals_adamw_by_hand():
         step = (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8)
         x = x - 0.1 * (step + np.array([0.5, 0.5, 0.0]) * x)
     np.testing.assert_allclose(np.concatenate([params["a.kernel"], params["a.bias"]]), x, rtol=1e-5)
+
+
+def test_muon_turns_a_matrix_gradient_into_a_nearly_orthogonal_update():
+    config = OptimizerConfig(
+        name="muon", learning_rate=0.1, schedule="constant", warmup_ratio=0.0, weight_decay=0.5, clip_norm=0.0
+    )
+    rng = np.random.default_rng(0)
+    params = {"a.kernel": jnp.ones((24, 40)), "a.embedding": jnp.ones((8, 4)), "a.bias": jnp.ones(6)}
+    gradient = {name: jnp.asarray(rng.normal(size=x.shape)) for name, x in params.items()}
+    optimizer = make_optimizer(config, 10)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    u, _, v = np.linalg.svd(gradient["a.kernel"], full_matrices=False)
+    update = np.asarray(updates["a.kernel"]) + 0.1 * 0.5  # without the decay
+    values = np.diag(u.T @ update @ v.T) / (-0.1 * 0.2 * np.sqrt(40))
+    # Newton-Schulz with five steps brings the singular values near 1 (0.7 .. 1.2) and keeps the vectors.
+    assert 0.65 < values.min() and values.max() < 1.25
+    np.testing.assert_allclose(
+        u @ np.diag(np.diag(u.T @ update @ v.T)) @ v, update, atol=1e-3 * np.abs(update).max(), rtol=0
+    )
+    nesterov = 1 + 0.9 * 0.1 / (1 - 0.9**2)  # Adam's first step is this times the sign; nothing decays here
+    for name in ("a.embedding", "a.bias"):
+        np.testing.assert_allclose(updates[name], -0.1 * nesterov * np.sign(gradient[name]), rtol=1e-4)
+
+
+def test_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match=r"optimizer\.name 'sgd' is unknown: choose one of adamw, muon"):
+        OptimizerConfig(name="sgd")

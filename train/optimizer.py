@@ -1,12 +1,15 @@
-"""AdamW with a weight-decay mask, a learning-rate schedule and clipping by the global norm."""
+"""AdamW or Muon with a weight-decay mask, a learning-rate schedule and clipping by the global norm."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 
+import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 # Gains and biases (of LayerNorm, RMSNorm, ...), embedding tables (the learned positions too) and temperatures.
 _NOT_DECAYED = re.compile(r"(^|\.)(bias|scale|embedding|log_temperature\.\w+)$")
@@ -14,8 +17,13 @@ _NOT_DECAYED = re.compile(r"(^|\.)(bias|scale|embedding|log_temperature\.\w+)$")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter, arXiv:1711.05101); the defaults are the paper's adapter run (arXiv:2605.24938)."""
+    """The defaults are the paper's adapter run (arXiv:2605.24938).
 
+    AdamW: Loshchilov and Hutter, arXiv:1711.05101. Muon: Jordan et al. 2024, with updates scaled to AdamW's root mean
+    square (Liu et al., arXiv:2502.16982), so that both take the same rates and weight decay.
+    """
+
+    name: str = "adamw"  # adamw | muon: the linear maps by Muon, the rest by Adam with Nesterov momentum
     learning_rate: float = 1e-3  # the peak
     schedule: str = "cosine"  # constant | linear | cosine | wsd, all after the warm-up
     warmup_ratio: float = 0.03  # share of the steps with a linearly growing rate
@@ -27,7 +35,11 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # global norm of the gradient; 0 = no clipping
 
+    momentum: float = 0.95  # muon only: of the linear maps, Nesterov's; b1, b2 and eps are the rest's
+
     def __post_init__(self):
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"optimizer.name '{self.name}' is unknown: choose one of {', '.join(OPTIMIZERS)}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"optimizer.schedule '{self.schedule}' is unknown: choose one of {', '.join(SCHEDULES)}")
         for name in ("warmup_ratio", "decay_ratio", "final_ratio"):
@@ -71,13 +83,30 @@ def decay_mask(params: dict[str, object]) -> dict[str, bool]:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip, Adam, decoupled weight decay on `decay_mask`, scheduled rate; parameters are a dict by dotted name."""
-    adamw = optax.adamw(
-        make_schedule(config, steps),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=decay_mask,
-    )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    """Clip, Adam or Muon, decoupled weight decay on `decay_mask`, scheduled rate; parameters are a dict by dotted name.
+
+    Muon orthogonalises the momentum of each matrix that `decay_mask` names: for an update U of shape [m, n],
+    0.2 * sqrt(max(m, n)) * U is applied (arXiv:2502.16982, section 2.2).
+    """
+    rate = make_schedule(config, steps)
+    if config.name == "adamw":
+        update = optax.adamw(
+            rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decay_mask
+        )
+    else:
+        update = muon(
+            rate,
+            beta=config.momentum,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=_matrices,
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
+
+
+def _matrices(params: dict[str, jax.Array]) -> dict[str, MuonDimensionNumbers | None]:
+    mask = decay_mask(params)  # type: ignore[arg-type]
+    return {name: MuonDimensionNumbers() if mask[name] and x.ndim == 2 else None for name, x in params.items()}
