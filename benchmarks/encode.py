@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-WORKLOADS = {  # rows of (text tokens, image grid, text tokens)
-    "text 8 x 128": [[128]] * 8,
-    "4 images of 256 patches": [[12, (1, 16, 16), 12]] * 4,
-    "4 images of 1,024 patches": [[12, (1, 32, 32), 12]] * 4,
-    "mixed sizes": [[12, (1, 8, 8), 12], [12, (1, 16, 8), 20], [12, (1, 16, 16), 4], [60]],
+WORKLOADS = {  # rows of (text tokens, image grid, text tokens), and the bins that `Preprocessor.collate` gives them
+    "text 8 x 128": ([[128]] * 8, 8),
+    "4 images of 256 patches": ([[12, (1, 16, 16), 12]] * 4, 4),
+    "4 images of 1,024 patches": ([[12, (1, 32, 32), 12]] * 4, 4),
+    "mixed sizes": ([[12, (1, 8, 8), 12], [12, (1, 16, 8), 20], [12, (1, 16, 16), 4], [60]], 1),
 }
 MODELS = {  # (text, vision, mrope sections): the embedded default's shape is read from its config.json
     "12 layers": (
@@ -75,9 +75,9 @@ def measure(name: str, folder: Path, model, cores: int, repeats: int) -> None:
     graphdef, params = load_weights(folder, config)
     run = jax.jit(lambda p, b: nnx.merge(graphdef, p)(b).states[:, :, 0])
     ids = (config.vision_start_token_id, config.image_token_id, config.vision_end_token_id)
-    for workload, spec in WORKLOADS.items():
+    for workload, (spec, bins) in WORKLOADS.items():
         inputs = Inputs.random(spec, ids=ids)
-        batch = jax.device_put(inputs.batch(config))
+        batch = jax.device_put(inputs.batch(config, bins=bins))
         ours, theirs = compare(
             lambda b=batch: run(params, b).block_until_ready(),
             lambda i=inputs: i.torch_last(model),

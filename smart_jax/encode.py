@@ -156,13 +156,17 @@ class Encoder:
             offsets=offsets,
         )
 
+    @property
+    def _devices(self) -> int:
+        """That share a batch."""
+        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
     def _batch_size(self, asked: int | None, items: int) -> int:
-        devices = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         if asked is not None and asked < 1:
             raise ValueError(f"batch_size is {asked}: it must be at least 1")
         # A short list takes the next power of two, so that one query does not pay for eight.
-        rows = min(asked or BATCH_SIZE * devices, 1 << (items - 1).bit_length())
-        return -(-rows // devices) * devices
+        rows = min(asked or BATCH_SIZE * self._devices, 1 << (items - 1).bit_length())
+        return -(-rows // self._devices) * self._devices
 
     def _pipelined(
         self, items: Sequence[Any], instruction: str | None, rows_at_once: int, dtype: Any
@@ -184,7 +188,10 @@ class Encoder:
             rows = {i: self.preprocessor.row(items[i], instruction=instruction, name=f"item {i}") for i in window}
             by_length = sorted(rows, key=lambda i: (len(rows[i].patches), len(rows[i].input_ids)))
             for indices in _chunks(by_length, rows_at_once):
-                yield list(indices), self.preprocessor.collate([rows[i] for i in indices], batch_size=rows_at_once)
+                batch = self.preprocessor.collate(
+                    [rows[i] for i in indices], batch_size=rows_at_once, shards=self._devices
+                )
+                yield list(indices), batch
 
     def embed(self, batch: Batch, *, dtype: Any = np.float32) -> tuple[jax.Array, jax.Array]:
         """L2-normalised pooled vectors [B, H] and token vectors [B, L, D] of one batch, on the device."""

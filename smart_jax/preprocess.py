@@ -51,7 +51,8 @@ class Preprocessor:
       tokenizer, chat_template: of the checkpoint.
       settings, images: prompt and sizes; image arithmetic.
       length_buckets, patch_buckets: the padded sizes that `collate` uses, ascending: at most
-        len(length_buckets) * (1 + len(patch_buckets)) shapes, and so compilations, per batch size.
+        len(length_buckets) * (1 + len(patch_buckets)) shapes, and so compilations, per batch size; with shared bins
+        len(length_buckets) * (1 + 2 * len(patch_buckets)).
     """
 
     def __init__(
@@ -203,6 +204,7 @@ class Preprocessor:
         length: int | None = None,
         patches: int | None = None,
         batch_size: int | None = None,
+        shards: int | None = None,
         padding_side: Literal["right", "left"] = "right",
     ) -> Batch:
         """A batch of static shape.
@@ -213,6 +215,8 @@ class Preprocessor:
           patches: padded patches P of every row's bin; None = the bucket of the fullest, or no vision part where no row
             has an image; 0 = no vision part.
           batch_size: B; the batch is filled up with rows of one attended padding token and nothing kept.
+          shards: rows may share bins, if that makes the vision encoder cheaper, but not across this number of equal
+            parts of the batch, which go to different devices; None = a bin for each row.
           padding_side: side of the tokens that is padded.
 
         Returns:
@@ -234,13 +238,32 @@ class Preprocessor:
                 raise ValueError(f"{name} is {size}, but the rows need {need}")
         if P % self.images.merge_size**2:
             raise ValueError(f"patches is {P}, expected a multiple of merge_size**2 = {self.images.merge_size**2}")
-        return self._pad(rows, (B, L, P), left=padding_side == "left")
+        G = B
+        if shards is not None and patches is None and P:
+            if B % shards:
+                raise ValueError(f"batch_size {B} does not divide by shards = {shards}")
+            G, P = self._cheapest_bins(rows, B, shards, P)
+        return self._pad(rows, (B, L, G, P), left=padding_side == "left")
 
-    def _pad(self, rows: Sequence[Row], shape: tuple[int, int, int], *, left: bool) -> Batch:
-        B, L, P = shape
+    def _cheapest_bins(self, rows: Sequence[Row], B: int, shards: int, row_bin: int) -> tuple[int, int]:
+        """Number and size of the bins: one for each row, or one for each shard."""
+        shared = max(sum(len(r.patches) for r in rows[i : i + B // shards]) for i in range(0, B, B // shards))
+        if shared > self.patch_buckets[-1]:
+            return B, row_bin
+
+        def cost(bins: int, size: int) -> int:  # of matrix products (12 W**2 a patch) and dense attention (2 W P)
+            return bins * size * (6 * self.config.vision.hidden_size + size)
+
+        return min([(B, row_bin), (shards, self.patch_bucket(shared))], key=lambda choice: cost(*choice))
+
+    def _pad(self, rows: Sequence[Row], shape: tuple[int, int, int, int], *, left: bool) -> Batch:
+        B, L, G, P = shape
         input_ids = np.full((B, L), self._pad_id, np.int32)
         attention_mask, keep_mask = np.zeros((B, L), bool), np.zeros((B, L), bool)
         position_ids, index = np.zeros((3, B, L), np.int32), np.full((B, L), -1, np.int32)
+        bins = [rows[i : i + B // G] for i in range(0, B, B // G)]
+        unit = self.images.merge_size**2
+        first = [sum(len(r.patches) for r in some[:i]) // unit for some in bins for i in range(len(some))]
         for b, row in enumerate(rows):
             n = len(row.input_ids)
             at = slice(L - n, L) if left else slice(0, n)
@@ -249,22 +272,26 @@ class Preprocessor:
                 row.input_ids, row.grids, image_token_id=self.config.image_token_id, merge=self.images.merge_size
             )
             visual = row.input_ids == self.config.image_token_id
-            index[b, at] = np.where(visual, np.cumsum(visual) - 1, -1)
+            index[b, at] = np.where(visual, first[b] + np.cumsum(visual) - 1, -1)
         # A filler row attends to one token: a softmax over nothing would be NaN.
         attention_mask[len(rows) :, L - 1 if left else 0] = True
-        vision = self._pad_vision(rows, (B, P)) if P else None
+        vision = self._pad_vision(bins, P) if P else None
         return Batch(input_ids, attention_mask, position_ids, keep_mask, index, vision)
 
-    def _pad_vision(self, rows: Sequence[Row], shape: tuple[int, int]) -> VisionBatch:
-        B, P = shape
-        patches = np.zeros((B, P, self.images.patch_values), np.float32)
-        coords, interp_idx = np.zeros((B, P, 2), np.int32), np.zeros((B, P, 4), np.int32)
-        interp_w, segment = np.zeros((B, P, 4), np.float32), np.zeros((B, P), np.int32)
-        for b, row in enumerate(rows):
-            n = len(row.patches)
-            patches[b, :n] = row.patches
-            coords[b, :n], interp_idx[b, :n], interp_w[b, :n], segment[b, :n] = patch_geometry(
-                row.grids, merge=self.images.merge_size, side=self.config.vision.grid_side
+    def _pad_vision(self, bins: Sequence[Sequence[Row]], P: int) -> VisionBatch:
+        G = len(bins)
+        patches = np.zeros((G, P, self.images.patch_values), np.float32)
+        coords, interp_idx = np.zeros((G, P, 2), np.int32), np.zeros((G, P, 4), np.int32)
+        interp_w, segment = np.zeros((G, P, 4), np.float32), np.zeros((G, P), np.int32)
+        for g, rows in enumerate(bins):
+            end = 0
+            for row in rows:
+                start, end = end, end + len(row.patches)
+                patches[g, start:end] = row.patches
+            coords[g, :end], interp_idx[g, :end], interp_w[g, :end], segment[g, :end] = patch_geometry(
+                [grid for row in rows for grid in row.grids],
+                merge=self.images.merge_size,
+                side=self.config.vision.grid_side,
             )
         return VisionBatch(patches, coords, interp_idx, interp_w, segment)
 

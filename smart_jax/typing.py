@@ -19,17 +19,18 @@ Array = Any  # NumPy on the host, jax inside jit
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VisionBatch:
-    """Patches of a batch in one bin per row; a row's images lie one after another, padding last.
+    """Patches of a batch in G bins: bin g holds the images of the rows g * B / G .. (g + 1) * B / G - 1, one after
+    another, padding last. G = B, a bin for each row, unless rows of different sizes make shared ones cheaper.
 
     Patches are in the processor's order: the merge x merge patches of one visual token are adjacent, so visual
-    token j of a row comes from patches [j * merge**2, (j + 1) * merge**2).
+    token j of a bin comes from patches [j * merge**2, (j + 1) * merge**2).
     """
 
-    patches: Float[Array, "B P E"]  # E = channels * temporal_patch * patch * patch, normalised pixel values
-    coords: Int[Array, "B P 2"]  # row and column of the patch in its image's grid, for the rotary embedding
-    interp_idx: Int[Array, "B P 4"]  # four cells of the learned position grid ...
-    interp_w: Float[Array, "B P 4"]  # ... and their bilinear weights
-    segment: Int[Array, "B P"]  # 1, 2, ... one number per attended frame; 0 = padding, which attends to itself only
+    patches: Float[Array, "G P E"]  # E = channels * temporal_patch * patch * patch, normalised pixel values
+    coords: Int[Array, "G P 2"]  # row and column of the patch in its image's grid, for the rotary embedding
+    interp_idx: Int[Array, "G P 4"]  # four cells of the learned position grid ...
+    interp_w: Float[Array, "G P 4"]  # ... and their bilinear weights
+    segment: Int[Array, "G P"]  # 1, 2, ... one number per attended frame; 0 = padding, which attends to itself only
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +42,7 @@ class Batch:
     attention_mask: Bool[Array, "B L"]
     position_ids: Int[Array, "3 B L"]  # temporal, height, width (M-RoPE)
     keep_mask: Bool[Array, "B L"]  # tokens that take part in late interaction (method section 3)
-    index: Int[Array, "B L"]  # visual token of the row's own bin that replaces this position; -1 = text
+    index: Int[Array, "B L"]  # visual token of the row's bin that replaces this position; -1 = text
     vision: VisionBatch | None  # None = a batch without any image: its own, smaller compilation
 
 

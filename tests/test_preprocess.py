@@ -222,6 +222,41 @@ def test_vision_bins(preprocessor):
     np.testing.assert_allclose(vision.interp_w[1, :56].sum(-1), 1, atol=1e-6)
 
 
+def test_rows_of_different_sizes_share_bins(preprocessor):
+    rows = [*mixed_rows(preprocessor), preprocessor.row("text")]  # 0, 56, 24 and 0 patches
+    batch, apart = preprocessor.collate(rows, shards=1), preprocessor.collate(rows)
+    assert apart.vision.patches.shape == (4, 64, 1536) and batch.vision.patches.shape == (1, 96, 1536)
+    for name in ("patches", "coords", "interp_idx", "interp_w"):
+        together = getattr(batch.vision, name)[0]
+        expected = [getattr(apart.vision, name)[b, : len(row.patches)] for b, row in enumerate(rows)]
+        assert np.array_equal(together[:80], np.concatenate(expected)) and not together[80:].any()
+    assert batch.vision.segment[0].tolist() == [1] * 24 + [2] * 32 + [3] * 24 + [0] * 16
+    index = np.concatenate([batch.index[b, : len(row.input_ids)] for b, row in enumerate(rows)])
+    assert index[index >= 0].tolist() == list(range(20))  # each visual token once, in order
+    assert np.array_equal(batch.index >= 0, apart.index >= 0)
+    for name in ("input_ids", "attention_mask", "position_ids", "keep_mask"):
+        assert np.array_equal(getattr(batch, name), getattr(apart, name))
+
+
+def test_bins_are_shared_where_it_is_cheaper_and_within_a_shard_only(preprocessor):
+    pages = [preprocessor.row(noise_page(128, 128)) for _ in range(4)]
+    assert preprocessor.collate(pages, shards=1).vision.patches.shape[:2] == (4, 64)  # equal sizes: nothing to gain
+    rows = [pages[0], *(preprocessor.row("text") for _ in range(7))]
+    shapes = [preprocessor.collate(rows, shards=n).vision.patches.shape[:2] for n in (1, 2, 4, 8)]
+    assert shapes == [(1, 64), (2, 64), (4, 64), (8, 64)]
+    assert preprocessor.collate(rows[:3], batch_size=8, shards=2).vision.patches.shape[:2] == (2, 64)
+    assert preprocessor.collate(rows, shards=1, patches=64).vision.patches.shape[:2] == (8, 64)  # asked for
+    with pytest.raises(ValueError, match="batch_size 8 does not divide by shards = 3"):
+        preprocessor.collate(rows, shards=3)
+
+
+def test_a_bin_is_shared_only_if_a_bucket_holds_it(folder):
+    small = Preprocessor.from_pretrained(folder, CONFIG, max_length=32, max_pixels=16384)
+    rows = [small.row(noise_page(128, 128)) for _ in range(3)] + [small.row("text")]  # 64 patches each, 128 at most
+    assert small.patch_buckets[-1] == 128
+    assert small.collate(rows, shards=1).vision.patches.shape[:2] == (4, 64)
+
+
 def test_filler_rows_attend_to_one_token_and_keep_none(preprocessor):
     batch = preprocessor.collate([preprocessor.row("a")], batch_size=3)
     assert batch.vision is None

@@ -78,7 +78,7 @@ class PatchMerger(nnx.Module):
         self.linear_fc1 = L.linear(self.width, self.width, bias=True, std=c.initializer_range, rngs=rngs)
         self.linear_fc2 = L.linear(self.width, c.out_hidden_size, bias=True, std=c.initializer_range, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B P W"]) -> Float[Array, "B V H"]:
+    def __call__(self, x: Float[Array, "B P W"]) -> Float[Array, "G V H"]:
         if not self.norm_after:
             x = self.norm(x)
         x = x.reshape(x.shape[0], -1, self.width)
@@ -115,7 +115,7 @@ class VisionModel(nnx.Module):
 
     def __call__(
         self, v: VisionBatch, *, remat: bool = False
-    ) -> tuple[Float[Array, "B V H"], list[Float[Array, "B V H"]]]:
+    ) -> tuple[Float[Array, "G V H"], list[Float[Array, "G V H"]]]:
         """Visual tokens after the merger, and one set of DeepStack features per tap."""
         x = self.patch_embed(v.patches)
         weights = v.interp_w.astype(x.dtype)
@@ -240,9 +240,10 @@ class QwenVL(nnx.Module):
         return Hidden(pooled=pooled, states=jnp.stack([states[i] for i in chosen], axis=2))
 
 
-def _gather(features: Float[Array, "B V H"], index: Int[Array, "B L"]) -> Float[Array, "B L H"]:
-    """Row-local gather; 0 where index is -1."""
-    rows = jnp.take_along_axis(features, jnp.maximum(index, 0)[..., None], axis=1)
+def _gather(features: Float[Array, "G V H"], index: Int[Array, "B L"]) -> Float[Array, "B L H"]:
+    """Each row's visual tokens out of its bin; 0 where index is -1."""
+    by_bin = jnp.maximum(index, 0).reshape(features.shape[0], -1)  # [G, B / G * L]
+    rows = jnp.take_along_axis(features, by_bin[..., None], axis=1).reshape(*index.shape, -1)
     return jnp.where((index >= 0)[..., None], rows, 0)
 
 

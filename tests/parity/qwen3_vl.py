@@ -112,33 +112,41 @@ class Inputs:
             rows.append((np.asarray(row), grids, rng.normal(size=(count, values)).astype(np.float32)))
         return cls(rows, image)
 
-    def batch(self, config: QwenVLConfig, *, left: bool = False, extra: int = 0) -> Batch:
-        """Padded to the longest row plus `extra`; padding is filled with noise, which must not matter."""
+    def batch(self, config: QwenVLConfig, *, left: bool = False, extra: int = 0, bins: int | None = None) -> Batch:
+        """Padded to the longest row plus `extra`; padding is filled with noise, which must not matter.
+
+        `bins`: of the images of len(rows) / bins rows each; None = one for each row.
+        """
         rng = np.random.default_rng(1)
         n, length = len(self.rows), max(len(r[0]) for r in self.rows) + extra
-        patches = max(len(r[2]) for r in self.rows)
+        bins = bins or n
+        shared = [self.rows[i : i + n // bins] for i in range(0, n, n // bins)]
+        patches = max(sum(len(r[2]) for r in some) for some in shared)
         ids = rng.integers(20, 180, (n, length)).astype(np.int32)
         mask = np.zeros((n, length), bool)
         positions = np.zeros((3, n, length), np.int32)
         index = np.full((n, length), -1, np.int32)
         patches += 4 * extra if patches else 0
         v = VisionBatch(
-            patches=rng.normal(size=(n, patches, config.vision.patch_values)).astype(np.float32),
-            coords=np.zeros((n, patches, 2), np.int32),
-            interp_idx=np.zeros((n, patches, 4), np.int32),
-            interp_w=np.zeros((n, patches, 4), np.float32),
-            segment=np.zeros((n, patches), np.int32),
+            patches=rng.normal(size=(bins, patches, config.vision.patch_values)).astype(np.float32),
+            coords=np.zeros((bins, patches, 2), np.int32),
+            interp_idx=np.zeros((bins, patches, 4), np.int32),
+            interp_w=np.zeros((bins, patches, 4), np.float32),
+            segment=np.zeros((bins, patches), np.int32),
         )
-        for i, (row, grids, pixels) in enumerate(self.rows):
+        for i, (row, grids, _) in enumerate(self.rows):
             at = slice(length - len(row), length) if left else slice(0, len(row))
             ids[i, at], mask[i, at] = row, True
             positions[:, i, at] = mrope_positions(row, grids, image_token_id=self.image, merge=2)
-            index[i, at][row == self.image] = np.arange((row == self.image).sum())
-            geometry = patch_geometry(grids, merge=2, side=config.vision.grid_side)
+            first = sum(len(r[2]) for r in self.rows[i - i % (n // bins) : i]) // 4
+            index[i, at][row == self.image] = first + np.arange((row == self.image).sum())
+        for g, some in enumerate(shared):
+            pixels = np.concatenate([r[2] for r in some])
+            geometry = patch_geometry([grid for r in some for grid in r[1]], merge=2, side=config.vision.grid_side)
             for array, value in zip(
                 (v.patches, v.coords, v.interp_idx, v.interp_w, v.segment), (pixels, *geometry), strict=True
             ):
-                array[i, : len(pixels)] = value
+                array[g, : len(pixels)] = value
         return Batch(ids, mask, positions, mask, index, v if patches else None)
 
     def torch_inputs(self, *, left: bool = False) -> dict[str, torch.Tensor]:

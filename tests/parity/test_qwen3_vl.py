@@ -83,6 +83,15 @@ def test_left_padding_matches(pair, case):
     assert max(errors(inputs.torch_states(model, left=True), ours, inputs, left=True)) < TOLERANCE
 
 
+@pytest.mark.parametrize("bins", [1, 2])
+def test_rows_that_share_a_bin_match(pair, bins):
+    model, config, graphdef, params = pair
+    inputs = Inputs.random(CASES["image_and_text"] + CASES["three_images_beside_text"], seed=4)
+    batch = inputs.batch(config, bins=bins, extra=5)
+    assert len(batch.vision.patches) == bins < len(batch.input_ids)
+    assert max(errors(inputs.torch_states(model), our_states(graphdef, params, batch), inputs)) < TOLERANCE
+
+
 def test_pooled_is_the_last_attended_state(two_taps):
     _, config, graphdef, params = two_taps
     inputs = Inputs.random(CASES["two_sizes"])
