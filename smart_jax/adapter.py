@@ -85,8 +85,7 @@ class Adapter(nnx.Module):
     def __init__(self, config: AdapterConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         hidden_size = config.hidden_size
-        # The fast variance E[x^2] - E[x]^2 loses digits to cancellation.
-        self.norm = nnx.LayerNorm(hidden_size, epsilon=LAYER_NORM_EPS, use_fast_variance=False, rngs=rngs)
+        self.norm = nnx.LayerNorm(hidden_size, epsilon=LAYER_NORM_EPS, rngs=rngs)
         xavier = nnx.initializers.xavier_uniform()
         self.proj = nnx.Linear(hidden_size, config.token_dim, use_bias=False, kernel_init=xavier, rngs=rngs)
         if len(config.layers) > 1:
@@ -109,8 +108,18 @@ class Adapter(nnx.Module):
         return jnp.einsum("...n,...nh->...h", jax.nn.softmax(logits, axis=-1), states)
 
     def project(self, fused: Float[Array, "*batch H"]) -> Float[Array, "*batch D"]:
-        """L2-normalised float32 token vectors of fused states."""
-        return _l2_normalize(self.proj(self.norm(fused.astype(jnp.float32))))
+        """L2-normalised float32 token vectors of fused states.
+
+        The norm's scale and bias act on the kernel, not on each token: W(s * x + b) = (W s) x + W b. The gradients of
+        all three then follow from one product with the tokens; that with the kernel's transpose, as large as the
+        forward pass's, is needed only where the states themselves are trained.
+        """
+        x = fused.astype(jnp.float32)
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        standard = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + LAYER_NORM_EPS)
+        kernel = self.proj.kernel[...]
+        scale, bias = self.norm.scale[...], self.norm.bias[...]
+        return _l2_normalize(standard @ (scale[:, None] * kernel) + bias @ kernel)
 
     def __call__(self, states: Float[Array, "*batch N H"]) -> Float[Array, "*batch D"]:
         """L2-normalised float32 token vectors of the chosen layers' states (any float dtype)."""

@@ -98,6 +98,27 @@ def test_gradients_reach_every_parameter_and_zero_states_stay_finite():
     np.testing.assert_array_equal(np.asarray(make(hidden_size=4).pooled(jnp.zeros((1, 4)))), 0)
 
 
+def test_gradients_equal_those_of_norm_then_linear():
+    """The norm acts on the kernel; flax's own LayerNorm and Linear, one after the other, are the oracle."""
+    adapter = make(hidden_size=24, dim=7)
+    rng = np.random.default_rng(2)
+    states, target = rng.normal(1, 2, (5, 6, 24)).astype(np.float32), rng.normal(size=(5, 6, 7)).astype(np.float32)
+    graph, parameters = nnx.split(adapter)
+
+    def plain(adapter, x):
+        x = nnx.LayerNorm(24, epsilon=1e-5, use_fast_variance=False, rngs=nnx.Rngs(0))(x)
+        y = adapter.proj(x * adapter.norm.scale[...] + adapter.norm.bias[...])
+        return y / jnp.linalg.norm(y, axis=-1, keepdims=True)
+
+    def gradients(project):
+        return jax.grad(lambda p, x: jnp.sum(project(nnx.merge(graph, p), x) * target), (0, 1))(parameters, states)
+
+    ours, oracle = (jax.tree.leaves(gradients(f)) for f in (Adapter.project, plain))
+    assert len(ours) == 4
+    for mine, theirs in zip(ours, oracle, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5 * float(np.abs(theirs).max()), rtol=0)
+
+
 @pytest.mark.parametrize("shape", [(3, 2, 8), (3, 1, 9), (8,)])
 def test_states_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"\[\.\.\., N, H\] = \(1, 8\)"):
