@@ -2,8 +2,9 @@
 
 Two workloads at the paper's width: the late-interaction part alone (loss and gradients of given tokens) and the whole
 step (LayerNorm and Linear 2048 -> 2048 of query and document states, L2 norm, MaxSim, InfoNCE, gradients of the
-adapter's parameters; the dense way has flax's LayerNorm and Linear one after the other). Both ways run interleaved, A B A B, in one process that is pinned to so many cores; the figure is
-the process's CPU seconds divided by the cores, median with [min, max]. Memory is XLA's count of temporary buffers.
+adapter's parameters; the dense way has flax's LayerNorm and Linear one after the other). Both ways run interleaved,
+A B A B, in one process that is pinned to so many cores; the figure is the process's CPU seconds divided by the cores,
+median with [min, max]. Memory is XLA's count of temporary buffers.
 """
 
 from __future__ import annotations

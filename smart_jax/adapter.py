@@ -117,8 +117,8 @@ class Adapter(nnx.Module):
         x = fused.astype(jnp.float32)
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         standard = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + LAYER_NORM_EPS)
-        kernel = self.proj.kernel[...]
-        scale, bias = self.norm.scale[...], self.norm.bias[...]
+        kernel, scale = self.proj.kernel[...], self.norm.scale[...]  # type: ignore[index]
+        bias = self.norm.bias[...]  # type: ignore[index]
         return _l2_normalize(standard @ (scale[:, None] * kernel) + bias @ kernel)
 
     def __call__(self, states: Float[Array, "*batch N H"]) -> Float[Array, "*batch D"]:
