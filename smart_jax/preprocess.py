@@ -242,19 +242,20 @@ class Preprocessor:
         if shards is not None and patches is None and P:
             if B % shards:
                 raise ValueError(f"batch_size {B} does not divide by shards = {shards}")
-            G, P = self._cheapest_bins(rows, B, shards, P)
+            G, P = self._cheapest_bins(rows, (B, P), shards)
         return self._pad(rows, (B, L, G, P), left=padding_side == "left")
 
-    def _cheapest_bins(self, rows: Sequence[Row], B: int, shards: int, row_bin: int) -> tuple[int, int]:
-        """Number and size of the bins: one for each row, or one for each shard."""
-        shared = max(sum(len(r.patches) for r in rows[i : i + B // shards]) for i in range(0, B, B // shards))
+    def _cheapest_bins(self, rows: Sequence[Row], by_row: tuple[int, int], shards: int) -> tuple[int, int]:
+        """Number and size of the bins: `by_row`, one for each row, or one for each shard."""
+        own = by_row[0] // shards  # rows of a shard
+        shared = max(sum(len(r.patches) for r in rows[i : i + own]) for i in range(0, by_row[0], own))
         if shared > self.patch_buckets[-1]:
-            return B, row_bin
+            return by_row
 
         def cost(bins: int, size: int) -> int:  # of matrix products (12 W**2 a patch) and dense attention (2 W P)
             return bins * size * (6 * self.config.vision.hidden_size + size)
 
-        return min([(B, row_bin), (shards, self.patch_bucket(shared))], key=lambda choice: cost(*choice))
+        return min([by_row, (shards, self.patch_bucket(shared))], key=lambda choice: cost(*choice))
 
     def _pad(self, rows: Sequence[Row], shape: tuple[int, int, int, int], *, left: bool) -> Batch:
         B, L, G, P = shape
@@ -275,11 +276,11 @@ class Preprocessor:
             index[b, at] = np.where(visual, first[b] + np.cumsum(visual) - 1, -1)
         # A filler row attends to one token: a softmax over nothing would be NaN.
         attention_mask[len(rows) :, L - 1 if left else 0] = True
-        vision = self._pad_vision(bins, P) if P else None
+        vision = self._pad_vision(bins, (G, P)) if P else None
         return Batch(input_ids, attention_mask, position_ids, keep_mask, index, vision)
 
-    def _pad_vision(self, bins: Sequence[Sequence[Row]], P: int) -> VisionBatch:
-        G = len(bins)
+    def _pad_vision(self, bins: Sequence[Sequence[Row]], shape: tuple[int, int]) -> VisionBatch:
+        G, P = shape
         patches = np.zeros((G, P, self.images.patch_values), np.float32)
         coords, interp_idx = np.zeros((G, P, 2), np.int32), np.zeros((G, P, 4), np.int32)
         interp_w, segment = np.zeros((G, P, 4), np.float32), np.zeros((G, P), np.int32)
