@@ -189,8 +189,13 @@ class Embeddings:
             former.unlink(missing_ok=True)
 
     @staticmethod
-    def load(folder: str | Path) -> Embeddings:
+    def load(folder: str | Path, *, mmap: bool = False) -> Embeddings:
         """Embeddings that `save` wrote.
+
+        Args:
+          folder: that it wrote.
+          mmap: leave the vectors in the file and read what is used, when it is used: for a corpus larger than the
+            memory. Values were checked for NaN when they were saved, and are not read once more for it.
 
         Raises:
           FileNotFoundError: the folder or one of its two files is missing.
@@ -202,8 +207,11 @@ class Embeddings:
         if not path.is_file():
             raise FileNotFoundError(f"no '{path}', which '{folder / INDEX}' names: copy the folder as a whole")
         try:
-            tensors = load_file(path)
-            found = Embeddings(tensors["pooled"], tensors["tokens"], tensors["offsets"])
+            tensors = _map_file(path) if mmap else load_file(path)
+            parts = tensors["pooled"], tensors["tokens"], tensors["offsets"]
+            if mmap:
+                check_offsets(parts[2], items=len(parts[0]), tokens=len(parts[1]))
+            found = Embeddings._checked(*parts) if mmap else Embeddings(*parts)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is corrupt or truncated ({error}): encode and save again") from error
         for key, value in found._description().items():
@@ -291,6 +299,21 @@ def _cast(array: Array, dtype: np.dtype) -> Array:
 
 def _names() -> str:
     return ", ".join(d.name for d in DTYPES[:-1]) + f" or {DTYPES[-1].name}"
+
+
+def _map_file(path: Path) -> dict[str, Array]:
+    """The tensors of a safetensors file as views of it: 8 bytes of header length, JSON header, data."""
+    data = np.memmap(path, np.uint8, mode="r")
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8:start].tobytes())
+    dtypes = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64}
+    found = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        first, last = (start + at for at in entry["data_offsets"])
+        found[name] = data[first:last].view(dtypes[entry["dtype"]]).reshape(entry["shape"])
+    return found
 
 
 def _flush(path: Path) -> None:

@@ -6,24 +6,28 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Float, Int
 
 from smart_jax.embeddings import DTYPES, Embeddings, check_finite, token_name
-from smart_jax.maxsim.packed import Block, blocks, late
+from smart_jax.maxsim.packed import Block, blocks, late, power_of_two
+from smart_jax.maxsim.sharded import SPLIT, WHOLE, document_mesh, replicate, stream
 from smart_jax.maxsim.tiled import inner_products
 from smart_jax.typing import Array
 
 Items = Embeddings | Array | Sequence[Array]
+Best = tuple[Array, Array]  # scores, float32, and indices, int32, of the k best so far: [devices, S, k] or [S, k]
 
 QUERY_TOKENS = 2048  # of the queries that are scored together
-DOCUMENT_BYTES = 2**26  # of the window of document tokens that is on the device at a time
-DOCUMENT_TOKENS = 2**14  # at most, however narrow they are
+DEVICE_BYTES = 2**28  # of a device's memory that a search takes, unless it is told
+DOCUMENT_TOKENS = 2**14  # of a block of documents at most, however narrow they are
 ITEMS = 1024  # queries, or documents, of a block
 
 
@@ -60,7 +64,7 @@ def score(
     queries, documents, weights = _sides(q, d, pooled_weight, late_weight, q_mask, d_mask)
     result = np.empty((len(queries), len(documents)), np.float32)
     query_blocks = [(first, last, jax.device_put(block)) for first, last, block in queries.blocks(QUERY_TOKENS)]
-    for d_first, d_last, block in documents.blocks(documents.window):
+    for d_first, d_last, block in documents.blocks(**documents.limits()):
         block = jax.device_put(block)
         for first, last, query_block in query_blocks:
             values = np.asarray(_score_block(query_block, block, weights))
@@ -77,10 +81,20 @@ def search(
     late_weight: float = 1.0,
     q_mask: Bool[Array, "Nq P"] | None = None,
     d_mask: Bool[Array, "Nd L"] | None = None,
+    mesh: Mesh | None = None,
+    device_bytes: int | None = None,
 ) -> tuple[Float[np.ndarray, "Nq k"], Int[np.ndarray, "Nq k"]]:
     """The k best documents of each query, exactly, in one pass over the documents; [Nq, Nd] never exists.
 
-    Args, errors: as in `score`; k is at least 1, and more than there are documents gives them all.
+    The documents stay on the host, or in the file that they are mapped from, and are streamed to the devices: a block
+    is on its way while the one before is scored.
+
+    Args, errors: as in `score`, and:
+      k: at least 1; more than there are documents gives them all.
+      mesh: devices to share the work, each with a run of documents of nearly equal bytes; None = the default device.
+        With several processes all pass the same arguments, and each reads its own devices' documents.
+      device_bytes: of memory on each device that the search keeps to (ValueError if a document needs more); None =
+        256 MiB, or what the longest document needs.
 
     Returns:
       scores, float32 [Nq, min(k, Nd)], falling; and the documents' indices, int64. Equal scores: lowest index first.
@@ -92,15 +106,20 @@ def search(
     scores, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     if k == 0:
         return scores, indices
-    query_blocks = [(first, last, jax.device_put(block)) for first, last, block in queries.blocks(QUERY_TOKENS)]
-    best = [_nothing_yet(len(block.lengths), k) for _, _, block in query_blocks]
-    for d_first, _, block in documents.blocks(documents.window):
-        block = jax.device_put(block)
-        for i, (_, _, query_block) in enumerate(query_blocks):
-            best[i] = _search_block(best[i], query_block, block, weights, np.int32(d_first))
-    for (first, last, _), (values, where) in zip(query_blocks, best, strict=True):
-        scores[first:last] = np.asarray(values)[: last - first]
-        indices[first:last] = np.asarray(where)[: last - first]
+    devices = document_mesh(mesh)
+    limits = documents.limits(device_bytes)
+    spans, query_blocks = [], []
+    for first, last, block in queries.blocks(QUERY_TOKENS):
+        spans.append((first, last))
+        query_blocks.append(replicate(block, devices))
+    weights = replicate(weights, devices)
+    best = [_nothing_yet(devices, len(block.lengths), k) for block in query_blocks]
+    for block in stream(documents.pooled, documents.tokens, documents.offsets, devices, **limits):
+        jax.block_until_ready(best)  # no more than two blocks at a time: the one before was scored meanwhile
+        best = [_search_block(old, own, block, weights, devices) for old, own in zip(best, query_blocks, strict=True)]
+    for (first, last), found in zip(spans, best, strict=True):
+        values, where = (np.asarray(x) for x in _merge(found, devices))
+        scores[first:last], indices[first:last] = values[: last - first], where[: last - first]
     return scores, indices
 
 
@@ -133,20 +152,39 @@ def _block_scores(q: Block, d: Block, weights: Float[Array, " 2"]) -> Float[Arra
 _score_block = jax.jit(_block_scores)
 
 
-@jax.jit
-def _search_block(best, q: Block, d: Block, weights: Float[Array, " 2"], first: Int[Array, ""]):
-    """Merges a block's documents into the best so far, [S, k] scores and indices."""
-    scores = _block_scores(q, d, weights)
-    scores = jnp.where(d.lengths > 0, scores, -jnp.inf)
-    indices = jnp.broadcast_to(first + jnp.arange(scores.shape[1], dtype=jnp.int32), scores.shape)
-    scores, indices = jnp.concatenate([best[0], scores], 1), jnp.concatenate([best[1], indices], 1)
-    # top_k puts the first of equal values first: the best so far, which have the lower indices, stand before.
-    values, at = lax.top_k(scores, best[0].shape[1])
+@partial(jax.jit, static_argnames="mesh")
+def _search_block(best: Best, q: Block, d: Block, weights: Float[Array, " 2"], mesh: Mesh) -> Best:
+    """Merges each device's block of documents into its best so far."""
+
+    def own(best: Best, q: Block, d: Block, weights: Float[Array, " 2"]) -> Best:
+        (old, old_indices), d = jax.tree.map(lambda x: x[0], (best, d))
+        new = jnp.where(d.lengths > 0, _block_scores(q, d, weights), -jnp.inf)
+        new_indices = jnp.broadcast_to(d.first + jnp.arange(new.shape[1], dtype=jnp.int32), new.shape)
+        scores, indices = jnp.concatenate([old, new], 1), jnp.concatenate([old_indices, new_indices], 1)
+        return jax.tree.map(lambda x: x[None], _largest(scores, indices, old.shape[1]))
+
+    specs = (SPLIT, WHOLE, SPLIT, WHOLE)
+    return jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=SPLIT, check_vma=False)(best, q, d, weights)
+
+
+@partial(jax.jit, static_argnames="mesh")
+def _merge(best: Best, mesh: Mesh) -> Best:
+    """The best of all devices, on every device; all that is ever exchanged between them."""
+    k = best[0].shape[2]
+    best = jax.lax.with_sharding_constraint(best, NamedSharding(mesh, WHOLE))
+    scores, indices = (jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1) for x in best)
+    return _largest(scores, indices, k)
+
+
+def _largest(scores: Float[Array, "S C"], indices: Int[Array, "S C"], k: int) -> Best:
+    # top_k puts the first of equal values first, and lower indices always stand before higher ones.
+    values, at = lax.top_k(scores, k)
     return values, jnp.take_along_axis(indices, at, axis=1)
 
 
-def _nothing_yet(slots: int, k: int) -> tuple[Array, Array]:
-    return jnp.full((slots, k), -jnp.inf, jnp.float32), jnp.full((slots, k), -1, jnp.int32)
+def _nothing_yet(mesh: Mesh, slots: int, k: int) -> Best:
+    split, shape = NamedSharding(mesh, SPLIT), (mesh.size, slots, k)
+    return jnp.full(shape, -jnp.inf, jnp.float32, device=split), jnp.full(shape, -1, jnp.int32, device=split)
 
 
 @dataclass(frozen=True)
@@ -160,20 +198,34 @@ class _Side:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
-    def window(self) -> int:
-        """Tokens of a window: a power of two."""
-        if self.tokens is None:
-            return DOCUMENT_TOKENS
-        fitting = DOCUMENT_BYTES // (self.tokens.shape[1] * self.tokens.itemsize)
-        return min(DOCUMENT_TOKENS, 1 << max(0, fitting.bit_length() - 1))
+    def limits(self, device_bytes: int | None = None) -> dict[str, int]:
+        """Most tokens and items of a block of documents, powers of two.
 
-    def blocks(self, max_tokens: int) -> Iterator[tuple[int, int, Block]]:
-        return blocks(self.pooled, self.tokens, self.offsets, max_tokens=max_tokens, max_items=ITEMS)
+        Raises:
+          ValueError: a document does not fit.
+        """
+        # Two blocks take half of the memory; the maxima of an item's query tokens and the rest take the other.
+        block = (DEVICE_BYTES if device_bytes is None else device_bytes) // 4
+        token = 0 if self.tokens is None else self.tokens.shape[1] * self.tokens.itemsize
+        item = 4 * QUERY_TOKENS + (0 if self.pooled is None else self.pooled.shape[1] * self.pooled.itemsize)
+        max_tokens = min(DOCUMENT_TOKENS, _power_of_two_within(block // max(token, 1)))
+        if device_bytes is not None:
+            longest = int(np.diff(self.offsets).argmax())
+            need = 4 * max(item, token * power_of_two(int(np.diff(self.offsets)[longest])))
+            if need > device_bytes:
+                raise ValueError(f"device_bytes is {device_bytes}, but document {longest} needs {need}: raise it")
+        return {"max_tokens": max_tokens, "max_items": min(ITEMS, _power_of_two_within(block // item))}
+
+    def blocks(self, max_tokens: int, max_items: int = ITEMS) -> Iterator[tuple[int, int, Block]]:
+        return blocks(self.pooled, self.tokens, self.offsets, max_tokens=max_tokens, max_items=max_items)
 
     def widths(self) -> dict[str, int]:
         parts = {"pooled vectors": self.pooled, "tokens": self.tokens}
         return {name: part.shape[1] for name, part in parts.items() if part is not None}
+
+
+def _power_of_two_within(n: int) -> int:
+    return 1 << max(0, n.bit_length() - 1)
 
 
 def _sides(q, d, pooled_weight, late_weight, q_mask, d_mask) -> tuple[_Side, _Side, np.ndarray]:

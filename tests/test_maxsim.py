@@ -105,7 +105,13 @@ def ragged(rng, lengths, width=8):
 )
 def test_plan(lengths, max_tokens, max_items, spans):
     assert (
-        plan(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), max_tokens=max_tokens, max_items=max_items)
+        plan(
+            np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+            0,
+            len(lengths),
+            max_tokens=max_tokens,
+            max_items=max_items,
+        )
         == spans
     )
 

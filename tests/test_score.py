@@ -1,5 +1,9 @@
 import hashlib
 import importlib
+import os
+import socket
+import subprocess
+import sys
 from itertools import pairwise
 
 import jax
@@ -11,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smart_jax.embeddings import Embeddings
-from smart_jax.maxsim import packed
+from smart_jax.maxsim import packed, sharded
 from smart_jax.score import score, search, tie_hash
+from smart_jax.sharding import make_mesh
 
 scoring = importlib.import_module("smart_jax.score")  # smart_jax.score, the attribute, is the function
 
@@ -276,13 +281,113 @@ def test_compilations_are_few(rng):
 def test_search_holds_neither_all_similarities_nor_all_scores(rng):
     """XLA's own count of a search step's temporary memory, whose shapes do not depend on the corpus."""
     q, d = make(rng, [32] * 64), make(rng, [200] * 400)
-    sides = scoring._sides(q, d, 1.0, 1.0, None, None)
-    ((_, _, query),) = sides[0].blocks(scoring.QUERY_TOKENS)
-    _, _, window = next(sides[1].blocks(sides[1].window))
-    best = scoring._nothing_yet(len(query.lengths), 10)
-    compiled = scoring._search_block.lower(best, query, window, sides[2], np.int32(0)).compile()
+    queries, documents, weights = scoring._sides(q, d, 1.0, 1.0, None, None)
+    ((_, _, query),) = queries.blocks(scoring.QUERY_TOKENS)
+    mesh = sharded.document_mesh(None)
+    block = next(sharded.stream(d.pooled, d.tokens, d.offsets, mesh, **documents.limits()))
+    best = scoring._nothing_yet(mesh, len(query.lengths), 10)
+    compiled = scoring._search_block.lower(best, query, block, weights, mesh).compile()
     similarities = 4 * len(q.tokens) * len(d.tokens)
     assert compiled.memory_analysis().temp_size_in_bytes < similarities / 50
+
+
+# Many devices
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
+def test_many_devices_find_what_one_finds(rng, small_blocks, weights):
+    """Equal documents in several devices' parts, so that ties are broken between devices too."""
+    options = dict(zip(("pooled_weight", "late_weight"), weights, strict=True))
+    q = make(rng, [3, 20, 1, 16, 5])
+    d = make(rng, [*rng.integers(1, 30, 40), 100, 1, 64, *rng.integers(0, 5, 30)])
+    d = Embeddings.concatenate([d[:10], d, d[5:20], d])
+    for k in (1, 7, 100, 500):
+        expected, found = search(q, d, k, **options), search(q, d, k, mesh=make_mesh(2, 2, 2), **options)
+        np.testing.assert_array_equal(found[1], expected[1])
+        np.testing.assert_allclose(found[0], expected[0], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9])
+def test_about_as_many_documents_as_devices(rng, count):
+    q, d = make(rng, [2, 3]), make(rng, rng.integers(1, 9, count))
+    np.testing.assert_array_equal(search(q, d, 5, mesh=make_mesh())[1], ranked(oracle(q, d), 5))
+
+
+def test_documents_are_split_by_tokens():
+    def parts(lengths, count):
+        return sharded.parts(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), count)
+
+    assert parts([100, *[1] * 100], 2) == [(0, 1), (1, 101)]
+    assert parts([5, 5, 5, 5], 2) == [(0, 2), (2, 4)]
+    assert parts([1, 1000, 1], 3) == [(0, 1), (1, 2), (2, 3)]
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 300, 1000)
+    tokens = [int(lengths[a:b].sum()) for a, b in parts(lengths, 8)]
+    assert sum(tokens) == lengths.sum() and max(tokens) - min(tokens) < 2 * 300
+
+
+def test_documents_are_streamed_within_the_memory_that_is_given(rng, tmp_path, monkeypatch):
+    """A mapped corpus of 20 times the setting: what lives on the device at any step stays below it."""
+    setting = 2**18
+    make(rng, [200] * 400, 16, 16).save(tmp_path)
+    q, d = make(rng, [4, 7], 16, 16), Embeddings.load(tmp_path, mmap=True)
+    assert isinstance(d.tokens.base, np.memmap) or isinstance(d.tokens.base.base, np.memmap)
+    assert d.nbytes > 19 * setting
+    before, peaks, run = sum(x.nbytes for x in jax.live_arrays()), [], scoring._search_block
+
+    def watched(best, query, block, weights, mesh):
+        temporary = run.lower(best, query, block, weights, mesh).compile().memory_analysis().temp_size_in_bytes
+        peaks.append(sum(x.nbytes for x in jax.live_arrays()) - before + temporary)
+        return run(best, query, block, weights, mesh)
+
+    monkeypatch.setattr(scoring, "_search_block", watched)
+    monkeypatch.setattr(scoring, "QUERY_TOKENS", 16)
+    _, indices = search(q, d, 5, device_bytes=setting)
+    assert len(peaks) >= 80 and max(peaks) <= setting
+    np.testing.assert_array_equal(indices, ranked(oracle(q, d), 5))
+
+
+def test_a_document_larger_than_the_memory_that_is_given(rng):
+    with pytest.raises(ValueError, match=r"device_bytes is 65536, but document 1 needs \d+: raise it"):
+        search(make(rng, [2]), make(rng, [3, 4000]), device_bytes=2**16)
+
+
+PROCESS = """
+import sys
+import jax
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", 2, int(sys.argv[1]))
+import numpy as np
+import smart_jax
+from smart_jax import Embeddings, make_mesh
+q, d = (Embeddings.load(f"{sys.argv[3]}/{side}", mmap=True) for side in "qd")
+assert jax.process_count() == 2 and jax.device_count() == 4
+scores, indices = smart_jax.search(q, d, 20, mesh=make_mesh())
+np.savez(f"{sys.argv[3]}/{sys.argv[1]}.npz", scores=scores, indices=indices)
+"""
+
+
+def test_two_processes(rng, tmp_path):
+    q, d = make(rng, [3, 5, 1]), make(rng, rng.integers(1, 60, 200))
+    q.save(tmp_path / "q")
+    d.save(tmp_path / "d")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(i), port, str(tmp_path)], env=environment, stderr=subprocess.PIPE
+        )
+        for i in range(2)
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors.decode()
+    scores, indices = search(q, d, 20)
+    for i in range(2):
+        found = np.load(tmp_path / f"{i}.npz")
+        np.testing.assert_array_equal(found["indices"], indices)
+        np.testing.assert_allclose(found["scores"], scores, atol=TOLERANCE)
 
 
 # The hash

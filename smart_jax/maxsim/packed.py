@@ -8,7 +8,7 @@ the number of tiles that are computed follows the tokens that are there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ class Window:
 class Block:
     """Consecutive items in arrays of static shape, with S slots for items."""
 
+    first: Int[Array, ""]  # number of the item in slot 0
     pooled: Float[Array, "S H"] | None  # None = a part that is not scored; unused slots are 0
     window: Window | None
     lengths: Int[Array, " S"]  # tokens of each item; 0 = unused slot
@@ -84,33 +85,50 @@ def blocks(
       max_tokens: of a window, a power of two; grows to hold the longest item.
       max_items: of a block, a power of two.
     """
-    spans = plan(offsets, max_tokens=max_tokens, max_items=max_items)
-    if not spans:
-        return
-    slots = _power_of_two(max(last - first for first, last in spans))
-    size = max(LEAST_TOKENS, _power_of_two(max(int(offsets[last] - offsets[first]) for first, last in spans)))
+    spans = plan(offsets, 0, len(offsets) - 1, max_tokens=max_tokens, max_items=max_items)
+    shape = block_shape(offsets, spans)
     for first, last in spans:
-        bounds = offsets[first : last + 1]
-        block = Block(
-            pooled=None if pooled is None else _padded(pooled[first:last], slots),
-            window=None if tokens is None else _window(tokens, bounds, size, slots),
-            lengths=_padded(np.diff(bounds).astype(np.int32), slots),
-        )
-        yield first, last, block
+        yield first, last, cut(pooled, tokens, offsets, (first, last), shape)
 
 
-def plan(offsets: Int[np.ndarray, " N+1"], *, max_tokens: int, max_items: int) -> list[tuple[int, int]]:
-    """Runs of consecutive items, (first, last + 1), as long as both limits allow."""
-    count = len(offsets) - 1
-    if count:
-        max_tokens = max(max_tokens, _power_of_two(int(np.diff(offsets).max())))
-    spans, first = [], 0
-    while first < count:
+def plan(
+    offsets: Int[np.ndarray, " N+1"], start: int, stop: int, *, max_tokens: int, max_items: int
+) -> list[tuple[int, int]]:
+    """The items from `start` to `stop` in runs (first, last + 1), as long as both limits allow."""
+    if start < stop:
+        max_tokens = max(max_tokens, power_of_two(int(np.diff(offsets[start : stop + 1]).max())))
+    spans, first = [], start
+    while first < stop:
         last = int(np.searchsorted(offsets, offsets[first] + max_tokens, side="right")) - 1
-        last = min(last, first + max_items, count)
+        last = min(last, first + max_items, stop)
         spans.append((first, last))
         first = last
     return spans
+
+
+def block_shape(offsets: Int[np.ndarray, " N+1"], spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Tokens of a window and slots of a block that hold any of the runs."""
+    tokens = max((int(offsets[last] - offsets[first]) for first, last in spans), default=1)
+    slots = max((last - first for first, last in spans), default=1)
+    return max(LEAST_TOKENS, power_of_two(tokens)), power_of_two(slots)
+
+
+def cut(
+    pooled: Float[np.ndarray, "N H"] | None,
+    tokens: Float[np.ndarray, "T D"] | None,
+    offsets: Int[np.ndarray, " N+1"],
+    span: tuple[int, int],
+    shape: tuple[int, int],
+) -> Block:
+    """The block of one run of items; an empty run gives a block without items."""
+    (first, last), (size, slots) = span, shape
+    bounds = offsets[first : last + 1]
+    return Block(
+        first=np.int32(first),
+        pooled=None if pooled is None else _padded(pooled[first:last], slots),
+        window=None if tokens is None else _window(tokens, bounds, size, slots),
+        lengths=_padded(np.diff(bounds).astype(np.int32), slots),
+    )
 
 
 def _window(tokens: np.ndarray, offsets: np.ndarray, size: int, slots: int) -> Window:
@@ -131,5 +149,5 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
