@@ -17,9 +17,9 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Float, Int
 
 from smart_jax.embeddings import DTYPES, Embeddings, check_finite, token_name
+from smart_jax.maxsim.argmax import inner_products
 from smart_jax.maxsim.packed import Block, blocks, late, power_of_two
 from smart_jax.maxsim.sharded import SPLIT, WHOLE, document_mesh, replicate, stream
-from smart_jax.maxsim.tiled import inner_products
 from smart_jax.typing import Array
 
 Items = Embeddings | Array | Sequence[Array]

@@ -58,6 +58,7 @@ compiled = jax.jit(maxsim, static_argnames=("reduction", "implementation"))
 
 class MaxSimSuite:
     implementation: str
+    check_vma = True  # of shard_map
     shapes = ((1, 1, 1, 1, 1), (3, 4, 5, 6, 8), (2, 1, 7, 300, 16), (1, 5, 300, 2, 3), (4, 33, 3, 129, 24))
 
     @property
@@ -242,7 +243,8 @@ class MaxSimSuite:
         def run(q, d, q_mask, d_mask):
             return self.maxsim(q, d, q_mask, d_mask)
 
-        sharded = jax.shard_map(run, mesh=mesh, in_specs=(split, whole, split, whole), out_specs=split)
+        specs = (split, whole, split, whole)
+        sharded = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=split, check_vma=self.check_vma)
         close(sharded(q, d, *masks), oracle(q, d, *masks))
         g = rng.normal(size=(16, 5)).astype(np.float32)
         ours = jax.jit(jax.grad(lambda q, d: jnp.sum(g * sharded(q, d, *masks)), (0, 1)))(q, d)

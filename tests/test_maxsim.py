@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smart_jax.maxsim import maxsim, tiled
+from smart_jax.maxsim import argmax, maxsim, tiled
 from smart_jax.maxsim.packed import Window, blocks, late, plan
 from tests.maxsim_suite import MaxSimSuite, close, make, oracle, unit
 
@@ -28,18 +28,48 @@ class TestTiledWithSmallTiles(MaxSimSuite):
     @pytest.fixture(autouse=True, scope="class")
     def small_tiles(self):
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in (("TILE_SCORES", 40), ("LEAST_TOKENS", 4), ("SCATTERED_VALUES", 64)):
-                patch.setattr(tiled, name, value)
+            patch.setattr(tiled, "TILE_SCORES", 40)
+            patch.setattr(tiled, "LEAST_TOKENS", 4)
+            patch.setattr(argmax, "SCATTERED_VALUES", 64)
             jax.clear_caches()  # compiled with other tiles
             yield
         jax.clear_caches()
+
+
+class TestPallasTPU(MaxSimSuite):
+    """Interpreted on a CPU."""
+
+    implementation = "pallas_tpu"
+    check_vma = False  # Pallas' interpreter, unlike the compiler, knows no varying scratch memory
+    test_gradient_by_finite_differences = None  # in float64, which a TPU has not
+
+    def test_float64_is_refused(self):
+        with jax.enable_x64(True), pytest.raises(TypeError, match="float64 tokens: the TPU kernel"):
+            maxsim(np.ones((1, 2, 3)), np.ones((1, 2, 3)), implementation="pallas_tpu")
+
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+    @pytest.mark.parametrize("width", [1, 64, 100, 128, 320, 2048, 4096])
+    def test_mosaic_accepts_the_kernel(self, dtype, width):
+        """Lowered for a TPU, forward with masks and gradient: the module carries the kernel."""
+
+        def loss(q, d, q_mask, d_mask):
+            return jnp.sum(maxsim(q, d, q_mask, d_mask, implementation="pallas_tpu") ** 2)
+
+        shapes = [jax.ShapeDtypeStruct(s, dtype) for s in ((3, 20, width), (5, 700, width))]
+        shapes += [jax.ShapeDtypeStruct(s.shape[:2], jnp.bool) for s in shapes]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "default_backend", lambda: "tpu")  # compiled, not interpreted
+            exported = jax.export.export(jax.jit(jax.value_and_grad(loss, (0, 1))), platforms=["tpu"])(*shapes)
+        assert "tpu_custom_call" in exported.mlir_module()
 
 
 def test_the_default_is_tiled():
     q, d, q_mask, d_mask = make(np.random.default_rng(0))
     run = partial(jax.make_jaxpr(maxsim, static_argnums=()), q, d, q_mask, d_mask)
     assert str(run()) == str(jax.make_jaxpr(partial(maxsim, implementation="tiled"))(q, d, q_mask, d_mask))
-    with pytest.raises(ValueError, match=r"implementation 'dense': choose None or one of \('reference', 'tiled'\)"):
+    with pytest.raises(
+        ValueError, match=r"implementation 'dense': choose None or one of \('reference', 'tiled', 'pallas_tpu'\)"
+    ):
         maxsim(q, d, implementation="dense")
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from smart_jax.maxsim.argmax import argmax_maxsim, like
+from smart_jax.maxsim.pallas_tpu import tpu_forward
 from smart_jax.maxsim.reference import NO_TOKENS, dense_maxsim
-from smart_jax.maxsim.tiled import like, tiled_maxsim
+from smart_jax.maxsim.tiled import tiled_forward
 
 __all__ = ["IMPLEMENTATIONS", "NO_TOKENS", "maxsim"]
 
-IMPLEMENTATIONS = ("reference", "tiled")
+IMPLEMENTATIONS = ("reference", "tiled", "pallas_tpu")
+_FORWARD = {"tiled": tiled_forward, "pallas_tpu": tpu_forward}
 
 
 def maxsim(
@@ -22,7 +26,7 @@ def maxsim(
     d_mask: Bool[Array, "N L"] | None = None,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    implementation: Literal["reference", "tiled"] | None = None,
+    implementation: Literal["reference", "tiled", "pallas_tpu"] | None = None,
 ) -> Float[Array, "B N"]:
     """Late-interaction scores of every query with every document, differentiable in q and d.
 
@@ -36,8 +40,9 @@ def maxsim(
       q, d: query and document tokens, usually L2-normalised; float32, float16, bfloat16 (or float64).
       q_mask, d_mask: True = kept; None keeps all.
       reduction: "mean" or "sum" over the query's kept tokens.
-      implementation: None = the best for the backend; "tiled" never holds [B, P, N, L], and its backward pass keeps
-        one index per query token and document; "reference" holds everything at once, for tests.
+      implementation: "tiled" (XLA, any device) and "pallas_tpu" (a kernel; interpreted, slowly, elsewhere) never hold
+        [B, P, N, L], and their backward pass keeps one index per query token and document; "reference" holds everything
+        at once, for tests. None = "pallas_tpu" on a TPU (but for float64), "tiled" elsewhere.
 
     Returns:
       float32 (float64 for float64 inputs). A document without kept tokens scores `NO_TOKENS` = -1e30 with a zero
@@ -65,12 +70,15 @@ def maxsim(
         q_mask = jnp.ones(q.shape[:2], bool) if q_mask is None else q_mask
         d_mask = jnp.ones(d.shape[:2], bool) if d_mask is None else d_mask
         return dense_maxsim(q, d, q_mask, d_mask, reduction == "mean")
-    if implementation not in (None, "tiled"):
+    if implementation is None:
+        on_tpu = jax.default_backend() == "tpu" and jnp.float64 not in (q.dtype, d.dtype)
+        implementation = "pallas_tpu" if on_tpu else "tiled"
+    if implementation not in _FORWARD:
         raise ValueError(f"implementation {implementation!r}: choose None or one of {IMPLEMENTATIONS}")
     # In shard_map all inputs must vary over the same mesh axes; doing it outside the custom VJP lets its transpose,
     # a sum over devices, complete the gradient of a replicated input.
     q, d, q_mask, d_mask = like((q, d, q_mask, d_mask), q, d, q_mask, d_mask)
-    return tiled_maxsim(q, d, q_mask, d_mask, reduction == "mean")
+    return argmax_maxsim(q, d, q_mask, d_mask, reduction == "mean", _FORWARD[implementation])
 
 
 def _tokens(name: str, x: Array) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Int
 
-from smart_jax.maxsim.tiled import inner_products
+from smart_jax.maxsim.argmax import inner_products
 from smart_jax.typing import Array
 
 TILE_SCORES = 2**20  # similarities at once: 4 MiB in float32
