@@ -3,8 +3,19 @@
 from smart_jax.adapter import Adapter, AdapterConfig
 from smart_jax.embeddings import Embeddings
 from smart_jax.encode import Encoder, load
-from smart_jax.maxsim import maxsim
+from smart_jax.maxsim import maxsim, maxsim_pairs
 from smart_jax.score import score, search
 from smart_jax.sharding import make_mesh
 
-__all__ = ["Adapter", "AdapterConfig", "Embeddings", "Encoder", "load", "make_mesh", "maxsim", "score", "search"]
+__all__ = [
+    "Adapter",
+    "AdapterConfig",
+    "Embeddings",
+    "Encoder",
+    "load",
+    "make_mesh",
+    "maxsim",
+    "maxsim_pairs",
+    "score",
+    "search",
+]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from smart_jax.maxsim import NO_TOKENS, maxsim
+from smart_jax.maxsim import NO_TOKENS, maxsim, maxsim_pairs
 
 TOLERANCE = 1e-5
 
@@ -261,6 +261,34 @@ class MaxSimSuite:
         placed = jax.device_put((q, d, q_mask, d_mask), (split, whole, split, whole))
         for a, b in zip(jax.tree.leaves(run(*placed)), jax.tree.leaves(run(q, d, q_mask, d_mask)), strict=True):
             close(a, b)
+
+    # Each query with its own documents
+
+    def test_pairs(self, rng):
+        made = [make(rng, 1, 4, 3, 6, 8) for _ in range(5)]
+        q, d, q_mask, d_mask = (np.stack(x) for x in zip(*made, strict=True))
+        q, q_mask, d_mask[1, 2] = q[:, 0], q_mask[:, 0], False
+        run = jax.jit(partial(maxsim_pairs, implementation=self.implementation))
+        one = [slice(b, b + 1) for b in range(5)]
+        plain = [oracle(q[i], d[i][0]) for i in one]
+        close(run(q, d), np.concatenate(plain))
+        masked = [oracle(q[i], d[i][0], q_mask[i], d_mask[i][0]) for i in one]
+        close(run(q, d, q_mask, d_mask), np.concatenate(masked))
+
+        def reference(q, d):
+            return jnp.stack([maxsim(q[i], d[i][0], q_mask[i], implementation="reference")[0] for i in one])
+
+        ours = jax.grad(lambda q, d: jnp.sum(run(q, d, q_mask) ** 2), (0, 1))(q, d)
+        theirs = jax.grad(lambda q, d: jnp.sum(reference(q, d) ** 2), (0, 1))(q, d)
+        for a, b in zip(ours, theirs, strict=True):
+            close(a, b)
+
+    def test_pairs_of_other_shapes_are_refused(self, rng):
+        q, d, _, _ = make(rng)
+        with pytest.raises(ValueError, match=r"d has shape \(5, 6, 8\) for q of shape \(3, 4, 8\): it must be"):
+            maxsim_pairs(q, d, implementation=self.implementation)
+        with pytest.raises(ValueError, match="documents of each, tokens, width"):
+            maxsim_pairs(q, d[None], implementation=self.implementation)
 
     # Bad input
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from smart_jax.maxsim.argmax import argmax_maxsim, like
@@ -13,7 +14,7 @@ from smart_jax.maxsim.pallas_tpu import tpu_forward
 from smart_jax.maxsim.reference import NO_TOKENS, dense_maxsim
 from smart_jax.maxsim.tiled import tiled_forward
 
-__all__ = ["IMPLEMENTATIONS", "NO_TOKENS", "maxsim"]
+__all__ = ["IMPLEMENTATIONS", "NO_TOKENS", "maxsim", "maxsim_pairs"]
 
 IMPLEMENTATIONS = ("reference", "tiled", "pallas_tpu")
 _FORWARD = {"tiled": tiled_forward, "pallas_tpu": tpu_forward}
@@ -79,6 +80,38 @@ def maxsim(
     # a sum over devices, complete the gradient of a replicated input.
     q, d, q_mask, d_mask = like((q, d, q_mask, d_mask), q, d, q_mask, d_mask)
     return argmax_maxsim(q, d, q_mask, d_mask, reduction == "mean", _FORWARD[implementation])
+
+
+def maxsim_pairs(
+    q: Float[Array, "B P D"],
+    d: Float[Array, "B K L D"],
+    q_mask: Bool[Array, "B P"] | None = None,
+    d_mask: Bool[Array, "B K L"] | None = None,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    implementation: Literal["reference", "tiled", "pallas_tpu"] | None = None,
+) -> Float[Array, "B K"]:
+    """Late-interaction scores of each query with its own K documents (reranking, mined negatives, distillation).
+
+        score[b, k] = (1 / P_b) * sum over kept p of  max over kept l of <q[b, p], d[b, k, l]>
+
+    Everything else as in `maxsim`.
+
+    Raises:
+      ValueError, TypeError: as `maxsim`, or q and d differ in B.
+    """
+    q, d = jnp.asarray(q), jnp.asarray(d)
+    if d.ndim != 4 or d.shape[:1] != q.shape[:1]:
+        raise ValueError(
+            f"d has shape {d.shape} for q of shape {q.shape}: it must be [queries, documents of each, tokens, width]"
+        )
+
+    def own(pair):
+        q, d, q_mask, d_mask = pair
+        options = {"reduction": reduction, "implementation": implementation}
+        return maxsim(q[None], d, None if q_mask is None else q_mask[None], d_mask, **options)[0]
+
+    return lax.map(own, (q, d, q_mask, d_mask))  # one query at a time: its documents are work enough
 
 
 def _tokens(name: str, x: Array) -> Array:
