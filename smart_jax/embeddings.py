@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 DTYPES = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16))
+INT8 = np.dtype(np.int8)
 FORMAT, VERSION = "smart_jax.embeddings", 1
 INDEX = "embeddings.json"
 CHECKED_AT_ONCE = 2**20  # values summed at a time when looking for NaN: stays in the cache
@@ -34,40 +35,46 @@ class Embeddings:
 
     Args:
       pooled: [N, H] float32, float16 or bfloat16.
-      tokens: [T, D] of the same dtype.
+      tokens: [T, D] of the same dtype, or int8.
       offsets: [N + 1] integers, stored as int64: 0 first, never falling, T last.
+      scales: [T] float32, of int8 tokens only: a token is its scale times its integers. `astype(np.int8)` makes them.
 
     Raises:
       TypeError: a dtype that is not one of these.
-      ValueError: shapes do not fit together, offsets are not as above, a vector holds NaN or infinity, or an item
-        without tokens has a pooled vector of another width than the tokens.
+      ValueError: shapes do not fit together, offsets are not as above, a vector or scale holds NaN or infinity, or an
+        item without tokens has a pooled vector of another width than the tokens.
     """
 
     pooled: Float[Array, "N H"]
-    tokens: Float[Array, "T D"]
+    tokens: Float[Array, "T D"] | Int[Array, "T D"]
     offsets: Int[Array, " N+1"]
+    scales: Float[Array, " T"] | None = None
 
     def __post_init__(self):
-        pooled, tokens = _matrix("pooled", self.pooled), _matrix("tokens", self.tokens)
-        if pooled.dtype != tokens.dtype:
+        pooled, tokens = _matrix("pooled", self.pooled), _matrix("tokens", self.tokens, (*DTYPES, INT8))
+        if tokens.dtype not in (pooled.dtype, INT8):
             raise TypeError(f"pooled is {pooled.dtype} and tokens are {tokens.dtype}: cast one with .astype")
         offsets = check_offsets(self.offsets, items=len(pooled), tokens=len(tokens))
+        scales = _check_scales(self.scales, tokens)
         check_finite("pooled", pooled, lambda row: f"item {row}")
-        check_finite("tokens", tokens, lambda row: token_name(offsets, row))
-        tokens, offsets = _fill_empty(pooled, tokens, offsets)
-        self._set(pooled, tokens, offsets)
+        if scales is None:
+            check_finite("tokens", tokens, lambda row: token_name(offsets, row))
+        else:
+            check_finite("its scale", scales[:, None], lambda row: token_name(offsets, row))
+        self._set(pooled, *_fill_empty(pooled, tokens, offsets, scales))
 
-    def _set(self, pooled: Array, tokens: Array, offsets: Array) -> None:
-        for name, array in (("pooled", pooled), ("tokens", tokens), ("offsets", offsets)):
-            view = array.view()
-            view.flags.writeable = False  # what was checked once stays checked
-            object.__setattr__(self, name, view)
+    def _set(self, pooled: Array, tokens: Array, offsets: Array, scales: Array | None = None) -> None:
+        for name, array in (("pooled", pooled), ("tokens", tokens), ("offsets", offsets), ("scales", scales)):
+            if array is not None:
+                array = array.view()
+                array.flags.writeable = False  # what was checked once stays checked
+            object.__setattr__(self, name, array)
 
     @classmethod
-    def _checked(cls, pooled: Array, tokens: Array, offsets: Array) -> Embeddings:
+    def _checked(cls, pooled: Array, tokens: Array, offsets: Array, scales: Array | None = None) -> Embeddings:
         """From parts of checked embeddings: no second pass over the values."""
         new = object.__new__(cls)
-        new._set(pooled, tokens, offsets)
+        new._set(pooled, tokens, offsets, scales)
         return new
 
     def __len__(self) -> int:
@@ -81,6 +88,7 @@ class Embeddings:
 
     @property
     def dtype(self) -> np.dtype:
+        """Of the tokens."""
         return self.tokens.dtype
 
     @property
@@ -90,8 +98,12 @@ class Embeddings:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the three arrays."""
-        return self.pooled.nbytes + self.tokens.nbytes + self.offsets.nbytes
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self._arrays().values())
+
+    def _arrays(self) -> dict[str, Array]:
+        arrays = {"pooled": self.pooled, "tokens": self.tokens, "offsets": self.offsets}
+        return arrays if self.scales is None else arrays | {"scales": self.scales}
 
     def __getitem__(self, index: int | slice | Sequence[int] | Array) -> Embeddings:
         """Some of the items, as embeddings: `e[3]`, `e[3:7]` (a view), `e[[5, 1, 1]]`, `e[mask]`.
@@ -121,27 +133,37 @@ class Embeddings:
 
     def _run(self, start: int, stop: int) -> Embeddings:
         first, last = self.offsets[start], self.offsets[stop]
-        return self._checked(self.pooled[start:stop], self.tokens[first:last], self.offsets[start : stop + 1] - first)
+        scales = None if self.scales is None else self.scales[first:last]
+        offsets = self.offsets[start : stop + 1] - first
+        return self._checked(self.pooled[start:stop], self.tokens[first:last], offsets, scales)
 
     def _take(self, items: Int[Array, " M"]) -> Embeddings:
         lengths = self.lengths[items]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         rows = np.arange(offsets[-1]) + np.repeat(self.offsets[items] - offsets[:-1], lengths)
-        return self._checked(self.pooled[items], self.tokens[rows], offsets)
+        scales = None if self.scales is None else self.scales[rows]
+        return self._checked(self.pooled[items], self.tokens[rows], offsets, scales)
 
     def astype(self, dtype: Any) -> Embeddings:
-        """The same embeddings stored as float32, float16 or bfloat16.
+        """The same embeddings stored as float32, float16 or bfloat16, or with int8 tokens.
+
+        int8: each token's largest component becomes 127 or -127, the others are rounded in that proportion, and its
+        scale is stored beside it; pooled vectors stay as they are.
 
         Raises:
           TypeError: another dtype.
           ValueError: a value does not fit the dtype.
         """
         dtype = np.dtype(dtype)
-        if dtype not in DTYPES:
-            raise TypeError(f"dtype {dtype}: embeddings are stored as {_names()}")
+        if dtype not in (*DTYPES, INT8):
+            raise TypeError(f"dtype {dtype}: embeddings are stored as {_names((*DTYPES, INT8))}")
         if dtype == self.dtype:
             return self
-        return Embeddings(_cast(self.pooled, dtype), _cast(self.tokens, dtype), self.offsets)
+        if dtype == INT8:
+            tokens, scales = _quantize(self.tokens)
+            return self._checked(self.pooled, tokens, self.offsets, scales)
+        tokens = self.tokens if self.scales is None else self.tokens * self.scales[:, None]
+        return Embeddings(_cast(self.pooled, dtype), _cast(tokens, dtype), self.offsets)
 
     @staticmethod
     def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
@@ -154,15 +176,12 @@ class Embeddings:
         if not parts:
             raise ValueError("no embeddings to concatenate: the list is empty")
         for i, part in enumerate(parts):
-            if (part.pooled.shape[1], part.tokens.shape[1], part.dtype) != (
-                parts[0].pooled.shape[1],
-                parts[0].tokens.shape[1],
-                parts[0].dtype,
-            ):
+            kinds = [(p.pooled.shape[1], p.pooled.dtype, p.tokens.shape[1], p.dtype) for p in (part, parts[0])]
+            if kinds[0] != kinds[1]:
                 raise ValueError(f"part {i} is {part!r}, but part 0 is {parts[0]!r}: widths and dtype must be equal")
         offsets = np.concatenate([[0], np.cumsum(np.concatenate([p.lengths for p in parts]))]).astype(np.int64)
-        pooled, tokens = (np.concatenate([getattr(p, name) for p in parts]) for name in ("pooled", "tokens"))
-        return Embeddings._checked(pooled, tokens, offsets)
+        arrays = {name: np.concatenate([p._arrays()[name] for p in parts]) for name in parts[0]._arrays()}
+        return Embeddings._checked(**(arrays | {"offsets": offsets}))
 
     def save(self, folder: str | Path) -> None:
         """Writes `embeddings.json` and the safetensors file that it names.
@@ -176,7 +195,7 @@ class Embeddings:
         former = _former_file(folder)
         tensors, text = folder / name, folder / f"{name}.json"
         try:
-            save_file({k: np.ascontiguousarray(getattr(self, k)) for k in ("pooled", "tokens", "offsets")}, tensors)
+            save_file({k: np.ascontiguousarray(array) for k, array in self._arrays().items()}, tensors)
             _flush(tensors)
             text.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
             _flush(text)
@@ -208,9 +227,10 @@ class Embeddings:
             raise FileNotFoundError(f"no '{path}', which '{folder / INDEX}' names: copy the folder as a whole")
         try:
             tensors = _map_file(path) if mmap else load_file(path)
-            parts = tensors["pooled"], tensors["tokens"], tensors["offsets"]
+            parts = tensors["pooled"], tensors["tokens"], tensors["offsets"], tensors.get("scales")
             if mmap:
                 check_offsets(parts[2], items=len(parts[0]), tokens=len(parts[1]))
+                _check_scales(parts[3], parts[1])
             found = Embeddings._checked(*parts) if mmap else Embeddings(*parts)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is corrupt or truncated ({error}): encode and save again") from error
@@ -270,26 +290,58 @@ def token_name(offsets: Int[Array, " N+1"], row: int) -> str:
     return f"item {item}, token {row - int(offsets[item])}"
 
 
-def _matrix(name: str, value: Any) -> Array:
+def _matrix(name: str, value: Any, dtypes: Sequence[np.dtype] = DTYPES) -> Array:
     array = np.asarray(value)
-    if array.dtype not in DTYPES:
-        raise TypeError(f"{name} has dtype {array.dtype}: it must be {_names()} (use .astype)")
+    if array.dtype not in dtypes:
+        raise TypeError(f"{name} has dtype {array.dtype}: it must be {_names(dtypes)} (use .astype)")
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(f"{name} has shape {array.shape}: it must be a matrix, one vector a row")
     return array
 
 
-def _fill_empty(pooled: Array, tokens: Array, offsets: Array) -> tuple[Array, Array]:
+def _check_scales(scales: Any, tokens: Array) -> Array | None:
+    if (scales is not None) != (tokens.dtype == INT8):
+        raise ValueError(f"tokens are {tokens.dtype}: int8 tokens have scales, and no others do")
+    if scales is None:
+        return None
+    scales = np.asarray(scales)
+    if scales.dtype != np.float32 or scales.shape != tokens.shape[:1]:
+        raise ValueError(
+            f"scales are {scales.dtype} {scales.shape} for {len(tokens)} tokens: they must be float32, one for each"
+        )
+    return scales
+
+
+def _quantize(tokens: Float[Array, "T D"]) -> tuple[Int[Array, "T D"], Float[Array, " T"]]:
+    integers, scales = np.empty(tokens.shape, np.int8), np.empty(len(tokens), np.float32)
+    step = max(1, CHECKED_AT_ONCE // tokens.shape[1])
+    for start in range(0, len(tokens), step):
+        part = tokens[start : start + step].astype(np.float32)
+        scale = np.abs(part).max(axis=1, initial=0) / 127
+        scale[scale == 0] = 1  # a token of zeros
+        integers[start : start + step] = np.rint(part / scale[:, None])
+        scales[start : start + step] = scale
+    return integers, scales
+
+
+def _fill_empty(
+    pooled: Array, tokens: Array, offsets: Array, scales: Array | None
+) -> tuple[Array, Array, Array | None]:
+    """Tokens, offsets and scales in which every item has a token."""
     empty = np.flatnonzero(np.diff(offsets) == 0)
     if not empty.size:
-        return tokens, offsets
+        return tokens, offsets, scales
     if pooled.shape[1] != tokens.shape[1]:
         raise ValueError(
             f"item {int(empty[0])} has no token, and its pooled vector of width {pooled.shape[1]} can not stand in for "
             f"one of width {tokens.shape[1]}: drop the item or keep at least one token"
         )
-    tokens = np.insert(tokens, offsets[empty], pooled[empty], axis=0)
-    return tokens, np.concatenate([[0], np.cumsum(np.maximum(np.diff(offsets), 1))])
+    new, at = pooled[empty], offsets[empty]
+    if scales is not None:
+        new, new_scales = _quantize(new)
+        scales = np.insert(scales, at, new_scales)
+    tokens = np.insert(tokens, at, new, axis=0)
+    return tokens, np.concatenate([[0], np.cumsum(np.maximum(np.diff(offsets), 1))]), scales
 
 
 def _cast(array: Array, dtype: np.dtype) -> Array:
@@ -297,8 +349,8 @@ def _cast(array: Array, dtype: np.dtype) -> Array:
         return array.astype(dtype)
 
 
-def _names() -> str:
-    return ", ".join(d.name for d in DTYPES[:-1]) + f" or {DTYPES[-1].name}"
+def _names(dtypes: Sequence[np.dtype] = DTYPES) -> str:
+    return ", ".join(d.name for d in dtypes[:-1]) + f" or {dtypes[-1].name}"
 
 
 def _map_file(path: Path) -> dict[str, Array]:
@@ -306,7 +358,7 @@ def _map_file(path: Path) -> dict[str, Array]:
     data = np.memmap(path, np.uint8, mode="r")
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     header = json.loads(data[8:start].tobytes())
-    dtypes = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64}
+    dtypes = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I8": np.int8, "I64": np.int64}
     found = {}
     for name, entry in header.items():
         if name == "__metadata__":

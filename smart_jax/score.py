@@ -28,6 +28,7 @@ Best = tuple[Array, Array]  # scores, float32, and indices, int32, of the k best
 QUERY_TOKENS = 2048  # of the queries that are scored together
 DEVICE_BYTES = 2**28  # of a device's memory that a search takes, unless it is told
 DOCUMENT_TOKENS = 2**14  # of a block of documents at most, however narrow they are
+SHORTLIST = 4  # times k documents are scored again
 ITEMS = 1024  # queries, or documents, of a block
 
 
@@ -81,6 +82,7 @@ def search(
     late_weight: float = 1.0,
     q_mask: Bool[Array, "Nq P"] | None = None,
     d_mask: Bool[Array, "Nd L"] | None = None,
+    rescore: Embeddings | None = None,
     mesh: Mesh | None = None,
     device_bytes: int | None = None,
 ) -> tuple[Float[np.ndarray, "Nq k"], Int[np.ndarray, "Nq k"]]:
@@ -91,6 +93,8 @@ def search(
 
     Args, errors: as in `score`, and:
       k: at least 1; more than there are documents gives them all.
+      rescore: the same documents in full precision, where `d` holds them in less: the best 4 * k are scored again with
+        them. They are read for these only, and may be mapped from a file.
       mesh: devices to share the work, each with a run of documents of nearly equal bytes; None = the default device.
         With several processes all pass the same arguments, and each reads its own devices' documents.
       device_bytes: of memory on each device that the search keeps to (ValueError if a document needs more); None =
@@ -101,6 +105,8 @@ def search(
     """
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k is {k!r}: it must be an integer of at least 1")
+    if rescore is not None:
+        return _rescored(q, d, int(k), rescore, pooled_weight, late_weight, mesh=mesh, device_bytes=device_bytes)
     queries, documents, weights = _sides(q, d, pooled_weight, late_weight, q_mask, d_mask)
     k = min(int(k), len(documents))
     scores, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
@@ -114,12 +120,32 @@ def search(
         query_blocks.append(replicate(block, devices))
     weights = replicate(weights, devices)
     best = [_nothing_yet(devices, len(block.lengths), k) for block in query_blocks]
-    for block in stream(documents.pooled, documents.tokens, documents.offsets, devices, **limits):
+    for block in documents.stream(devices, **limits):
         jax.block_until_ready(best)  # no more than two blocks at a time: the one before was scored meanwhile
         best = [_search_block(old, own, block, weights, devices) for old, own in zip(best, query_blocks, strict=True)]
     for (first, last), found in zip(spans, best, strict=True):
         values, where = (np.asarray(x) for x in _merge(found, devices))
         scores[first:last], indices[first:last] = values[: last - first], where[: last - first]
+    return scores, indices
+
+
+def _rescored(
+    q: Items, d: Items, k: int, exact: Embeddings, pooled_weight: float, late_weight: float, **options: Any
+) -> tuple[Float[np.ndarray, "Nq k"], Int[np.ndarray, "Nq k"]]:
+    """The best k by `exact` among the best SHORTLIST * k by `d`."""
+    if not (isinstance(q, Embeddings) and isinstance(d, Embeddings) and isinstance(exact, Embeddings)):
+        raise TypeError("rescore is for Embeddings: pass q, d and rescore as such")
+    if len(exact) != len(d):
+        raise ValueError(f"rescore has {len(exact)} items, d has {len(d)}: they must be the same documents")
+    weights: dict[str, Any] = {"pooled_weight": pooled_weight, "late_weight": late_weight}
+    _, shortlists = search(q, d, SHORTLIST * k, **weights, **options)
+    k = min(k, len(d))
+    scores, indices = np.empty((len(q), k), np.float32), np.empty((len(q), k), np.int64)
+    for i, shortlist in enumerate(shortlists):
+        if k:
+            values = score(q[i : i + 1], exact[shortlist], **weights)[0]
+            best = np.lexsort((shortlist, -values))[:k]  # by score, then by index
+            scores[i], indices[i] = values[best], shortlist[best]
     return scores, indices
 
 
@@ -194,6 +220,7 @@ class _Side:
     pooled: np.ndarray | None
     tokens: np.ndarray | None
     offsets: np.ndarray
+    scales: np.ndarray | None = None  # of int8 tokens
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -206,7 +233,7 @@ class _Side:
         """
         # Two blocks take half of the memory; the maxima of an item's query tokens and the rest take the other.
         block = (DEVICE_BYTES if device_bytes is None else device_bytes) // 4
-        token = 0 if self.tokens is None else self.tokens.shape[1] * self.tokens.itemsize
+        token = 0 if self.tokens is None else self.tokens.shape[1] * self.tokens.itemsize + 8  # owner and scale
         item = 4 * QUERY_TOKENS + (0 if self.pooled is None else self.pooled.shape[1] * self.pooled.itemsize)
         max_tokens = min(DOCUMENT_TOKENS, _power_of_two_within(block // max(token, 1)))
         if device_bytes is not None:
@@ -217,7 +244,10 @@ class _Side:
         return {"max_tokens": max_tokens, "max_items": min(ITEMS, _power_of_two_within(block // item))}
 
     def blocks(self, max_tokens: int, max_items: int = ITEMS) -> Iterator[tuple[int, int, Block]]:
-        return blocks(self.pooled, self.tokens, self.offsets, max_tokens=max_tokens, max_items=max_items)
+        return blocks(self.pooled, self.tokens, self.offsets, self.scales, max_tokens=max_tokens, max_items=max_items)
+
+    def stream(self, mesh: Mesh, **limits: int) -> Iterator[Block]:
+        return stream(self.pooled, self.tokens, self.offsets, self.scales, mesh, **limits)
 
     def widths(self) -> dict[str, int]:
         parts = {"pooled vectors": self.pooled, "tokens": self.tokens}
@@ -253,7 +283,7 @@ def _side(side: str, x: Items, mask: Array | None, use_pooled: bool, use_late: b
     if mask is not None and (isinstance(x, Embeddings | list | tuple) or np.ndim(x) != 3):
         raise ValueError(f"{side}_mask is for tokens [N, L, D]: {side} is not such an array")
     if isinstance(x, Embeddings):
-        found = _Side(x.pooled, x.tokens, x.offsets)
+        found = _Side(x.pooled, x.tokens, x.offsets, x.scales)
     elif isinstance(x, list | tuple):
         found = _ragged(side, [_array(f"{side}[{i}]", item, 2) for i, item in enumerate(x)])
     elif np.ndim(x) == 3:
@@ -265,7 +295,7 @@ def _side(side: str, x: Items, mask: Array | None, use_pooled: bool, use_late: b
     if not use_late:
         found = _Side(found.pooled, None, np.arange(len(found) + 1))
     elif not use_pooled:
-        found = _Side(None, found.tokens, found.offsets)
+        found = _Side(None, found.tokens, found.offsets, found.scales)
     if not found.widths():
         part = "tokens: late_weight" if use_pooled else "pooled vectors: pooled_weight"
         raise ValueError(f"{side} holds only {part} must not be 0")

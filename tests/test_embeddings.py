@@ -173,22 +173,81 @@ def test_half_precision_storage(dtype, tolerance):
 
 
 def test_astype_refuses_what_can_not_be_stored():
-    with pytest.raises(TypeError, match="int8: embeddings are stored as float32, float16 or bfloat16"):
-        make().astype(np.int8)
+    with pytest.raises(TypeError, match="int16: embeddings are stored as float32, float16, bfloat16 or int8"):
+        make().astype(np.int16)
     big = np.full((1, 3), 1e6, np.float32)
     with pytest.raises(ValueError, match="item 0: pooled holds NaN or infinity"):
         Embeddings(big, big, [0, 1]).astype(np.float16)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_int8_tokens():
+    e = make(width=6)
+    tokens = e.tokens.copy()
+    tokens[4] = 0
+    e = Embeddings(e.pooled, tokens, e.offsets)
+    small = e.astype(np.int8)
+    assert (small.dtype, small.pooled.dtype, small.scales.dtype) == (np.int8, np.float32, np.float32)
+    assert small.nbytes == e.nbytes - 11 * 6 * 3 + 11 * 4
+    assert np.abs(small.tokens).max(axis=1).tolist() == [0 if i == 4 else 127 for i in range(11)]
+    back = small.astype(np.float32)
+    assert (np.abs(back.tokens - e.tokens) <= small.scales[:, None] / 2 * (1 + 1e-6)).all()
+    np.testing.assert_array_equal(back.pooled, e.pooled)
+    for index in (slice(1, 3), [3, 0, 0], 2):
+        np.testing.assert_array_equal(small[index].astype(np.float32).tokens, back[index].tokens)
+    joined = Embeddings.concatenate([small[:1], small[1:]])
+    np.testing.assert_array_equal(joined.scales, small.scales)
+    with pytest.raises(ValueError, match="part 1 is"):
+        Embeddings.concatenate([small, e])
+    filled = Embeddings(small.pooled[:, :4], small.tokens[:, :4], [0, 3, 4, 11, 11], small.scales)
+    np.testing.assert_allclose(filled.astype(np.float32).tokens[-1], small.pooled[3], atol=0.02)
+
+
+def test_int8_tokens_and_scales_belong_together():
+    small = make().astype(np.int8)
+    with pytest.raises(ValueError, match="tokens are int8: int8 tokens have scales, and no others do"):
+        Embeddings(small.pooled, small.tokens, small.offsets)
+    with pytest.raises(ValueError, match="tokens are float32: int8 tokens have scales"):
+        Embeddings(small.pooled, make().tokens, small.offsets, small.scales)
+    with pytest.raises(ValueError, match=r"scales are float32 \(2,\) for 11 tokens"):
+        Embeddings(small.pooled, small.tokens, small.offsets, small.scales[:2])
+    bad = small.scales.copy()
+    bad[3] = np.nan
+    with pytest.raises(ValueError, match="item 1, token 0: its scale holds NaN"):
+        Embeddings(small.pooled, small.tokens, small.offsets, bad)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int8])
 @pytest.mark.parametrize("lengths", [LENGTHS, ()])
-def test_save_and_load(tmp_path, dtype, lengths):
-    e = make(lengths, width=6, dtype=dtype)
+def test_save_and_load(tmp_path, dtype, lengths, mmap):
+    e = make(lengths, width=6).astype(dtype)
     e.save(tmp_path / "a" / "b")
-    loaded = Embeddings.load(tmp_path / "a" / "b")
-    for name in ("pooled", "tokens", "offsets"):
+    loaded = Embeddings.load(tmp_path / "a" / "b", mmap=mmap)
+    for name in ("pooled", "tokens", "offsets", "scales")[: 4 if dtype == np.int8 else 3]:
         assert getattr(loaded, name).dtype == getattr(e, name).dtype
         np.testing.assert_array_equal(getattr(loaded, name), getattr(e, name))
+    assert (loaded.scales is None) == (dtype != np.int8)
+
+
+def test_a_mapped_file_is_not_read(tmp_path):
+    make(width=6).save(tmp_path)
+    e = Embeddings.load(tmp_path, mmap=True)
+    (file,) = tmp_path.glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    at = content.index(np.asarray(e.tokens).tobytes())
+    with file.open("r+b") as open_file:
+        open_file.seek(at)
+        open_file.write(np.full(6, 42, np.float32).tobytes())
+    assert e.tokens[0].tolist() == [42] * 6
+
+
+@pytest.mark.parametrize("size", [4, 100, -1])
+def test_a_truncated_file_is_not_mapped(tmp_path, size):
+    make(width=6).save(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(ValueError, match="is corrupt or truncated"):
+        Embeddings.load(tmp_path, mmap=True)
 
 
 def test_saving_again_replaces_and_leaves_other_files_alone(tmp_path):

@@ -181,7 +181,12 @@ def test_late_of_ragged_items(lengths):
 def test_late_keeps_one_tile_of_similarities():
     P, M, D, S = 256, 2**14, 8, 16
     window = [
-        Window(*(jax.ShapeDtypeStruct(s, t) for s, t in (((n, D), jnp.float32), ((n,), jnp.int32), ((2,), jnp.int32))))
+        Window(
+            tokens=jax.ShapeDtypeStruct((n, D), jnp.float32),
+            scales=None,
+            owner=jax.ShapeDtypeStruct((n,), jnp.int32),
+            used=jax.ShapeDtypeStruct((2,), jnp.int32),
+        )
         for n in (P, M)
     ]
     lengths = jax.ShapeDtypeStruct((S,), jnp.int32)

@@ -136,6 +136,36 @@ def test_half_precision_stores_are_scored_in_float32(rng, q_dtype, d_dtype):
     np.testing.assert_allclose(score(q, d), oracle(q, d), atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_int8_stores_are_scored_in_float32(rng, both):
+    """Exact for the values that are stored, with a scale for each token."""
+    q, d = make(rng, [6, 1, 3], 512, 512), make(rng, [9, 30, 1], 512, 512)
+    q, d = q.astype(np.int8) if both else q, d.astype(np.int8)
+    expected = oracle(q.astype(np.float32), d.astype(np.float32))
+    np.testing.assert_allclose(score(q, d), expected, atol=TOLERANCE)
+    values, indices = search(q, d, 2)
+    np.testing.assert_array_equal(indices, ranked(expected, 2))
+    np.testing.assert_allclose(values, -np.sort(-expected, axis=1)[:, :2], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("k", [1, 5, 200])
+def test_rescoring_finds_what_full_precision_finds(rng, k):
+    q, d = make(rng, [4] * 20, 64, 64), make(rng, rng.integers(3, 20, 150), 64, 64)
+    coarse = d.astype(np.int8)
+    expected, plain, found = search(q, d, k), search(q, coarse, k), search(q, coarse, k, rescore=d)
+    assert np.abs(plain[0] - expected[0]).max() > 1e-4
+    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_allclose(found[0], expected[0], atol=TOLERANCE)
+
+
+def test_rescoring_with_other_documents_is_refused(rng):
+    e = make(rng, [2, 3])
+    with pytest.raises(ValueError, match="rescore has 1 items, d has 2: they must be the same documents"):
+        search(e, e, 1, rescore=e[:1])
+    with pytest.raises(TypeError, match="rescore is for Embeddings"):
+        search(e.pooled, e.pooled, 1, rescore=e)
+
+
 # Ties, k
 
 
@@ -284,7 +314,7 @@ def test_search_holds_neither_all_similarities_nor_all_scores(rng):
     queries, documents, weights = scoring._sides(q, d, 1.0, 1.0, None, None)
     ((_, _, query),) = queries.blocks(scoring.QUERY_TOKENS)
     mesh = sharded.document_mesh(None)
-    block = next(sharded.stream(d.pooled, d.tokens, d.offsets, mesh, **documents.limits()))
+    block = next(documents.stream(mesh, **documents.limits()))
     best = scoring._nothing_yet(mesh, len(query.lengths), 10)
     compiled = scoring._search_block.lower(best, query, block, weights, mesh).compile()
     similarities = 4 * len(q.tokens) * len(d.tokens)

@@ -104,7 +104,9 @@ def _weights(q_mask: Bool[Array, "B P"] | None, shape: tuple[int, int], mean: bo
 def inner_products(q: Float[Array, "*S D"], d: Float[Array, "T D"]) -> Float[Array, "*S T"]:
     """Inner products accumulated in float32 (float64 if an operand is), without rounding the operands."""
     dtype = compute_dtype(q, d)
-    if q.dtype != d.dtype:  # equal half-precision types stay: their products are exact in float32
+    if (
+        q.dtype != d.dtype or q.dtype == jnp.int8
+    ):  # equal half-precision types stay: their products are exact in float32
         q, d = q.astype(dtype), d.astype(dtype)
     return jnp.einsum("...d,td->...t", q, d, precision=lax.Precision.HIGHEST, preferred_element_type=dtype)
 

@@ -31,6 +31,7 @@ class Window:
     """M consecutive packed tokens."""
 
     tokens: Float[Array, "M D"]
+    scales: Float[Array, " M"] | None  # of int8 tokens
     owner: Int[Array, " M"]  # slot of the token's item; S = not of this block
     used: Int[Array, " 2"]  # first and last + 1 of the block's own tokens
 
@@ -55,11 +56,18 @@ def late(q: Window, q_lengths: Int[Array, " S"], d: Window, documents: int) -> F
     tile = tile_tokens(len(d.tokens), len(q.tokens))
 
     def step(i, best):
-        tokens, owner = (lax.dynamic_slice_in_dim(x, i * tile, tile) for x in (d.tokens, d.owner))
-        return best.at[owner].max(inner_products(tokens, q.tokens), mode="drop")  # [tile, P] into [Z, P]
+        tokens, scales, owner = jax.tree.map(
+            lambda x: lax.dynamic_slice_in_dim(x, i * tile, tile), (d.tokens, d.scales, d.owner)
+        )
+        similarity = inner_products(tokens, q.tokens)
+        if scales is not None:
+            similarity *= scales[:, None]
+        return best.at[owner].max(similarity, mode="drop")  # [tile, P] into [Z, P]
 
     best = jnp.full((documents, len(q.tokens)), -jnp.inf, jnp.float32)
     best = lax.fori_loop(d.used[0] // tile, -(-d.used[1] // tile), step, best)
+    if q.scales is not None:
+        best *= q.scales  # positive: the maxima stay where they are
     # Tokens of no slot have a number that is out of range, and are left out of the sum as of the maximum.
     total = jax.ops.segment_sum(best.T, q.owner, num_segments=len(q_lengths))
     return total / jnp.maximum(q_lengths, 1)[:, None]
@@ -74,6 +82,7 @@ def blocks(
     pooled: Float[np.ndarray, "N H"] | None,
     tokens: Float[np.ndarray, "T D"] | None,
     offsets: Int[np.ndarray, " N+1"],
+    scales: Float[np.ndarray, " T"] | None = None,
     *,
     max_tokens: int,
     max_items: int,
@@ -81,14 +90,14 @@ def blocks(
     """Cuts items into blocks of one shape: (first item, last item + 1, block).
 
     Args:
-      pooled, tokens, offsets: as in `Embeddings`; None leaves a part out.
+      pooled, tokens, offsets, scales: as in `Embeddings`; None leaves a part out.
       max_tokens: of a window, a power of two; grows to hold the longest item.
       max_items: of a block, a power of two.
     """
     spans = plan(offsets, 0, len(offsets) - 1, max_tokens=max_tokens, max_items=max_items)
     shape = block_shape(offsets, spans)
     for first, last in spans:
-        yield first, last, cut(pooled, tokens, offsets, (first, last), shape)
+        yield first, last, cut(pooled, tokens, offsets, scales, (first, last), shape)
 
 
 def plan(
@@ -117,6 +126,7 @@ def cut(
     pooled: Float[np.ndarray, "N H"] | None,
     tokens: Float[np.ndarray, "T D"] | None,
     offsets: Int[np.ndarray, " N+1"],
+    scales: Float[np.ndarray, " T"] | None,
     span: tuple[int, int],
     shape: tuple[int, int],
 ) -> Block:
@@ -126,19 +136,21 @@ def cut(
     return Block(
         first=np.int32(first),
         pooled=None if pooled is None else _padded(pooled[first:last], slots),
-        window=None if tokens is None else _window(tokens, bounds, size, slots),
+        window=None if tokens is None else _window(tokens, scales, bounds, size, slots),
         lengths=_padded(np.diff(bounds).astype(np.int32), slots),
     )
 
 
-def _window(tokens: np.ndarray, offsets: np.ndarray, size: int, slots: int) -> Window:
+def _window(tokens: np.ndarray, scales: np.ndarray | None, offsets: np.ndarray, size: int, slots: int) -> Window:
     """A window of `size` tokens that holds the items between the offsets; at the end of the array it starts earlier."""
     first, last = int(offsets[0]), int(offsets[-1])
     start = max(0, min(first, len(tokens) - size))
     owner = np.full(size, slots, np.int32)
     owner[first - start : last - start] = np.repeat(np.arange(len(offsets) - 1, dtype=np.int32), np.diff(offsets))
     used = np.asarray([first - start, last - start], np.int32)
-    return Window(_padded(tokens[start : start + size], size), owner, used)
+    of_window = slice(start, start + size)
+    scales = None if scales is None else _padded(scales[of_window], size)
+    return Window(_padded(tokens[of_window], size), scales, owner, used)
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:

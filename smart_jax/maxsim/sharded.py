@@ -42,6 +42,7 @@ def stream(
     pooled: Float[np.ndarray, "N H"] | None,
     tokens: Float[np.ndarray, "T D"] | None,
     offsets: Int[np.ndarray, " N+1"],
+    scales: Float[np.ndarray, " T"] | None,
     mesh: Mesh,
     *,
     max_tokens: int,
@@ -54,7 +55,7 @@ def stream(
     end = (len(offsets) - 1,) * 2
     for number in range(max(map(len, plans), default=0)):
         spans = [spans[number] if number < len(spans) else end for spans in plans]
-        yield _put(mesh, {i: cut(pooled, tokens, offsets, spans[i], shape) for i in _own(mesh)})
+        yield _put(mesh, {i: cut(pooled, tokens, offsets, scales, spans[i], shape) for i in _own(mesh)})
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
