@@ -246,6 +246,22 @@ def test_a_checkpoint_of_another_adapter_is_refused(inputs, tmp_path):
         train(make_config(inputs, tmp_path, steps=2, resume=True, adapter__dim=16))
 
 
+@pytest.mark.slow
+def test_muon_resumes_bit_identically(inputs, tmp_path):
+    """Its state, momenta of matrices only, is saved and placed like AdamW's."""
+
+    def run(name, steps, **settings):
+        settings |= {"optimizer.name": "muon", "optimizer.schedule": "constant", "optimizer.warmup_ratio": 0.0}
+        settings |= {"trainable": "full", "loss.objective": "pooled", "eval.validation_batches": 0}
+        train(make_config(inputs, tmp_path / name, steps=steps, **settings))
+        return (tmp_path / name / "model" / "model.safetensors").read_bytes()
+
+    whole = run("whole", 4)
+    half = run("resumed", 2)
+    assert half != whole
+    assert run("resumed", 4, resume=True) == whole
+
+
 CHILD = """
 import os, signal, sys
 from pathlib import Path
