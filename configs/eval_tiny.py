@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from eval.benchmark import Benchmark
 from eval.config import default_config
-from eval.pages import Canvas, benchmark, held_out
+from eval.pages import MIN_FILL, Canvas, benchmark, held_out
 
 
 def get_config(arg: str = "128x256") -> ConfigDict:
@@ -23,6 +23,7 @@ def get_config(arg: str = "128x256") -> ConfigDict:
     config.height, config.width = int(height), int(width)
     config.style = "grid"
     config.pages = 500
+    config.fill = MIN_FILL  # of a page, the least
     config.query_seeds = 3  # wording benchmarks
     config.meaning = True
     config.output = f"results/tiny-{arg}"
@@ -32,11 +33,11 @@ def get_config(arg: str = "128x256") -> ConfigDict:
 def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
     """One wording benchmark per seed, then the one of meanings."""
     docstrings, canvas = held_out(), Canvas(config.height, config.width, config.style)
-    size = f"{config.height}x{config.width}"
+    size, options = f"{config.height}x{config.width}", {"count": config.pages, "fill": config.fill}
     made = [
-        benchmark(docstrings, "wording", canvas, count=config.pages, seed=seed, name=f"wording-{size}-seed{seed}")
+        benchmark(docstrings, "wording", canvas, seed=seed, name=f"wording-{size}-seed{seed}", **options)
         for seed in range(config.query_seeds)
     ]
     if config.meaning:
-        made.append(benchmark(docstrings, "meaning", canvas, count=config.pages, name=f"meaning-{size}"))
+        made.append(benchmark(docstrings, "meaning", canvas, name=f"meaning-{size}", **options))
     return made

@@ -113,6 +113,7 @@ def benchmark(
     *,
     count: int = 500,
     seed: int = 0,
+    fill: float = MIN_FILL,
     name: str | None = None,
 ) -> Benchmark:
     """One page and one query per docstring, for `count` docstrings whose text nearly fills the page.
@@ -124,6 +125,7 @@ def benchmark(
       count: of pages; all that fill one, if there are fewer.
       seed: of the pages' order and layouts, and of the wording queries' words. The choice of pages is the same for
         every seed if `count` takes all.
+      fill: share of the page that a docstring's text must fill. Emptier pages are easier: fewer words to tell apart.
       name: of the benchmark.
 
     Raises:
@@ -133,7 +135,7 @@ def benchmark(
         raise ValueError(f"kind is '{kind}': choose one of {', '.join(KINDS)}")
     rng = np.random.default_rng(seed)
     texts = [meaning_texts(d) if kind == "meaning" else ("", d.text) for d in docstrings]
-    least = MIN_FILL * canvas.characters * (0.5 if kind == "meaning" else 1.0)  # bodies are shorter than docstrings
+    least = fill * canvas.characters * (0.5 if kind == "meaning" else 1.0)  # bodies are shorter than docstrings
     full = [i for i, (_, page) in enumerate(texts) if len(page) >= least]
     if len(full) < 2:
         raise ValueError(f"{len(full)} docstrings fill a page of {canvas.characters} characters: take a smaller page")
