@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smart_jax.maxsim import argmax, maxsim, tiled
+from smart_jax.maxsim import argmax, maxsim, pallas_tpu, tiled
 from smart_jax.maxsim.packed import Window, blocks, late, plan
 from tests.maxsim_suite import MaxSimSuite, close, make, oracle, unit
 
@@ -61,6 +61,32 @@ class TestPallasTPU(MaxSimSuite):
             patch.setattr(jax, "default_backend", lambda: "tpu")  # compiled, not interpreted
             exported = jax.export.export(jax.jit(jax.value_and_grad(loss, (0, 1))), platforms=["tpu"])(*shapes)
         assert "tpu_custom_call" in exported.mlir_module()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_tpu_kernel_over_several_blocks(monkeypatch, masked):
+    """Three blocks of a document's tokens and nine of query tokens; the best token is in each block for some query."""
+    monkeypatch.setattr(pallas_tpu, "DOCUMENT_TOKENS", (128,))
+    monkeypatch.setattr(pallas_tpu, "QUERY_TOKENS", 16)
+    rng = np.random.default_rng(0)
+    q, d, *masks = make(rng, 4, 33, 3, 300, 24)
+    masks = masks if masked else (None, None)
+    best = np.argmax(q.reshape(-1, 24) @ d[0].T, axis=1)
+    assert set(best // 128) == {0, 1, 2}
+    g = rng.normal(size=(4, 3)).astype(np.float32)
+
+    def run(implementation):
+        def loss(q, d):
+            scores = maxsim(q, d, *masks, implementation=implementation)
+            return jnp.sum(g * scores), scores
+
+        (_, scores), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(q, d)
+        return scores, *gradients
+
+    ours, theirs = run("pallas_tpu"), run("reference")
+    close(ours[0], oracle(q, d, *masks))
+    for a, b in zip(ours, theirs, strict=True):
+        close(a, b)
 
 
 def test_the_default_is_tiled():
