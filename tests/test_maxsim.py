@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smart_jax.maxsim import argmax, maxsim, pallas_tpu, tiled
+from smart_jax.maxsim import argmax, maxsim, pallas_tpu, projected, tiled
 from smart_jax.maxsim.packed import Window, blocks, late, plan
 from tests.maxsim_suite import MaxSimSuite, close, make, oracle, unit
 
@@ -97,6 +97,52 @@ def test_the_default_is_tiled():
         ValueError, match=r"implementation 'dense': choose None or one of \('reference', 'tiled', 'pallas_tpu'\)"
     ):
         maxsim(q, d, implementation="dense")
+
+
+def projection(kernel, states):
+    tokens = jnp.tanh(states) @ kernel
+    return tokens / jnp.linalg.norm(tokens, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("group_values", [1, 2**7, 2**20])
+def test_projected_groups_equal_projecting_all(monkeypatch, masked, group_values):
+    """Value and gradients in params, queries and states, with groups of 1, 2 and all of 6 documents."""
+    monkeypatch.setattr(projected, "GROUP_VALUES", group_values)
+    rng = np.random.default_rng(0)
+    q, states, *masks = make(rng, 3, 4, 6, 7, 8)
+    masks = masks if masked else (None, None)
+    kernel = rng.normal(size=(8, 8)).astype(np.float32)
+    g = rng.normal(size=(3, 6)).astype(np.float32)
+
+    @jax.jit
+    @partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+    def ours(kernel, q, states):
+        scores = projected.projected_maxsim(projection, kernel, q, states, *masks)
+        return jnp.sum(g * scores), scores
+
+    def all_at_once(kernel, q, states):
+        return jnp.sum(g * maxsim(q, projection(kernel, states), *masks, implementation="reference"))
+
+    (_, scores), gradients = ours(kernel, q, states)
+    close(scores, oracle(q, projection(kernel, states), *masks))
+    expected = jax.grad(all_at_once, (0, 1, 2))(kernel, q, states)
+    for a, b in zip(gradients, expected, strict=True):
+        close(a, b)
+
+
+def test_projected_memory_is_a_groups():
+    """Temporary memory of the gradient, by XLA's count, is below the bank's projected tokens."""
+    B, P, N, L, D = 4, 8, 64, 512, 512
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((D, D), (B, P, D), (N, L, D))]
+
+    def temporary(score):
+        run = jax.grad(lambda *x: jnp.sum(score(*x) ** 2), (0, 1))
+        return jax.jit(run).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    bank = 4 * N * L * D
+    assert temporary(partial(projected.projected_maxsim, projection)) < bank
+    assert temporary(lambda kernel, q, states: maxsim(q, projection(kernel, states))) > 2 * bank
 
 
 def test_the_first_of_equal_maxima_gets_the_gradient():

@@ -17,6 +17,7 @@ import pytest
 
 from smart_jax import encode
 from smart_jax.adapter import Adapter
+from smart_jax.maxsim import maxsim, projected
 from smart_jax.sharding import make_mesh
 from tests.training import make_config, page, write_inputs
 from train.batches import Batcher
@@ -121,6 +122,24 @@ def test_eight_devices_equal_one(inputs, tmp_path, settings):
     scale = max(np.abs(g).max() for g in one[2].values())
     for name, gradient in one[2].items():
         np.testing.assert_allclose(many[2][name], gradient, atol=1e-5 * max(1, scale), err_msg=name)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_projecting_again_changes_nothing(inputs, tmp_path, monkeypatch, devices):
+    """remat: documents projected two at a time, on each device, against all at once."""
+    settings = {"adapter__layers": "last 2", "data__negatives": 1}
+    plain, again = (make_config(inputs, tmp_path, remat=remat, **settings) for remat in (False, True))
+    batch = examples(16, negatives=1)
+    expected = loss_and_gradient(plain, 1, batch, perturb=1)
+    calls = []
+    monkeypatch.setattr(projected, "GROUP_VALUES", 1)
+    monkeypatch.setattr(projected, "maxsim", lambda *args: calls.append(args[1].shape[0]) or maxsim(*args))
+    found = loss_and_gradient(again, devices, batch, perturb=1)
+    assert set(calls) == {devices}  # documents at a time
+    assert found[0] == pytest.approx(expected[0], abs=1e-5)
+    scale = max(np.abs(g).max() for g in expected[2].values())
+    for name, gradient in expected[2].items():
+        np.testing.assert_allclose(found[2][name], gradient, atol=1e-5 * max(1, scale), err_msg=name)
 
 
 def test_negatives_of_half_the_batch_are_another_loss(inputs, tmp_path):

@@ -120,7 +120,7 @@ class TrainConfig:
     steps: int | None = None  # overrides epochs
     seed: int = 0
     dtype: str = "auto"  # backbone's computation: auto = bfloat16 on accelerators, float32 on CPU
-    remat: bool = False  # trainable = full: recompute layers in the backward pass
+    remat: bool = False  # compute again in the backward pass, to save memory: the adapter's projection, or all layers
     log_every: int = 10
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

@@ -218,7 +218,11 @@ def make_objective(config: TrainConfig, encoder: Encoder, mesh: Mesh, steps: int
         return weights, {}, Objective(config.loss, steps, mesh, backbone, dtype=dtype, remat=config.remat)
     adapter = Adapter(adapter_config(config, encoder), rngs=nnx.Rngs(config.seed))
     structure, params = take_apart("adapter", *nnx.split(adapter))
-    return jax.device_put(params, replicated(mesh)), weights, Objective(config.loss, steps, mesh, backbone, structure)
+    return (
+        jax.device_put(params, replicated(mesh)),
+        weights,
+        Objective(config.loss, steps, mesh, backbone, structure, remat=config.remat),
+    )
 
 
 def adapter_config(config: TrainConfig, encoder: Encoder) -> AdapterConfig:

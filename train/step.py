@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from smart_jax.maxsim import maxsim
+from smart_jax.maxsim.projected import projected_maxsim
 from smart_jax.sharding import BATCH
 from smart_jax.typing import Batch
 from train import losses
@@ -73,6 +74,7 @@ class Encoded(NamedTuple):
     mask: Bool[Array, "B L"]  # kept tokens
     raw_pooled: Float[Array, "B H"]
     fused: Float[Array, "B L H"]  # before the projection
+    states: Float[Array, "B L N H"]  # of the backbone's N layers, as it gave them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +88,7 @@ class Objective:
       backbone: structure of the backbone, parameters "model.*".
       adapter: structure of the adapter, parameters "adapter.*"; None = tokens are the last layer's states.
       dtype: the backbone's parameters are cast to it for computing; None = as they are.
-      remat: recompute the backbone's layers in the backward pass.
+      remat: compute again in the backward pass, to save memory: the backbone's layers, or the adapter's projection.
     """
 
     config: LossConfig
@@ -109,7 +111,7 @@ class Objective:
         rows = len(batch.queries.input_ids)
         positives = jnp.arange(rows) * (len(batch.documents.input_ids) // rows)
         excluded = losses.false_negatives(batch.document_ids, positives) if self.config.mask_false_negatives else None
-        scores = self._scores(queries, documents)
+        scores = self._scores(params, queries, documents)
         temperatures = self._temperatures(params)
         loss, metrics = contrastive(self.config, scores, temperatures, positives, excluded, step, self.steps)
         if self.config.diversity_weight:
@@ -130,28 +132,45 @@ class Objective:
             hidden = model(batch, remat=self.remat)
             fused = hidden.states[:, :, 0].astype(jnp.float32)
             pooled = hidden.pooled.astype(jnp.float32)
-            return Encoded(losses.unit(pooled), losses.unit(fused), batch.keep_mask, pooled, fused)
+            return Encoded(losses.unit(pooled), losses.unit(fused), batch.keep_mask, pooled, fused, hidden.states)
         adapter = self.adapter.merge(params)
         hidden = jax.lax.stop_gradient(model(batch, layers=adapter.config.layers))
         fused = adapter.fuse(hidden.states)
         pooled, raw_pooled = adapter.pooled(hidden.pooled), hidden.pooled.astype(jnp.float32)
-        return Encoded(pooled, adapter.project(fused), batch.keep_mask, raw_pooled, fused)
+        return Encoded(pooled, adapter.project(fused), batch.keep_mask, raw_pooled, fused, hidden.states)
 
     def _cast(self, params: Params) -> Params:
         if self.dtype is None:
             return params
         return {name: x.astype(self.dtype) for name, x in params.items() if name.startswith("model.")}
 
-    def _scores(self, queries: Encoded, documents: Encoded) -> dict[str, Float[Array, "B N"]]:
+    def _scores(self, params: Params, queries: Encoded, documents: Encoded) -> dict[str, Float[Array, "B N"]]:
         """Pooled and late scores of every query with every document of the global batch."""
-        mesh, rows, whole = self.mesh, BATCH, PartitionSpec()
-        pooled_bank = jax.lax.with_sharding_constraint(documents.pooled, NamedSharding(mesh, whole))
+        pooled_bank = jax.lax.with_sharding_constraint(documents.pooled, NamedSharding(self.mesh, PartitionSpec()))
         scores = {"pooled": jnp.einsum("be,ne->bn", queries.pooled, pooled_bank, precision="highest")}
         if self.config.objective != "pooled":
-            # Each device scores its own queries with all documents: one gather, and one sum of the bank's gradient.
-            late = jax.shard_map(maxsim, mesh=mesh, in_specs=(rows, whole, rows, whole), out_specs=rows)
-            scores["late"] = late(queries.tokens, documents.tokens, queries.mask, documents.mask)
+            scores["late"] = self._late(params, queries, documents)
         return scores
+
+    def _late(self, params: Params, queries: Encoded, documents: Encoded) -> Float[Array, "B N"]:
+        """Each device scores its own queries with all documents: one gather, and one sum of the bank's gradient."""
+        rows, whole = BATCH, PartitionSpec()
+        if self.adapter is None or not self.remat:
+            score = jax.shard_map(maxsim, mesh=self.mesh, in_specs=(rows, whole, rows, whole), out_specs=rows)
+            return score(queries.tokens, documents.tokens, queries.mask, documents.mask)
+        structure = self.adapter
+
+        def score_states(params: Params, q: Array, states: Array, q_mask: Array, d_mask: Array) -> Array:
+            def project(params: Params, states: Array) -> Array:
+                return structure.merge(params)(states)
+
+            return projected_maxsim(project, params, q, states, q_mask, d_mask, axis_name=BATCH[0])
+
+        projected = jax.shard_map(
+            score_states, mesh=self.mesh, in_specs=(whole, rows, rows, rows, rows), out_specs=rows
+        )
+        params = {name: x for name, x in params.items() if name.startswith("adapter.")}
+        return projected(params, queries.tokens, documents.states, queries.mask, documents.mask)
 
     def _temperatures(self, params: Params) -> dict[str, Any]:
         start = start_temperatures(self.config)

@@ -17,11 +17,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float
 
 from smart_jax.maxsim.reference import NO_TOKENS
 from smart_jax.typing import Array
 
+INDEX = "maxsim_index"  # checkpoint_name of the positions: policies may keep them, as a second forward pass costs more
 SCATTERED_VALUES = 2**18  # values of the weighted query tokens that the backward pass scatters at once
 
 # (q, d, d_mask, weights of the query tokens [B, P], with_index) -> scores [B, N] and, if asked for, the positions
@@ -55,7 +57,7 @@ def _scores(q, d, q_mask, d_mask, mean: bool, forward: Forward, *, with_index: b
 
 def _fwd(q, d, q_mask, d_mask, mean, forward):
     scores, index = _scores(q, d, q_mask, d_mask, mean, forward, with_index=True)
-    return scores, (q, d, q_mask, d_mask, index)
+    return scores, (q, d, q_mask, d_mask, checkpoint_name(index, INDEX))
 
 
 def _bwd(mean: bool, forward: Forward, residuals, g: Float[Array, "B N"]):
