@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from smart_jax.embeddings import DTYPES, Embeddings, check_finite, token_name
-from smart_jax.maxsim.argmax import inner_products
-from smart_jax.maxsim.packed import Block, blocks, late, power_of_two
-from smart_jax.maxsim.sharded import SPLIT, WHOLE, document_mesh, replicate, stream
+from smart_jax.maxsim.blocks import Packed
+from smart_jax.maxsim.packed import packed_scores
+from smart_jax.maxsim.sharded import search_packed
 from smart_jax.typing import Array
 
 Items = Embeddings | Array | Sequence[Array]
-Best = tuple[Array, Array]  # scores, float32, and indices, int32, of the k best so far: [devices, S, k] or [S, k]
 
-QUERY_TOKENS = 2048  # of the queries that are scored together
-DEVICE_BYTES = 2**28  # of a device's memory that a search takes, unless it is told
-DOCUMENT_TOKENS = 2**14  # of a block of documents at most, however narrow they are
 SHORTLIST = 4  # times k documents are scored again
-ITEMS = 1024  # queries, or documents, of a block
 
 
 def score(
@@ -63,14 +53,7 @@ def score(
         item has no token, or both weights are 0. The message names the side and the item.
     """
     queries, documents, weights = _sides(q, d, pooled_weight, late_weight, q_mask, d_mask)
-    result = np.empty((len(queries), len(documents)), np.float32)
-    query_blocks = [(first, last, jax.device_put(block)) for first, last, block in queries.blocks(QUERY_TOKENS)]
-    for d_first, d_last, block in documents.blocks(**documents.limits()):
-        block = jax.device_put(block)
-        for first, last, query_block in query_blocks:
-            values = np.asarray(_score_block(query_block, block, weights))
-            result[first:last, d_first:d_last] = values[: last - first, : d_last - d_first]
-    return result
+    return packed_scores(queries, documents, weights)
 
 
 def search(
@@ -109,24 +92,9 @@ def search(
         return _rescored(q, d, int(k), rescore, pooled_weight, late_weight, mesh=mesh, device_bytes=device_bytes)
     queries, documents, weights = _sides(q, d, pooled_weight, late_weight, q_mask, d_mask)
     k = min(int(k), len(documents))
-    scores, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     if k == 0:
-        return scores, indices
-    devices = document_mesh(mesh)
-    limits = documents.limits(device_bytes)
-    spans, query_blocks = [], []
-    for first, last, block in queries.blocks(QUERY_TOKENS):
-        spans.append((first, last))
-        query_blocks.append(replicate(block, devices))
-    weights = replicate(weights, devices)
-    best = [_nothing_yet(devices, len(block.lengths), k) for block in query_blocks]
-    for block in documents.stream(devices, **limits):
-        jax.block_until_ready(best)  # no more than two blocks at a time: the one before was scored meanwhile
-        best = [_search_block(old, own, block, weights, devices) for old, own in zip(best, query_blocks, strict=True)]
-    for (first, last), found in zip(spans, best, strict=True):
-        values, where = (np.asarray(x) for x in _merge(found, devices))
-        scores[first:last], indices[first:last] = values[: last - first], where[: last - first]
-    return scores, indices
+        return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    return search_packed(queries, documents, weights, k, mesh, device_bytes)
 
 
 def _rescored(
@@ -166,99 +134,7 @@ def tie_hash(*parts: Any) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def _block_scores(q: Block, d: Block, weights: Float[Array, " 2"]) -> Float[Array, "S Z"]:
-    total = jnp.zeros((len(q.lengths), len(d.lengths)), jnp.float32)
-    if q.pooled is not None and d.pooled is not None:
-        total += weights[0] * inner_products(q.pooled, d.pooled)
-    if q.window is not None and d.window is not None:
-        total += weights[1] * late(q.window, q.lengths, d.window, len(d.lengths))
-    return total
-
-
-_score_block = jax.jit(_block_scores)
-
-
-@partial(jax.jit, static_argnames="mesh")
-def _search_block(best: Best, q: Block, d: Block, weights: Float[Array, " 2"], mesh: Mesh) -> Best:
-    """Merges each device's block of documents into its best so far."""
-
-    def own(best: Best, q: Block, d: Block, weights: Float[Array, " 2"]) -> Best:
-        (old, old_indices), d = jax.tree.map(lambda x: x[0], (best, d))
-        new = jnp.where(d.lengths > 0, _block_scores(q, d, weights), -jnp.inf)
-        new_indices = jnp.broadcast_to(d.first + jnp.arange(new.shape[1], dtype=jnp.int32), new.shape)
-        scores, indices = jnp.concatenate([old, new], 1), jnp.concatenate([old_indices, new_indices], 1)
-        return jax.tree.map(lambda x: x[None], _largest(scores, indices, old.shape[1]))
-
-    specs = (SPLIT, WHOLE, SPLIT, WHOLE)
-    return jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=SPLIT, check_vma=False)(best, q, d, weights)
-
-
-@partial(jax.jit, static_argnames="mesh")
-def _merge(best: Best, mesh: Mesh) -> Best:
-    """The best of all devices, on every device; all that is ever exchanged between them."""
-    k = best[0].shape[2]
-    best = jax.lax.with_sharding_constraint(best, NamedSharding(mesh, WHOLE))
-    scores, indices = (jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1) for x in best)
-    return _largest(scores, indices, k)
-
-
-def _largest(scores: Float[Array, "S C"], indices: Int[Array, "S C"], k: int) -> Best:
-    # top_k puts the first of equal values first, and lower indices always stand before higher ones.
-    values, at = lax.top_k(scores, k)
-    return values, jnp.take_along_axis(indices, at, axis=1)
-
-
-def _nothing_yet(mesh: Mesh, slots: int, k: int) -> Best:
-    split, shape = NamedSharding(mesh, SPLIT), (mesh.size, slots, k)
-    return jnp.full(shape, -jnp.inf, jnp.float32, device=split), jnp.full(shape, -1, jnp.int32, device=split)
-
-
-@dataclass(frozen=True)
-class _Side:
-    """Queries or documents; a part that takes no part in the score is None."""
-
-    pooled: np.ndarray | None
-    tokens: np.ndarray | None
-    offsets: np.ndarray
-    scales: np.ndarray | None = None  # of int8 tokens
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def limits(self, device_bytes: int | None = None) -> dict[str, int]:
-        """Most tokens and items of a block of documents, powers of two.
-
-        Raises:
-          ValueError: a document does not fit.
-        """
-        # Two blocks take half of the memory; the maxima of an item's query tokens and the rest take the other.
-        block = (DEVICE_BYTES if device_bytes is None else device_bytes) // 4
-        token = 0 if self.tokens is None else self.tokens.shape[1] * self.tokens.itemsize + 8  # owner and scale
-        item = 4 * QUERY_TOKENS + (0 if self.pooled is None else self.pooled.shape[1] * self.pooled.itemsize)
-        max_tokens = min(DOCUMENT_TOKENS, _power_of_two_within(block // max(token, 1)))
-        if device_bytes is not None:
-            longest = int(np.diff(self.offsets).argmax())
-            need = 4 * max(item, token * power_of_two(int(np.diff(self.offsets)[longest])))
-            if need > device_bytes:
-                raise ValueError(f"device_bytes is {device_bytes}, but document {longest} needs {need}: raise it")
-        return {"max_tokens": max_tokens, "max_items": min(ITEMS, _power_of_two_within(block // item))}
-
-    def blocks(self, max_tokens: int, max_items: int = ITEMS) -> Iterator[tuple[int, int, Block]]:
-        return blocks(self.pooled, self.tokens, self.offsets, self.scales, max_tokens=max_tokens, max_items=max_items)
-
-    def stream(self, mesh: Mesh, **limits: int) -> Iterator[Block]:
-        return stream(self.pooled, self.tokens, self.offsets, self.scales, mesh, **limits)
-
-    def widths(self) -> dict[str, int]:
-        parts = {"pooled vectors": self.pooled, "tokens": self.tokens}
-        return {name: part.shape[1] for name, part in parts.items() if part is not None}
-
-
-def _power_of_two_within(n: int) -> int:
-    return 1 << max(0, n.bit_length() - 1)
-
-
-def _sides(q, d, pooled_weight, late_weight, q_mask, d_mask) -> tuple[_Side, _Side, np.ndarray]:
+def _sides(q, d, pooled_weight, late_weight, q_mask, d_mask) -> tuple[Packed, Packed, np.ndarray]:
     weights = (pooled_weight, late_weight)
     for name, weight in zip(("pooled_weight", "late_weight"), weights, strict=True):
         if not math.isfinite(weight):
@@ -279,11 +155,11 @@ def _sides(q, d, pooled_weight, late_weight, q_mask, d_mask) -> tuple[_Side, _Si
     return queries, documents, np.asarray(weights, np.float32)
 
 
-def _side(side: str, x: Items, mask: Array | None, use_pooled: bool, use_late: bool) -> _Side:
+def _side(side: str, x: Items, mask: Array | None, use_pooled: bool, use_late: bool) -> Packed:
     if mask is not None and (isinstance(x, Embeddings | list | tuple) or np.ndim(x) != 3):
         raise ValueError(f"{side}_mask is for tokens [N, L, D]: {side} is not such an array")
     if isinstance(x, Embeddings):
-        found = _Side(x.pooled, x.tokens, x.offsets, x.scales)
+        found = Packed(x.pooled, x.tokens, x.offsets, x.scales)
     elif isinstance(x, list | tuple):
         found = _ragged(side, [_array(f"{side}[{i}]", item, 2) for i, item in enumerate(x)])
     elif np.ndim(x) == 3:
@@ -291,18 +167,18 @@ def _side(side: str, x: Items, mask: Array | None, use_pooled: bool, use_late: b
     else:
         pooled = _array(side, x, 2)
         check_finite("the pooled vector", pooled, lambda row: f"{side}, item {row}")
-        found = _Side(pooled, None, np.arange(len(pooled) + 1))
+        found = Packed(pooled, None, np.arange(len(pooled) + 1))
     if not use_late:
-        found = _Side(found.pooled, None, np.arange(len(found) + 1))
+        found = Packed(found.pooled, None, np.arange(len(found) + 1))
     elif not use_pooled:
-        found = _Side(None, found.tokens, found.offsets, found.scales)
+        found = Packed(None, found.tokens, found.offsets, found.scales)
     if not found.widths():
         part = "tokens: late_weight" if use_pooled else "pooled vectors: pooled_weight"
         raise ValueError(f"{side} holds only {part} must not be 0")
     return found
 
 
-def _padded_tokens(side: str, x: np.ndarray, mask: Array | None) -> _Side:
+def _padded_tokens(side: str, x: np.ndarray, mask: Array | None) -> Packed:
     keep = np.ones(x.shape[:2], bool) if mask is None else np.asarray(mask)
     if keep.dtype != bool:
         raise TypeError(f"{side}_mask has dtype {keep.dtype}: a mask is boolean, True = kept (use .astype(bool))")
@@ -311,7 +187,7 @@ def _padded_tokens(side: str, x: np.ndarray, mask: Array | None) -> _Side:
     return _packed(side, x[keep], keep.sum(axis=1))
 
 
-def _ragged(side: str, items: list[np.ndarray]) -> _Side:
+def _ragged(side: str, items: list[np.ndarray]) -> Packed:
     if not items:
         raise ValueError(f"{side} is an empty list: its width is unknown; pass an array of shape (0, L, D)")
     for i, item in enumerate(items):
@@ -323,13 +199,13 @@ def _ragged(side: str, items: list[np.ndarray]) -> _Side:
     return _packed(side, np.concatenate(items), np.asarray([len(item) for item in items]))
 
 
-def _packed(side: str, tokens: np.ndarray, lengths: np.ndarray) -> _Side:
+def _packed(side: str, tokens: np.ndarray, lengths: np.ndarray) -> Packed:
     empty = np.flatnonzero(lengths == 0)
     if empty.size:
         raise ValueError(f"{side}, item {int(empty[0])} has no token: keep at least one, or pass Embeddings")
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     check_finite("it", tokens, lambda row: f"{side}, {token_name(offsets, row)}")
-    return _Side(None, tokens, offsets)
+    return Packed(None, tokens, offsets)
 
 
 def _array(name: str, x: Any, ndim: int) -> np.ndarray:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from smart_jax.maxsim import argmax, maxsim, pallas_tpu, projected, tiled
-from smart_jax.maxsim.packed import Window, blocks, late, plan
+from smart_jax.maxsim.blocks import Limits, Packed, Window, block_shape, cut, eighths, plan, query_blocks
+from smart_jax.maxsim.packed import late
 from tests.maxsim_suite import MaxSimSuite, close, make, oracle, unit
 
 
@@ -206,34 +207,73 @@ def ragged(rng, lengths, width=8):
     ],
 )
 def test_plan(lengths, max_tokens, max_items, spans):
-    assert (
-        plan(
-            np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-            0,
-            len(lengths),
-            max_tokens=max_tokens,
-            max_items=max_items,
-        )
-        == spans
-    )
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    assert plan(offsets, (0, len(lengths)), Limits(max_tokens, max_items)) == spans
 
 
-def test_blocks_have_one_shape_and_share_memory():
+def test_sizes_of_query_windows():
+    assert [eighths(n) for n in (1, 32, 33, 250, 256, 257, 320, 513, 2000)] == [
+        32,
+        32,
+        64,
+        256,
+        256,
+        288,
+        320,
+        576,
+        2048,
+    ]
+
+
+def document_blocks(documents: Packed, limits: Limits, in_place: bool):
+    spans = plan(documents.offsets, (0, len(documents)), limits, in_place=in_place)
+    shape = block_shape(documents.offsets, spans)
+    return [(*span, cut(documents, span, shape, in_place=in_place)) for span in spans]
+
+
+def own_tokens(block, slot: int, width: int) -> np.ndarray:
+    tokens, skip = block.window.tokens, block.window.skip
+    if skip is not None:
+        tokens = tokens[skip : skip + len(block.window.owner) * width].reshape(-1, width)
+    return tokens[block.window.owner == slot]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(("dtype", "width"), [(np.float32, 8), (np.float32, 1), (np.float16, 33), (np.int8, 100)])
+def test_blocks_have_one_shape_and_share_memory(in_place, dtype, width):
+    """In place every block but those at the array's ends is an aligned view, wherever the array starts."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 30, 50)
-    tokens, offsets = ragged(rng, lengths)
-    found = list(blocks(None, tokens, offsets, max_tokens=64, max_items=4))
-    assert len({(b.window.tokens.shape, b.lengths.shape) for _, _, b in found}) == 1
-    assert all(np.shares_memory(b.window.tokens, tokens) for _, _, b in found)
-    for first, last, block in found:
-        for slot in range(last - first):
-            own = block.window.tokens[block.window.owner == slot]
-            np.testing.assert_array_equal(own, tokens[offsets[first + slot] : offsets[first + slot + 1]])
-    assert [f for f, _, _ in found] + [50] == [0] + [last for _, last, _ in found]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    room = rng.integers(-100, 100, offsets[-1] * width + 1).astype(dtype)
+    for tokens in (room[:-1].reshape(-1, width), room[1:].reshape(-1, width)):
+        found = document_blocks(Packed(None, tokens, offsets), Limits(64, 4), in_place)
+        assert len({(b.window.tokens.shape, b.lengths.shape) for _, _, b in found}) == 1
+        views = [np.shares_memory(b.window.tokens, tokens) for _, _, b in found]
+        assert all(views[1:-1]) and (in_place or all(views))
+        assert found[0][1] == 1 or not in_place
+        for first, last, block in found:
+            assert not in_place or block.window.tokens.ctypes.data % 64 == 0
+            for slot in range(last - first):
+                expected = tokens[offsets[first + slot] : offsets[first + slot + 1]]
+                np.testing.assert_array_equal(own_tokens(block, slot, width), expected)
+        assert [f for f, _, _ in found] + [50] == [0] + [last for _, last, _ in found]
 
 
+def test_a_device_of_the_host_uses_tokens_in_place():
+    rng = np.random.default_rng(0)
+    tokens, offsets = ragged(rng, rng.integers(1, 30, 50))
+    documents = Packed(None, tokens, offsets)
+    assert documents.in_place("cpu") and not documents.in_place("tpu")
+    assert not Packed(None, tokens[:, ::2], offsets).in_place("cpu")
+    _, _, block = document_blocks(documents, Limits(64, 4), True)[3]
+    window = block.window.tokens
+    assert jax.device_put(window).unsafe_buffer_pointer() == window.ctypes.data
+
+
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("lengths", [[1], [5, 1, 300, 2], [700, 1, 1, 650, 3]])
-def test_late_of_ragged_items(lengths):
+def test_late_of_ragged_items(lengths, in_place):
     """Documents across many tiles and at both ends of their window."""
     rng = np.random.default_rng(0)
     q, q_offsets = ragged(rng, [2, 5, 1])
@@ -243,8 +283,8 @@ def test_late_of_ragged_items(lengths):
     expected = np.array(
         [[(q[a:b] @ d[s:e].T).max(axis=1).mean() for s, e in pairwise(d_offsets)] for a, b in pairwise(q_offsets)]
     )
-    ((_, _, query),) = blocks(None, q, q_offsets, max_tokens=16, max_items=8)
-    for first, last, block in blocks(None, d, d_offsets, max_tokens=256, max_items=2):
+    ((_, _, query),) = query_blocks(Packed(None, q, q_offsets))
+    for first, last, block in document_blocks(Packed(None, d, d_offsets), Limits(256, 2), in_place):
         score = jax.jit(late, static_argnums=3)(query.window, query.lengths, block.window, len(block.lengths))
         close(score[:3, : last - first], expected[:, first:last])
         assert np.isneginf(np.asarray(score)[:3, last - first :]).all()
@@ -255,6 +295,7 @@ def test_late_keeps_one_tile_of_similarities():
     window = [
         Window(
             tokens=jax.ShapeDtypeStruct((n, D), jnp.float32),
+            skip=None,
             scales=None,
             owner=jax.ShapeDtypeStruct((n,), jnp.int32),
             used=jax.ShapeDtypeStruct((2,), jnp.int32),

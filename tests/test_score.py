@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smart_jax.embeddings import Embeddings
-from smart_jax.maxsim import packed, sharded
+from smart_jax.maxsim import blocks, packed, sharded
 from smart_jax.score import score, search, tie_hash
 from smart_jax.sharding import make_mesh
 
@@ -59,10 +59,10 @@ def rng():
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Several blocks of queries and of documents, several tiles in a window, at a test's sizes."""
-    monkeypatch.setattr(scoring, "QUERY_TOKENS", 16)
-    monkeypatch.setattr(scoring, "DOCUMENT_TOKENS", 64)
-    monkeypatch.setattr(scoring, "ITEMS", 8)
-    monkeypatch.setattr(packed, "MOST_TOKENS_IN_TILE", 16)
+    monkeypatch.setattr(blocks, "QUERY_TOKENS", 16)
+    monkeypatch.setattr(blocks, "DOCUMENT_TOKENS", 64)
+    monkeypatch.setattr(blocks, "ITEMS", 8)
+    monkeypatch.setattr(packed, "TOKENS_IN_TILE", (16, 16))
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -300,11 +300,11 @@ def test_compilations_are_few(rng):
         d = make(rng, rng.integers(1, 33, rng.integers(9, 33)))
         search(q, d, 5)
     # Query windows of 16 ... 128 tokens and 1 ... 8 slots, documents of 128 ... 1,024 tokens and 16 or 32 slots.
-    assert scoring._search_block._cache_size() <= 25
-    shapes = scoring._search_block._cache_size()
+    assert sharded._search_block._cache_size() <= 25
+    shapes = sharded._search_block._cache_size()
     search(make(rng, [16] * 8), make(rng, [32] * 32), 5)
     search(make(rng, [16] * 8), make(rng, [31] * 32), 5)
-    assert scoring._search_block._cache_size() <= shapes + 1
+    assert sharded._search_block._cache_size() <= shapes + 1
     jax.clear_caches()
 
 
@@ -312,11 +312,11 @@ def test_search_holds_neither_all_similarities_nor_all_scores(rng):
     """XLA's own count of a search step's temporary memory, whose shapes do not depend on the corpus."""
     q, d = make(rng, [32] * 64), make(rng, [200] * 400)
     queries, documents, weights = scoring._sides(q, d, 1.0, 1.0, None, None)
-    ((_, _, query),) = queries.blocks(scoring.QUERY_TOKENS)
+    ((_, _, query),) = blocks.query_blocks(queries)
     mesh = sharded.document_mesh(None)
-    block = next(documents.stream(mesh, **documents.limits()))
-    best = scoring._nothing_yet(mesh, len(query.lengths), 10)
-    compiled = scoring._search_block.lower(best, query, block, weights, mesh).compile()
+    block = next(sharded.stream(documents, mesh, blocks.document_limits(documents)))
+    best = sharded._nothing_yet(mesh, len(query.lengths), 10)
+    compiled = sharded._search_block.lower(best, query, block, weights, mesh).compile()
     similarities = 4 * len(q.tokens) * len(d.tokens)
     assert compiled.memory_analysis().temp_size_in_bytes < similarities / 50
 
@@ -363,15 +363,15 @@ def test_documents_are_streamed_within_the_memory_that_is_given(rng, tmp_path, m
     q, d = make(rng, [4, 7], 16, 16), Embeddings.load(tmp_path, mmap=True)
     assert isinstance(d.tokens.base, np.memmap) or isinstance(d.tokens.base.base, np.memmap)
     assert d.nbytes > 19 * setting
-    before, peaks, run = sum(x.nbytes for x in jax.live_arrays()), [], scoring._search_block
+    before, peaks, run = sum(x.nbytes for x in jax.live_arrays()), [], sharded._search_block
 
     def watched(best, query, block, weights, mesh):
         temporary = run.lower(best, query, block, weights, mesh).compile().memory_analysis().temp_size_in_bytes
         peaks.append(sum(x.nbytes for x in jax.live_arrays()) - before + temporary)
         return run(best, query, block, weights, mesh)
 
-    monkeypatch.setattr(scoring, "_search_block", watched)
-    monkeypatch.setattr(scoring, "QUERY_TOKENS", 16)
+    monkeypatch.setattr(sharded, "_search_block", watched)
+    monkeypatch.setattr(blocks, "QUERY_TOKENS", 16)
     _, indices = search(q, d, 5, device_bytes=setting)
     assert len(peaks) >= 80 and max(peaks) <= setting
     np.testing.assert_array_equal(indices, ranked(oracle(q, d), 5))

@@ -1,14 +1,14 @@
-"""MaxSim of packed, ragged items: blocks of static shape cut out of [T, D], scored tile by tile with a running maximum.
+"""MaxSim of packed, ragged items: blocks scored tile by tile with a running maximum.
 
-Neither [P, T] (every query token with every document token) nor a padded copy of the corpus ever exists. A block is a
-window of the packed array, usually a view; its size comes from a few powers of two, so that compilations are few, while
-the number of tiles that are computed follows the tokens that are there.
+Neither [P, T] (every query token with every document token) nor a padded copy of the corpus ever exists. The number of
+tiles that are computed follows the tokens that are there.
+
+Block sizes: a tile of document tokens stays in a processor's caches, with the queries and its similarities; products of
+[document tokens, query tokens] are folded into [documents, query tokens] row by row, which costs next to nothing
+beside them.
 """
 
 from __future__ import annotations
-
-import dataclasses
-from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,54 +17,68 @@ from jax import lax
 from jaxtyping import Float, Int
 
 from smart_jax.maxsim.argmax import inner_products
+from smart_jax.maxsim.blocks import (
+    Block,
+    Packed,
+    Window,
+    block_shape,
+    cut,
+    document_limits,
+    plan,
+    power_of_two_within,
+    query_blocks,
+)
 from smart_jax.typing import Array
 
 TILE_SCORES = 2**20  # similarities at once: 4 MiB in float32
-MOST_TOKENS_IN_TILE = 1024
-LEAST_TOKENS_IN_TILE = 128
-LEAST_TOKENS = 16  # smallest window: a short query's
+TILE_VALUES = 2**19  # of a tile's tokens, 2 MiB in float32
+TOKENS_IN_TILE = 128, 2048  # least: smaller products run slower; most: more would be computed beyond a block's tokens
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """M consecutive packed tokens."""
+def packed_scores(q: Packed, d: Packed, weights: Float[np.ndarray, " 2"]) -> Float[np.ndarray, "Nq Nd"]:
+    """weights[0] * pooled + weights[1] * late of every query with every document, float32."""
+    result = np.empty((len(q), len(d)), np.float32)
+    queries = [(first, last, jax.device_put(block)) for first, last, block in query_blocks(q)]
+    in_place = d.in_place(jax.default_backend())
+    spans = plan(d.offsets, (0, len(d)), document_limits(d), in_place=in_place)
+    shape = block_shape(d.offsets, spans)
+    for d_first, d_last in spans:
+        block = jax.device_put(cut(d, (d_first, d_last), shape, in_place=in_place))
+        for first, last, query_block in queries:
+            values = np.asarray(_score_block(query_block, block, weights))
+            result[first:last, d_first:d_last] = values[: last - first, : d_last - d_first]
+    return result
 
-    tokens: Float[Array, "M D"]
-    scales: Float[Array, " M"] | None  # of int8 tokens
-    owner: Int[Array, " M"]  # slot of the token's item; S = not of this block
-    used: Int[Array, " 2"]  # first and last + 1 of the block's own tokens
+
+def block_scores(q: Block, d: Block, weights: Float[Array, " 2"]) -> Float[Array, "S Z"]:
+    """weights[0] * pooled + weights[1] * late; a part that is None on either side is left out."""
+    total = jnp.zeros((len(q.lengths), len(d.lengths)), jnp.float32)
+    if q.pooled is not None and d.pooled is not None:
+        total += weights[0] * inner_products(q.pooled, d.pooled)
+    if q.window is not None and d.window is not None:
+        total += weights[1] * late(q.window, q.lengths, d.window, len(d.lengths))
+    return total
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """Consecutive items in arrays of static shape, with S slots for items."""
-
-    first: Int[Array, ""]  # number of the item in slot 0
-    pooled: Float[Array, "S H"] | None  # None = a part that is not scored; unused slots are 0
-    window: Window | None
-    lengths: Int[Array, " S"]  # tokens of each item; 0 = unused slot
+_score_block = jax.jit(block_scores)
 
 
 def late(q: Window, q_lengths: Int[Array, " S"], d: Window, documents: int) -> Float[Array, "S Z"]:
     """Mean over each query's tokens of the largest inner product with each document's tokens, float32.
 
     A document slot (of Z = `documents`) without tokens gets -inf. Holds one tile of similarities and [Z, P] maxima,
-    P = query tokens of the window.
+    P = query tokens of the window. The queries' window must not skip values.
     """
-    tile = tile_tokens(len(d.tokens), len(q.tokens))
+    tile = tile_tokens(len(d.owner), q.tokens.shape)
 
     def step(i, best):
-        tokens, scales, owner = jax.tree.map(
-            lambda x: lax.dynamic_slice_in_dim(x, i * tile, tile), (d.tokens, d.scales, d.owner)
-        )
+        tokens, scales, owner = _tile(d, i * tile, tile, q.tokens.shape[1])
         similarity = inner_products(tokens, q.tokens)
         if scales is not None:
             similarity *= scales[:, None]
         return best.at[owner].max(similarity, mode="drop")  # [tile, P] into [Z, P]
 
-    best = jnp.full((documents, len(q.tokens)), -jnp.inf, jnp.float32)
+    best = jnp.full((documents, len(q.owner)), -jnp.inf, jnp.float32)
     best = lax.fori_loop(d.used[0] // tile, -(-d.used[1] // tile), step, best)
     if q.scales is not None:
         best *= q.scales  # positive: the maxima stay where they are
@@ -73,93 +87,18 @@ def late(q: Window, q_lengths: Int[Array, " S"], d: Window, documents: int) -> F
     return total / jnp.maximum(q_lengths, 1)[:, None]
 
 
-def tile_tokens(window: int, query_tokens: int) -> int:
-    """Document tokens in a tile: a power of two that divides the window."""
-    return min(window, MOST_TOKENS_IN_TILE, max(LEAST_TOKENS_IN_TILE, TILE_SCORES // query_tokens))
+def _tile(window: Window, start: Int[Array, ""], size: int, width: int) -> tuple[Array, Array | None, Array]:
+    """Tokens, scales and owners of `size` tokens from `start`."""
+    scales, owner = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), (window.scales, window.owner))
+    if window.skip is None:
+        return lax.dynamic_slice_in_dim(window.tokens, start, size), scales, owner
+    values = lax.dynamic_slice_in_dim(window.tokens, window.skip + start * width, size * width)
+    return values.reshape(size, width), scales, owner
 
 
-def blocks(
-    pooled: Float[np.ndarray, "N H"] | None,
-    tokens: Float[np.ndarray, "T D"] | None,
-    offsets: Int[np.ndarray, " N+1"],
-    scales: Float[np.ndarray, " T"] | None = None,
-    *,
-    max_tokens: int,
-    max_items: int,
-) -> Iterator[tuple[int, int, Block]]:
-    """Cuts items into blocks of one shape: (first item, last item + 1, block).
-
-    Args:
-      pooled, tokens, offsets, scales: as in `Embeddings`; None leaves a part out.
-      max_tokens: of a window, a power of two; grows to hold the longest item.
-      max_items: of a block, a power of two.
-    """
-    spans = plan(offsets, 0, len(offsets) - 1, max_tokens=max_tokens, max_items=max_items)
-    shape = block_shape(offsets, spans)
-    for first, last in spans:
-        yield first, last, cut(pooled, tokens, offsets, scales, (first, last), shape)
-
-
-def plan(
-    offsets: Int[np.ndarray, " N+1"], start: int, stop: int, *, max_tokens: int, max_items: int
-) -> list[tuple[int, int]]:
-    """The items from `start` to `stop` in runs (first, last + 1), as long as both limits allow."""
-    if start < stop:
-        max_tokens = max(max_tokens, power_of_two(int(np.diff(offsets[start : stop + 1]).max())))
-    spans, first = [], start
-    while first < stop:
-        last = int(np.searchsorted(offsets, offsets[first] + max_tokens, side="right")) - 1
-        last = min(last, first + max_items, stop)
-        spans.append((first, last))
-        first = last
-    return spans
-
-
-def block_shape(offsets: Int[np.ndarray, " N+1"], spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Tokens of a window and slots of a block that hold any of the runs."""
-    tokens = max((int(offsets[last] - offsets[first]) for first, last in spans), default=1)
-    slots = max((last - first for first, last in spans), default=1)
-    return max(LEAST_TOKENS, power_of_two(tokens)), power_of_two(slots)
-
-
-def cut(
-    pooled: Float[np.ndarray, "N H"] | None,
-    tokens: Float[np.ndarray, "T D"] | None,
-    offsets: Int[np.ndarray, " N+1"],
-    scales: Float[np.ndarray, " T"] | None,
-    span: tuple[int, int],
-    shape: tuple[int, int],
-) -> Block:
-    """The block of one run of items; an empty run gives a block without items."""
-    (first, last), (size, slots) = span, shape
-    bounds = offsets[first : last + 1]
-    return Block(
-        first=np.int32(first),
-        pooled=None if pooled is None else _padded(pooled[first:last], slots),
-        window=None if tokens is None else _window(tokens, scales, bounds, size, slots),
-        lengths=_padded(np.diff(bounds).astype(np.int32), slots),
-    )
-
-
-def _window(tokens: np.ndarray, scales: np.ndarray | None, offsets: np.ndarray, size: int, slots: int) -> Window:
-    """A window of `size` tokens that holds the items between the offsets; at the end of the array it starts earlier."""
-    first, last = int(offsets[0]), int(offsets[-1])
-    start = max(0, min(first, len(tokens) - size))
-    owner = np.full(size, slots, np.int32)
-    owner[first - start : last - start] = np.repeat(np.arange(len(offsets) - 1, dtype=np.int32), np.diff(offsets))
-    used = np.asarray([first - start, last - start], np.int32)
-    of_window = slice(start, start + size)
-    scales = None if scales is None else _padded(scales[of_window], size)
-    return Window(_padded(tokens[of_window], size), scales, owner, used)
-
-
-def _padded(rows: np.ndarray, size: int) -> np.ndarray:
-    if len(rows) == size:
-        return rows
-    out = np.zeros((size, *rows.shape[1:]), rows.dtype)
-    out[: len(rows)] = rows
-    return out
-
-
-def power_of_two(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
+def tile_tokens(window: int, queries: tuple[int, int]) -> int:
+    """Document tokens in a tile: a power of two that divides the window. `queries` are [P, D]."""
+    tokens, width = queries
+    least, most = TOKENS_IN_TILE
+    fits = min(TILE_SCORES // tokens, TILE_VALUES // width)
+    return min(window, most, max(least, power_of_two_within(fits)))
