@@ -12,6 +12,12 @@ import pytest
 from tests.backbone import write_checkpoint
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--ragged-cases", type=int, default=2000, help="drawn for MaxSim and for search; 20000 is thorough"
+    )
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """Folder of a small random checkpoint; read only."""

@@ -1,3 +1,4 @@
+import importlib
 from functools import partial
 from itertools import pairwise
 
@@ -6,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smart_jax.maxsim import argmax, maxsim, pallas_tpu, projected, tiled
+from smart_jax.embeddings import Embeddings
+from smart_jax.maxsim import argmax, maxsim, pallas_gpu, pallas_tpu, projected, tiled
 from smart_jax.maxsim.blocks import Limits, Packed, Window, block_shape, cut, eighths, plan, query_blocks
 from smart_jax.maxsim.packed import late
 from tests.maxsim_suite import MaxSimSuite, close, make, oracle, unit
@@ -17,14 +19,15 @@ class TestReference(MaxSimSuite):
     test_gradient_is_the_reference_s = None  # nothing to compare with: finite differences check its gradient
 
 
-class TestTiled(MaxSimSuite):
-    implementation = "tiled"
+class TestPacked(MaxSimSuite):
+    implementation = "packed"
+    ragged_share = 1.0
 
 
-class TestTiledWithSmallTiles(MaxSimSuite):
+class TestPackedWithSmallTiles(MaxSimSuite):
     """Several tiles along both axes, the last ones overlapping, and several scatters, at the suite's small shapes."""
 
-    implementation = "tiled"
+    implementation = "packed"
 
     @pytest.fixture(autouse=True, scope="class")
     def small_tiles(self):
@@ -90,12 +93,13 @@ def test_the_tpu_kernel_over_several_blocks(monkeypatch, masked):
         close(a, b)
 
 
-def test_the_default_is_tiled():
+def test_the_default_is_packed():
     q, d, q_mask, d_mask = make(np.random.default_rng(0))
     run = partial(jax.make_jaxpr(maxsim, static_argnums=()), q, d, q_mask, d_mask)
-    assert str(run()) == str(jax.make_jaxpr(partial(maxsim, implementation="tiled"))(q, d, q_mask, d_mask))
+    assert str(run()) == str(jax.make_jaxpr(partial(maxsim, implementation="packed"))(q, d, q_mask, d_mask))
     with pytest.raises(
-        ValueError, match=r"implementation 'dense': choose None or one of \('reference', 'tiled', 'pallas_tpu'\)"
+        ValueError,
+        match=r"implementation 'dense': choose None or one of \('reference', 'packed', 'pallas_tpu', 'pallas_gpu'\)",
     ):
         maxsim(q, d, implementation="dense")
 
@@ -146,6 +150,61 @@ def test_projected_memory_is_a_groups():
     assert temporary(lambda kernel, q, states: maxsim(q, projection(kernel, states))) > 2 * bank
 
 
+def test_each_device_has_its_default(monkeypatch):
+    choose = importlib.import_module("smart_jax.maxsim")._for_device
+    for backend, hopper, expected in [
+        ("cpu", False, "packed"),
+        ("tpu", False, "pallas_tpu"),
+        ("gpu", True, "pallas_gpu"),
+        ("gpu", False, "packed"),
+    ]:
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        monkeypatch.setattr(pallas_gpu, "available", lambda hopper=hopper: hopper)
+        assert choose(None, jnp.float32) == expected
+        assert choose(None, jnp.float64) == "packed"
+        assert choose("pallas_tpu", jnp.float32) == "pallas_tpu"
+    with pytest.warns(UserWarning, match="'pallas_gpu' is for Hopper GPUs"):
+        assert choose("pallas_gpu", jnp.float32) == "packed"
+
+
+def embeddings(rng, lengths, width=8) -> Embeddings:
+    tokens, offsets = ragged(rng, lengths, width)
+    return Embeddings(np.ones((len(lengths), 1), np.float32), tokens, offsets)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
+def test_embeddings(reduction, dtype):
+    rng = np.random.default_rng(0)
+    q, d = embeddings(rng, [3, 40, 1]), embeddings(rng, [1, 7, 300, 2, 19])
+    stored = d.astype(dtype)
+    values = stored.tokens.astype(np.float64) * (1 if stored.scales is None else stored.scales[:, None])
+    expected = [
+        [(q.tokens[a:b] @ values[s:e].T).max(axis=1).sum() / (b - a if reduction == "mean" else 1) for s, e in spans(d)]
+        for a, b in spans(q)
+    ]
+    scores = maxsim(q, stored, reduction=reduction)
+    assert (type(scores), scores.dtype) == (type(jnp.zeros(1)), jnp.float32)
+    close(scores, np.array(expected))
+
+
+def spans(items):
+    return pairwise(items.offsets)
+
+
+def test_embeddings_refuse_what_is_for_arrays():
+    rng = np.random.default_rng(0)
+    q, d = embeddings(rng, [3, 2]), embeddings(rng, [1, 7])
+    with pytest.raises(TypeError, match="d is an array and the other side Embeddings"):
+        maxsim(q, np.ones((1, 2, 8), np.float32))
+    with pytest.raises(ValueError, match="d_mask is given with Embeddings"):
+        maxsim(q, d, None, np.ones((2, 7), bool))
+    with pytest.raises(ValueError, match="implementation 'reference': Embeddings are scored by 'packed'"):
+        maxsim(q, d, implementation="reference")
+    with pytest.raises(ValueError, match="tokens of q have width 8, of d 4: use the same model"):
+        maxsim(q, embeddings(rng, [1], 4))
+
+
 def test_the_first_of_equal_maxima_gets_the_gradient():
     q = np.array([[[1.0, 0.0]]], np.float32)
     d = np.array([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]], np.float32)
@@ -168,8 +227,8 @@ def test_memory_of_forward_and_backward(masked):
             run = jax.grad(lambda *x: jnp.sum(maxsim(*x, implementation=implementation) ** 2), (0, 1))
         return jax.jit(run).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporary("tiled", False) < similarities / 10
-    assert temporary("tiled", True) < similarities / 10
+    assert temporary("packed", False) < similarities / 10
+    assert temporary("packed", True) < similarities / 10
     assert temporary("reference", True) > similarities
 
 

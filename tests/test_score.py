@@ -71,33 +71,40 @@ def small_blocks(monkeypatch):
 # Against the oracle
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.lists(st.integers(0, 9), min_size=1, max_size=4),
-    st.lists(st.integers(0, 40), min_size=1, max_size=7),
-    st.sampled_from([(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.3, 2.0), (-1.0, 0.5)]),
-    st.booleans(),
-    st.integers(1, 12),
-)
-def test_hypothesis(seed, q_lengths, d_lengths, weights, negative, k):
-    """Ragged lengths, items without tokens, single tokens, all-negative similarities, k below and above N."""
-    rng = np.random.default_rng(seed)
-    q, d = make(rng, q_lengths), make(rng, d_lengths)
-    if negative:
-        q = Embeddings(np.abs(q.pooled), np.abs(q.tokens), q.offsets)
-        d = Embeddings(-np.abs(d.pooled), -np.abs(d.tokens), d.offsets)
-    expected = oracle(q, d, *weights)
-    options = dict(zip(("pooled_weight", "late_weight"), weights, strict=True))
-    found = score(q, d, **options)
-    assert (found.shape, found.dtype) == (expected.shape, np.float32)
-    np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
-    values, indices = search(q, d, k, **options)
-    assert values.shape == indices.shape == (len(q), min(k, len(d)))
-    assert (values.dtype, indices.dtype) == (np.float32, np.int64)
-    np.testing.assert_allclose(values, -np.sort(-expected, axis=1)[:, :k], rtol=TOLERANCE, atol=TOLERANCE)
-    np.testing.assert_allclose(np.take_along_axis(expected, indices, 1), values, rtol=TOLERANCE, atol=TOLERANCE)
-    assert all(len(set(row)) == len(row) for row in indices.tolist())
+def test_ragged(request):
+    """Ragged lengths, items without tokens, single tokens, all-negative similarities, k below and above N.
+
+    Few numbers of items: each is a compilation, which takes as long as many cases.
+    """
+
+    @settings(max_examples=request.config.getoption("--ragged-cases"), deadline=None, database=None)
+    @given(
+        st.integers(0, 2**32 - 1),
+        st.sampled_from([1, 3]).flatmap(lambda n: st.lists(st.integers(0, 9), min_size=n, max_size=n)),
+        st.sampled_from([1, 7]).flatmap(lambda n: st.lists(st.integers(0, 40), min_size=n, max_size=n)),
+        st.sampled_from([(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.3, 2.0), (-1.0, 0.5)]),
+        st.booleans(),
+        st.sampled_from([3, 12]),
+    )
+    def run(seed, q_lengths, d_lengths, weights, negative, k):
+        rng = np.random.default_rng(seed)
+        q, d = make(rng, q_lengths), make(rng, d_lengths)
+        if negative:
+            q = Embeddings(np.abs(q.pooled), np.abs(q.tokens), q.offsets)
+            d = Embeddings(-np.abs(d.pooled), -np.abs(d.tokens), d.offsets)
+        expected = oracle(q, d, *weights)
+        options = dict(zip(("pooled_weight", "late_weight"), weights, strict=True))
+        found = score(q, d, **options)
+        assert (found.shape, found.dtype) == (expected.shape, np.float32)
+        np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+        values, indices = search(q, d, k, **options)
+        assert values.shape == indices.shape == (len(q), min(k, len(d)))
+        assert (values.dtype, indices.dtype) == (np.float32, np.int64)
+        np.testing.assert_allclose(values, -np.sort(-expected, axis=1)[:, :k], rtol=TOLERANCE, atol=TOLERANCE)
+        np.testing.assert_allclose(np.take_along_axis(expected, indices, 1), values, rtol=TOLERANCE, atol=TOLERANCE)
+        assert all(len(set(row)) == len(row) for row in indices.tolist())
+
+    run()
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])

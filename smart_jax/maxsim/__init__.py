@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import warnings
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from smart_jax.maxsim.argmax import argmax_maxsim, like
+from smart_jax.maxsim import pallas_gpu
+from smart_jax.maxsim.argmax import argmax_maxsim, compute_dtype, like
+from smart_jax.maxsim.blocks import HoldsTokens, Packed
+from smart_jax.maxsim.packed import packed_scores
 from smart_jax.maxsim.pallas_tpu import tpu_forward
 from smart_jax.maxsim.reference import NO_TOKENS, dense_maxsim
 from smart_jax.maxsim.tiled import tiled_forward
 
 __all__ = ["IMPLEMENTATIONS", "NO_TOKENS", "maxsim", "maxsim_pairs"]
 
-IMPLEMENTATIONS = ("reference", "tiled", "pallas_tpu")
-_FORWARD = {"tiled": tiled_forward, "pallas_tpu": tpu_forward}
+Implementation = Literal["reference", "packed", "pallas_tpu", "pallas_gpu"]
+IMPLEMENTATIONS = get_args(Implementation)
+_FORWARD = {"packed": tiled_forward, "pallas_tpu": tpu_forward, "pallas_gpu": pallas_gpu.gpu_forward}
 
 
 def maxsim(
-    q: Float[Array, "B P D"],
-    d: Float[Array, "N L D"],
+    q: Float[Array, "B P D"] | HoldsTokens,
+    d: Float[Array, "N L D"] | HoldsTokens,
     q_mask: Bool[Array, "B P"] | None = None,
     d_mask: Bool[Array, "N L"] | None = None,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    implementation: Literal["reference", "tiled", "pallas_tpu"] | None = None,
+    implementation: Implementation | None = None,
 ) -> Float[Array, "B N"]:
     """Late-interaction scores of every query with every document, differentiable in q and d.
 
@@ -38,22 +44,25 @@ def maxsim(
     whatever the inputs. Works under jit, grad, vmap, jax.checkpoint and shard_map.
 
     Args:
-      q, d: query and document tokens, usually L2-normalised; float32, float16, bfloat16 (or float64).
+      q, d: query and document tokens, usually L2-normalised; float32, float16, bfloat16 (or float64). Or both
+        `Embeddings`, ragged and on the host: scored block by block, without masks and gradients.
       q_mask, d_mask: True = kept; None keeps all.
       reduction: "mean" or "sum" over the query's kept tokens.
-      implementation: "tiled" (XLA, any device) and "pallas_tpu" (a kernel; interpreted, slowly, elsewhere) never hold
-        [B, P, N, L], and their backward pass keeps one index per query token and document; "reference" holds everything
-        at once, for tests. None = "pallas_tpu" on a TPU (but for float64), "tiled" elsewhere.
+      implementation: "packed" (XLA, any device), "pallas_tpu" and "pallas_gpu" (kernels for TPUs and for Hopper GPUs;
+        interpreted, slowly, without one) never hold [B, P, N, L], and their backward pass keeps one index per query
+        token and document; "reference" holds everything at once, for tests. None = the device's kernel (but for
+        float64 and `Embeddings`), "packed" where there is none. Another GPU takes "packed" for "pallas_gpu", with a
+        warning.
 
     Returns:
       float32 (float64 for float64 inputs). A document without kept tokens scores `NO_TOKENS` = -1e30 with a zero
       gradient: finite, last in any ranking and without weight in a softmax. A query without kept tokens scores 0
-      with every other document. A document all of whose tokens are NaN never gets a finite score; a single NaN may
-      go unseen, as XLA's maximum on a CPU skips it (`smart_jax.score` checks its inputs).
+      with every other document. A NaN in a kept token gives NaN to its own item's scores, and to no others.
 
     Raises:
-      ValueError: ranks, widths or mask shapes do not fit; an axis is empty; an unknown option.
-      TypeError: tokens that are not floating point, or masks that are not boolean.
+      ValueError: ranks, widths or mask shapes do not fit; an axis is empty; an unknown option; masks, or another
+        implementation than "packed", for `Embeddings`.
+      TypeError: tokens that are not floating point, masks that are not boolean, or `Embeddings` on one side only.
 
     Example:
       >>> q = jnp.array([[[1.0, 0.0], [0.0, 1.0]]])
@@ -61,25 +70,25 @@ def maxsim(
       >>> maxsim(q, d)  # (0.6 + 0.8) / 2
       Array([[0.7]], dtype=float32)
     """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction {reduction!r}: choose 'mean' or 'sum'")
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(f"implementation {implementation!r}: choose None or one of {IMPLEMENTATIONS}")
+    if hasattr(q, "offsets") or hasattr(d, "offsets"):
+        return _of_embeddings(q, d, q_mask, d_mask, reduction, implementation)
     q, d = _tokens("q", q), _tokens("d", d)
     if q.shape[2] != d.shape[2]:
         raise ValueError(f"q has width {q.shape[2]} and d has width {d.shape[2]}: use the same model for both")
     q_mask, d_mask = _mask("q_mask", q_mask, q), _mask("d_mask", d_mask, d)
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction {reduction!r}: choose 'mean' or 'sum'")
     if implementation == "reference":
         q_mask = jnp.ones(q.shape[:2], bool) if q_mask is None else q_mask
         d_mask = jnp.ones(d.shape[:2], bool) if d_mask is None else d_mask
         return dense_maxsim(q, d, q_mask, d_mask, reduction == "mean")
-    if implementation is None:
-        on_tpu = jax.default_backend() == "tpu" and jnp.float64 not in (q.dtype, d.dtype)
-        implementation = "pallas_tpu" if on_tpu else "tiled"
-    if implementation not in _FORWARD:
-        raise ValueError(f"implementation {implementation!r}: choose None or one of {IMPLEMENTATIONS}")
     # In shard_map all inputs must vary over the same mesh axes; doing it outside the custom VJP lets its transpose,
     # a sum over devices, complete the gradient of a replicated input.
     q, d, q_mask, d_mask = like((q, d, q_mask, d_mask), q, d, q_mask, d_mask)
-    return argmax_maxsim(q, d, q_mask, d_mask, reduction == "mean", _FORWARD[implementation])
+    forward = _FORWARD[_for_device(implementation, compute_dtype(q, d))]
+    return argmax_maxsim(q, d, q_mask, d_mask, reduction == "mean", forward)
 
 
 def maxsim_pairs(
@@ -89,7 +98,7 @@ def maxsim_pairs(
     d_mask: Bool[Array, "B K L"] | None = None,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    implementation: Literal["reference", "tiled", "pallas_tpu"] | None = None,
+    implementation: Implementation | None = None,
 ) -> Float[Array, "B K"]:
     """Late-interaction scores of each query with its own K documents (reranking, mined negatives, distillation).
 
@@ -112,6 +121,33 @@ def maxsim_pairs(
         return maxsim(q[None], d, None if q_mask is None else q_mask[None], d_mask, **options)[0]
 
     return lax.map(own, (q, d, q_mask, d_mask))  # one query at a time: its documents are work enough
+
+
+def _for_device(implementation: Implementation | None, dtype: jnp.dtype) -> Implementation:
+    """What was chosen, or the best for the default device."""
+    if implementation is None and dtype == jnp.float64:
+        return "packed"
+    if implementation is None:
+        return "pallas_tpu" if jax.default_backend() == "tpu" else "pallas_gpu" if pallas_gpu.available() else "packed"
+    if implementation == "pallas_gpu" and jax.default_backend() == "gpu" and not pallas_gpu.available():
+        warnings.warn("'pallas_gpu' is for Hopper GPUs (H100, H200): 'packed' takes its place here", stacklevel=3)
+        return "packed"
+    return implementation
+
+
+def _of_embeddings(q, d, q_mask, d_mask, reduction: str, implementation: str | None) -> Float[Array, "B N"]:
+    for name, x, mask in (("q", q, q_mask), ("d", d, d_mask)):
+        if not hasattr(x, "offsets"):
+            raise TypeError(f"{name} is an array and the other side Embeddings: pass both as Embeddings")
+        if mask is not None:
+            raise ValueError(f"{name}_mask is given with Embeddings, which hold kept tokens only: leave it out")
+    if implementation not in (None, "packed"):
+        raise ValueError(f"implementation {implementation!r}: Embeddings are scored by 'packed'")
+    if q.tokens.shape[1] != d.tokens.shape[1]:
+        raise ValueError(f"tokens of q have width {q.tokens.shape[1]}, of d {d.tokens.shape[1]}: use the same model")
+    queries, documents = (Packed(None, x.tokens, x.offsets, x.scales) for x in (q, d))
+    scores = packed_scores(queries, documents, np.asarray([0, 1], np.float32))
+    return jnp.asarray(scores * np.diff(q.offsets).astype(np.float32)[:, None] if reduction == "sum" else scores)
 
 
 def _tokens(name: str, x: Array) -> Array:

@@ -49,10 +49,24 @@ def argmax_maxsim(
 
 def _scores(q, d, q_mask, d_mask, mean: bool, forward: Forward, *, with_index: bool) -> tuple[Array, Array | None]:
     weight = _weights(q_mask, q.shape[:2], mean, compute_dtype(q, d))
+    q = _kept(q, q_mask)
     scores, index = forward(q, d, d_mask, weight, with_index)
+    # XLA's maximum on a CPU skips NaN: look for it in the tokens, which are far fewer than the similarities.
+    scores = jnp.where(_has_nan(q, None)[:, None] | _has_nan(d, d_mask), jnp.nan, scores)
     if d_mask is not None:
         scores = jnp.where(jnp.any(d_mask, axis=1), scores, NO_TOKENS)
     return scores, index
+
+
+def _kept(tokens: Float[Array, "*N L D"], mask: Bool[Array, "*N L"] | None) -> Float[Array, "*N L D"]:
+    """Zeros for dropped tokens: a weight of 0 does not silence a NaN."""
+    return tokens if mask is None else jnp.where(mask[..., None], tokens, 0)
+
+
+def _has_nan(tokens: Float[Array, "N L D"], mask: Bool[Array, "N L"] | None) -> Bool[Array, " N"]:
+    """Whether a kept token of the item holds NaN (or infinities of both signs, whose products may)."""
+    found = jnp.isnan(jnp.sum(tokens, axis=-1, dtype=jnp.promote_types(tokens.dtype, jnp.float32)))
+    return jnp.any(found if mask is None else found & mask, axis=1)
 
 
 def _fwd(q, d, q_mask, d_mask, mean, forward):
@@ -62,6 +76,7 @@ def _fwd(q, d, q_mask, d_mask, mean, forward):
 
 def _bwd(mean: bool, forward: Forward, residuals, g: Float[Array, "B N"]):
     q, d, q_mask, d_mask, index = residuals
+    q = _kept(q, q_mask)
     B, P, D = q.shape
     L = d.shape[1]
     dtype = compute_dtype(q, d)
@@ -71,7 +86,8 @@ def _bwd(mean: bool, forward: Forward, residuals, g: Float[Array, "B N"]):
     chunk = _chunk(P, B * D)
 
     def document(dq, inputs):
-        tokens, where, gn = inputs  # [L, D], [B, P], [B]
+        tokens, keep, where, gn = inputs  # [L, D], [L], [B, P], [B]
+        tokens = _kept(tokens, keep)
         w = gn[:, None] * weight  # [B, P]
         dq += tokens[where].astype(dtype) * w[:, :, None]
 
@@ -83,7 +99,7 @@ def _bwd(mean: bool, forward: Forward, residuals, g: Float[Array, "B N"]):
         return dq, dd.astype(d.dtype)
 
     start = like(jnp.zeros((B, P, D), dtype), q, d, g, q_mask)
-    dq, dd = lax.scan(document, start, (d, index, g.astype(dtype).T))
+    dq, dd = lax.scan(document, start, (d, d_mask, index, g.astype(dtype).T))
     return dq.astype(q.dtype), dd, None, None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -21,6 +22,17 @@ DOCUMENT_TOKENS = 2**14  # of a block of documents at most, however narrow they 
 ITEMS = 1024  # queries, or documents, of a block
 LEAST_TOKENS = 32  # smallest window: a short query's
 ALIGNMENT = 64  # bytes: where XLA on a CPU uses an array of the host in place
+
+
+class HoldsTokens(Protocol):
+    """What `smart_jax.Embeddings` are here."""
+
+    @property
+    def tokens(self) -> np.ndarray: ...
+    @property
+    def offsets(self) -> np.ndarray: ...
+    @property
+    def scales(self) -> np.ndarray | None: ...
 
 
 @dataclasses.dataclass(frozen=True)

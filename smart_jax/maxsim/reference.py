@@ -17,10 +17,13 @@ def dense_maxsim(
 ) -> Float[Array, "B N"]:
     """All similarities at once, [B, P, N, L]."""
     dtype = jnp.promote_types(jnp.promote_types(q.dtype, d.dtype), jnp.float32)
-    similarity = jnp.einsum("bpd,nld->bpnl", q.astype(dtype), d.astype(dtype), precision="highest")
+    q, d = (jnp.where(mask[:, :, None], x, 0).astype(dtype) for x, mask in ((q, q_mask), (d, d_mask)))
+    similarity = jnp.einsum("bpd,nld->bpnl", q, d, precision="highest")
     best = jnp.max(jnp.where(d_mask, similarity, -jnp.inf), axis=-1)  # [B, P, N]
     some = jnp.any(d_mask, axis=-1)  # [N]
     total = jnp.sum(jnp.where(q_mask[:, :, None] & some, best, 0.0), axis=1)  # [B, N]
     if mean:
         total /= jnp.maximum(jnp.sum(q_mask, axis=1), 1)[:, None]
+    q_nan, d_nan = (jnp.isnan(jnp.sum(x, axis=(1, 2))) for x in (q, d))  # XLA's maximum on a CPU skips NaN
+    total = jnp.where(q_nan[:, None] | d_nan, jnp.nan, total)
     return jnp.where(some, total, NO_TOKENS)
