@@ -1,0 +1,278 @@
+"""MaxSim of padded arrays as a Pallas kernel for NVIDIA Hopper (Mosaic GPU).
+
+The grid goes over blocks of query tokens and runs of documents. In each thread block one warpgroup only fetches (TMA):
+blocks of a document's tokens, slice by slice of their width, into a ring of slots in shared memory, on into the next
+document without a pause. One or two other warpgroups multiply them (WGMMA) with query tokens of their own, the sums in
+registers, and fold each product's largest similarity per query token, and its position, into a running maximum.
+Similarities never leave registers; what does is one maximum, and one position if asked for, per query token and
+document. The query tokens stay in shared memory if their width lets them, and else come along slice by slice.
+
+float32: the tensor cores would round it to TF32, 11 bits. Each value is split into three bfloat16 terms instead, whose
+sum it is exactly (down to 2**-102), and the product is the sum of the six products of terms above 2**-24 of it. The
+leading one is summed apart from the other five: the tensor cores truncate where they add, each time up to one unit of
+the last place, which six times as many additions to a sum near 1 would make more than 1e-5 at width 4096.
+
+Block sizes: two warpgroups of 128 query tokens and 128 document tokens read each value from shared memory seldom enough
+for full speed, and a product of 128 x 128 leaves half of a thread's 224 registers; float32, with two sums, halves the
+query tokens. Slices of 128 bytes are the widest that shared memory is swizzled for; float32, with three terms of each,
+takes half of that, for as many slots. 64 query tokens are the least that WGMMA multiplies.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Bool, Float, Int
+
+from smart_jax.maxsim.argmax import compute_dtype, like
+from smart_jax.typing import Array
+
+DOCUMENT_TOKENS = 128
+SHARED_BYTES = 200 * 2**10  # for operands, of the 227 KiB that a thread block may take
+SLOTS = 8
+THREAD_BLOCKS = 4 * 132  # at most, about: a few for each multiprocessor, which runs one at a time
+INTERPRETED_THREAD_BLOCKS = 1  # the interpreter compiles each anew
+
+
+def available() -> bool:
+    """Whether the default device is a Hopper GPU, the one the kernel is for."""
+    return jax.default_backend() == "gpu" and getattr(jax.devices()[0], "compute_capability", None) == "9.0"
+
+
+class _Tiling(NamedTuple):
+    terms: int  # of each operand's value
+    groups: int  # warpgroups that multiply
+    rows: int  # query tokens of each
+    columns: int  # document tokens of a block
+    width: int  # of a slice
+    blocks: int  # of each document
+    documents: int  # of each thread block
+
+
+def gpu_forward(
+    q: Float[Array, "B P D"],
+    d: Float[Array, "N L D"],
+    d_mask: Bool[Array, "N L"] | None,
+    weight: Float[Array, "B P"],
+    with_index: bool,
+) -> tuple[Float[Array, "B N"], Int[Array, "N B P"] | None]:
+    """Scores, and the positions of the maxima: an `argmax.Forward`. Interpreted where there is no GPU.
+
+    Raises:
+      TypeError: float64, which the tensor cores' sums have not.
+    """
+    if compute_dtype(q, d) == jnp.float64:
+        raise TypeError("float64 tokens: the GPU kernel computes in float32; use implementation 'packed'")
+    (B, P, D), (N, L, _) = q.shape, d.shape
+    half = q.dtype == d.dtype and q.dtype in (jnp.bfloat16, jnp.float16)
+    groups, width = 1 if B * P <= 64 else 2, 64 if half else 32
+    rows = 128 if half and B * P > 128 else 64
+    query_tokens, columns = _up(B * P, groups * rows), min(DOCUMENT_TOKENS, _up(L, 8))
+    length = _up(L, columns)
+    work = N * query_tokens // (groups * rows)
+    documents = -(-work // (THREAD_BLOCKS if _compiled() else INTERPRETED_THREAD_BLOCKS))
+    tiling = _Tiling(1 if half else 3, groups, rows, columns, width, length // columns, min(documents, N))
+    q = _pad(q.reshape(B * P, D), (query_tokens, _up(D, width)))
+    d = _pad(d, (N, length, _up(D, width))).reshape(N * length, -1)
+    if not half:
+        q, d = _bfloat16_terms(q), _bfloat16_terms(d)
+    keep = None
+    if d_mask is not None or length != L:
+        keep = jnp.ones((N, L), jnp.float32) if d_mask is None else d_mask.astype(jnp.float32)
+        keep = _pad(keep, (N, length)).reshape(-1)
+    best, *index = _best(q, d, keep, tiling, with_index)
+    scores = jnp.einsum("nbp,bp->bn", best[:, : B * P].reshape(N, B, P), weight, precision="highest")
+    return scores, index[0][:, : B * P].reshape(N, B, P) if with_index else None
+
+
+def _best(
+    q: Float[Array, "Q W"], d: Float[Array, "M W"], keep: Float[Array, " M"] | None, tiling: _Tiling, with_index: bool
+) -> list[Array]:
+    """The largest inner product [N, Q] of each query token with each document's kept tokens; its first position."""
+    terms, groups, rows, columns, width, blocks, documents = tiling
+    N, Q, slices = d.shape[0] // (blocks * columns), q.shape[0], q.shape[1] // (terms * width)
+    q_bytes, d_bytes = groups * rows * terms * width * 2, columns * terms * width * 2  # of a slice
+    resident = slices * q_bytes <= SHARED_BYTES // 2
+    fit = (SHARED_BYTES - slices * q_bytes) // d_bytes if resident else SHARED_BYTES // (q_bytes + d_bytes)
+    slots = min(fit, SLOTS, documents * blocks * slices)
+
+    q, d, keep = like((q, d, keep), q, d, keep)
+    axes = jax.typeof(q).manual_axis_type
+    dtypes = (jnp.float32, jnp.int32) if with_index else (jnp.float32,)
+    layout = plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(2 * width)
+    compiled = _compiled()
+    scratch: Any = {
+        "q_smem": plgpu.SMEM((slices if resident else slots, groups, terms, rows, width), q.dtype, transforms=layout),
+        "d_smem": plgpu.SMEM((slots, terms, columns, width), d.dtype, transforms=layout),
+        "keep_smem": None if keep is None else plgpu.SMEM((slots, columns), jnp.float32),
+        "out_smem": [plgpu.SMEM((groups, rows), t) for t in dtypes],
+        "turned": None if compiled else plgpu.SMEM((groups, width, columns), d.dtype),
+        "q_loaded": plgpu.Barrier(num_arrivals=slices * groups * terms) if resident else None,
+        "loaded": plgpu.Barrier(
+            num_arrivals=terms * (1 if resident else 1 + groups) + (keep is not None), num_barriers=slots
+        ),
+        "consumed": plgpu.Barrier(num_arrivals=groups, num_barriers=slots),
+    }
+    return plgpu.kernel(
+        partial(_kernel, tiling=tiling, masked=keep is not None),
+        out_type=[jax.ShapeDtypeStruct((N, Q), t, manual_axis_type=axes) for t in dtypes],
+        scratch_types=scratch,
+        grid=(-(-N // documents), Q // (groups * rows)),
+        grid_names=("documents", "queries"),
+        num_threads=groups + 1,
+        thread_name="warpgroup",
+        kernel_name="maxsim",
+        interpret=None if compiled else _interpreter(),
+    )(*(x for x in (q, d, keep) if x is not None))
+
+
+def _kernel(
+    *refs, tiling: _Tiling, masked: bool, q_smem, d_smem, keep_smem, out_smem, turned, q_loaded, loaded, consumed
+) -> None:
+    q, d, *others = refs
+    keep, out = (others[0], others[1:]) if masked else (None, others)
+    terms, groups, rows, columns, width, blocks, documents = tiling
+    slices, slots, resident = q.shape[1] // (terms * width), d_smem.shape[0], q_loaded is not None
+    group = lax.axis_index("warpgroup")
+    # The last run of documents starts early enough to be whole: what it shares with the one before is written twice.
+    first = jnp.minimum(lax.axis_index("documents") * documents, out[0].shape[0] - documents)
+    query = lax.axis_index("queries") * groups
+
+    # A step is a slice of a block of a document's tokens.
+    @pl.when(group == groups)
+    def _fetch():
+        if groups == 2:
+            plgpu.set_max_registers(56, action="decrease")
+
+        def fetch(source, row: tuple, part, target, barrier):
+            for term in range(terms):
+                at = pl.ds(*row), pl.ds((term * slices + part) * width, width)
+                plgpu.copy_gmem_to_smem(source.at[at], target.at[term], barrier)
+
+        def fetch_queries(part, slot, barrier):
+            for g in range(groups):
+                fetch(q, ((query + g) * rows, rows), part, q_smem.at[slot, g], barrier)
+
+        def fetch_step(step, slot):
+            block, part = first * blocks + lax.div(step, jnp.int32(slices)), lax.rem(step, jnp.int32(slices))
+            fetch(d, (block * columns, columns), part, d_smem.at[slot], loaded.at[slot])
+            if not resident:
+                fetch_queries(part, slot, loaded.at[slot])
+            if masked:
+                plgpu.copy_gmem_to_smem(keep.at[pl.ds(block * columns, columns)], keep_smem.at[slot], loaded.at[slot])
+
+        if resident:
+            pl.loop(0, slices)(lambda part: fetch_queries(part, part, q_loaded))
+        pl.loop(0, slots)(lambda step: fetch_step(step, step))
+
+        steps = documents * blocks * slices
+
+        @pl.loop(slots, steps + slots)  # to the last slot's release: the interpreter wants each awaited
+        def _(step):
+            slot = lax.rem(step, jnp.int32(slots))
+            plgpu.barrier_wait(consumed.at[slot])
+            pl.when(step < steps)(lambda: fetch_step(step, slot))
+
+    @pl.when(group < groups)
+    def _compute():
+        if groups == 2:
+            plgpu.set_max_registers(224, action="increase")
+        if resident:
+            plgpu.barrier_wait(q_loaded)
+
+        def multiply(block, *sums):
+            """Similarities [rows, columns] of a block; its last slice is not released yet."""
+
+            def add(part, _):
+                step = block * slices + part
+                slot = lax.rem(step, jnp.int32(slots))
+                plgpu.barrier_wait(loaded.at[slot])
+                for of_d in range(terms):
+                    tokens = _transposed(d_smem.at[slot, of_d], turned, group)
+                    for of_q in range(terms - of_d):
+                        queries = q_smem.at[part if resident else slot, group, of_q]
+                        plgpu.wgmma(sums[of_q + of_d > 0], queries, tokens)
+                plgpu.wgmma_wait(terms * (terms + 1) // 2)  # those of the slice before are done
+                pl.when(part > 0)(lambda: plgpu.barrier_arrive(consumed.at[lax.rem(step - 1, jnp.int32(slots))]))
+
+            lax.fori_loop(0, slices, add, None)
+            return sums[0][...] if terms == 1 else sums[0][...] + sums[1][...]
+
+        def fold(block, carry):
+            sums = [plgpu.ACC((rows, columns), jnp.float32)] * min(terms, 2)
+            similarity = pl.run_scoped(partial(multiply, block), *sums)
+            slot = lax.rem((block + 1) * slices - 1, jnp.int32(slots))
+            if masked:
+                kept = _cast(keep_smem[slot], plgpu.Layout.WGMMA.reduce(0))
+                kept = lax.broadcast_in_dim(kept, similarity.shape, [1])
+                similarity = jnp.where(kept > 0, similarity, -jnp.inf)
+            plgpu.barrier_arrive(consumed.at[slot])
+            top = jnp.max(similarity, axis=1)
+            if len(carry) == 1:
+                return [jnp.maximum(carry[0], top)]
+            best, index = carry
+            position = _cast(lax.broadcasted_iota(jnp.int32, similarity.shape, 1), plgpu.Layout.WGMMA)
+            at_top = similarity == lax.broadcast_in_dim(top, similarity.shape, [0])
+            where = jnp.min(jnp.where(at_top, position, columns - 1), axis=1) + lax.rem(block, blocks) * columns
+            # Strictly greater: the first of equal maxima stays. A NaN enters, and nothing is greater than it.
+            better = (top > best) | (top != top)
+            return [jnp.where(better, top, best), jnp.where(better, where, index)]
+
+        @pl.loop(0, documents)
+        def _(document):
+            start = jnp.full((rows,), -jnp.inf, jnp.float32), jnp.zeros((rows,), jnp.int32)
+            start = [_cast(x, plgpu.Layout.WGMMA.reduce(1)) for x in start[: len(out)]]
+            found = lax.fori_loop(document * blocks, (document + 1) * blocks, fold, start)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last document's are read
+            for value, smem, gmem in zip(found, out_smem, out, strict=True):
+                smem[group] = value
+                plgpu.commit_smem()
+                plgpu.copy_smem_to_gmem(smem.at[group], gmem.at[first + document, pl.ds((query + group) * rows, rows)])
+
+        plgpu.wait_smem_to_gmem(0)
+
+
+def _compiled() -> bool:
+    return jax.default_backend() == "gpu"
+
+
+def _interpreter():
+    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # it has no public name yet
+
+    return InterpretGPUParams()
+
+
+def _cast(x, layout):
+    """The value spread over the warpgroup's threads as the layout says; the interpreter knows no layouts."""
+    return plgpu.layout_cast(x, layout) if _compiled() else x
+
+
+def _transposed(tokens, turned, group):
+    """Document tokens as WGMMA's second operand; the interpreter's cannot read a transposed view of them."""
+    if turned is None:
+        return plgpu.transpose_ref(tokens, (1, 0))
+    turned[group] = tokens[...].T
+    return turned.at[group]
+
+
+def _bfloat16_terms(x: Float[Array, "M W"]) -> Float[Array, "M 3W"]:
+    """High, middle and low terms, side by side, whose sum is x."""
+    x = x.astype(jnp.float32)
+    high = lax.reduce_precision(x, 8, 7)  # a cast there and back the compiler may leave out
+    middle = lax.reduce_precision(x - high, 8, 7)
+    return jnp.concatenate([high, middle, x - high - middle], axis=1).astype(jnp.bfloat16)
+
+
+def _pad(x: Array, shape: tuple[int, ...]) -> Array:
+    """Zeros after each axis up to `shape`: they change no inner product, and are not kept as tokens."""
+    return jnp.pad(x, [(0, size - old) for old, size in zip(x.shape, shape, strict=True)])
+
+
+def _up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
