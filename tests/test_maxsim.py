@@ -9,7 +9,17 @@ import pytest
 
 from smart_jax.embeddings import Embeddings
 from smart_jax.maxsim import argmax, maxsim, pallas_gpu, pallas_tpu, projected, tiled
-from smart_jax.maxsim.blocks import Limits, Packed, Window, block_shape, cut, eighths, plan, query_blocks
+from smart_jax.maxsim.blocks import (
+    Limits,
+    Packed,
+    Window,
+    block_shape,
+    cut,
+    document_limits,
+    eighths,
+    plan,
+    query_blocks,
+)
 from smart_jax.maxsim.packed import late
 from tests.maxsim_suite import MaxSimSuite, close, make, oracle, unit
 
@@ -317,6 +327,20 @@ def test_blocks_have_one_shape_and_share_memory(in_place, dtype, width):
                 expected = tokens[offsets[first + slot] : offsets[first + slot + 1]]
                 np.testing.assert_array_equal(own_tokens(block, slot, width), expected)
         assert [f for f, _, _ in found] + [50] == [0] + [last for _, last, _ in found]
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 33, 70])
+def test_little_is_copied(count):
+    """Of more than 4 MiB in place: the first item and the last."""
+    width = 2048
+    lengths = np.random.default_rng(0).integers(300, 500, count)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    room = np.zeros(offsets[-1] * width + 3, np.float32)
+    tokens = room[3:].reshape(-1, width)
+    documents = Packed(None, tokens, offsets)
+    found = document_blocks(documents, document_limits(documents, "cpu"), True)
+    copied = [i for a, b, block in found if not np.shares_memory(block.window.tokens, room) for i in range(a, b)]
+    assert set(copied) <= {0, count - 1} if tokens.nbytes > 2**22 else copied == list(range(count))
 
 
 def test_a_device_of_the_host_uses_tokens_in_place():

@@ -321,7 +321,7 @@ def test_search_holds_neither_all_similarities_nor_all_scores(rng):
     queries, documents, weights = scoring._sides(q, d, 1.0, 1.0, None, None)
     ((_, _, query),) = blocks.query_blocks(queries)
     mesh = sharded.document_mesh(None)
-    block = next(sharded.stream(documents, mesh, blocks.document_limits(documents)))
+    block = next(sharded.stream(documents, mesh, blocks.document_limits(documents, "cpu")))
     best = sharded._nothing_yet(mesh, len(query.lengths), 10)
     compiled = sharded._search_block.lower(best, query, block, weights, mesh).compile()
     similarities = 4 * len(q.tokens) * len(d.tokens)

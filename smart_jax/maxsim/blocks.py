@@ -21,6 +21,7 @@ DEVICE_BYTES = 2**28  # of a device's memory that scoring takes, unless it is to
 DOCUMENT_TOKENS = 2**14  # of a block of documents at most, however narrow they are
 ITEMS = 1024  # queries, or documents, of a block
 LEAST_TOKENS = 32  # smallest window: a short query's
+COPIED_BYTES = 2**22  # of tokens at most, where they are used in place
 ALIGNMENT = 64  # bytes: where XLA on a CPU uses an array of the host in place
 
 
@@ -100,7 +101,7 @@ def query_blocks(queries: Packed) -> Iterator[tuple[int, int, Block]]:
         yield *span, cut(queries, span, shape, in_place=False)
 
 
-def document_limits(documents: Packed, device_bytes: int | None = None) -> Limits:
+def document_limits(documents: Packed, platform: str, device_bytes: int | None = None) -> Limits:
     """Limits of a block of documents; None = `DEVICE_BYTES`, or what the longest document needs.
 
     Raises:
@@ -111,13 +112,18 @@ def document_limits(documents: Packed, device_bytes: int | None = None) -> Limit
     tokens, pooled = documents.tokens, documents.pooled
     token = 0 if tokens is None else tokens.shape[1] * tokens.itemsize + 8  # owner and scale
     item = 4 * QUERY_TOKENS + (0 if pooled is None else pooled.shape[1] * pooled.itemsize)
+    items = min(ITEMS, power_of_two_within(block // item))
+    if device_bytes is None and tokens is not None and documents.in_place(platform):
+        # Only what starts with item 0 is copied: that must not be all.
+        small = tokens.nbytes <= COPIED_BYTES
+        most = power_of_two(len(tokens)) if small else power_of_two_within(len(tokens) // 2)
+        return Limits(min(DOCUMENT_TOKENS, most), items)
     if device_bytes is not None:
         longest = int(np.diff(documents.offsets).argmax())
         need = 4 * max(item, token * power_of_two(int(np.diff(documents.offsets)[longest])))
         if need > device_bytes:
             raise ValueError(f"device_bytes is {device_bytes}, but document {longest} needs {need}: raise it")
-    most = min(DOCUMENT_TOKENS, power_of_two_within(block // max(token, 1)))
-    return Limits(most, min(ITEMS, power_of_two_within(block // item)))
+    return Limits(min(DOCUMENT_TOKENS, power_of_two_within(block // max(token, 1))), items)
 
 
 def power_of_two(n: int) -> int:
@@ -139,8 +145,8 @@ def plan(
 ) -> list[tuple[int, int]]:
     """The items (first, last + 1) in runs of the same form, as long as both limits allow.
 
-    The limit of tokens grows to hold the longest item. Used in place, item 0 is a run of its own: what starts with it
-    is copied (see `_values`).
+    The limit of tokens grows to hold the longest item. Used in place, the first and the last of all items are runs of
+    their own, for these are copied (see `_values`).
     """
     (first, stop), most = items, limits.tokens
     if first < stop:
@@ -151,6 +157,8 @@ def plan(
         last = min(last, first + limits.items, stop)
         if in_place and first == 0 and last < stop:
             last = 1
+        if in_place and last == len(offsets) - 1 and 0 < first < last - 1:
+            last -= 1
         spans.append((first, last))
         first = last
     return spans
@@ -182,32 +190,33 @@ def _window(
 ) -> Window:
     """A window of `size` tokens that holds the items between the offsets; at the end of the array it starts earlier."""
     first, last = int(offsets[0]), int(offsets[-1])
-    spare = -(-ALIGNMENT // (tokens.shape[1] * tokens.itemsize)) if in_place else 0  # tokens after it: room to skip
-    start = max(0, min(first, max(len(tokens) - size - spare, last - size)))
+    if in_place:
+        start, values, skip = _values(tokens, first, last, size)
+    else:
+        start = max(0, min(first, len(tokens) - size))
+        values, skip = _padded(tokens[start : start + size], size), None
     owner = np.full(size, slots, np.int32)
     owner[first - start : last - start] = np.repeat(np.arange(len(offsets) - 1, dtype=np.int32), np.diff(offsets))
     used = np.asarray([first - start, last - start], np.int32)
     scales = None if scales is None else _padded(scales[start : start + size], size)
-    if in_place:
-        values, skip = _values(tokens, start, last, size)
-        return Window(values, np.int32(skip), scales, owner, used)
-    return Window(_padded(tokens[start : start + size], size), None, scales, owner, used)
+    return Window(values, skip, scales, owner, used)
 
 
-def _values(tokens: np.ndarray, start: int, stop: int, size: int) -> tuple[np.ndarray, int]:
-    """The values of `size` tokens and more, aligned, and how many of these come before the token `start`.
+def _values(tokens: np.ndarray, first: int, last: int, size: int) -> tuple[int, np.ndarray, np.int32]:
+    """A window's first token, the values of its `size` tokens and some more, aligned, and how many come before.
 
-    A view, but at either end of the array: there a copy of the tokens up to `stop`.
+    A view of the array, but where it would reach beyond either end: there a copy of the tokens from `first` to `last`.
     """
     width, slack = tokens.shape[1], ALIGNMENT // tokens.itemsize
-    flat, begin, count = tokens.reshape(-1), start * width, size * width
-    skip = (tokens.ctypes.data // tokens.itemsize + begin) % slack
-    if begin >= skip and begin - skip + count + slack <= flat.size:
-        return flat[begin - skip : begin - skip + count + slack], skip
+    flat, count = tokens.reshape(-1), size * width
+    for start in (first, len(tokens) - size - -(-slack // width)):
+        skip = (tokens.ctypes.data // tokens.itemsize + start * width) % slack
+        begin = start * width - skip
+        if begin >= 0 and begin + count + slack <= flat.size and start <= first and last <= start + size:
+            return start, flat[begin : begin + count + slack], np.int32(skip)
     values = _aligned_zeros(count + slack, tokens.dtype)
-    there = flat[begin : stop * width]
-    values[: there.size] = there
-    return values, 0
+    values[: (last - first) * width] = flat[first * width : last * width]
+    return first, values, np.int32(0)
 
 
 def _aligned_zeros(size: int, dtype: np.dtype) -> np.ndarray:

@@ -30,7 +30,7 @@ from smart_jax.maxsim.blocks import (
 )
 from smart_jax.typing import Array
 
-TILE_SCORES = 2**20  # similarities at once: 4 MiB in float32
+TILE_SCORES = 2**18  # similarities at once, 1 MiB in float32
 TILE_VALUES = 2**19  # of a tile's tokens, 2 MiB in float32
 TOKENS_IN_TILE = 128, 2048  # least: smaller products run slower; most: more would be computed beyond a block's tokens
 
@@ -39,8 +39,9 @@ def packed_scores(q: Packed, d: Packed, weights: Float[np.ndarray, " 2"]) -> Flo
     """weights[0] * pooled + weights[1] * late of every query with every document, float32."""
     result = np.empty((len(q), len(d)), np.float32)
     queries = [(first, last, jax.device_put(block)) for first, last, block in query_blocks(q)]
-    in_place = d.in_place(jax.default_backend())
-    spans = plan(d.offsets, (0, len(d)), document_limits(d), in_place=in_place)
+    platform = jax.default_backend()
+    in_place = d.in_place(platform)
+    spans = plan(d.offsets, (0, len(d)), document_limits(d, platform), in_place=in_place)
     shape = block_shape(d.offsets, spans)
     for d_first, d_last in spans:
         block = jax.device_put(cut(d, (d_first, d_last), shape, in_place=in_place))

@@ -43,7 +43,7 @@ def search_packed(
     """The k (1 .. documents) best of each query by `block_scores`; see `smart_jax.search`."""
     scores, indices = np.empty((len(q), k), np.float32), np.empty((len(q), k), np.int64)
     devices = document_mesh(mesh)
-    limits = document_limits(d, device_bytes)
+    limits = document_limits(d, devices.devices[0].platform, device_bytes)
     spans, queries = [], []
     for first, last, block in query_blocks(q):
         spans.append((first, last))
@@ -78,7 +78,7 @@ def parts(offsets: Int[np.ndarray, " N+1"], count: int) -> list[tuple[int, int]]
 def stream(documents: Packed, mesh: Mesh, limits: Limits) -> Iterator[Block]:
     """Blocks with one more, leading axis, over the devices of a `document_mesh`: the next block of each one's part."""
     offsets = documents.offsets
-    in_place = documents.in_place(mesh.devices.flat[0].platform)
+    in_place = documents.in_place(mesh.devices[0].platform)
     plans = [plan(offsets, part, limits, in_place=in_place) for part in parts(offsets, mesh.size)]
     shape = block_shape(offsets, [span for spans in plans for span in spans])
     end = (len(documents),) * 2
