@@ -18,7 +18,7 @@ from smart_jax.typing import Array
 
 QUERY_TOKENS = 2048  # of the queries that are scored together
 DEVICE_BYTES = 2**28  # of a device's memory that scoring takes, unless it is told
-DOCUMENT_TOKENS = 2**14  # of a block of documents at most, however narrow they are
+DOCUMENT_TOKENS = 2**16  # of a block of documents at most, however narrow they are: each costs a third of a millisecond
 ITEMS = 1024  # queries, or documents, of a block
 LEAST_TOKENS = 32  # smallest window: a short query's
 COPIED_BYTES = 2**22  # of tokens at most, where they are used in place
