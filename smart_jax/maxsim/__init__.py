@@ -12,7 +12,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from smart_jax.maxsim import pallas_gpu
-from smart_jax.maxsim.argmax import argmax_maxsim, compute_dtype, like
+from smart_jax.maxsim.argmax import argmax_maxsim
+from smart_jax.maxsim.arrays import compute_dtype, like
 from smart_jax.maxsim.blocks import HoldsTokens, Packed
 from smart_jax.maxsim.packed import packed_scores
 from smart_jax.maxsim.pallas_tpu import tpu_forward

@@ -20,6 +20,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float
 
+from smart_jax.maxsim.arrays import compute_dtype, like
 from smart_jax.maxsim.reference import NO_TOKENS
 from smart_jax.typing import Array
 
@@ -117,28 +118,3 @@ def _weights(q_mask: Bool[Array, "B P"] | None, shape: tuple[int, int], mean: bo
         return jnp.full(shape, 1 / shape[1] if mean else 1.0, dtype)
     weight = q_mask.astype(dtype)
     return weight / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1) if mean else weight
-
-
-def inner_products(q: Float[Array, "*S D"], d: Float[Array, "T D"]) -> Float[Array, "*S T"]:
-    """Inner products accumulated in float32 (float64 if an operand is), without rounding the operands."""
-    dtype = compute_dtype(q, d)
-    if (
-        q.dtype != d.dtype or q.dtype == jnp.int8
-    ):  # equal half-precision types stay: their products are exact in float32
-        q, d = q.astype(dtype), d.astype(dtype)
-    return jnp.einsum("...d,td->...t", q, d, precision=lax.Precision.HIGHEST, preferred_element_type=dtype)
-
-
-def compute_dtype(q, d) -> jnp.dtype:
-    return jnp.promote_types(jnp.promote_types(q.dtype, d.dtype), jnp.float32)
-
-
-def like(tree, *arrays):
-    """The tree, varying over the manual mesh axes that any of the arrays vary over: what shard_map asks of a carry."""
-    axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in arrays if x is not None))
-    return jax.tree.map(lambda x: _vary(x, axes), tree)
-
-
-def _vary(x, axes: frozenset):
-    missing = axes - jax.typeof(x).manual_axis_type.varying
-    return lax.pcast(x, tuple(missing), to="varying") if missing else x

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Int
 
-from smart_jax.maxsim.argmax import inner_products
+from smart_jax.maxsim.arrays import inner_products
 from smart_jax.maxsim.blocks import (
     Block,
     Packed,

@@ -30,7 +30,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Bool, Float, Int
 
-from smart_jax.maxsim.argmax import compute_dtype, like
+from smart_jax.maxsim.arrays import compute_dtype, like, pad, round_up
 from smart_jax.typing import Array
 
 DOCUMENT_TOKENS = 128
@@ -73,19 +73,19 @@ def gpu_forward(
     half = q.dtype == d.dtype and q.dtype in (jnp.bfloat16, jnp.float16)
     groups, width = 1 if B * P <= 64 else 2, 64 if half else 32
     rows = 128 if half and B * P > 128 else 64
-    query_tokens, columns = _up(B * P, groups * rows), min(DOCUMENT_TOKENS, _up(L, 8))
-    length = _up(L, columns)
+    query_tokens, columns = round_up(B * P, groups * rows), min(DOCUMENT_TOKENS, round_up(L, 8))
+    length = round_up(L, columns)
     work = N * query_tokens // (groups * rows)
     documents = -(-work // (THREAD_BLOCKS if _compiled() else INTERPRETED_THREAD_BLOCKS))
     tiling = _Tiling(1 if half else 3, groups, rows, columns, width, length // columns, min(documents, N))
-    q = _pad(q.reshape(B * P, D), (query_tokens, _up(D, width)))
-    d = _pad(d, (N, length, _up(D, width))).reshape(N * length, -1)
+    q = pad(q.reshape(B * P, D), (query_tokens, round_up(D, width)))
+    d = pad(d, (N, length, round_up(D, width))).reshape(N * length, -1)
     if not half:
         q, d = _bfloat16_terms(q), _bfloat16_terms(d)
     keep = None
     if d_mask is not None or length != L:
         keep = jnp.ones((N, L), jnp.float32) if d_mask is None else d_mask.astype(jnp.float32)
-        keep = _pad(keep, (N, length)).reshape(-1)
+        keep = pad(keep, (N, length)).reshape(-1)
     best, *index = _best(q, d, keep, tiling, with_index)
     scores = jnp.einsum("nbp,bp->bn", best[:, : B * P].reshape(N, B, P), weight, precision="highest")
     return scores, index[0][:, : B * P].reshape(N, B, P) if with_index else None
@@ -267,12 +267,3 @@ def _bfloat16_terms(x: Float[Array, "M W"]) -> Float[Array, "M 3W"]:
     high = lax.reduce_precision(x, 8, 7)  # a cast there and back the compiler may leave out
     middle = lax.reduce_precision(x - high, 8, 7)
     return jnp.concatenate([high, middle, x - high - middle], axis=1).astype(jnp.bfloat16)
-
-
-def _pad(x: Array, shape: tuple[int, ...]) -> Array:
-    """Zeros after each axis up to `shape`: they change no inner product, and are not kept as tokens."""
-    return jnp.pad(x, [(0, size - old) for old, size in zip(x.shape, shape, strict=True)])
-
-
-def _up(n: int, unit: int) -> int:
-    return -(-n // unit) * unit

@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Bool, Float, Int
 
-from smart_jax.maxsim.argmax import compute_dtype, like
+from smart_jax.maxsim.arrays import compute_dtype, like, pad, round_up
 from smart_jax.typing import Array
 
 LANES, QUERY_TOKENS = 128, 128
@@ -48,16 +48,16 @@ def tpu_forward(
     # Equal bfloat16 operands go into the matrix unit as they are; it has no float16.
     dtype = jnp.bfloat16 if q.dtype == d.dtype == jnp.bfloat16 else jnp.float32
     (B, P, D), (N, L, _) = q.shape, d.shape
-    width, query_tokens = _up(D, LANES), _up(B * P, 16)
+    width, query_tokens = round_up(D, LANES), round_up(B * P, 16)
     rows = min(QUERY_TOKENS, query_tokens)
-    query_tokens = _up(query_tokens, rows)
+    query_tokens = round_up(query_tokens, rows)
     columns = _document_tokens(L, rows, width * jnp.dtype(dtype).itemsize)
-    length = _up(L, columns)
+    length = round_up(L, columns)
     keep = jnp.ones((N, L), jnp.float32) if d_mask is None else d_mask.astype(jnp.float32)
     best, index = _best(
-        _pad(q.reshape(B * P, D).astype(dtype), (query_tokens, width)),
-        _pad(d.astype(dtype), (N, length, width)),
-        _pad(keep, (N, length))[:, None],
+        pad(q.reshape(B * P, D).astype(dtype), (query_tokens, width)),
+        pad(d.astype(dtype), (N, length, width)),
+        pad(keep, (N, length))[:, None],
         rows,
         columns,
     )
@@ -126,15 +126,6 @@ def _kernel(q, d, keep, best_out, index_out, best, index, *, blocks: int) -> Non
 def _document_tokens(length: int, rows: int, token_bytes: int) -> int:
     """Document tokens of a block."""
     for tokens in DOCUMENT_TOKENS:
-        if 2 * (rows + tokens) * token_bytes <= VMEM_BYTES and tokens < 2 * _up(length, LANES):
+        if 2 * (rows + tokens) * token_bytes <= VMEM_BYTES and tokens < 2 * round_up(length, LANES):
             return tokens
     return DOCUMENT_TOKENS[-1]
-
-
-def _pad(x: Array, shape: tuple[int, ...]) -> Array:
-    """Zeros after each axis up to `shape`: they change no inner product, and are not kept as tokens."""
-    return jnp.pad(x, [(0, size - old) for old, size in zip(x.shape, shape, strict=True)])
-
-
-def _up(n: int, unit: int) -> int:
-    return -(-n // unit) * unit

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from smart_jax.maxsim.argmax import compute_dtype, inner_products, like
+from smart_jax.maxsim.arrays import compute_dtype, inner_products, like
 from smart_jax.typing import Array
 
 TILE_SCORES = 2**18  # similarities at once, 1 MiB in float32: about what stays in a core's cache
