@@ -281,20 +281,30 @@ class Preprocessor:
 
     def _pad_vision(self, bins: Sequence[Sequence[Row]], shape: tuple[int, int]) -> VisionBatch:
         G, P = shape
-        patches = np.zeros((G, P, self.images.patch_values), np.float32)
-        coords, interp_idx = np.zeros((G, P, 2), np.int32), np.zeros((G, P, 4), np.int32)
-        interp_w, segment = np.zeros((G, P, 4), np.float32), np.zeros((G, P), np.int32)
+        vision = self.config.vision
+        v = VisionBatch(
+            patches=np.zeros((G, P, self.images.patch_values), np.float32),
+            coords=np.zeros((G, P, 2), np.int32),
+            interp_idx=None if vision.grid_side is None else np.zeros((G, P, 4), np.int32),
+            interp_w=None if vision.grid_side is None else np.zeros((G, P, 4), np.float32),
+            segment=np.zeros((G, P), np.int32),
+            window=None if vision.window_patches is None else np.zeros((G, P), np.int32),
+        )
         for g, rows in enumerate(bins):
             end = 0
             for row in rows:
                 start, end = end, end + len(row.patches)
-                patches[g, start:end] = row.patches
-            coords[g, :end], interp_idx[g, :end], interp_w[g, :end], segment[g, :end] = patch_geometry(
+                v.patches[g, start:end] = row.patches
+            geometry = patch_geometry(
                 [grid for row in rows for grid in row.grids],
                 merge=self.images.merge_size,
-                side=self.config.vision.grid_side,
+                side=vision.grid_side,
+                window=vision.window_patches,
             )
-        return VisionBatch(patches, coords, interp_idx, interp_w, segment)
+            for name, values in geometry._asdict().items():
+                if values is not None:
+                    getattr(v, name)[g, :end] = values
+        return v
 
 
 def _octaves(smallest: int, largest: int) -> list[int]:

@@ -28,9 +28,10 @@ class VisionBatch:
 
     patches: Float[Array, "G P E"]  # E = channels * temporal_patch * patch * patch, normalised pixel values
     coords: Int[Array, "G P 2"]  # row and column of the patch in its image's grid, for the rotary embedding
-    interp_idx: Int[Array, "G P 4"]  # four cells of the learned position grid ...
-    interp_w: Float[Array, "G P 4"]  # ... and their bilinear weights
+    interp_idx: Int[Array, "G P 4"] | None  # four cells of the learned position grid (None = there is no grid) ...
+    interp_w: Float[Array, "G P 4"] | None  # ... and their bilinear weights
     segment: Int[Array, "G P"]  # 1, 2, ... one number per attended frame; 0 = padding, which attends to itself only
+    window: Int[Array, "G P"] | None = None  # as segment, one number per attention window; None = no windows
 
 
 @jax.tree_util.register_dataclass

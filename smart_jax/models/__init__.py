@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smart_jax.models.qwen_vl import SHARDING_RULES, QwenVL
+from smart_jax.models.qwen_vl import QWEN2_NAMES, SHARDING_RULES, QwenVL
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from smart_jax.sharding import Rules
 
@@ -18,9 +18,14 @@ class Architecture(NamedTuple):
     config: type[ModelConfig]
     model: type[Model]
     sharding_rules: Rules
+    renames: tuple[tuple[str, str], ...] = ()  # regular expressions from our tensors' names to the checkpoint's
 
 
-ARCHITECTURES: dict[str, Architecture] = {"qwen3_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES)}
+ARCHITECTURES: dict[str, Architecture] = {
+    "qwen3_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES),
+    "qwen2_5_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES, QWEN2_NAMES),
+    "qwen2_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES, QWEN2_NAMES),
+}
 
 
 def load_config(folder: str | Path) -> ModelConfig:

@@ -10,10 +10,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+
+def quick_gelu(x: Array) -> Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable] = {
     "silu": jax.nn.silu,
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": quick_gelu,
 }
 
 # Attention scores held at once, in query positions x key positions of one head and row. An accelerator takes every head
@@ -154,12 +160,12 @@ def _attend(
 
 
 class GatedMLP(nnx.Module):
-    """down(act(gate(x)) * up(x)), without biases."""
+    """down(act(gate(x)) * up(x))."""
 
-    def __init__(self, width: int, hidden: int, act: str, *, std: float, rngs: nnx.Rngs):
-        self.gate_proj = linear(width, hidden, bias=False, std=std, rngs=rngs)
-        self.up_proj = linear(width, hidden, bias=False, std=std, rngs=rngs)
-        self.down_proj = linear(hidden, width, bias=False, std=std, rngs=rngs)
+    def __init__(self, width: int, hidden: int, act: str, *, bias: bool = False, std: float, rngs: nnx.Rngs):
+        self.gate_proj = linear(width, hidden, bias=bias, std=std, rngs=rngs)
+        self.up_proj = linear(width, hidden, bias=bias, std=std, rngs=rngs)
+        self.down_proj = linear(hidden, width, bias=bias, std=std, rngs=rngs)
         self.act = ACTIVATIONS[act]
 
     def __call__(self, x: Float[Array, "B L H"]) -> Float[Array, "B L H"]:

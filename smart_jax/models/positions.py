@@ -18,50 +18,67 @@ Grid = tuple[int, int, int]  # frames, rows, columns, counted in patches
 
 class PatchGeometry(NamedTuple):
     coords: Int[np.ndarray, "P 2"]
-    interp_idx: Int[np.ndarray, "P 4"]
-    interp_w: Float[np.ndarray, "P 4"]
+    interp_idx: Int[np.ndarray, "P 4"] | None
+    interp_w: Float[np.ndarray, "P 4"] | None
     segment: Int[np.ndarray, P]
+    window: Int[np.ndarray, P] | None
 
 
-def patch_geometry(grids: Sequence[Grid], *, merge: int, side: int) -> PatchGeometry:
+def patch_geometry(grids: Sequence[Grid], *, merge: int, side: int | None, window: int | None = None) -> PatchGeometry:
     """Geometry of the patches of one row's images, in the processor's order (merge x merge blocks together).
 
     Args:
       grids: (frames, rows, columns) of every image, in patches; rows and columns are multiples of `merge`.
       merge: spatial merge size.
-      side: side of the learned square grid of position embeddings.
+      side: side of the learned square grid of position embeddings; None = there is none.
+      window: side of an attention window in patches, a multiple of `merge`; None = no windows.
 
     Returns:
       `PatchGeometry` of P = sum(t * h * w) patches: `coords` [P, 2] int32 (row, column), `interp_idx` [P, 4] int32
-      and `interp_w` [P, 4] float32 (bilinear, corners aligned), `segment` [P] int32 (1, 2, ... per frame).
+      and `interp_w` [P, 4] float32 (bilinear, corners aligned; None without a grid), `segment` [P] int32 (1, 2, ... per
+      frame), `window` [P] int32 (1, 2, ... per window; those at the right and lower edge may be smaller).
     """
-    pieces = [_frame_geometry(h, w, merge, side) for t, h, w in grids for _ in range(t)]
-    if not pieces:
-        return PatchGeometry(
-            np.zeros((0, 2), np.int32), np.zeros((0, 4), np.int32), np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
-        )
-    segment = np.repeat(np.arange(1, len(pieces) + 1, dtype=np.int32), [len(p[0]) for p in pieces])
-    coords, interp_idx, interp_w = (np.concatenate(column) for column in zip(*pieces, strict=True))
-    return PatchGeometry(coords, interp_idx, interp_w, segment)
+    frames = [(h, w) for t, h, w in grids for _ in range(t)]
+    coords = _joined([_frame_coords(h, w, merge) for h, w in frames], (0, 2), np.int32)
+    segment = np.repeat(np.arange(1, len(frames) + 1, dtype=np.int32), [h * w for h, w in frames])
+    interp_idx = interp_w = windows = None
+    if side is not None:
+        taps = [_frame_taps(h, w, merge, side) for h, w in frames]
+        interp_idx = _joined([idx for idx, _ in taps], (0, 4), np.int32)
+        interp_w = _joined([weights for _, weights in taps], (0, 4), np.float32)
+    if window is not None:
+        counts = [-(-h // window) * -(-w // window) for h, w in frames]
+        first = itertools.accumulate(counts, initial=1)
+        pieces = [_frame_windows(h, w, merge, window) + n for (h, w), n in zip(frames, first, strict=False)]
+        windows = _joined(pieces, (0,), np.int32)
+    return PatchGeometry(coords, interp_idx, interp_w, segment, windows)
+
+
+def _joined(pieces: Sequence[np.ndarray], empty: tuple[int, ...], dtype: type) -> np.ndarray:
+    return np.concatenate(pieces) if pieces else np.zeros(empty, dtype)
 
 
 @functools.lru_cache(maxsize=256)  # pages of one document share their size
-def _frame_geometry(h: int, w: int, merge: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rows, cols = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
+def _frame_coords(h: int, w: int, merge: int) -> Int[np.ndarray, "p 2"]:
+    rows, cols = np.meshgrid(np.arange(h, dtype=np.int32), np.arange(w, dtype=np.int32), indexing="ij")
+    blocks = np.stack([rows, cols], -1).reshape(h // merge, merge, w // merge, merge, 2)
+    return blocks.transpose(0, 2, 1, 3, 4).reshape(-1, 2)
 
-    def blocks(x: np.ndarray) -> np.ndarray:
-        return x.reshape(h // merge, merge, w // merge, merge).transpose(0, 2, 1, 3).reshape(-1)
 
-    rows, cols = blocks(rows), blocks(cols)
+@functools.lru_cache(maxsize=256)
+def _frame_taps(h: int, w: int, merge: int, side: int) -> tuple[Int[np.ndarray, "p 4"], Float[np.ndarray, "p 4"]]:
+    rows, cols = _frame_coords(h, w, merge).T
     low_r, high_r, frac_r = _axis_taps(h, side)
     low_c, high_c, frac_c = _axis_taps(w, side)
     idx = [r[rows] * side + c[cols] for r in (low_r, high_r) for c in (low_c, high_c)]
     weights = [r[rows] * c[cols] for r in (1 - frac_r, frac_r) for c in (1 - frac_c, frac_c)]
-    return (
-        np.stack([rows, cols], -1).astype(np.int32),
-        np.stack(idx, -1).astype(np.int32),
-        np.stack(weights, -1).astype(np.float32),
-    )
+    return np.stack(idx, -1).astype(np.int32), np.stack(weights, -1).astype(np.float32)
+
+
+def _frame_windows(h: int, w: int, merge: int, window: int) -> Int[np.ndarray, " p"]:
+    """Number of each patch's window in its frame, from 0, row by row."""
+    rows, cols = _frame_coords(h, w, merge).T // window
+    return rows * -(-w // window) + cols
 
 
 def _axis_taps(n: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

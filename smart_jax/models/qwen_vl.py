@@ -1,7 +1,8 @@
-"""Qwen3-VL as an encoder (Qwen3-VL technical report, arXiv:2511.21631): no cache, no lm_head, static shapes.
+"""The Qwen-VL family as an encoder: no cache, no lm_head, static shapes.
 
-Vision tower, merger and DeepStack, then the decoder with interleaved M-RoPE. Everything runs inside jit on one
-`Batch`; visual features are gathered into the sequence by index, so a padded position can never matter.
+Qwen2-VL (arXiv:2409.12191), Qwen2.5-VL (arXiv:2502.13923) and Qwen3-VL (arXiv:2511.21631); where they differ is said by
+switches of the config. Vision tower, merger and DeepStack, then the decoder with M-RoPE. Everything runs inside jit on
+one `Batch`; visual features are gathered into the sequence by index, so a padded position can never matter.
 Layers are unrolled, not scanned: DeepStack and the chosen layers read states between layers, and a scan over stacked
 weights would have to be cut at each of them.
 """
@@ -26,6 +27,16 @@ SHARDING_RULES = (
     (r"(o_proj|down_proj|linear_fc2|attn\.proj)\.kernel$", P("tensor", "fsdp")),
     (r"embed_tokens\.embedding$", P("fsdp", None)),
     (r"patch_embed\.proj\.kernel$", P(None, "fsdp")),
+)
+
+# Checkpoints of Qwen2-VL and Qwen2.5-VL: other prefixes, and positions in a torch Sequential.
+QWEN2_NAMES = (
+    (r"^model\.visual\.", "visual."),
+    (r"^model\.language_model\.", "model."),
+    (r"^(visual\.merger)\.norm\.", r"\1.ln_q."),
+    (r"^(visual\.merger)\.linear_fc1\.", r"\1.mlp.0."),
+    (r"^(visual\.merger)\.linear_fc2\.", r"\1.mlp.2."),
+    (r"^(visual\.blocks\.\d+\.mlp)\.linear_(fc[12])\.", r"\1.\2."),
 )
 
 
@@ -58,10 +69,15 @@ class VisionAttention(nnx.Module):
 
 class VisionBlock(nnx.Module):
     def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs):
-        self.norm1 = L.layer_norm(c.hidden_size, rngs=rngs)
-        self.norm2 = L.layer_norm(c.hidden_size, rngs=rngs)
+        self.norm1 = _vision_norm(c, c.hidden_size, rngs=rngs)
+        self.norm2 = _vision_norm(c, c.hidden_size, rngs=rngs)
         self.attn = VisionAttention(c, rngs=rngs)
-        self.mlp = VisionMLP(c, rngs=rngs)
+        self.mlp: nnx.Module
+        if c.gated_mlp:
+            std = c.initializer_range
+            self.mlp = L.GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_act, bias=True, std=std, rngs=rngs)
+        else:
+            self.mlp = VisionMLP(c, rngs=rngs)
 
     def __call__(self, x: Array, angles: Array, segment: Array) -> Array:
         x = x + self.attn(self.norm1(x), angles, segment)
@@ -74,7 +90,7 @@ class PatchMerger(nnx.Module):
     def __init__(self, c: VisionConfig, *, norm_after: bool, rngs: nnx.Rngs):
         self.width = c.hidden_size * c.spatial_merge_size**2
         self.norm_after = norm_after
-        self.norm = L.layer_norm(self.width if norm_after else c.hidden_size, rngs=rngs)
+        self.norm = _vision_norm(c, self.width if norm_after else c.hidden_size, rngs=rngs)
         self.linear_fc1 = L.linear(self.width, self.width, bias=True, std=c.initializer_range, rngs=rngs)
         self.linear_fc2 = L.linear(self.width, c.out_hidden_size, bias=True, std=c.initializer_range, rngs=rngs)
 
@@ -91,7 +107,7 @@ class PatchEmbed(nnx.Module):
     """The reference's Conv3d with stride = kernel is one matrix product over flattened patches."""
 
     def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs):
-        self.proj = L.linear(c.patch_values, c.hidden_size, bias=True, std=c.initializer_range, rngs=rngs)
+        self.proj = L.linear(c.patch_values, c.hidden_size, bias=c.patch_bias, std=c.initializer_range, rngs=rngs)
 
     def __call__(self, patches: Float[Array, "B P E"]) -> Float[Array, "B P W"]:
         return self.proj(patches.astype(self.proj.kernel.dtype))
@@ -101,12 +117,13 @@ class VisionModel(nnx.Module):
     def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs):
         self.config = c
         self.patch_embed = PatchEmbed(c, rngs=rngs)
-        self.pos_embed = nnx.Embed(
-            c.num_position_embeddings,
-            c.hidden_size,
-            embedding_init=nnx.initializers.normal(c.initializer_range),
-            rngs=rngs,
-        )
+        if c.num_position_embeddings is not None:
+            self.pos_embed = nnx.Embed(
+                c.num_position_embeddings,
+                c.hidden_size,
+                embedding_init=nnx.initializers.normal(c.initializer_range),
+                rngs=rngs,
+            )
         self.blocks = nnx.List([VisionBlock(c, rngs=rngs) for _ in range(c.depth)])
         self.merger = PatchMerger(c, norm_after=False, rngs=rngs)
         self.deepstack_merger_list = nnx.List(
@@ -117,15 +134,21 @@ class VisionModel(nnx.Module):
         self, v: VisionBatch, *, remat: bool = False
     ) -> tuple[Float[Array, "G V H"], list[Float[Array, "G V H"]]]:
         """Visual tokens after the merger, and one set of DeepStack features per tap."""
+        c = self.config
+        if (c.grid_side is None, c.window_size is None) != (v.interp_w is None, v.window is None):
+            raise ValueError("the batch's learned positions or attention windows are of another backbone")
         x = self.patch_embed(v.patches)
-        weights = v.interp_w.astype(x.dtype)
-        x = x + jnp.einsum("bpiw,bpi->bpw", self.pos_embed.embedding[v.interp_idx], weights)
+        if v.interp_idx is not None and v.interp_w is not None:
+            weights = v.interp_w.astype(x.dtype)
+            x = x + jnp.einsum("bpiw,bpi->bpw", self.pos_embed.embedding[v.interp_idx], weights)
         angles = self._angles(v.coords)
         deepstack = []
         for i, block in enumerate(self.blocks):
-            x = _call(block, remat, x, angles, v.segment)
-            if i in self.config.deepstack_visual_indexes:
-                tap = self.config.deepstack_visual_indexes.index(i)
+            # The reference sorts patches by window first; the segment numbers of windows give the same sums unsorted.
+            segment = v.segment if v.window is None or i in c.fullatt_block_indexes else v.window
+            x = _call(block, remat, x, angles, segment)
+            if i in c.deepstack_visual_indexes:
+                tap = c.deepstack_visual_indexes.index(i)
                 deepstack.append(self.deepstack_merger_list[tap](x))
         return self.merger(x), deepstack
 
@@ -139,22 +162,26 @@ class VisionModel(nnx.Module):
 
 class TextAttention(nnx.Module):
     def __init__(self, c: TextConfig, *, rngs: nnx.Rngs):
-        self.head_dim = c.head_dim
-        kw: dict[str, Any] = {"bias": c.attention_bias, "std": c.initializer_range, "rngs": rngs}
-        self.q_proj = L.linear(c.hidden_size, c.num_attention_heads * c.head_dim, **kw)
-        self.k_proj = L.linear(c.hidden_size, c.num_key_value_heads * c.head_dim, **kw)
-        self.v_proj = L.linear(c.hidden_size, c.num_key_value_heads * c.head_dim, **kw)
-        self.o_proj = L.linear(c.num_attention_heads * c.head_dim, c.hidden_size, **kw)
-        self.q_norm = L.rms_norm(c.head_dim, c.rms_norm_eps, rngs=rngs)
-        self.k_norm = L.rms_norm(c.head_dim, c.rms_norm_eps, rngs=rngs)
+        self.head_dim, self.qk_norm = c.head_dim, c.qk_norm
+        kw: dict[str, Any] = {"std": c.initializer_range, "rngs": rngs}
+        qkv_bias = c.attention_bias or c.qkv_bias
+        self.q_proj = L.linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=qkv_bias, **kw)
+        self.k_proj = L.linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=qkv_bias, **kw)
+        self.v_proj = L.linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=qkv_bias, **kw)
+        self.o_proj = L.linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.attention_bias, **kw)
+        if c.qk_norm:
+            self.q_norm = L.rms_norm(c.head_dim, c.rms_norm_eps, rngs=rngs)
+            self.k_norm = L.rms_norm(c.head_dim, c.rms_norm_eps, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B L H"], angles: Float[Array, "B L half"], segment: Int[Array, "B L"]
     ) -> Float[Array, "B L H"]:
         heads = (*x.shape[:2], -1, self.head_dim)
-        q = L.rotate(self.q_norm(self.q_proj(x).reshape(heads)), angles)  # [B, L, A, K]
-        k = L.rotate(self.k_norm(self.k_proj(x).reshape(heads)), angles)  # [B, L, G, K]
-        out = L.attention(q, k, self.v_proj(x).reshape(heads), segment, causal=True)
+        q, k, v = (proj(x).reshape(heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = L.rotate(q, angles), L.rotate(k, angles)  # [B, L, A, K], [B, L, G, K]
+        out = L.attention(q, k, v, segment, causal=True)
         return self.o_proj(out.reshape(*x.shape[:2], -1))
 
 
@@ -204,8 +231,11 @@ class TextModel(nnx.Module):
 
 
 class QwenVL(nnx.Module):
-    """Qwen3-VL backbone. Parameters are created in float32 with the config's initializer_range; computing follows
-    the parameters' dtype, with rotary angles, norms' statistics and softmax in float32."""
+    """A backbone of the family.
+
+    Parameters are created in float32 with the config's initializer_range; computing follows the parameters' dtype, with
+    rotary angles, norms' statistics and softmax in float32.
+    """
 
     def __init__(self, config: QwenVLConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -238,6 +268,10 @@ class QwenVL(nnx.Module):
         last = length - 1 - jnp.argmax(batch.attention_mask[:, ::-1], axis=1)  # [B]
         pooled = jnp.take_along_axis(states[depth], last[:, None, None], axis=1)[:, 0]
         return Hidden(pooled=pooled, states=jnp.stack([states[i] for i in chosen], axis=2))
+
+
+def _vision_norm(c: VisionConfig, width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
+    return L.rms_norm(width, 1e-6, rngs=rngs) if c.rms_norm else L.layer_norm(width, rngs=rngs)
 
 
 def _gather(features: Float[Array, "G V H"], index: Int[Array, "B L"]) -> Float[Array, "B L H"]:

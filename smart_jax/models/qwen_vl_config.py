@@ -1,10 +1,10 @@
-"""Qwen3-VL's configuration, read from a checkpoint's config.json in transformers' v4 or v5 spelling."""
+"""Configuration of the Qwen-VL family, read from a checkpoint's config.json in transformers' v4 or v5 spelling."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from smart_jax.models.layers import ACTIVATIONS
 
@@ -16,8 +16,13 @@ class VisionConfig:
     num_heads: int
     intermediate_size: int
     out_hidden_size: int
-    num_position_embeddings: int
+    num_position_embeddings: int | None  # None = rotary positions only
     deepstack_visual_indexes: tuple[int, ...]
+    window_size: int | None  # side in pixels; None = every block attends to the whole frame
+    fullatt_block_indexes: tuple[int, ...]  # blocks without windows
+    rms_norm: bool  # instead of LayerNorm
+    gated_mlp: bool
+    patch_bias: bool
     hidden_act: str = "gelu_pytorch_tanh"
     in_channels: int = 3
     patch_size: int = 16
@@ -31,8 +36,16 @@ class VisionConfig:
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
-    def grid_side(self) -> int:
-        return int(self.num_position_embeddings**0.5)
+    def grid_side(self) -> int | None:
+        """Of the square grid of learned positions."""
+        return None if self.num_position_embeddings is None else int(self.num_position_embeddings**0.5)
+
+    @property
+    def window_patches(self) -> int | None:
+        """Side of an attention window in patches: whole visual tokens."""
+        if self.window_size is None:
+            return None
+        return self.window_size // self.spatial_merge_size // self.patch_size * self.spatial_merge_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +59,62 @@ class TextConfig:
     head_dim: int
     rope_theta: float
     mrope_section: tuple[int, ...]
-    mrope_interleaved: bool = True
+    mrope_interleaved: bool
+    qk_norm: bool
+    qkv_bias: bool
     hidden_act: str = "silu"
     rms_norm_eps: float = 1e-6
-    attention_bias: bool = False
+    attention_bias: bool = False  # of all four projections
     initializer_range: float = 0.02
+
+
+class Family(NamedTuple):
+    """What a model_type says beside its config.json."""
+
+    text: dict[str, Any]  # fields of TextConfig and VisionConfig that the file does not give ...
+    vision: dict[str, Any]
+    text_missing: dict[str, Any]  # ... and values of keys that it may lack
+    vision_missing: dict[str, Any]
+    equal_heads: bool  # head_dim is hidden_size / num_attention_heads
+
+
+_QWEN2_TEXT = {"mrope_interleaved": False, "qk_norm": False, "qkv_bias": True, "attention_bias": False}
+_QWEN2_VISION = {"num_position_embeddings": None, "deepstack_visual_indexes": (), "patch_bias": False}
+_NO_WINDOWS = {"window_size": None, "fullatt_block_indexes": ()}
+# Transformers leaves out what equals its own defaults: the vision_config of a saved fine-tune may be nearly empty.
+_QWEN2_MISSING = {"depth": 32, "num_heads": 16, "patch_size": 14}
+FAMILIES = {
+    "qwen2_vl": Family(
+        text=_QWEN2_TEXT,
+        vision={**_QWEN2_VISION, **_NO_WINDOWS, "rms_norm": False, "gated_mlp": False},
+        text_missing={"rms_norm_eps": 1e-5},
+        vision_missing={**_QWEN2_MISSING, "embed_dim": 1280, "mlp_ratio": 4, "hidden_act": "quick_gelu"},
+        equal_heads=True,
+    ),
+    "qwen2_5_vl": Family(
+        text=_QWEN2_TEXT,
+        vision={**_QWEN2_VISION, "rms_norm": True, "gated_mlp": True},
+        text_missing={"rms_norm_eps": 1e-5},
+        vision_missing={
+            **_QWEN2_MISSING,
+            "hidden_size": 3584,
+            "intermediate_size": 3420,
+            "out_hidden_size": 3584,
+            "window_size": 112,
+            "fullatt_block_indexes": (7, 15, 23, 31),
+            "hidden_act": "silu",
+        },
+        equal_heads=True,
+    ),
+    "qwen3_vl": Family(
+        text={"qk_norm": True, "qkv_bias": False},
+        vision={**_NO_WINDOWS, "rms_norm": False, "gated_mlp": False, "patch_bias": True},
+        text_missing={},
+        vision_missing={},
+        equal_heads=False,
+    ),
+}
+_OLD_NAMES = {"in_chans": "in_channels", "spatial_patch_size": "patch_size"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +135,14 @@ class QwenVLConfig:
           ValueError: a key is missing, or names something this backbone does not compute (the message says which).
         """
         ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        family = FAMILIES[hf["model_type"]]
+        # Qwen2-VL and Qwen2.5-VL of transformers v4 have the keys of text_config at the top.
+        flat = "text_config" not in hf and hf["model_type"] != "qwen3_vl"
+        text, where = (hf, "config.json") if flat else (_section(hf, "text_config"), "text_config")
         return cls(
             model_type=hf["model_type"],
-            text=_text(_section(hf, "text_config")),
-            vision=_vision(_section(hf, "vision_config")),
+            text=_text(text, where, family),
+            vision=_vision(_section(hf, "vision_config"), family),
             **{name: _get(hf, "config.json", name) for name in ids},
         )
 
@@ -92,30 +160,56 @@ def _get(section: Mapping[str, Any], where: str, key: str) -> Any:
     return section[key]
 
 
-def _text(section: Mapping[str, Any]) -> TextConfig:
+def _text(section: Mapping[str, Any], where: str, family: Family) -> TextConfig:
+    section = {**family.text_missing, **section}
     # v5 has rope_parameters with the theta inside; v4 has rope_scaling, and rope_theta beside it.
     rope = section.get("rope_parameters") or section.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
-        raise ValueError(f"text_config: rope type '{kind}' is not supported, only 'default'")
+        raise ValueError(f"{where}: rope type '{kind}' is not supported, only 'default'")
     theta = rope.get("rope_theta", section.get("rope_theta"))
     if theta is None or "mrope_section" not in rope:
         raise ValueError(
-            "text_config: rope_theta and mrope_section are needed, in rope_parameters or in rope_theta + rope_scaling"
+            f"{where}: rope_theta and mrope_section are needed, in rope_parameters or in rope_theta + rope_scaling"
         )
-    return TextConfig(
-        **_fields(TextConfig, section, "text_config", ("rope_theta", "mrope_section", "mrope_interleaved")),
+    if section.get("use_sliding_window"):
+        raise ValueError(f"{where}: use_sliding_window = true is not supported, only attention to the whole row")
+    switches = {"mrope_interleaved": bool(rope.get("mrope_interleaved", True)), **family.text}
+    if family.equal_heads:
+        section["head_dim"] = _head_dim(section, where)
+    config = TextConfig(
+        **_fields(TextConfig, section, where, ("rope_theta", "mrope_section", *switches)),
         rope_theta=float(theta),
         mrope_section=tuple(rope["mrope_section"]),
-        mrope_interleaved=bool(rope.get("mrope_interleaved", True)),
+        **switches,
     )
+    if not config.mrope_interleaved and 2 * sum(config.mrope_section) != config.head_dim:
+        raise ValueError(f"{where}: mrope_section {rope['mrope_section']} must add up to half of {config.head_dim}")
+    return config
 
 
-def _vision(section: Mapping[str, Any]) -> VisionConfig:
-    fields = _fields(VisionConfig, section, "vision_config", ("rope_theta",))
-    fields["deepstack_visual_indexes"] = tuple(fields["deepstack_visual_indexes"])
+def _head_dim(section: Mapping[str, Any], where: str) -> int:
+    width, heads = _get(section, where, "hidden_size"), _get(section, where, "num_attention_heads")
+    if width % heads or section.get("head_dim") not in (None, width // heads):
+        raise ValueError(f"{where}: head_dim must be hidden_size / num_attention_heads = {width} / {heads}")
+    return width // heads
+
+
+def _vision(section: Mapping[str, Any], family: Family) -> VisionConfig:
+    old = {new: section[name] for name, new in _OLD_NAMES.items() if name in section}
+    section = {**family.vision_missing, **old, **section}
+    if "embed_dim" in family.vision_missing:  # Qwen2-VL: the tower's width, where hidden_size is the decoder's
+        width = section["embed_dim"]
+        section["out_hidden_size"] = _get(section, "vision_config", "hidden_size")
+        section |= {"hidden_size": width, "intermediate_size": int(width * section["mlp_ratio"])}
+    fields = {**_fields(VisionConfig, section, "vision_config", ("rope_theta", *family.vision)), **family.vision}
+    for name in ("deepstack_visual_indexes", "fullatt_block_indexes"):
+        fields[name] = tuple(fields[name])
     theta = (section.get("rope_parameters") or {}).get("rope_theta", VisionConfig.rope_theta)
-    return VisionConfig(**fields, rope_theta=float(theta))
+    config = VisionConfig(**fields, rope_theta=float(theta))
+    if config.window_patches == 0:
+        raise ValueError(f"vision_config: window_size {config.window_size} is smaller than one visual token")
+    return config
 
 
 def _fields(cls: type, section: Mapping[str, Any], where: str, but: tuple[str, ...]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,21 +65,21 @@ def load_weights(
     graphdef, abstract = abstract_model(config)
     rules = ARCHITECTURES[config.model_type].sharding_rules
     leaves = dict(nnx.to_flat_state(abstract))
-    wanted = {hf_name(path): path for path in leaves}
+    wanted = {_bare(hf_name(path, config)): path for path in leaves}
     filled: dict[tuple, jax.Array] = {}
     unused: list[str] = []
     for raw_name, read in _tensors(Path(folder)):
         if raw_name in _IGNORED:
             continue
-        path = wanted.get(raw_name) or wanted.get(f"model.{raw_name}")
-        if path is None:
+        path = wanted.get(_bare(raw_name))
+        if path is None or path in filled:
             unused.append(raw_name)
             continue
         value = _to_leaf(read(), path, leaves[path].shape, raw_name)
         place = None if mesh is None else sharding_for(_dotted(path), value.shape, rules, mesh)
         # ascontiguousarray after the cast: a transposed view would be copied again by the transfer.
         filled[path] = jax.device_put(np.ascontiguousarray(value.astype(dtype)), place)
-    unfilled = [name for name, path in wanted.items() if path not in filled]
+    unfilled = [hf_name(path, config) for path in leaves if path not in filled]
     if unused or unfilled:
         raise ValueError(_incomplete(folder, unused, unfilled))
     return graphdef, nnx.from_flat_state([(path, leaf.replace(filled[path])) for path, leaf in leaves.items()])
@@ -89,16 +90,25 @@ def save_weights(folder: str | Path, params: Params, config: ModelConfig, *, dty
     tensors = {}
     for path, leaf in nnx.to_flat_state(params):
         value = np.asarray(jax.device_get(leaf[...]))
-        tensors[hf_name(path)] = np.ascontiguousarray(_from_leaf(value, path, config).astype(dtype or value.dtype))
+        name = hf_name(path, config)
+        tensors[name] = np.ascontiguousarray(_from_leaf(value, path, config).astype(dtype or value.dtype))
     target = Path(folder) / SINGLE_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(target), metadata={"format": "pt"})  # transformers refuses files without this entry
     return target
 
 
-def hf_name(path: tuple) -> str:
-    """('visual', 'blocks', 0, 'norm1', 'scale') -> 'model.visual.blocks.0.norm1.weight'."""
-    return "model." + _dotted((*path[:-1], _LEAF_NAMES[path[-1]]))
+def hf_name(path: tuple, config: ModelConfig) -> str:
+    """('visual', 'blocks', 0, 'norm1', 'scale') -> 'model.visual.blocks.0.norm1.weight', or as `renames` has it."""
+    name = "model." + _dotted((*path[:-1], _LEAF_NAMES[path[-1]]))
+    for pattern, replacement in ARCHITECTURES[config.model_type].renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _bare(name: str) -> str:
+    """Without the prefixes, of which versions of transformers wrote different ones for the same tensor."""
+    return re.sub(r"^(model\.|language_model\.)+", "", name)
 
 
 def _dotted(path: tuple) -> str:

@@ -13,11 +13,25 @@ import torch
 from flax import nnx
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
-from smart_jax.models.positions import Grid, mrope_positions, patch_geometry
+from smart_jax.images import ImageSettings, process_image
+from smart_jax.models.positions import Grid, PatchGeometry, mrope_positions, patch_geometry
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from smart_jax.typing import Batch, VisionBatch
+from tests.checkpoints import noise_page
 
 IMAGE, VIDEO, START, END = 190, 191, 192, 193
+
+TOLERANCE = 2e-5
+BROKEN = 100 * TOLERANCE
+
+CASES = {
+    "text": [[7], [12], [3]],
+    "one_image": [[2, (1, 4, 6), 3]],
+    "image_only": [[(1, 4, 4)]],
+    "two_sizes": [[3, (1, 4, 6), 4], [2, (1, 8, 4), 9]],
+    "three_images_beside_text": [[1, (1, 4, 4), 2, (1, 2, 6), (1, 6, 2), 5], [8]],
+    "image_and_text": [[4, (1, 6, 10), 11], [5, (1, 2, 2), 1]],
+}
 
 TEXT = {
     "vocab_size": 200,
@@ -127,12 +141,26 @@ class Inputs:
         positions = np.zeros((3, n, length), np.int32)
         index = np.full((n, length), -1, np.int32)
         patches += 4 * extra if patches else 0
+        vision = config.vision
+        geometries = [
+            patch_geometry(
+                [g for r in some for g in r[1]], merge=2, side=vision.grid_side, window=vision.window_patches
+            )
+            for some in shared
+        ]
+
+        def padded(name: str) -> np.ndarray | None:
+            pieces = [getattr(geometry, name) for geometry in geometries]
+            if pieces[0] is None:
+                return None
+            out = np.zeros((bins, patches, *pieces[0].shape[1:]), pieces[0].dtype)
+            for g, piece in enumerate(pieces):
+                out[g, : len(piece)] = piece
+            return out
+
         v = VisionBatch(
-            patches=rng.normal(size=(bins, patches, config.vision.patch_values)).astype(np.float32),
-            coords=np.zeros((bins, patches, 2), np.int32),
-            interp_idx=np.zeros((bins, patches, 4), np.int32),
-            interp_w=np.zeros((bins, patches, 4), np.float32),
-            segment=np.zeros((bins, patches), np.int32),
+            patches=rng.normal(size=(bins, patches, vision.patch_values)).astype(np.float32),
+            **{name: padded(name) for name in PatchGeometry._fields},
         )
         for i, (row, grids, _) in enumerate(self.rows):
             at = slice(length - len(row), length) if left else slice(0, len(row))
@@ -142,11 +170,7 @@ class Inputs:
             index[i, at][row == self.image] = first + np.arange((row == self.image).sum())
         for g, some in enumerate(shared):
             pixels = np.concatenate([r[2] for r in some])
-            geometry = patch_geometry([grid for r in some for grid in r[1]], merge=2, side=config.vision.grid_side)
-            for array, value in zip(
-                (v.patches, v.coords, v.interp_idx, v.interp_w, v.segment), (pixels, *geometry), strict=True
-            ):
-                array[g, : len(pixels)] = value
+            v.patches[g, : len(pixels)] = pixels
         return Batch(ids, mask, positions, mask, index, v if patches else None)
 
     def torch_inputs(self, *, left: bool = False) -> dict[str, torch.Tensor]:
@@ -185,3 +209,25 @@ def _every_state(graphdef, params, batch):
 def our_states(graphdef: nnx.GraphDef, params, batch: Batch) -> np.ndarray:
     """[B, L, depth + 1, H]."""
     return np.asarray(_every_state(graphdef, params, batch))
+
+
+def errors(theirs: list[np.ndarray], ours: np.ndarray, inputs: Inputs, *, left: bool = False) -> list[float]:
+    """Max abs error of every layer over attended positions."""
+    found = []
+    for layer, state in enumerate(theirs):
+        worst = 0.0
+        for i, (row, _, _) in enumerate(inputs.rows):
+            length = state.shape[1]
+            at = slice(length - len(row), length) if left else slice(0, len(row))
+            assert np.abs(state[i, at]).max() < 40
+            worst = max(worst, float(np.abs(state[i, at] - ours[i, : state.shape[1], layer][at]).max()))
+        found.append(worst)
+    return found
+
+
+def odd_image(width: int, height: int, config: QwenVLConfig) -> Inputs:
+    """A row with a picture of that size, preprocessed."""
+    settings = ImageSettings(patch_size=config.vision.patch_size)
+    patches, grid = process_image(noise_page(width, height), settings)
+    (row,) = Inputs.random([[3, grid, 4]]).rows
+    return Inputs([(row[0], [grid], patches)])

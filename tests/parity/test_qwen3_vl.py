@@ -11,23 +11,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from smart_jax.images import ImageSettings, process_image
 from smart_jax.models import load_config
 from smart_jax.models.weights import abstract_model, load_weights, save_weights
-from tests.checkpoints import noise_page
-from tests.parity.qwen3_vl import CONFIGS, Inputs, our_states, save, torch_model
-
-TOLERANCE = 2e-5
-BROKEN = 100 * TOLERANCE
-
-CASES = {
-    "text": [[7], [12], [3]],
-    "one_image": [[2, (1, 4, 6), 3]],
-    "image_only": [[(1, 4, 4)]],
-    "two_sizes": [[3, (1, 4, 6), 4], [2, (1, 8, 4), 9]],
-    "three_images_beside_text": [[1, (1, 4, 4), 2, (1, 2, 6), (1, 6, 2), 5], [8]],
-    "image_and_text": [[4, (1, 6, 10), 11], [5, (1, 2, 2), 1]],
-}
+from tests.parity.qwen3_vl import (
+    BROKEN,
+    CASES,
+    CONFIGS,
+    TOLERANCE,
+    Inputs,
+    errors,
+    odd_image,
+    our_states,
+    save,
+    torch_model,
+)
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -50,20 +47,6 @@ def two_taps(tmp_path_factory):
 @partial(jax.jit, static_argnames=("graphdef", "layers"))
 def run(graphdef, params, batch, layers=(-1,)):
     return nnx.merge(graphdef, params)(batch, layers=layers)
-
-
-def errors(theirs: list[np.ndarray], ours: np.ndarray, inputs: Inputs, *, left: bool = False) -> list[float]:
-    """Max abs error of every layer over attended positions."""
-    found = []
-    for layer, state in enumerate(theirs):
-        worst = 0.0
-        for i, (row, _, _) in enumerate(inputs.rows):
-            length = state.shape[1]
-            at = slice(length - len(row), length) if left else slice(0, len(row))
-            assert np.abs(state[i, at]).max() < 40
-            worst = max(worst, float(np.abs(state[i, at] - ours[i, : state.shape[1], layer][at]).max()))
-        found.append(worst)
-    return found
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -173,17 +156,9 @@ def test_bfloat16_pooled_cosine(pair, tmp_path):
     assert cosine.min() >= 0.999
 
 
-def odd_image(width: int, height: int) -> Inputs:
-    """A row with a picture of that size, preprocessed."""
-    settings = ImageSettings(min_pixels=4096, max_pixels=1_843_200)
-    patches, grid = process_image(noise_page(width, height), settings)
-    (row,) = Inputs.random([[3, grid, 4]]).rows
-    return Inputs([(row[0], [grid], patches)])
-
-
 def test_odd_image_at_the_pixel_floor(two_taps):
     model, config, graphdef, params = two_taps
-    inputs = odd_image(37, 29)
+    inputs = odd_image(37, 29, config)
     assert inputs.rows[0][1] == [(1, 4, 6)]  # 1,073 pixels come up to 64 x 96, the first size above 4,096
     ours = our_states(graphdef, params, inputs.batch(config))
     assert max(errors(inputs.torch_states(model), ours, inputs)) < TOLERANCE
@@ -193,7 +168,7 @@ def test_odd_image_at_the_pixel_floor(two_taps):
 def test_odd_image_at_the_pixel_ceiling(two_taps):
     """Nearly 1,800 visual tokens, the most that an image may have; attention runs in steps here."""
     model, config, graphdef, params = two_taps
-    inputs = odd_image(1999, 3001)
+    inputs = odd_image(1999, 3001, config)
     ((_, h, w),) = inputs.rows[0][1]
     assert 1700 < h * w // 4 <= 1800
     ours = our_states(graphdef, params, inputs.batch(config))
