@@ -21,7 +21,7 @@ from smart_jax.hub import resolve
 from smart_jax.items import check_items
 from smart_jax.models import ModelConfig, load_config
 from smart_jax.models.weights import Params, load_weights
-from smart_jax.preprocess import Preprocessor
+from smart_jax.preprocess_text import AnyPreprocessor, open_preprocessor
 from smart_jax.sharding import batch_sharding
 from smart_jax.typing import Batch
 
@@ -37,6 +37,7 @@ def load(
     dtype: Any | None = None,
     mesh: Mesh | None = None,
     revision: str | None = None,
+    pooling: str | None = None,
 ) -> Encoder:
     """Opens a single-vector retriever for SMART scoring.
 
@@ -46,14 +47,16 @@ def load(
       dtype: of the backbone's parameters and computation; default bfloat16 on TPU and GPU, float32 on CPU.
       mesh: devices to work on (`smart_jax.make_mesh()` = all of them, by data); None = the default device.
       revision: of a hub repository.
+      pooling: of a BERT, "mean" or "cls"; None = as the checkpoint's smart_jax.json or 1_Pooling/config.json says.
 
     Raises:
       FileNotFoundError, ConnectionError: the checkpoint or one of its files can not be had.
-      ValueError: a file is corrupt, the model_type is unknown, or weights, config and adapter do not match.
+      ValueError: a file is corrupt, the model_type or the pooling is unknown, or weights, config and adapter do not
+        match.
     """
     folder = resolve(name_or_path, revision=revision)
-    config = load_config(folder)
-    preprocessor = Preprocessor.from_pretrained(folder, config)
+    config = load_config(folder, pooling=pooling)
+    preprocessor = open_preprocessor(folder, config)
     adapter = _open_adapter(adapter, config)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -72,7 +75,7 @@ class Encoder:
     def __init__(
         self,
         config: ModelConfig,
-        preprocessor: Preprocessor,
+        preprocessor: AnyPreprocessor,
         graphdef: nnx.GraphDef,
         params: Params,
         *,

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 
 from smart_jax.images import ImageSettings, process_image, read_image_settings
 from smart_jax.items import check_items, parse_item
-from smart_jax.models import ModelConfig
 from smart_jax.models.positions import Grid, mrope_positions, patch_geometry
+from smart_jax.models.qwen_vl_config import QwenVLConfig
 from smart_jax.prompt import (
     Settings,
     added_ids,
@@ -59,7 +59,7 @@ class Preprocessor:
         self,
         tokenizer: PreTrainedTokenizerBase,
         chat_template: str,
-        config: ModelConfig,
+        config: QwenVLConfig,
         images: ImageSettings,
         settings: Settings,
     ):
@@ -67,10 +67,10 @@ class Preprocessor:
         self.images, self.settings = images, settings
         unit = images.merge_size**2
         longest = settings.max_length
-        self.length_buckets = _buckets(settings.length_buckets or _octaves(SMALLEST_LENGTH, longest), longest, 1)
+        self.length_buckets = buckets(settings.length_buckets or octaves(SMALLEST_LENGTH, longest), longest, 1)
         # One image at the pixel ceiling is the commonest large page: it gets a bucket of its own.
-        sizes = settings.patch_buckets or [*_octaves(SMALLEST_PATCHES, longest * unit), images.max_patches]
-        self.patch_buckets = _buckets(sizes, longest * unit, unit)
+        sizes = settings.patch_buckets or [*octaves(SMALLEST_PATCHES, longest * unit), images.max_patches]
+        self.patch_buckets = buckets(sizes, longest * unit, unit)
         self._image_token = str(tokenizer.convert_ids_to_tokens(config.image_token_id))
         self._placeholders = [self._image_token, str(tokenizer.convert_ids_to_tokens(config.video_token_id))]
         self._dropped = np.array(sorted(dropped_token_ids(tokenizer, config)), np.int64)
@@ -79,7 +79,7 @@ class Preprocessor:
         self._check()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, config: ModelConfig, **overrides: Any) -> Preprocessor:
+    def from_pretrained(cls, folder: str | Path, config: QwenVLConfig, **overrides: Any) -> Preprocessor:
         """Reads tokenizer, chat template, preprocessor_config.json and, if there is one, smart_jax.json.
 
         Args:
@@ -92,7 +92,7 @@ class Preprocessor:
           ValueError: one of the files is corrupt, unknown settings, or they contradict the backbone's config.
         """
         folder = Path(folder)
-        settings = read_settings(folder, **overrides)
+        settings: Settings = read_settings(folder, **overrides)
         images = read_image_settings(
             folder, config.vision, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
         )
@@ -191,11 +191,11 @@ class Preprocessor:
 
     def length_bucket(self, n: int) -> int:
         """Padded length of rows of at most n tokens."""
-        return _bucket(n, self.length_buckets, "tokens")
+        return bucket(n, self.length_buckets, "tokens")
 
     def patch_bucket(self, n: int) -> int:
         """Padded number of patches of rows of at most n patches."""
-        return _bucket(n, self.patch_buckets, "patches")
+        return bucket(n, self.patch_buckets, "patches")
 
     def collate(
         self,
@@ -307,19 +307,19 @@ class Preprocessor:
         return v
 
 
-def _octaves(smallest: int, largest: int) -> list[int]:
+def octaves(smallest: int, largest: int) -> list[int]:
     """smallest, 1.5 times it, twice it, three times it, ...: at most a third of a padded row is padding."""
     powers = [smallest << i for i in range(max(0, (largest // smallest).bit_length()))]
     return sorted(powers + [p + p // 2 for p in powers])
 
 
-def _buckets(sizes: Iterable[int], largest: int, unit: int) -> tuple[int, ...]:
+def buckets(sizes: Iterable[int], largest: int, unit: int) -> tuple[int, ...]:
     """Ascending multiples of `unit` below `largest`, and `largest`."""
     rounded = {-(-size // unit) * unit for size in sizes}
     return (*sorted(size for size in rounded if size < largest), largest)
 
 
-def _bucket(n: int, buckets: tuple[int, ...], unit: str) -> int:
+def bucket(n: int, buckets: tuple[int, ...], unit: str) -> int:
     for size in buckets:
         if n <= size:
             return size

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from smart_jax.images import read_json
-from smart_jax.models import ModelConfig
+from smart_jax.models.qwen_vl_config import QwenVLConfig
 
 if TYPE_CHECKING:  # transformers takes a second to import: only where a tokenizer is read
     from transformers import PreTrainedTokenizerBase
@@ -46,39 +46,51 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("min_pixels", "max_pixels", "max_length"):
-            _check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         for name in ("length_buckets", "patch_buckets"):
-            if (sizes := getattr(self, name)) is not None:
-                if not isinstance(sizes, list | tuple) or not sizes:
-                    raise ValueError(f"{name} is {sizes!r}, expected a list of positive integers")
-                for size in sizes:
-                    _check_positive(name, size)
-                object.__setattr__(self, name, tuple(sizes))
+            object.__setattr__(self, name, checked_buckets(name, getattr(self, name)))
         if not isinstance(self.default_instruction, str) or not self.default_instruction.strip():
             raise ValueError(f"default_instruction is {self.default_instruction!r}, expected a text")
         if not isinstance(self.query_instruction, str | None):
             raise ValueError(f"query_instruction is {self.query_instruction!r}, expected a text or null")
 
 
-def _check_positive(name: str, value: Any) -> None:
+def check_positive(name: str, value: Any) -> None:
+    """Raises ValueError unless the value is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}, expected a positive integer")
 
 
-def read_settings(folder: str | Path, **overrides: Any) -> Settings:
+def checked_buckets(name: str, sizes: Any) -> tuple[int, ...] | None:
+    """The sizes as a tuple, None as it is; ValueError for anything but a list of positive integers."""
+    if sizes is None:
+        return None
+    if not isinstance(sizes, list | tuple) or not sizes:
+        raise ValueError(f"{name} is {sizes!r}, expected a list of positive integers")
+    for size in sizes:
+        check_positive(name, size)
+    return tuple(sizes)
+
+
+def read_settings(folder: str | Path, kind: Any = Settings, **overrides: Any) -> Any:
     """Settings of a checkpoint folder: the defaults, then its smart_jax.json if it has one, then `overrides`.
 
+    Args:
+      folder: checkpoint in Hugging Face layout.
+      kind: the dataclass that they are an instance of.
+      **overrides: its fields.
+
     Raises:
-      ValueError: the file is not JSON, or a key or a value is not one of `Settings`.
+      ValueError: the file is not JSON, or a key or a value is not one of `kind`.
     """
     path = Path(folder) / SETTINGS_FILE
     found = dict(read_json(path)) if path.is_file() else {}
     for source, keys in ((str(path), found), ("Preprocessor", overrides)):
-        known = [field.name for field in dataclasses.fields(Settings)]
+        known = [field.name for field in dataclasses.fields(kind)]
         if unknown := [key for key in keys if key not in known]:
             raise ValueError(f"{source}: unknown settings {', '.join(unknown)}; known are {', '.join(known)}")
     try:
-        return Settings(**{**found, **overrides})
+        return kind(**{**found, **overrides})
     except ValueError as error:
         raise ValueError(f"{path if found else 'Preprocessor'}: {error}") from error
 
@@ -102,7 +114,7 @@ def conversation(
     ]
 
 
-def dropped_token_ids(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> set[int]:
+def dropped_token_ids(tokenizer: PreTrainedTokenizerBase, config: QwenVLConfig) -> set[int]:
     """Token ids that take no part in late interaction (SMART, arXiv:2605.24938).
 
     All of the tokenizer's special tokens and the markers of turns and images; visual placeholders are kept, and so are

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from smart_jax.preprocess import Preprocessor, Row
+from smart_jax.preprocess import Row
+from smart_jax.preprocess_text import AnyPreprocessor
 from smart_jax.sharding import batch_sharding
 from smart_jax.typing import Batch
 from train.config import DataConfig
@@ -30,7 +31,7 @@ class Prepared(NamedTuple):
 class Batcher:
     """Examples of this process -> its part of the global batch, on the mesh."""
 
-    def __init__(self, preprocessor: Preprocessor, config: DataConfig, mesh: Mesh):
+    def __init__(self, preprocessor: AnyPreprocessor, config: DataConfig, mesh: Mesh):
         """Raises ValueError: several processes without fixed shapes, which would disagree about the bucket."""
         lengths = (config.query_length, config.document_length, config.document_patches)
         if jax.process_count() > 1 and None in lengths:

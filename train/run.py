@@ -20,7 +20,7 @@ from smart_jax.adapter import Adapter, AdapterConfig, parse_layers
 from smart_jax.checkpoint import Checkpoints, fingerprint, weights_fingerprint
 from smart_jax.encode import Encoder
 from smart_jax.models.weights import save_weights
-from smart_jax.preprocess import Preprocessor
+from smart_jax.preprocess_text import open_preprocessor
 from smart_jax.sharding import make_mesh, replicated
 from train.batches import Batcher
 from train.config import TrainConfig
@@ -193,7 +193,7 @@ def load_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:
     dtype = dtypes[config.dtype] if config.trainable == "adapter" else jnp.float32
     encoder = encode.load(config.model, dtype=dtype, mesh=mesh)
     if overrides := preprocessing_overrides(config):
-        encoder.preprocessor = Preprocessor.from_pretrained(source_folder(encoder), encoder.config, **overrides)
+        encoder.preprocessor = open_preprocessor(source_folder(encoder), encoder.config, **overrides)
     return encoder
 
 

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from smart_jax.models import bert
+from smart_jax.models.bert import Bert
+from smart_jax.models.bert_config import BertConfig, read_pooling
 from smart_jax.models.qwen_vl import QWEN2_NAMES, SHARDING_RULES, QwenVL
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from smart_jax.sharding import Rules
 
-ModelConfig = QwenVLConfig  # the union of the backbones' configs
-Model = QwenVL
+ModelConfig = QwenVLConfig | BertConfig  # each has model_type, and text with hidden_size and num_hidden_layers
+Model = QwenVL | Bert
 
 
 class Architecture(NamedTuple):
-    config: type[ModelConfig]
-    model: type[Model]
+    config: type[QwenVLConfig] | type[BertConfig]
+    model: Callable[..., Model]
     sharding_rules: Rules
     renames: tuple[tuple[str, str], ...] = ()  # regular expressions from our tensors' names to the checkpoint's
+    prefix: str = "model."  # of the names of written weights
+    ignored: str = r"lm_head\.weight"  # regex of the tensors that no embedding uses
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES),
     "qwen2_5_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES, QWEN2_NAMES),
     "qwen2_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES, QWEN2_NAMES),
+    "bert": Architecture(BertConfig, Bert, bert.SHARDING_RULES, prefix="", ignored=bert.IGNORED),
 }
 
 
-def load_config(folder: str | Path) -> ModelConfig:
-    """Config of the checkpoint in `folder`, from its config.json alone.
+def load_config(folder: str | Path, *, pooling: str | None = None) -> ModelConfig:
+    """Config of the checkpoint in `folder`, from its config.json and, of a BERT, its pooling rule.
+
+    Args:
+      folder: checkpoint in Hugging Face layout.
+      pooling: of a BERT, "mean" or "cls"; None = as the folder says, see `read_pooling`.
 
     Raises:
       FileNotFoundError: there is no config.json.
-      ValueError: it is not JSON, its model_type is unknown, or a key is missing.
+      ValueError: it is not JSON, its model_type is unknown, a key is missing, or the pooling is unknown.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -46,6 +58,11 @@ def load_config(folder: str | Path) -> ModelConfig:
     if model_type not in ARCHITECTURES:
         raise ValueError(f"{path}: model_type '{model_type}' is not supported; supported: {', '.join(ARCHITECTURES)}")
     try:
-        return ARCHITECTURES[model_type].config.from_hf(hf)
+        config = ARCHITECTURES[model_type].config.from_hf(hf)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if isinstance(config, BertConfig):
+        return dataclasses.replace(config, pooling=read_pooling(path.parent, pooling))
+    if pooling is not None:
+        raise ValueError(f"pooling is {pooling!r}, but a {model_type} has one rule only: leave it out")
+    return config

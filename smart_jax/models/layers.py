@@ -33,9 +33,9 @@ def linear(din: int, dout: int, *, bias: bool, std: float, rngs: nnx.Rngs) -> nn
     return nnx.Linear(din, dout, use_bias=bias, kernel_init=nnx.initializers.normal(std), rngs=rngs)
 
 
-def layer_norm(width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, eps: float = 1e-6, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     # The fast variance E[x^2] - E[x]^2 loses digits that parity at 2e-5 needs.
-    return nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
+    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
 
 
 def rms_norm(width: int, eps: float, *, rngs: nnx.Rngs) -> nnx.RMSNorm:

@@ -21,7 +21,6 @@ from smart_jax.models import ARCHITECTURES, ModelConfig
 from smart_jax.sharding import sharding_for
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-_IGNORED = ("lm_head.weight",)  # the head of the language model, which no embedding uses
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 Params = nnx.State
@@ -63,13 +62,14 @@ def load_weights(
         message names them.
     """
     graphdef, abstract = abstract_model(config)
-    rules = ARCHITECTURES[config.model_type].sharding_rules
+    architecture = ARCHITECTURES[config.model_type]
+    rules = architecture.sharding_rules
     leaves = dict(nnx.to_flat_state(abstract))
     wanted = {_bare(hf_name(path, config)): path for path in leaves}
     filled: dict[tuple, jax.Array] = {}
     unused: list[str] = []
     for raw_name, read in _tensors(Path(folder)):
-        if raw_name in _IGNORED:
+        if re.fullmatch(architecture.ignored, raw_name):
             continue
         path = wanted.get(_bare(raw_name))
         if path is None or path in filled:
@@ -90,8 +90,8 @@ def save_weights(folder: str | Path, params: Params, config: ModelConfig, *, dty
     tensors = {}
     for path, leaf in nnx.to_flat_state(params):
         value = np.asarray(jax.device_get(leaf[...]))
-        name = hf_name(path, config)
-        tensors[name] = np.ascontiguousarray(_from_leaf(value, path, config).astype(dtype or value.dtype))
+        name, value = hf_name(path, config), _from_leaf(value, path, config)
+        tensors[name] = np.ascontiguousarray(value.astype(dtype or value.dtype))
     target = Path(folder) / SINGLE_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(target), metadata={"format": "pt"})  # transformers refuses files without this entry
@@ -99,16 +99,17 @@ def save_weights(folder: str | Path, params: Params, config: ModelConfig, *, dty
 
 
 def hf_name(path: tuple, config: ModelConfig) -> str:
-    """('visual', 'blocks', 0, 'norm1', 'scale') -> 'model.visual.blocks.0.norm1.weight', or as `renames` has it."""
-    name = "model." + _dotted((*path[:-1], _LEAF_NAMES[path[-1]]))
-    for pattern, replacement in ARCHITECTURES[config.model_type].renames:
+    """('visual', 'blocks', 0, 'norm1', 'scale') -> 'model.visual.blocks.0.norm1.weight', as the architecture says."""
+    architecture = ARCHITECTURES[config.model_type]
+    name = architecture.prefix + _dotted((*path[:-1], _LEAF_NAMES[path[-1]]))
+    for pattern, replacement in architecture.renames:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def _bare(name: str) -> str:
     """Without the prefixes, of which versions of transformers wrote different ones for the same tensor."""
-    return re.sub(r"^(model\.|language_model\.)+", "", name)
+    return re.sub(r"^(model\.|language_model\.|bert\.)+", "", name)
 
 
 def _dotted(path: tuple) -> str:
@@ -126,7 +127,7 @@ def _to_leaf(value: np.ndarray, path: tuple, shape: tuple[int, ...], name: str) 
     return value
 
 
-def _from_leaf(value: np.ndarray, path: tuple, config: ModelConfig) -> np.ndarray:
+def _from_leaf(value: np.ndarray, path: tuple, config: Any) -> np.ndarray:
     if path[-1] != "kernel":
         return value
     if path[-3:-1] == ("patch_embed", "proj"):

@@ -1,0 +1,228 @@
+"""Texts to batches for encoders without a chat template or images: the folder layout of sentence-transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from smart_jax.images import read_json
+from smart_jax.items import parse_item
+from smart_jax.models import ModelConfig
+from smart_jax.models.bert_config import BertConfig
+from smart_jax.preprocess import Preprocessor, Row, bucket, buckets, octaves
+from smart_jax.prompt import added_ids, check_positive, checked_buckets, read_settings, read_tokenizer
+from smart_jax.typing import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SMALLEST_LENGTH = 16
+_CONFIGS = ("sentence_bert_config.json", "config_sentence_transformers.json")
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the names that sentence-transformers looks for, in its order
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """Settings of a text encoder; a folder may carry them as `smart_jax.json`. None = as the folder's other files say.
+
+    Attributes:
+      max_length: tokens of a row, [CLS] and [SEP] included; what is longer is cut at the end of the text. None =
+        max_seq_length of sentence_bert_config.json, or the positions that there are.
+      default_instruction, query_instruction: put before a text (a query's) where nobody gives an instruction. None =
+        the prompts of config_sentence_transformers.json, or nothing.
+      length_buckets: padded sizes; None = two per octave.
+      pooling: read with the config, see `models.bert_config.read_pooling`.
+    """
+
+    max_length: int | None = None
+    default_instruction: str | None = None
+    query_instruction: str | None = None
+    length_buckets: tuple[int, ...] | None = None
+    pooling: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None:
+            check_positive("max_length", self.max_length)
+        object.__setattr__(self, "length_buckets", checked_buckets("length_buckets", self.length_buckets))
+        for name in ("default_instruction", "query_instruction"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise ValueError(f"{name} is {value!r}, expected a text or null")
+
+
+class TextPreprocessor:
+    """Turns texts into rows and rows into batches, with the contract of `Preprocessor`.
+
+    Attributes:
+      config, tokenizer, settings: of the checkpoint.
+      lower_case: texts are lowered before the tokenizer sees them.
+      length_buckets: the padded sizes that `collate` uses, ascending: one compilation each per batch size.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: BertConfig,
+        settings: TextSettings,
+        *,
+        lower_case: bool = False,
+    ):
+        self.tokenizer, self.config, self.settings, self.lower_case = tokenizer, config, settings, lower_case
+        longest = config.max_position_embeddings if settings.max_length is None else settings.max_length
+        self._longest = longest
+        self.length_buckets = buckets(settings.length_buckets or octaves(SMALLEST_LENGTH, longest), longest, 1)
+        self._prefix, self._suffix = added_ids(tokenizer)
+        self._special = np.array(sorted(tokenizer.all_special_ids), np.int64)
+        self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        if longest > config.max_position_embeddings:
+            raise ValueError(
+                f"max_length is {longest}, but the model has {config.max_position_embeddings} positions: lower it"
+            )
+        if longest <= len(self._prefix) + len(self._suffix):
+            raise ValueError(f"max_length is {longest}, which [CLS] and [SEP] fill: raise it")
+        if not len(self._prefix) or not np.isin(self._prefix, self._special).all():
+            raise ValueError("the tokenizer puts no [CLS] before a text: tokenizer and config.json do not match")
+        if (largest := max(tokenizer.get_vocab().values())) >= config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has token ids up to {largest}, the backbone's vocabulary ends before "
+                f"{config.vocab_size}: tokenizer and config.json belong to different checkpoints"
+            )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, config: BertConfig, **overrides: Any) -> TextPreprocessor:
+        """Reads the tokenizer and, where they exist, smart_jax.json and sentence-transformers' two config files.
+
+        Args:
+          folder: checkpoint in the layout of Hugging Face or sentence-transformers.
+          config: of its backbone.
+          **overrides: fields of `TextSettings`.
+
+        Raises:
+          FileNotFoundError: the tokenizer is missing.
+          ValueError: one of the files is corrupt, unknown settings, or they contradict the backbone's config.
+        """
+        folder = Path(folder)
+        settings: TextSettings = read_settings(folder, TextSettings, **overrides)
+        transformer, prompts = (_read(folder / name) for name in _CONFIGS)
+        longest = transformer.get("max_seq_length") or config.max_position_embeddings
+        query, document = _prompts(prompts)
+        said: dict[str, Any] = {
+            "max_length": min(longest, config.max_position_embeddings),
+            "default_instruction": document,
+            "query_instruction": query,
+        }
+        settings = dataclasses.replace(settings, **{k: v for k, v in said.items() if getattr(settings, k) is None})
+        lower_case = bool(transformer.get("do_lower_case", False))
+        return cls(read_tokenizer(folder), config, settings, lower_case=lower_case)
+
+    @property
+    def query_instruction(self) -> str:
+        """Put before queries where the caller gives no instruction."""
+        return self.settings.query_instruction or ""
+
+    def row(self, item: Any, *, instruction: str | None = None, name: str = "item") -> Row:
+        """Token ids and keep mask of one text: [CLS] instruction text [SEP], all but special tokens kept.
+
+        A text without any other token keeps [CLS], whose state the model replaces with the pooled one.
+
+        Args:
+          item: as in `parse_item`, without images; several texts are joined by spaces.
+          instruction: prefix where the item carries none of its own, as it stands; None = the default instruction.
+          name: of the item, for messages.
+
+        Raises:
+          TypeError, ValueError, FileNotFoundError: the item can not be used; the message says why and what to do.
+        """
+        parsed = parse_item(item, name=name)
+        if parsed.images:
+            raise ValueError(
+                f"{name} has an image, but this model ({self.config.model_type}) reads text only: pass its text, or "
+                "load a multimodal model ({'text': ...} is never taken for the path of an image)"
+            )
+        if instruction is None:
+            instruction = self.settings.default_instruction or ""
+        text = (parsed.instruction or instruction) + " ".join(parsed.texts)
+        words = self.tokenizer(text.lower() if self.lower_case else text, add_special_tokens=False, verbose=False)
+        room = self._longest - len(self._prefix) - len(self._suffix)
+        ids = np.concatenate([self._prefix, np.asarray(words["input_ids"][:room], np.int64), self._suffix])
+        keep = ~np.isin(ids, self._special)
+        keep[0] = not keep.any()
+        return Row(input_ids=ids.astype(np.int32), keep=keep, grids=(), patches=np.zeros((0, 0), np.float32))
+
+    def length_bucket(self, n: int) -> int:
+        """Padded length of rows of at most n tokens."""
+        return bucket(n, self.length_buckets, "tokens")
+
+    def collate(
+        self,
+        rows: Sequence[Row],
+        *,
+        length: int | None = None,
+        patches: int | None = None,
+        batch_size: int | None = None,
+        shards: int | None = None,
+        padding_side: Literal["right", "left"] = "right",
+    ) -> Batch:
+        """A batch of static shape, without a vision part.
+
+        Args:
+          rows: at least one.
+          length: padded length L; None = the bucket of the longest row.
+          patches, shards: of images: None or 0, and without effect.
+          batch_size: B; the batch is filled up with rows of one attended padding token and nothing kept.
+          padding_side: side of the tokens that is padded.
+
+        Returns:
+          `Batch` of NumPy arrays; int32 and bool.
+
+        Raises:
+          ValueError: no rows, or a size that they do not fit.
+        """
+        if not rows:
+            raise ValueError("no rows to collate: pass at least one")
+        if padding_side not in ("right", "left"):
+            raise ValueError(f"padding_side is {padding_side!r}, expected 'right' or 'left'")
+        if patches:
+            raise ValueError(f"patches is {patches}, but {self.config.model_type} reads no images: leave it out")
+        longest = max(len(row.input_ids) for row in rows)
+        B = len(rows) if batch_size is None else batch_size
+        L = self.length_bucket(longest) if length is None else length
+        for name, size, need in (("batch_size", B, len(rows)), ("length", L, longest)):
+            if size < need:
+                raise ValueError(f"{name} is {size}, but the rows need {need}")
+        input_ids = np.full((B, L), self._pad_id, np.int32)
+        attention_mask, keep_mask = np.zeros((B, L), bool), np.zeros((B, L), bool)
+        position_ids, index = np.zeros((3, B, L), np.int32), np.full((B, L), -1, np.int32)
+        for b, row in enumerate(rows):
+            n = len(row.input_ids)
+            at = slice(0, n) if padding_side == "right" else slice(L - n, L)
+            input_ids[b, at], keep_mask[b, at], attention_mask[b, at] = row.input_ids, row.keep, True
+            position_ids[:, b, at] = np.arange(n)
+        # A filler row attends to one token: a mean or a softmax over nothing would be NaN.
+        attention_mask[len(rows) :, 0 if padding_side == "right" else L - 1] = True
+        return Batch(input_ids, attention_mask, position_ids, keep_mask, index, None)
+
+
+AnyPreprocessor = Preprocessor | TextPreprocessor
+
+
+def open_preprocessor(folder: str | Path, config: ModelConfig, **overrides: Any) -> AnyPreprocessor:
+    """The preprocessor of a checkpoint's architecture; arguments and errors as of its `from_pretrained`."""
+    if isinstance(config, BertConfig):
+        return TextPreprocessor.from_pretrained(folder, config, **overrides)
+    return Preprocessor.from_pretrained(folder, config, **overrides)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def _prompts(found: dict[str, Any]) -> tuple[str, str]:
+    """What sentence-transformers puts before a query and before a document."""
+    prompts = found.get("prompts") or {}
+    default = prompts.get(found.get("default_prompt_name")) or ""
+    document = next((prompts[name] for name in _DOCUMENT_PROMPTS if name in prompts), default)
+    return prompts.get("query", default) or "", document or ""
