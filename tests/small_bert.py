@@ -12,7 +12,8 @@ from smart_jax.models import load_config
 from smart_jax.models.weights import init_weights, save_weights
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-WORDS = "revenue by region in the report of a year pump bearing query document grease oil : , . find how does".split()
+TEXT = "revenue by region in the report of a year pump bearing query document grease oil : , . find how does"
+WORDS = tuple(TEXT.split())
 CONFIG: dict[str, Any] = {
     "model_type": "bert",
     "vocab_size": 64,

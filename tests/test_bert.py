@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import smart_jax
+from configs import minilm_pages
+from eval.benchmark import Benchmark
+from eval.run import evaluate
 from smart_jax import encode
 from smart_jax.adapter import Adapter, AdapterConfig
 from smart_jax.models import load_config
@@ -18,12 +23,16 @@ from smart_jax.models.bert_config import read_pooling
 from smart_jax.models.weights import SINGLE_FILE, load_weights
 from smart_jax.preprocess_text import TextPreprocessor
 from tests.small_bert import WORDS, write_json, write_plain, write_sentence_transformer
+from tests.small_pdf import write_pdf
+from tests.training import make_config
+from train.convert import convert
+from train.posttrain import train
 
 TOLERANCE = 2e-5
 TEXTS = [
     "revenue by region",
     "pump",
-    "how does grease find the bearing of a pump ?",
+    "how does grease find the bearing of a pump",
     "oil " * 30,
     "the report: in a year",
 ]
@@ -66,7 +75,7 @@ def states(model, text):
 
 
 def test_kept_tokens_are_the_words(model, embedded):
-    assert np.diff(embedded.offsets).tolist() == [3, 1, 9, 22, 6]  # "?" is [UNK]; 24 tokens cut the fourth
+    assert np.diff(embedded.offsets).tolist() == [3, 1, 9, 22, 6]  # max_seq_length 24 cuts the fourth
     for i, text in enumerate(TEXTS):
         every = states(model, text)
         np.testing.assert_allclose(embedded[i].tokens, unit(every[1:-1]), atol=TOLERANCE)
@@ -190,6 +199,50 @@ def test_length_is_that_of_the_positions_without_a_file(tmp_path):
 
 def test_several_texts_are_joined(model):
     assert words(model, model.preprocessor.row({"text": ["oil", "pump"]})) == "oil pump"
+
+
+# --- training and evaluation -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trainable", ["adapter", "full"])
+def test_trains_on_texts_and_loads_what_it_exported(folder, tmp_path, trainable):
+    rows = [
+        {"text": f"the {a} of a {b}", "query": f"{a} {b}", "source": "test"} for a in WORDS[:6] for b in WORDS[6:12]
+    ]
+    (tmp_path / "source").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "source" / "train-00000.parquet")
+    convert(tmp_path / "source", "texts", tmp_path / "data")
+    settings = {"data__name": "texts", "model": str(folder), "eval__validation_batches": 0, "trainable": trainable}
+    train(make_config(tmp_path, tmp_path / "run", steps=3, optimizer__learning_rate=0.01, **settings))
+    exported = tmp_path / "run" / trainable.replace("full", "model")
+    loaded = smart_jax.load(exported) if trainable == "full" else smart_jax.load(folder, adapter=exported)
+    before, after = smart_jax.load(folder).encode_document(TEXTS), loaded.encode_document(TEXTS)
+    np.testing.assert_array_equal(after.offsets, before.offsets)
+    assert np.abs(after.tokens - before.tokens).max() > 0.01
+
+
+def test_pages_of_a_pdf_as_texts(folder, tmp_path):
+    lines = [
+        [(60, 330, 18, "1. Pump"), (60, 300, 9, "grease the bearing")],
+        [(60, 330, 18, "2. Oil")],
+        [(60, 300, 9, "x")],
+    ]
+    path = write_pdf(tmp_path / "a.pdf", lines, [("1. Pump", 0, 350), ("2. Oil", 1, 350)])
+    config = minilm_pages.get_config(str(path))
+    config.model, config.max_length, config.output = str(folder), 16, str(tmp_path)
+    (benchmark,) = minilm_pages.get_benchmarks(config)
+    assert benchmark.instruction is None and list(benchmark.queries) == ["Pump", "Oil"]
+    assert [item["text"].split() for item in benchmark.corpus] == [["grease", "the", "bearing"], ["NULL"], ["x"]]
+    encoder = minilm_pages.get_encoder(config)
+    assert encoder.preprocessor.length_buckets == (16,)
+    rows = evaluate(config, [benchmark], encoder)["benchmarks"][0]["rows"]
+    assert {"bm25", "pooled", "late", "hybrid"} <= set(rows)
+
+
+def test_characters_of_a_pdf_that_are_no_text():
+    texts = ["a \ud83d\ude00 b", "a \ud83d b"]
+    benchmark = Benchmark("a", ["q"], ["q"], texts, ["0", "1"], {"q": {"0": 1}}, texts=texts)
+    assert [item["text"] for item in minilm_pages.as_texts(benchmark).corpus] == ["a 😀 b", "a \ufffd b"]
 
 
 # --- weights -----------------------------------------------------------------------------------------------------

@@ -239,10 +239,12 @@ def adapter_config(config: TrainConfig, encoder: Encoder) -> AdapterConfig:
 
 def export_model(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:
     """A Hugging Face folder: the weights, and the source's config, tokenizer and preprocessing files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source_folder(encoder).iterdir()):
+    source = source_folder(encoder)
+    for file in sorted((*source.iterdir(), *source.glob("*/config.json"))):  # the latter of sentence-transformers
         if file.is_file() and not file.name.startswith((".", "model")) and file.suffix != ".safetensors":
-            shutil.copyfile(file, folder / file.name)
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
     if overrides := preprocessing_overrides(config):
         settings = folder / "smart_jax.json"
         known = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}

@@ -39,7 +39,7 @@ CONFIGS = {
         "intermediate_size": 64,
         "layer_norm_eps": 1e-3,
         "type_vocab_size": 1,
-        "initializer_range": 0.3,
+        "initializer_range": 0.2,
     },
 }
 LENGTHS = (9, 23, 1, 40, 3)
