@@ -117,7 +117,8 @@ class Encoder:
         dtype: Any = np.float32,
         progress: bool | None = None,
     ) -> Embeddings:
-        """Embeds items (str, path, PIL image, array [H, W, 3] uint8, or dict of text / image / images / instruction).
+        """Embeds items (str, path, PIL image, array [H, W, 3] uint8, or dict of text / image / images / video /
+        videos / fps / max_frames / instruction, see `smart_jax.items.parse_item`).
 
         The result does not depend on batch size, order or device count beyond rounding (2e-5 in float32).
 

@@ -12,22 +12,29 @@ import numpy as np
 from PIL import Image
 
 from smart_jax.images import ImageLike
+from smart_jax.video import VideoLike, check_sampling, check_video
 
 _SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".jp2", ".avif"),
 )
-_KEYS = ("text", "image", "images", "video", "videos", "instruction")
+_KEYS = ("text", "image", "images", "video", "videos", "fps", "max_frames", "instruction")
 _IMAGE_TYPES = (Path, bytes, Image.Image, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """Contents of one item, in the prompt's order: images, then texts."""
+    """Contents of one item; in the prompt videos come first, then images, then texts.
+
+    fps and max_frames are of its videos, None = the settings'.
+    """
 
     texts: tuple[str, ...] = ()
     images: tuple[ImageLike, ...] = ()
     instruction: str | None = None
+    videos: tuple[VideoLike, ...] = ()
+    fps: float | None = None
+    max_frames: int | None = None
 
 
 def check_items(items: Any) -> Sequence[Any]:
@@ -62,14 +69,15 @@ def parse_item(item: Any, *, name: str = "item") -> Item:
 
     Args:
       item: a text; a path (`pathlib.Path`, or a str that ends in an image suffix and exists), encoded bytes, PIL image
-        or uint8 array as an image; or a dict with text (str or list), image or images (one or a list), instruction.
-        In a dict, text is never taken for a path, and image is never taken for text.
+        or uint8 array as an image; or a dict with text (str or list), image or images (one or a list), video (a path, a
+        list of frames or an array [T, H, W, 3]) or videos (a list of such), fps, max_frames, instruction. In a dict,
+        text is never taken for a path, and image is never taken for text.
       name: for messages, such as "item 3".
 
     Raises:
       TypeError: of another type.
-      ValueError: no content, an unknown key, or video.
-      FileNotFoundError: the str or the image names an image file that is not there.
+      ValueError: no content, an unknown key, or a video that can not be used.
+      FileNotFoundError: the str, the image or the video names a file that is not there.
     """
     if isinstance(item, str):
         return Item(images=(item,)) if _is_image_path(item, name) else Item(texts=(_text(item, name),))
@@ -80,27 +88,43 @@ def parse_item(item: Any, *, name: str = "item") -> Item:
     hint = "; for several images pass {'images': [...]}" if isinstance(item, list | tuple) else ""
     raise TypeError(
         f"{name} is a {type(item).__name__}, expected a text, a path, a PIL image, an array [H, W, 3] uint8 or a dict "
-        f"with text, image and instruction{hint}"
+        f"with text, image, video and instruction{hint}"
     )
 
 
 def _parse_dict(item: Mapping[str, Any], name: str) -> Item:
     if unknown := [key for key in item if key not in _KEYS]:
         raise ValueError(f"{name} has unknown keys {unknown}: known are {', '.join(_KEYS)}")
-    if item.get("video") is not None or item.get("videos") is not None:
-        raise ValueError(f"{name}: video input is not supported yet; pass frames as images")
-    if item.get("image") is not None and item.get("images") is not None:
-        raise ValueError(f"{name} has both 'image' and 'images': pass all of them as 'images'")
+    for one, several in (("image", "images"), ("video", "videos")):
+        if item.get(one) is not None and item.get(several) is not None:
+            raise ValueError(f"{name} has both '{one}' and '{several}': pass all of them as '{several}'")
     instruction = item.get("instruction")
     if instruction is not None and not isinstance(instruction, str):
         raise TypeError(f"{name}: the instruction is a {type(instruction).__name__}, expected a str")
     given = item.get("images") if item.get("image") is None else item["image"]
     images = tuple(_image(image, name) for image in _as_list(given))
+    videos = _videos(item, name)
     texts = [_utf8(text, name) for text in _as_list(item.get("text"))]
     texts = [text for text in texts if text]  # an empty text beside an image adds nothing to the prompt
-    if not images and not any(text.strip() for text in texts):
-        raise ValueError(f"{name} has neither text nor image: fill one in, or drop the item ({_NULL_HINT})")
-    return Item(tuple(texts), images, instruction)
+    if not images and not videos and not any(text.strip() for text in texts):
+        raise ValueError(f"{name} has neither text nor image nor video: fill one in, or drop the item ({_NULL_HINT})")
+    return Item(tuple(texts), images, instruction, videos, item.get("fps"), item.get("max_frames"))
+
+
+def _videos(item: Mapping[str, Any], name: str) -> tuple[VideoLike, ...]:
+    given = item.get("videos")
+    if given is None:
+        given = [] if item.get("video") is None else [item["video"]]
+    if not isinstance(given, list | tuple):
+        raise TypeError(f"{name}: videos is a {type(given).__name__}, expected a list; pass a single one as 'video'")
+    fps, max_frames = item.get("fps"), item.get("max_frames")
+    if not given and (fps is not None or max_frames is not None):
+        raise ValueError(f"{name} has fps or max_frames but no video: pass 'video', or leave them out")
+    try:
+        check_sampling(1 if fps is None else fps, 2 if max_frames is None else max_frames)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return tuple(check_video(video, name=name) for video in given)
 
 
 _NULL_HINT = "the reference embeds an empty item as the text 'NULL'; pass that text to do the same"

@@ -24,6 +24,7 @@ from smart_jax.prompt import (
     read_tokenizer,
 )
 from smart_jax.typing import Batch, VisionBatch
+from smart_jax.video import VideoPatches, process_video
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Preprocessor", "Row", "check_items"]
 
 SMALLEST_LENGTH, SMALLEST_PATCHES = 32, 64
+VIDEO_MODELS = ("qwen3_vl",)  # those whose video layout is `_write_times`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Row:
 
     input_ids: Int[np.ndarray, " L"]  # int32
     keep: Bool[np.ndarray, " L"]  # takes part in late interaction
-    grids: tuple[Grid, ...]  # of its images, in patches
-    patches: Float[np.ndarray, "P E"]  # float32, of all its images one after another
+    grids: tuple[Grid, ...]  # of its videos' temporal patches (each an image of its own) and then images, in patches
+    patches: Float[np.ndarray, "P E"]  # float32, of all of them one after another
 
 
 class Preprocessor:
@@ -72,7 +74,11 @@ class Preprocessor:
         sizes = settings.patch_buckets or [*octaves(SMALLEST_PATCHES, longest * unit), images.max_patches]
         self.patch_buckets = buckets(sizes, longest * unit, unit)
         self._image_token = str(tokenizer.convert_ids_to_tokens(config.image_token_id))
-        self._placeholders = [self._image_token, str(tokenizer.convert_ids_to_tokens(config.video_token_id))]
+        self._video_token = str(tokenizer.convert_ids_to_tokens(config.video_token_id))
+        self._placeholders = [self._image_token, self._video_token]
+        self._marks = [
+            str(tokenizer.convert_ids_to_tokens(i)) for i in (config.vision_start_token_id, config.vision_end_token_id)
+        ]
         self._dropped = np.array(sorted(dropped_token_ids(tokenizer, config)), np.int64)
         self._prefix, self._suffix = added_ids(tokenizer)
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -123,10 +129,16 @@ class Preprocessor:
         """Instruction of queries where the caller gives none; None = the default instruction."""
         return self.settings.query_instruction
 
-    def prompt(self, texts: Sequence[str], image_count: int, *, instruction: str | None = None) -> str:
-        """The rendered chat template, with one placeholder per image and the assistant's turn opened."""
+    def prompt(
+        self, texts: Sequence[str], image_count: int, *, instruction: str | None = None, video_count: int = 0
+    ) -> str:
+        """The rendered chat template, with one placeholder per video and image and the assistant's turn opened."""
         turns = conversation(
-            texts, image_count, instruction=instruction, default_instruction=self.settings.default_instruction
+            texts,
+            image_count,
+            instruction=instruction,
+            default_instruction=self.settings.default_instruction,
+            video_count=video_count,
         )
         return str(
             self.tokenizer.apply_chat_template(
@@ -138,7 +150,8 @@ class Preprocessor:
         """Token ids, keep mask and patches of one item.
 
         A row longer than max_length is cut at its end, as the reference's tokenizer does: text goes and so does the
-        template's end, and the last token left is the one that is pooled. Images come first and are never cut.
+        template's end, and the last token left is the one that is pooled. Videos and images come first and are never
+        cut.
 
         Args:
           item: as in `parse_item`.
@@ -147,6 +160,7 @@ class Preprocessor:
 
         Raises:
           TypeError, ValueError, FileNotFoundError: the item can not be used; the message says why and what to do.
+          ImportError: the item has a video file, and PyAV is not installed.
         """
         parsed = parse_item(item, name=name)
         instruction = parsed.instruction or instruction
@@ -155,14 +169,21 @@ class Preprocessor:
                 raise ValueError(
                     f"{name}: the text contains the image or video token {found[0]}: remove it from the text"
                 )
+        prompt = self.prompt(parsed.texts, len(parsed.images), instruction=instruction, video_count=len(parsed.videos))
+        if parsed.videos:
+            self._check_video(prompt, len(parsed.videos), name)
+        sizes, fps, most = self.settings.videos, parsed.fps, parsed.max_frames
+        videos = [process_video(v, self.images, sizes, fps=fps, max_frames=most, name=name) for v in parsed.videos]
         pieces = [process_image(image, self.images, name=name) for image in parsed.images]
-        grids = tuple(grid for _, grid in pieces)
-        ids = self._encode(self.prompt(parsed.texts, len(grids), instruction=instruction))
+        grids = (*(grid for video in videos for grid in video.grids), *(grid for _, grid in pieces))
+        ids = self._encode(self._write_times(prompt, videos))
         ids = self._fit(self._expand(ids, grids), name)
         keep = ~np.isin(ids, self._dropped)
         # An item of special tokens only is scored by the pooling position's state, which is its pooled vector.
         keep[-1] |= not keep.any()
-        patches = [p for p, _ in pieces] or [np.zeros((0, self.images.patch_values), np.float32)]
+        patches = [*(video.patches for video in videos), *(p for p, _ in pieces)]
+        if not patches:
+            patches = [np.zeros((0, self.images.patch_values), np.float32)]
         return Row(
             input_ids=ids.astype(np.int32),
             keep=keep,
@@ -170,22 +191,53 @@ class Preprocessor:
             patches=patches[0] if len(patches) == 1 else np.concatenate(patches),
         )
 
+    def _check_video(self, prompt: str, videos: int, name: str) -> None:
+        if self.config.model_type not in VIDEO_MODELS:
+            raise ValueError(
+                f"{name} has a video, which {', '.join(VIDEO_MODELS)} models take and {self.config.model_type} not "
+                "yet: pass some frames as images"
+            )
+        if prompt.count(self._video_token) != videos:
+            raise ValueError(
+                f"{name} has a video, but the checkpoint's chat template does not write the video token "
+                f"'{self._video_token}': the model has no video support; pass some frames as images"
+            )
+
+    def _write_times(self, prompt: str, videos: Sequence[VideoPatches]) -> str:
+        """Each video's placeholder becomes a time and a marked placeholder per temporal patch.
+
+        The template's own marks around a video go, as in the transformers (4.57) that the Qwen3-VL models came with;
+        from version 5 on it leaves them in, two tokens more.
+        """
+        start, end = self._marks
+        marked = f"{start}{self._video_token}{end}"
+        placeholder = marked if marked in prompt else self._video_token
+        head, *tails = prompt.split(placeholder) if videos else [prompt]
+        for video, tail in zip(videos, tails, strict=True):
+            head += "".join(f"<{t:.1f} seconds>{marked}" for t in video.seconds) + tail
+        return head
+
+    def _is_visual(self, ids: Int[np.ndarray, " L"]) -> Bool[np.ndarray, " L"]:
+        return np.isin(ids, [self.config.image_token_id, self.config.video_token_id])
+
     def _encode(self, prompt: str) -> Int[np.ndarray, " L"]:
         return np.asarray(self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"], np.int64)
 
     def _expand(self, ids: Int[np.ndarray, " l"], grids: Sequence[Grid]) -> Int[np.ndarray, " L"]:
-        """Each image's placeholder, repeated once per visual token."""
+        """Each image's and temporal patch's placeholder, repeated once per visual token."""
         times = np.ones(len(ids), np.int64)
-        times[ids == self.config.image_token_id] = [t * h * w // self.images.merge_size**2 for t, h, w in grids]
+        times[self._is_visual(ids)] = [t * h * w // self.images.merge_size**2 for t, h, w in grids]
         return np.repeat(ids, times)
 
     def _fit(self, ids: Int[np.ndarray, " L"], name: str) -> Int[np.ndarray, " L"]:
         """The ids between what the tokenizer adds at either end, cut to max_length."""
         room = self.settings.max_length - len(self._prefix) - len(self._suffix)
-        if (lost := int(np.sum(ids[max(room, 0) :] == self.config.image_token_id))) > 0:
+        visual = self._is_visual(ids)
+        if (lost := int(np.sum(visual[max(room, 0) :]))) > 0:
             raise ValueError(
-                f"{name}: {lost} of {int(np.sum(ids == self.config.image_token_id))} visual tokens do not fit in "
-                f"max_length {self.settings.max_length}: pass fewer images, lower max_pixels or raise max_length"
+                f"{name}: {lost} of {int(np.sum(visual))} visual tokens do not fit in max_length "
+                f"{self.settings.max_length}: pass fewer images or frames, lower max_pixels (video_total_pixels) or "
+                "raise max_length"
             )
         return np.concatenate([self._prefix, ids[: max(room, 0)], self._suffix]).astype(np.int64)
 
@@ -270,9 +322,13 @@ class Preprocessor:
             at = slice(L - n, L) if left else slice(0, n)
             input_ids[b, at], keep_mask[b, at], attention_mask[b, at] = row.input_ids, row.keep, True
             position_ids[:, b, at] = mrope_positions(
-                row.input_ids, row.grids, image_token_id=self.config.image_token_id, merge=self.images.merge_size
+                row.input_ids,
+                row.grids,
+                image_token_id=self.config.image_token_id,
+                video_token_id=self.config.video_token_id,
+                merge=self.images.merge_size,
             )
-            visual = row.input_ids == self.config.image_token_id
+            visual = self._is_visual(row.input_ids)
             index[b, at] = np.where(visual, first[b] + np.cumsum(visual) - 1, -1)
         # A filler row attends to one token: a softmax over nothing would be NaN.
         attention_mask[len(rows) :, L - 1 if left else 0] = True

@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from smart_jax.images import read_json
 from smart_jax.models.qwen_vl_config import QwenVLConfig
+from smart_jax.video import VideoSettings
 
 if TYPE_CHECKING:  # transformers takes a second to import: only where a tokenizer is read
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +35,9 @@ class Settings:
       default_instruction: the system turn where nobody gives an instruction.
       query_instruction: the system turn of queries where nobody gives one; None = default_instruction.
       length_buckets, patch_buckets: padded sizes; None = two per octave.
+      fps, max_frames: frames taken of a video per second, and at most.
+      video_min_pixels, video_max_pixels: bounds of a video frame's height * width after the resize.
+      video_total_pixels: bound of a whole video, its frames counted in pairs.
     """
 
     min_pixels: int = 4096
@@ -43,9 +47,21 @@ class Settings:
     query_instruction: str | None = None
     length_buckets: tuple[int, ...] | None = None
     patch_buckets: tuple[int, ...] | None = None
+    fps: float = VideoSettings.fps
+    max_frames: int = VideoSettings.max_frames
+    video_min_pixels: int = VideoSettings.min_pixels
+    video_max_pixels: int = VideoSettings.max_pixels
+    video_total_pixels: int = VideoSettings.total_pixels
+
+    @property
+    def videos(self) -> VideoSettings:
+        return VideoSettings(
+            self.fps, self.max_frames, self.video_min_pixels, self.video_max_pixels, self.video_total_pixels
+        )
 
     def __post_init__(self) -> None:
-        for name in ("min_pixels", "max_pixels", "max_length"):
+        pixels = ("video_min_pixels", "video_max_pixels", "video_total_pixels")
+        for name in ("min_pixels", "max_pixels", "max_length", *pixels):
             check_positive(name, getattr(self, name))
         for name in ("length_buckets", "patch_buckets"):
             object.__setattr__(self, name, checked_buckets(name, getattr(self, name)))
@@ -53,6 +69,7 @@ class Settings:
             raise ValueError(f"default_instruction is {self.default_instruction!r}, expected a text")
         if not isinstance(self.query_instruction, str | None):
             raise ValueError(f"query_instruction is {self.query_instruction!r}, expected a text or null")
+        _ = self.videos  # makes its own checks
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -96,9 +113,14 @@ def read_settings(folder: str | Path, kind: Any = Settings, **overrides: Any) ->
 
 
 def conversation(
-    texts: Sequence[str], image_count: int, *, instruction: str | None, default_instruction: str
+    texts: Sequence[str],
+    image_count: int,
+    *,
+    instruction: str | None,
+    default_instruction: str,
+    video_count: int = 0,
 ) -> list[dict[str, Any]]:
-    """The two turns of Qwen3-VL-Embedding: system = instruction, user = images, then texts.
+    """The two turns of Qwen3-VL-Embedding: system = instruction, user = videos, then images, then texts.
 
     A given instruction is stripped and ends in a period unless its last character is punctuation (Unicode P*). Without
     any content the user turn is the text "NULL", as in the reference (`parse_item` refuses such items before).
@@ -106,7 +128,7 @@ def conversation(
     instruction = (instruction or "").strip()
     if instruction and not unicodedata.category(instruction[-1]).startswith("P"):
         instruction += "."
-    content: list[dict[str, str]] = [{"type": "image"}] * image_count
+    content: list[dict[str, str]] = [{"type": "video"}] * video_count + [{"type": "image"}] * image_count
     content = content + [{"type": "text", "text": text} for text in texts]
     return [
         {"role": "system", "content": [{"type": "text", "text": instruction or default_instruction}]},

@@ -32,13 +32,14 @@ CORPUS = (
     "A retrieval model reads the page and the query, and compares every token with every token.",
 )
 
-# Turns of text and images, as Qwen3-VL's template renders them; no tools, no video.
+# Turns of text, images and videos, as Qwen3-VL's template renders them; no tools.
 CHAT_TEMPLATE = """
 {%- macro parts(content) -%}
 {%- if content is string -%}{{ content }}
 {%- else -%}
 {%- for part in content -%}
 {%- if part.type == 'image' or 'image' in part -%}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}
+{%- elif part.type == 'video' or 'video' in part -%}{{ '<|vision_start|><|video_pad|><|vision_end|>' }}
 {%- elif 'text' in part -%}{{ part.text }}
 {%- endif -%}
 {%- endfor -%}

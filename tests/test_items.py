@@ -56,10 +56,46 @@ def test_empty_items_are_refused_with_the_way_out(item):
         check_items(["a", item])
 
 
-@pytest.mark.parametrize("key", ["video", "videos"])
-def test_video_is_refused(key):
-    with pytest.raises(ValueError, match="item 4: video input is not supported yet; pass frames as images"):
-        parse_item({key: "film.mp4", "text": "a"}, name="item 4")
+def test_videos(page):
+    film = np.zeros((3, 40, 40, 3), np.uint8)
+    item = parse_item({"video": film, "text": "a", "image": PAGE, "fps": 2, "max_frames": 8})
+    assert item.videos[0] is film and (item.texts, item.images, item.fps, item.max_frames) == (("a",), (PAGE,), 2, 8)
+    assert parse_item({"video": [PAGE, page]}).videos == ([PAGE, page],)
+    assert parse_item({"video": str(page)}).videos == (page,)  # what is in a file shows when it is decoded
+    assert parse_item({"videos": [page, [PAGE]]}).videos == (page, [PAGE])
+    assert parse_item({"video": None, "videos": None, "text": "a"}) == Item(("a",))
+
+
+FILM = {"video": np.zeros((3, 40, 40, 3), np.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("item", "error", "message"),
+    [
+        ({"video": "gone.mp4"}, FileNotFoundError, "item 4: no video file 'gone.mp4'"),
+        ({"video": "https://example.org/a.mp4"}, ValueError, "item 4: .*is a URL.*download"),
+        ({"video": "/"}, ValueError, "item 4: '/' is not a file: pass the path of a video, or its frames"),
+        ({"video": 3}, TypeError, r"item 4: the video is a int, expected a path, a list of frames or an array \[T"),
+        ({"video": []}, ValueError, "item 4: the video is a list of 0 frames"),
+        ({"video": [PAGE, None]}, TypeError, "item 4: a frame of the video is a NoneType"),
+        ({"video": [[PAGE], [PAGE]]}, TypeError, r"a frame of the video is a list.*several videos pass \{'videos'"),
+        ({"video": np.zeros((3, 4, 4, 3))}, TypeError, "item 4: the video array has dtype float64, expected uint8"),
+        ({"video": ARRAY}, ValueError, r"item 4: the video array has shape \(40, 40, 3\), expected \[T, H, W, 3\]"),
+        ({"video": np.zeros((0, 4, 4, 3), np.uint8)}, ValueError, r"shape \(0, 4, 4, 3\).*at least one frame"),
+        ({"video": np.zeros((3, 3, 4, 4), np.uint8)}, ValueError, r"shape \(3, 3, 4, 4\), expected \[T, H, W, 3\]"),
+        ({"videos": FILM["video"]}, TypeError, "item 4: videos is a ndarray, expected a list.*'video'"),
+        ({**FILM, "videos": [ARRAY]}, ValueError, "item 4 has both 'video' and 'videos'"),
+        ({**FILM, "fps": 0}, ValueError, "item 4: fps is 0, expected a positive number"),
+        ({**FILM, "fps": float("nan")}, ValueError, "item 4: fps is nan"),
+        ({**FILM, "fps": "1"}, ValueError, "item 4: fps is '1'"),
+        ({**FILM, "max_frames": 1}, ValueError, "item 4: max_frames is 1, expected an integer of at least 2"),
+        ({**FILM, "max_frames": 2.0}, ValueError, "item 4: max_frames is 2.0"),
+        ({"text": "a", "fps": 1}, ValueError, "item 4 has fps or max_frames but no video"),
+    ],
+)
+def test_bad_videos_name_item_and_remedy(item, error, message):
+    with pytest.raises(error, match=message):
+        parse_item(item, name="item 4")
 
 
 @pytest.mark.parametrize(

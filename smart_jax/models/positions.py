@@ -89,17 +89,29 @@ def _axis_taps(n: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def mrope_positions(
-    input_ids: Int[np.ndarray, L], grids: Sequence[Grid], *, image_token_id: int, merge: int
+    input_ids: Int[np.ndarray, L],
+    grids: Sequence[Grid],
+    *,
+    image_token_id: int,
+    merge: int,
+    video_token_id: int | None = None,
 ) -> Int[np.ndarray, "3 L"]:
     """Temporal, height and width position of every token of one unpadded row (Qwen2-VL, arXiv:2409.12191, M-RoPE).
 
     A text token advances all three by one. The visual tokens of an image share one temporal position and count rows
-    and columns from there; the text after it goes on from the largest of them plus one.
+    and columns from there; the text after it goes on from the largest of them plus one. Of a Qwen3-VL video each
+    temporal patch, between its own marks, counts as an image: its time is in the text (arXiv:2511.21631).
+
+    Args:
+      input_ids: of the row.
+      grids: of its images and temporal patches, in the order in which their tokens occur.
+      image_token_id, video_token_id: the visual tokens; None = no video.
+      merge: spatial merge size.
 
     Raises:
       ValueError: the runs of image tokens do not match `grids`.
     """
-    is_image = np.asarray(input_ids) == image_token_id
+    is_image = np.isin(input_ids, [i for i in (image_token_id, video_token_id) if i is not None])
     remaining = iter(grids)
     pieces, start = [], 0
     for image, run in itertools.groupby(is_image.tolist()):
