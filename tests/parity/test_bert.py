@@ -36,10 +36,10 @@ CONFIGS = {
         "hidden_size": 96,
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
-        "intermediate_size": 64,
+        "intermediate_size": 192,
         "layer_norm_eps": 1e-3,
         "type_vocab_size": 1,
-        "initializer_range": 0.2,
+        "initializer_range": 0.15,
     },
 }
 LENGTHS = (9, 23, 1, 40, 3)
