@@ -129,7 +129,7 @@ class TextPreprocessor:
         A text without any other token keeps [CLS], whose state the model replaces with the pooled one.
 
         Args:
-          item: as in `parse_item`, without images; several texts are joined by spaces.
+          item: as in `parse_item`, without images and videos; several texts are joined by spaces.
           instruction: prefix where the item carries none of its own, as it stands; None = the default instruction.
           name: of the item, for messages.
 
@@ -137,9 +137,10 @@ class TextPreprocessor:
           TypeError, ValueError, FileNotFoundError: the item can not be used; the message says why and what to do.
         """
         parsed = parse_item(item, name=name)
-        if parsed.images:
+        if parsed.images or parsed.videos:
+            kind = "an image" if parsed.images else "a video"
             raise ValueError(
-                f"{name} has an image, but this model ({self.config.model_type}) reads text only: pass its text, or "
+                f"{name} has {kind}, but this model ({self.config.model_type}) reads text only: pass its text, or "
                 "load a multimodal model ({'text': ...} is never taken for the path of an image)"
             )
         if instruction is None:

@@ -353,12 +353,14 @@ def test_tokenizer_without_cls(tmp_path):
         smart_jax.load(tmp_path)
 
 
-def test_images_are_refused(model, tmp_path):
+def test_images_and_videos_are_refused(model, tmp_path):
     page = Image.new("RGB", (64, 64))
     page.save(tmp_path / "page.png")
     for item in (page, tmp_path / "page.png", {"text": "a page", "image": page}):
         with pytest.raises(ValueError, match=r"item 1 has an image, but this model \(bert\) reads text only"):
             model.encode_document(["pump", item])
+    with pytest.raises(ValueError, match="item 0 has a video, but this model"):
+        model.encode_document([{"video": np.zeros((4, 64, 64, 3), np.uint8)}])
 
 
 def test_bad_sizes(model):
