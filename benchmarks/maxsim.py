@@ -13,181 +13,20 @@ Memory: growth of the peak resident memory during a call, beyond imports, stored
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import importlib
 import importlib.metadata
-import json
 import os
 import platform
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ENVIRONMENT = {  # LanceDB hangs with a single I/O thread: it keeps its own number, on the one core
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "RAYON_NUM_THREADS": "1",
-    "LANCE_CPU_THREADS": "1",
-    "PJRT_NPROC": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-LONGEST = 1800  # seconds of a process, after which it is taken to hang
+from benchmarks.maxsim_workloads import WORKLOADS, Workload, judge, oracle, oracle_train
+from benchmarks.processes import RunError, answer_request, cpu_seconds, in_process, keep_freed_memory, peak_growth
 
-
-@dataclass(frozen=True)
-class Workload:
-    kind: str  # score, search or train
-    queries: int
-    query_tokens: int
-    documents: int
-    lengths: tuple[int, int]
-    width: int
-
-    def scaled(self, scale: float) -> Workload:
-        documents = max(2, round(self.documents * scale))
-        queries = documents if self.kind == "train" else self.queries
-        return Workload(self.kind, queries, self.query_tokens, documents, self.lengths, self.width)
-
-    def make(self, seed: int = 0) -> Any:
-        """Random unit vectors."""
-        import numpy as np
-
-        from benchmarks.maxsim_peers import Data
-
-        rng = np.random.default_rng(seed)
-        lengths = rng.integers(self.lengths[0], self.lengths[1] + 1, self.documents)
-        queries = unit(rng, self.queries, self.query_tokens, self.width)
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        return Data(queries, unit(rng, int(offsets[-1]), self.width), offsets)
-
-    def __str__(self) -> str:
-        low, high = self.lengths
-        queries = f"{self.queries} quer{'y' if self.queries == 1 else 'ies'} of {self.query_tokens} tokens"
-        tokens = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        what = {"score": "", "search": ", top 10", "train": ", value and gradient of InfoNCE"}[self.kind]
-        return f"{queries}, {self.documents:,} documents of {tokens} tokens, width {self.width:,}{what}"
-
-
-WORKLOADS = {
-    "W1": Workload("score", 32, 32, 1000, (50, 300), 128),
-    "W2": Workload("score", 16, 20, 500, (1030, 1030), 128),
-    "W3": Workload("score", 8, 24, 100, (300, 1300), 2048),
-    "W4": Workload("search", 1, 32, 2000, (100, 800), 128),
-    "W5": Workload("train", 32, 32, 32, (256, 256), 2048),
-    "W6": Workload("train", 128, 32, 128, (256, 256), 2048),
-    "W7": Workload("search", 1, 32, 20000, (1030, 1030), 128),
-}
 DEFAULT = "W1,W2,W3,W4,W5,W6"
-
-
-def unit(rng: Any, *shape: int) -> Any:
-    import numpy as np
-
-    x = rng.standard_normal(shape, dtype=np.float32)
-    for rows in np.array_split(x.reshape(-1, shape[-1]), max(1, x.size >> 22)):  # without a copy of all
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return x
-
-
-# The right answer
-
-
-def oracle(data: Any) -> Any:
-    """Scores [Nq, N] in float64."""
-    import numpy as np
-
-    queries = data.queries.astype(np.float64)
-    count, length, width = queries.shape
-    stacked = queries.reshape(-1, width).T
-    scores = np.empty((count, len(data.documents)))
-    for n, document in enumerate(data.documents):
-        scores[:, n] = (document.astype(np.float64) @ stacked).max(axis=0).reshape(count, length).mean(axis=1)
-    return scores
-
-
-def oracle_train(data: Any) -> tuple[Any, ...]:
-    """Loss and gradients of InfoNCE in float64."""
-    import numpy as np
-
-    from benchmarks.maxsim_peers import TEMPERATURE
-
-    q, d = data.queries.astype(np.float64), data.batch.astype(np.float64)
-    batch, length, width = q.shape
-    stacked = q.reshape(-1, width)
-    products = [stacked @ document.T for document in d]  # [B * P, L] each
-    logits = np.stack([x.max(axis=1).reshape(batch, length).mean(axis=1) for x in products], axis=1) / TEMPERATURE
-    top = logits.max(axis=1, keepdims=True)
-    lse = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
-    weights = (np.exp(logits - lse[:, None]) - np.eye(batch)) / (batch * TEMPERATURE * length)
-    dq, dd = np.zeros_like(stacked), np.zeros_like(d)
-    for n, x in enumerate(products):
-        winners, weight = x.argmax(axis=1), np.repeat(weights[:, n], length)[:, None]
-        dq += weight * d[n][winners]
-        np.add.at(dd[n], winners, weight * stacked)
-    return np.mean(lse - np.diagonal(logits)), dq.reshape(q.shape), dd
-
-
-def judge(kind: str, result: Any, expected: tuple[Any, ...]) -> tuple[float, int]:
-    """The largest error, relative for gradients, and how many of the documents found are not among the best."""
-    import numpy as np
-
-    if kind == "train":
-        pairs = [(np.asarray(a, np.float64), b) for a, b in zip(result, expected, strict=True)]
-        return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs), 0
-    if kind == "score":
-        return float(np.abs(np.asarray(result, np.float64) - expected[0]).max()), 0
-    scores, indices = (np.asarray(x) for x in result)
-    order = np.argsort(-expected[0][0])[: len(indices)]
-    error = float(np.abs(scores - expected[0][0][indices]).max())
-    return error, len(set(order.tolist()) - set(indices.tolist()))
-
-
-# In a process of its own
-
-
-def resident(field: str) -> int:
-    """Bytes, a line of /proc/self/status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(field)
-
-
-def peak_growth(run: Callable[[], Any]) -> tuple[Any, int]:
-    """The result, and by how many bytes the peak of resident memory in the call exceeds what was resident before."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
-    before = resident("VmRSS")
-    result = run()
-    return result, max(0, resident("VmHWM") - before)
-
-
-def keep_freed_memory(keep: bool) -> None:
-    """Whether the C library keeps freed blocks, as it does once large ones were freed, or gives them back at once.
-
-    What it keeps would hide what a call takes.
-    """
-    mmap_threshold, trim_threshold = -3, -1
-    libc = ctypes.CDLL(None)
-    libc.mallopt(mmap_threshold, 2**25 if keep else 2**16)
-    libc.mallopt(trim_threshold, 2**26 if keep else 2**16)
-
-
-def cpu_seconds(run: Callable[[], Any]) -> float:
-    gc.collect()
-    started = time.process_time()
-    run()
-    return time.process_time() - started
 
 
 def probe(request: dict[str, Any]) -> dict[str, Any]:
@@ -257,60 +96,6 @@ def compiled_memory(request: dict[str, Any]) -> dict[str, int]:
 
 
 # The tables
-
-
-class RunError(Exception):
-    """A process that ended without a result; the message says how."""
-
-
-def in_process(task: str, core: int, **request: Any) -> Any:
-    """The result of one of `TASKS` in a fresh process on one core."""
-    with tempfile.TemporaryDirectory() as folder:
-        asked, answer, said = (Path(folder) / name for name in ("request.json", "answer.json", "output.txt"))
-        asked.write_text(json.dumps(request))
-        files = [str(asked), str(answer)]
-        command = [sys.executable, "-m", "benchmarks.maxsim", "--task", task, "--core", str(core), *files]
-        environment = os.environ | ENVIRONMENT
-        with said.open("w") as output:
-            try:
-                done = subprocess.run(command, env=environment, stdout=output, stderr=output, timeout=LONGEST)
-            except subprocess.TimeoutExpired:
-                raise RunError(f"hangs: no result within {LONGEST} s") from None
-        if done.returncode < 0:
-            raise RunError(f"crashes: {signal.Signals(-done.returncode).name}")
-        if not answer.exists():
-            raise RunError(f"exits with {done.returncode}: {said.read_text()[-500:]}")
-        result = json.loads(answer.read_text())
-    if "raised" in result:
-        raise RunError(result["raised"])
-    return result["result"]
-
-
-def run_task(task: str, core: int, request: Path, answer: Path) -> None:
-    """In the fresh process."""
-    os.sched_setaffinity(0, [core])
-    try:
-        import torch
-
-        torch.set_num_threads(1)
-    except ModuleNotFoundError:
-        pass  # it is a peer
-    try:
-        result = {"result": TASKS[task](json.loads(request.read_text()))}
-    except ModuleNotFoundError as error:
-        result = {"raised": f"not installed ({error.name})"}
-    except BaseException as error:  # the panics of some extensions are no Exception
-        first_line = next(iter(str(error).splitlines()), "").rstrip(" :")
-        result = {"raised": f"raises {type(error).__name__}: {first_line}"}
-    answer.write_text(json.dumps(result))
-
-
-def in_process_or_note(task: str, core: int, **request: Any) -> Any:
-    """The result, or how it failed."""
-    try:
-        return in_process(task, core, **request)
-    except RunError as error:
-        return str(error)
 
 
 def wanted(name: str, only: list[str]) -> bool:
@@ -450,7 +235,7 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task:
-        return run_task(options.task, options.core, *options.files)
+        return answer_request(TASKS[options.task], options.core, *options.files)
     from benchmarks.maxsim_peers import IMPLEMENTATIONS
 
     only, workloads = ([x for x in value.split(",") if x] for value in (options.only, options.workloads))

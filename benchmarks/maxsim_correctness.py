@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.maxsim import in_process_or_note, oracle, unit
 from benchmarks.maxsim_peers import IMPLEMENTATIONS, Call, Data, K
+from benchmarks.maxsim_workloads import oracle, unit
+from benchmarks.processes import in_process_or_note
 
 TOLERANCE = 1e-5  # of the error, relative to the largest score if that is above 1
 

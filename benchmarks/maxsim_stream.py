@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.maxsim import Workload, judge, keep_freed_memory, peak_growth, resident, unit
 from benchmarks.maxsim_peers import K, best
+from benchmarks.maxsim_workloads import Workload, judge, unit
+from benchmarks.processes import keep_freed_memory, peak_growth, resident
 from smart_jax import Embeddings, search
 from smart_jax.embeddings import FORMAT, INDEX, VERSION
 

@@ -1,0 +1,117 @@
+"""Work in fresh processes of one thread on one core, and what it takes there."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {  # LanceDB hangs with a single I/O thread: it keeps its own number, on the one core
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+    "LANCE_CPU_THREADS": "1",
+    "PJRT_NPROC": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+LONGEST = 1800  # seconds of a process, after which it is taken to hang
+
+
+class RunError(Exception):
+    """A process that ended without a result; the message says how."""
+
+
+def in_process(task: str, core: int, **request: Any) -> Any:
+    """The result of one of the tasks of `benchmarks.maxsim` in a fresh process on one core."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answer, said = (Path(folder) / name for name in ("request.json", "answer.json", "output.txt"))
+        asked.write_text(json.dumps(request))
+        files = [str(asked), str(answer)]
+        command = [sys.executable, "-m", "benchmarks.maxsim", "--task", task, "--core", str(core), *files]
+        environment = os.environ | ENVIRONMENT
+        with said.open("w") as output:
+            try:
+                done = subprocess.run(command, env=environment, stdout=output, stderr=output, timeout=LONGEST)
+            except subprocess.TimeoutExpired:
+                raise RunError(f"hangs: no result within {LONGEST} s") from None
+        if done.returncode < 0:
+            raise RunError(f"crashes: {signal.Signals(-done.returncode).name}")
+        if not answer.exists():
+            raise RunError(f"exits with {done.returncode}: {said.read_text()[-500:]}")
+        result = json.loads(answer.read_text())
+    if "raised" in result:
+        raise RunError(result["raised"])
+    return result["result"]
+
+
+def in_process_or_note(task: str, core: int, **request: Any) -> Any:
+    """The result, or how it failed."""
+    try:
+        return in_process(task, core, **request)
+    except RunError as error:
+        return str(error)
+
+
+def answer_request(task: Callable[[Any], Any], core: int, request: Path, answer: Path) -> None:
+    """Does the task, in the fresh process, and writes what `in_process` reads."""
+    os.sched_setaffinity(0, [core])
+    try:
+        import torch
+
+        torch.set_num_threads(1)
+    except ModuleNotFoundError:
+        pass  # it is a peer
+    try:
+        result = {"result": task(json.loads(request.read_text()))}
+    except ModuleNotFoundError as error:
+        result = {"raised": f"not installed ({error.name})"}
+    except BaseException as error:  # the panics of some extensions are no Exception
+        first_line = next(iter(str(error).splitlines()), "").rstrip(" :")
+        result = {"raised": f"raises {type(error).__name__}: {first_line}"}
+    answer.write_text(json.dumps(result))
+
+
+def resident(field: str) -> int:
+    """Bytes, a line of /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(field)
+
+
+def peak_growth(run: Callable[[], Any]) -> tuple[Any, int]:
+    """The result, and by how many bytes the peak of resident memory in the call exceeds what was resident before."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+    before = resident("VmRSS")
+    result = run()
+    return result, max(0, resident("VmHWM") - before)
+
+
+def keep_freed_memory(keep: bool) -> None:
+    """Whether the C library keeps freed blocks, as it does once large ones were freed, or gives them back at once.
+
+    What it keeps would hide what a call takes.
+    """
+    mmap_threshold, trim_threshold = -3, -1
+    libc = ctypes.CDLL(None)
+    libc.mallopt(mmap_threshold, 2**25 if keep else 2**16)
+    libc.mallopt(trim_threshold, 2**26 if keep else 2**16)
+
+
+def cpu_seconds(run: Callable[[], Any]) -> float:
+    gc.collect()
+    started = time.process_time()
+    run()
+    return time.process_time() - started
