@@ -204,7 +204,7 @@ def test_several_texts_are_joined(model):
 # --- training and evaluation -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trainable", ["adapter", "full"])
+@pytest.mark.parametrize("trainable", ["adapter", pytest.param("full", marks=pytest.mark.slow)])
 def test_trains_on_texts_and_loads_what_it_exported(folder, tmp_path, trainable):
     rows = [
         {"text": f"the {a} of a {b}", "query": f"{a} {b}", "source": "test"} for a in WORDS[:6] for b in WORDS[6:12]

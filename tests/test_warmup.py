@@ -58,6 +58,7 @@ def test_weights_have_the_configs_range(encoder):
     assert float(kernel.std()) == pytest.approx(0.05, rel=0.1)
 
 
+@pytest.mark.slow
 def test_warm_up_learns_to_read_and_keeps_the_structure(encoder, monkeypatch, capsys):
     monkeypatch.setitem(tiny_pretrain.WARMUP, "batch_size", 8)
     monkeypatch.setitem(tiny_pretrain.WARMUP, "height", 32)

@@ -111,6 +111,7 @@ def test_batch_equals_single_rows(two_taps):
         np.testing.assert_allclose(together[i, : len(row[0])], alone[0], atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", ["cpu", "accelerator"])
 def test_attention_in_steps_equals_whole(two_taps, monkeypatch, steps):
     """Forward and gradient, by the CPU's steps (heads and rows) and by an accelerator's (rows)."""
