@@ -238,22 +238,27 @@ def open_rgb(image: ImageLike, *, name: str = "image") -> Image.Image:
             raise ValueError(f"{name}: the image has 0 bytes: write the data again")
         return _open(io.BytesIO(image), f"the image bytes of {name}")
     if isinstance(image, str | Path):
-        return _open(_existing_file(image, name), f"{name} ('{image}')")
+        return _open(existing_file(image, name, "image", "the path of an image"), f"{name} ('{image}')")
     raise TypeError(
         f"{name} is a {type(image).__name__}, expected an image: a path, bytes, a PIL image or an array [H, W, 3] uint8"
     )
 
 
-def _existing_file(path: str | Path, name: str) -> Path:
+def existing_file(path: str | Path, name: str, kind: str, wanted: str) -> Path:
+    """The path of a local file that holds something; `kind` and what is `wanted` are words for the errors.
+
+    Raises:
+      FileNotFoundError, ValueError: it is not there; it is a URL, a folder or empty.
+    """
     if "://" in str(path):
-        raise ValueError(f"{name}: '{path}' is a URL; images are read from local files only: download it first")
+        raise ValueError(f"{name}: '{path}' is a URL; {kind}s are read from local files only: download it first")
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{name}: no image file '{path}' (from {Path.cwd()})")
+        raise FileNotFoundError(f"{name}: no {kind} file '{path}' (from {Path.cwd()})")
     if not path.is_file():
-        raise ValueError(f"{name}: '{path}' is not a file: pass the path of an image")
+        raise ValueError(f"{name}: '{path}' is not a file: pass {wanted}")
     if path.stat().st_size == 0:
-        raise ValueError(f"{name}: the image file '{path}' has 0 bytes: write or download it again")
+        raise ValueError(f"{name}: the {kind} file '{path}' has 0 bytes: write or download it again")
     return path
 
 

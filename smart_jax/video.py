@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from smart_jax.images import ImageLike, ImageSettings, open_rgb, patchify, smart_resize
+from smart_jax.images import ImageLike, ImageSettings, existing_file, open_rgb, patchify, smart_resize
 from smart_jax.models.positions import Grid
 
 VideoLike = str | Path | list[ImageLike] | np.ndarray
@@ -101,7 +101,7 @@ def check_video(video: Any, *, name: str = "video") -> Path | list[ImageLike] | 
       FileNotFoundError: no such file.
     """
     if isinstance(video, str | Path):
-        return _existing_file(video, name)
+        return existing_file(video, name, "video", "the path of a video, or its frames as a list")
     if isinstance(video, np.ndarray):
         if video.dtype != np.uint8:
             raise TypeError(
@@ -128,19 +128,6 @@ def check_video(video: Any, *, name: str = "video") -> Path | list[ImageLike] | 
         f"{name}: the video is a {type(video).__name__}, expected a path, a list of frames or an array [T, H, W, 3] "
         "uint8"
     )
-
-
-def _existing_file(path: str | Path, name: str) -> Path:
-    if "://" in str(path):
-        raise ValueError(f"{name}: '{path}' is a URL; videos are read from local files only: download it first")
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{name}: no video file '{path}' (from {Path.cwd()})")
-    if not path.is_file():
-        raise ValueError(f"{name}: '{path}' is not a file: pass the path of a video, or its frames as a list")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{name}: the video file '{path}' has 0 bytes: write or download it again")
-    return path
 
 
 def process_video(

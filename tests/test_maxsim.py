@@ -281,6 +281,9 @@ def test_plan(lengths, max_tokens, max_items, spans):
 
 
 def test_sizes_of_query_windows():
+    tokens, offsets = ragged(np.random.default_rng(0), [20] * 16)
+    ((_, _, block),) = query_blocks(Packed(None, tokens, offsets))
+    assert len(block.window.tokens) == 320  # not 512: each would cost a row of every product
     assert [eighths(n) for n in (1, 32, 33, 250, 256, 257, 320, 513, 2000)] == [
         32,
         32,
