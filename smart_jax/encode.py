@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from smart_jax.embeddings import Embeddings
 from smart_jax.hub import resolve
 from smart_jax.items import check_items
 from smart_jax.models import ModelConfig, load_config
+from smart_jax.models.qwen_vl_config import QwenVLConfig
 from smart_jax.models.weights import Params, load_weights
+from smart_jax.preprocess import Preprocessor
 from smart_jax.preprocess_text import AnyPreprocessor, open_preprocessor
 from smart_jax.sharding import batch_sharding
 from smart_jax.typing import Batch
@@ -37,9 +39,15 @@ def load(
     dtype: Any | None = None,
     mesh: Mesh | None = None,
     revision: str | None = None,
+    head: str | None = None,
     pooling: str | None = None,
+    prompt: str | Sequence[Sequence[str]] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Encoder:
     """Opens a single-vector retriever for SMART scoring.
+
+    Published models are known by their config.json or name (`smart_jax.heads`); others say how they are prompted and
+    pooled here or in their smart_jax.json, see docs/bring_your_own_model.md.
 
     Args:
       name_or_path: a local folder in Hugging Face layout, a hub id, or "tiny" (the embedded default).
@@ -47,16 +55,24 @@ def load(
       dtype: of the backbone's parameters and computation; default bfloat16 on TPU and GPU, float32 on CPU.
       mesh: devices to work on (`smart_jax.make_mesh()` = all of them, by data); None = the default device.
       revision: of a hub repository.
-      pooling: of a BERT, "mean" or "cls"; None = as the checkpoint's smart_jax.json or 1_Pooling/config.json says.
+      head: the known model that the checkpoint is one of or comes from, such as "gme".
+      pooling: "last", "mean" or "before:TOKEN"; of a BERT, "mean" or "cls" (None = as the checkpoint's smart_jax.json
+        or 1_Pooling/config.json says).
+      prompt: a Jinja template or turns, see `smart_jax.prompt.Prompt`.
+      settings: any other fields of `smart_jax.settings.Settings`, of a BERT of `TextSettings`.
 
     Raises:
       FileNotFoundError, ConnectionError: the checkpoint or one of its files can not be had.
-      ValueError: a file is corrupt, the model_type or the pooling is unknown, or weights, config and adapter do not
-        match.
+      ValueError: a file is corrupt, the model_type, the head or the pooling is unknown, or weights, config and adapter
+        do not match.
     """
     folder = resolve(name_or_path, revision=revision)
     config = load_config(folder, pooling=pooling)
-    preprocessor = open_preprocessor(folder, config)
+    given = {"head": head, "pooling": pooling, "prompt": prompt}
+    overrides = {name: value for name, value in given.items() if value is not None} | dict(settings or {})
+    preprocessor = open_preprocessor(folder, config, **overrides)
+    if isinstance(preprocessor, Preprocessor) and isinstance(config, QwenVLConfig):
+        config = dataclasses.replace(config, use_deepstack=preprocessor.settings.deepstack)
     adapter = _open_adapter(adapter, config)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -102,7 +118,7 @@ class Encoder:
 
     def encode_query(self, items: Any, *, instruction: str | None = None, **options: Any) -> Embeddings:
         """Embeds queries; `instruction` defaults to the checkpoint's query instruction. See `encode`."""
-        return self.encode(items, instruction=instruction or self.preprocessor.query_instruction, **options)
+        return self.encode(items, instruction=instruction, query=True, **options)
 
     def encode_document(self, items: Any, *, instruction: str | None = None, **options: Any) -> Embeddings:
         """Embeds documents; `instruction` defaults to the checkpoint's default instruction. See `encode`."""
@@ -113,6 +129,7 @@ class Encoder:
         items: Sequence[Any],
         *,
         instruction: str | None = None,
+        query: bool = False,
         batch_size: int | None = None,
         dtype: Any = np.float32,
         progress: bool | None = None,
@@ -125,6 +142,7 @@ class Encoder:
         Args:
           items: a list; order is kept.
           instruction: for items that carry none of their own.
+          query: whether they are queries: their default instruction, prompt and kept tokens may differ.
           batch_size: rows per batch over all devices; default 8 a device.
           dtype: of the stored vectors, float32 or float16 (computed in float32 either way).
           progress: True / False = show a bar or not; None = only if it takes longer than two seconds.
@@ -147,7 +165,7 @@ class Encoder:
             disable=progress is False,
         )
         with bar:
-            for indices, keep, *vectors in self._pipelined(items, instruction, rows_at_once, dtype):
+            for indices, keep, *vectors in self._pipelined(items, instruction, query, rows_at_once, dtype):
                 batch_pooled, batch_tokens = (np.asarray(v) for v in vectors)
                 for i, index in enumerate(indices):
                     pooled[index], tokens[index] = batch_pooled[i], batch_tokens[i][keep[i]]
@@ -173,11 +191,11 @@ class Encoder:
         return -(-rows // self._devices) * self._devices
 
     def _pipelined(
-        self, items: Sequence[Any], instruction: str | None, rows_at_once: int, dtype: Any
+        self, items: Sequence[Any], instruction: str | None, query: bool, rows_at_once: int, dtype: Any
     ) -> Iterator[tuple[list[int], np.ndarray, jax.Array, jax.Array]]:
         """Results one batch late: the host prepares a batch while the device computes the one before."""
         waiting = None
-        for indices, batch in self._batches(items, instruction, rows_at_once):
+        for indices, batch in self._batches(items, instruction, query, rows_at_once):
             result = (indices, np.asarray(batch.keep_mask), *self.embed(batch, dtype=dtype))
             if waiting is not None:
                 yield waiting
@@ -186,10 +204,13 @@ class Encoder:
             yield waiting
 
     def _batches(
-        self, items: Sequence[Any], instruction: str | None, rows_at_once: int
+        self, items: Sequence[Any], instruction: str | None, query: bool, rows_at_once: int
     ) -> Iterator[tuple[list[int], Batch]]:
         for window in _chunks(range(len(items)), WINDOW * rows_at_once):
-            rows = {i: self.preprocessor.row(items[i], instruction=instruction, name=f"item {i}") for i in window}
+            rows = {
+                i: self.preprocessor.row(items[i], instruction=instruction, query=query, name=f"item {i}")
+                for i in window
+            }
             by_length = sorted(rows, key=lambda i: (len(rows[i].patches), len(rows[i].input_ids)))
             for indices in _chunks(by_length, rows_at_once):
                 batch = self.preprocessor.collate(

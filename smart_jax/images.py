@@ -36,6 +36,7 @@ class ImageSettings:
       patch_size, temporal_patch_size, merge_size: as in the vision encoder; sides are resized to multiples of
         patch_size * merge_size.
       min_pixels, max_pixels: bounds of height * width after the resize.
+      first_pixels: such bounds of a resize before it, of which the sizes are those to resize; None = there is none.
       image_mean, image_std: per RGB channel, applied to value * rescale_factor.
     """
 
@@ -47,6 +48,7 @@ class ImageSettings:
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     rescale_factor: float = 1 / 255
+    first_pixels: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not self.factor**2 <= self.max_pixels or not 0 < self.min_pixels <= self.max_pixels:
@@ -69,15 +71,21 @@ class ImageSettings:
         return self.max_pixels // self.factor**2 * self.merge_size**2
 
 
-def read_image_settings(folder: Path, vision: Any, *, min_pixels: int, max_pixels: int) -> ImageSettings:
+def read_image_settings(
+    folder: Path,
+    vision: Any,
+    *,
+    min_pixels: int | None,
+    max_pixels: int | None,
+    first_pixels: tuple[int, int] | None = None,
+) -> ImageSettings:
     """Settings of a checkpoint folder: preprocessor_config.json, or image_processor of processor_config.json.
-
-    The file's own pixel bounds are not used: Qwen3-VL-Embedding overrides them.
 
     Args:
       folder: checkpoint in Hugging Face layout.
       vision: the backbone's vision config (patch_size, temporal_patch_size, spatial_merge_size, in_channels).
-      min_pixels, max_pixels: bounds of the resize.
+      min_pixels, max_pixels: bounds of the resize; None = the file's own, which Qwen3-VL-Embedding overrides.
+      first_pixels: bounds of a resize before it.
 
     Raises:
       FileNotFoundError: neither file is there.
@@ -98,8 +106,9 @@ def read_image_settings(folder: Path, vision: Any, *, min_pixels: int, max_pixel
         patch_size=vision.patch_size,
         temporal_patch_size=vision.temporal_patch_size,
         merge_size=vision.spatial_merge_size,
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
+        min_pixels=_bound(found, "min_pixels", "shortest_edge", ImageSettings.min_pixels, min_pixels),
+        max_pixels=_bound(found, "max_pixels", "longest_edge", ImageSettings.max_pixels, max_pixels),
+        first_pixels=first_pixels,
         image_mean=_three(source, "image_mean", found.get("image_mean", _CLIP_MEAN)),
         image_std=_three(source, "image_std", found.get("image_std", _CLIP_STD)),
         rescale_factor=float(found.get("rescale_factor", 1 / 255)),
@@ -125,6 +134,13 @@ def _read_processor_config(folder: Path) -> tuple[Path, Mapping[str, Any]]:
     raise FileNotFoundError(
         f"{folder} lacks preprocessor_config.json (image mean and deviation): copy it from the original checkpoint"
     )
+
+
+def _bound(found: Mapping[str, Any], name: str, edge: str, default: int, asked: int | None) -> int:
+    """A pixel bound: what is asked for, or in the file's older or newer spelling."""
+    if asked is not None:
+        return asked
+    return int(found.get(name) or (found.get("size") or {}).get(edge) or default)
 
 
 def _three(source: Path, name: str, values: Any) -> tuple[float, float, float]:
@@ -156,18 +172,16 @@ def process_image(
       ValueError: unreadable, empty, larger than Pillow's decompression-bomb limit, or an aspect ratio over 200.
     """
     rgb = open_rgb(image, name=name)
-    try:
-        height, width = smart_resize(
-            rgb.height,
-            rgb.width,
-            factor=settings.factor,
-            min_pixels=settings.min_pixels,
-            max_pixels=settings.max_pixels,
-        )
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    pixels = np.asarray(rgb.resize((width, height)))
-    return patchify(pixels, settings), (1, height // settings.patch_size, width // settings.patch_size)
+    bounds = [] if settings.first_pixels is None else [settings.first_pixels]
+    for least, most in (*bounds, (settings.min_pixels, settings.max_pixels)):
+        try:
+            height, width = smart_resize(
+                rgb.height, rgb.width, factor=settings.factor, min_pixels=least, max_pixels=most
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        rgb = rgb.resize((width, height))
+    return patchify(np.asarray(rgb), settings), (1, height // settings.patch_size, width // settings.patch_size)
 
 
 def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
+from smart_jax.heads import open_settings
 from smart_jax.images import ImageSettings, process_image, read_image_settings
 from smart_jax.items import check_items, parse_item
 from smart_jax.models.positions import Grid, mrope_positions, patch_geometry
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.prompt import (
-    Settings,
-    added_ids,
-    conversation,
-    dropped_token_ids,
-    read_chat_template,
-    read_settings,
-    read_tokenizer,
-)
+from smart_jax.prompt import Prompt, added_ids, dropped_token_ids, read_chat_template, read_tokenizer
+from smart_jax.rows import Row, bucket, buckets, check_collate, check_sizes, octaves, pad_text, span
+from smart_jax.settings import Settings
 from smart_jax.typing import Batch, VisionBatch
 from smart_jax.video import VideoPatches, process_video
 
@@ -35,23 +30,13 @@ SMALLEST_LENGTH, SMALLEST_PATCHES = 32, 64
 VIDEO_MODELS = ("qwen3_vl",)  # those whose video layout is `_write_times`
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One item, unpadded."""
-
-    input_ids: Int[np.ndarray, " L"]  # int32
-    keep: Bool[np.ndarray, " L"]  # takes part in late interaction
-    grids: tuple[Grid, ...]  # of its videos' temporal patches (each an image of its own) and then images, in patches
-    patches: Float[np.ndarray, "P E"]  # float32, of all of them one after another
-
-
 class Preprocessor:
     """Turns items into rows and rows into batches.
 
     Attributes:
       config: of the backbone.
-      tokenizer, chat_template: of the checkpoint.
-      settings, images: prompt and sizes; image arithmetic.
+      tokenizer: of the checkpoint.
+      settings, images: prompt, pooling and sizes; image arithmetic.
       length_buckets, patch_buckets: the padded sizes that `collate` uses, ascending: at most
         len(length_buckets) * (1 + len(patch_buckets)) shapes, and so compilations, per batch size; with shared bins
         len(length_buckets) * (1 + 2 * len(patch_buckets)).
@@ -60,13 +45,14 @@ class Preprocessor:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        chat_template: str,
+        chat_template: str | None,
         config: QwenVLConfig,
         images: ImageSettings,
         settings: Settings,
     ):
-        self.tokenizer, self.chat_template, self.config = tokenizer, chat_template, config
+        self.tokenizer, self.config = tokenizer, config
         self.images, self.settings = images, settings
+        self._prompt = Prompt(settings.prompt, tokenizer, config, chat_template)
         unit = images.merge_size**2
         longest = settings.max_length
         self.length_buckets = buckets(settings.length_buckets or octaves(SMALLEST_LENGTH, longest), longest, 1)
@@ -75,7 +61,9 @@ class Preprocessor:
         self.patch_buckets = buckets(sizes, longest * unit, unit)
         self._image_token = str(tokenizer.convert_ids_to_tokens(config.image_token_id))
         self._video_token = str(tokenizer.convert_ids_to_tokens(config.video_token_id))
-        self._placeholders = [self._image_token, self._video_token]
+        token = settings.pooling_token
+        self._placeholders = [self._image_token, self._video_token, *([] if token is None else [token])]
+        self._pooling_id = None if token is None else tokenizer.convert_tokens_to_ids(token)
         self._marks = [
             str(tokenizer.convert_ids_to_tokens(i)) for i in (config.vision_start_token_id, config.vision_end_token_id)
         ]
@@ -88,6 +76,8 @@ class Preprocessor:
     def from_pretrained(cls, folder: str | Path, config: QwenVLConfig, **overrides: Any) -> Preprocessor:
         """Reads tokenizer, chat template, preprocessor_config.json and, if there is one, smart_jax.json.
 
+        The head, that is prompt and pooling, is told by config.json, the folder's name or `overrides`.
+
         Args:
           folder: checkpoint in Hugging Face layout.
           config: of its backbone.
@@ -95,15 +85,21 @@ class Preprocessor:
 
         Raises:
           FileNotFoundError: the tokenizer or preprocessor_config.json is missing.
-          ValueError: one of the files is corrupt, unknown settings, or they contradict the backbone's config.
+          ValueError: one of the files is corrupt, unknown settings, an unknown head (see `open_settings`), or they
+            contradict the backbone's config.
         """
         folder = Path(folder)
-        settings: Settings = read_settings(folder, **overrides)
+        settings = open_settings(folder, config.model_type, **overrides)
         images = read_image_settings(
-            folder, config.vision, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
+            folder,
+            config.vision,
+            min_pixels=settings.min_pixels,
+            max_pixels=settings.max_pixels,
+            first_pixels=settings.first_pixels,
         )
-        tokenizer = read_tokenizer(folder)
-        return cls(tokenizer, read_chat_template(folder, tokenizer), config, images, settings)
+        tokenizer = read_tokenizer(folder, added=settings.pooling_token)
+        chat_template = None if isinstance(settings.prompt, str) else read_chat_template(folder, tokenizer)
+        return cls(tokenizer, chat_template, config, images, settings)
 
     def _check(self) -> None:
         if self.config.vision.in_channels != 3:
@@ -118,44 +114,44 @@ class Preprocessor:
             prompt = self.prompt(["text"], 1)
         except Exception as error:  # jinja2 and the template's own raise_exception have no common base
             raise ValueError(f"the chat template can not be rendered ({error}): fetch the checkpoint again") from error
-        if prompt.count(self._image_token) != 1 or self.config.image_token_id not in self._encode(prompt):
+        ids = self._encode(prompt)
+        if prompt.count(self._image_token) != 1 or self.config.image_token_id not in ids:
             raise ValueError(
-                f"the chat template does not write the backbone's image token '{self._image_token}' (id "
+                f"the chat template or prompt does not write the backbone's image token '{self._image_token}' (id "
                 f"{self.config.image_token_id}) for an image: tokenizer, template and config.json do not match"
             )
-
-    @property
-    def query_instruction(self) -> str | None:
-        """Instruction of queries where the caller gives none; None = the default instruction."""
-        return self.settings.query_instruction
+        if self._pooling_id is not None and np.sum(ids == self._pooling_id) != 1:
+            raise ValueError(
+                f"pooling is '{self.settings.pooling}', but the prompt does not hold '{self.settings.pooling_token}' "
+                "once: write it there or use another pooling rule"
+            )
 
     def prompt(
-        self, texts: Sequence[str], image_count: int, *, instruction: str | None = None, video_count: int = 0
+        self,
+        texts: Sequence[str],
+        image_count: int = 0,
+        *,
+        instruction: str | None = None,
+        video_count: int = 0,
+        query: bool = False,
     ) -> str:
-        """The rendered chat template, with one placeholder per video and image and the assistant's turn opened."""
-        turns = conversation(
-            texts,
-            image_count,
-            instruction=instruction,
-            default_instruction=self.settings.default_instruction,
-            video_count=video_count,
-        )
-        return str(
-            self.tokenizer.apply_chat_template(
-                turns, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
-            )
-        )
+        """The prompt of one item, with one placeholder per video and image; see `smart_jax.prompt.Prompt`."""
+        if not (instruction or "").strip():
+            own = self.settings.query_instruction if query else None
+            instruction = self.settings.default_instruction if own is None else own
+        return self._prompt(texts, images=image_count, videos=video_count, instruction=instruction or "", query=query)
 
-    def row(self, item: Any, *, instruction: str | None = None, name: str = "item") -> Row:
+    def row(self, item: Any, *, instruction: str | None = None, query: bool = False, name: str = "item") -> Row:
         """Token ids, keep mask and patches of one item.
 
         A row longer than max_length is cut at its end, as the reference's tokenizer does: text goes and so does the
-        template's end, and the last token left is the one that is pooled. Videos and images come first and are never
-        cut.
+        template's end, and the last token left is the one that is pooled. Where a token of the template names the
+        pooled one, text is dropped instead. Videos and images are never cut.
 
         Args:
           item: as in `parse_item`.
           instruction: where the item carries none of its own; None = the default instruction.
+          query: whether it is a query, with a query's default instruction and kept tokens.
           name: of the item, for messages.
 
         Raises:
@@ -163,35 +159,79 @@ class Preprocessor:
           ImportError: the item has a video file, and PyAV is not installed.
         """
         parsed = parse_item(item, name=name)
-        instruction = parsed.instruction or instruction
+        instruction = self._checked_instruction(parsed.instruction or instruction, query, name)
         for text in (*parsed.texts, instruction or ""):
             if found := [token for token in self._placeholders if token in text]:
                 raise ValueError(
-                    f"{name}: the text contains the image or video token {found[0]}: remove it from the text"
+                    f"{name}: the text contains the prompt's own token {found[0]}: remove it from the text"
                 )
-        prompt = self.prompt(parsed.texts, len(parsed.images), instruction=instruction, video_count=len(parsed.videos))
+
+        def prompt(texts: Sequence[str]) -> str:
+            return self.prompt(
+                texts, len(parsed.images), instruction=instruction, video_count=len(parsed.videos), query=query
+            )
+
         if parsed.videos:
-            self._check_video(prompt, len(parsed.videos), name)
+            self._check_video(prompt(parsed.texts), len(parsed.videos), name)
         sizes, fps, most = self.settings.videos, parsed.fps, parsed.max_frames
         videos = [process_video(v, self.images, sizes, fps=fps, max_frames=most, name=name) for v in parsed.videos]
         pieces = [process_image(image, self.images, name=name) for image in parsed.images]
         grids = (*(grid for video in videos for grid in video.grids), *(grid for _, grid in pieces))
-        ids = self._encode(self._write_times(prompt, videos))
-        ids = self._fit(self._expand(ids, grids), name)
-        keep = ~np.isin(ids, self._dropped)
-        # An item of special tokens only is scored by the pooling position's state, which is its pooled vector.
-        keep[-1] |= not keep.any()
+
+        def written(texts: Sequence[str]) -> Int[np.ndarray, " L"]:
+            return self._expand(self._encode(self._write_times(prompt(texts), videos)), grids)
+
+        if self._pooling_id is None:
+            ids = self._fit(written(parsed.texts), name)
+        else:
+            ids = self._fit_text(written, parsed.texts, name)
         patches = [*(video.patches for video in videos), *(p for p, _ in pieces)]
         if not patches:
             patches = [np.zeros((0, self.images.patch_values), np.float32)]
+        pool = self._pool(ids)
         return Row(
             input_ids=ids.astype(np.int32),
-            keep=keep,
+            keep=self._keep(ids, pool, query),
             grids=grids,
             patches=patches[0] if len(patches) == 1 else np.concatenate(patches),
+            pool=pool,
         )
 
+    def _checked_instruction(self, instruction: str | None, query: bool, name: str) -> str | None:
+        allowed = {"all": True, "queries": query, "none": False}[self.settings.instructions]
+        if instruction and instruction.strip() and not allowed:
+            who = "queries only" if self.settings.instructions == "queries" else "no item"
+            raise ValueError(
+                f"{name} has an instruction, which this model ({self.settings.head}) takes for {who}: leave it out"
+            )
+        return instruction
+
+    def _pool(self, ids: Int[np.ndarray, " L"]) -> Bool[np.ndarray, " L"] | None:
+        """Where the states are whose mean is the pooled one; None = at the end."""
+        if self.settings.pooling == "last":
+            return None
+        position = np.arange(len(ids))
+        if self._pooling_id is not None:
+            return position == np.argmax(ids == self._pooling_id) - 1
+        marks = np.flatnonzero(np.isin(ids, [self.config.vision_start_token_id, self.config.vision_end_token_id]))
+        return (position >= marks[0]) & (position <= marks[-1]) if len(marks) else np.ones(len(ids), bool)
+
+    def _keep(
+        self, ids: Int[np.ndarray, " L"], pool: Bool[np.ndarray, " L"] | None, query: bool
+    ) -> Bool[np.ndarray, " L"]:
+        """Tokens of late interaction (method section 3)."""
+        keep = np.ones(len(ids), bool) if self.settings.keep == "all" else ~np.isin(ids, self._dropped)
+        if query and not self.settings.query_visual:
+            keep &= ~self._is_visual(ids)
+        # An item of special tokens only is scored by the pooling position's state, which is its pooled vector.
+        keep[-1 if pool is None else np.flatnonzero(pool)[-1]] |= not keep.any()
+        return keep
+
     def _check_video(self, prompt: str, videos: int, name: str) -> None:
+        if self.settings.video == "none":
+            raise ValueError(
+                f"{name} has a video, which this model ({self.settings.head}) does not take: pass some frames as images"
+            )
         if self.config.model_type not in VIDEO_MODELS:
             raise ValueError(
                 f"{name} has a video, which {', '.join(VIDEO_MODELS)} models take and {self.config.model_type} not "
@@ -241,6 +281,23 @@ class Preprocessor:
             )
         return np.concatenate([self._prefix, ids[: max(room, 0)], self._suffix]).astype(np.int64)
 
+    def _fit_text(
+        self, written: Callable[[Sequence[str]], Int[np.ndarray, " L"]], texts: Sequence[str], name: str
+    ) -> Int[np.ndarray, " L"]:
+        """The ids of `written(texts)`, with as much less text as max_length asks for."""
+        room = self.settings.max_length - len(self._prefix) - len(self._suffix)
+        ids, text = written(texts), " ".join(texts)
+        while (excess := len(ids) - room) > 0:
+            words = self._encode(text)
+            if len(words) <= excess:
+                raise ValueError(
+                    f"{name}: the prompt and its {int(np.sum(self._is_visual(ids)))} visual tokens do not fit in "
+                    f"max_length {self.settings.max_length}: pass fewer images, lower max_pixels or raise max_length"
+                )
+            text = str(self.tokenizer.decode(words[: len(words) - excess])).rstrip("\ufffd")  # half a character
+            ids = written([text])
+        return np.concatenate([self._prefix, ids, self._suffix]).astype(np.int64)
+
     def length_bucket(self, n: int) -> int:
         """Padded length of rows of at most n tokens."""
         return bucket(n, self.length_buckets, "tokens")
@@ -277,17 +334,12 @@ class Preprocessor:
         Raises:
           ValueError: no rows, or a size that they do not fit.
         """
-        if not rows:
-            raise ValueError("no rows to collate: pass at least one")
-        if padding_side not in ("right", "left"):
-            raise ValueError(f"padding_side is {padding_side!r}, expected 'right' or 'left'")
+        check_collate(rows, padding_side)
         longest, fullest = max(len(r.input_ids) for r in rows), max(len(r.patches) for r in rows)
         B = len(rows) if batch_size is None else batch_size
         L = self.length_bucket(longest) if length is None else length
         P = (self.patch_bucket(fullest) if fullest else 0) if patches is None else patches
-        for name, size, need in (("batch_size", B, len(rows)), ("length", L, longest), ("patches", P, fullest)):
-            if size < need:
-                raise ValueError(f"{name} is {size}, but the rows need {need}")
+        check_sizes(batch_size=(B, len(rows)), length=(L, longest), patches=(P, fullest))
         if P % self.images.merge_size**2:
             raise ValueError(f"patches is {P}, expected a multiple of merge_size**2 = {self.images.merge_size**2}")
         G = B
@@ -311,29 +363,25 @@ class Preprocessor:
 
     def _pad(self, rows: Sequence[Row], shape: tuple[int, int, int, int], *, left: bool) -> Batch:
         B, L, G, P = shape
-        input_ids = np.full((B, L), self._pad_id, np.int32)
-        attention_mask, keep_mask = np.zeros((B, L), bool), np.zeros((B, L), bool)
-        position_ids, index = np.zeros((3, B, L), np.int32), np.full((B, L), -1, np.int32)
+        batch = pad_text(rows, (B, L), self._positions, pad_id=self._pad_id, left=left)
         bins = [rows[i : i + B // G] for i in range(0, B, B // G)]
         unit = self.images.merge_size**2
         first = [sum(len(r.patches) for r in some[:i]) // unit for some in bins for i in range(len(some))]
         for b, row in enumerate(rows):
-            n = len(row.input_ids)
-            at = slice(L - n, L) if left else slice(0, n)
-            input_ids[b, at], keep_mask[b, at], attention_mask[b, at] = row.input_ids, row.keep, True
-            position_ids[:, b, at] = mrope_positions(
-                row.input_ids,
-                row.grids,
-                image_token_id=self.config.image_token_id,
-                video_token_id=self.config.video_token_id,
-                merge=self.images.merge_size,
-            )
             visual = self._is_visual(row.input_ids)
-            index[b, at] = np.where(visual, first[b] + np.cumsum(visual) - 1, -1)
-        # A filler row attends to one token: a softmax over nothing would be NaN.
-        attention_mask[len(rows) :, L - 1 if left else 0] = True
-        vision = self._pad_vision(bins, (G, P)) if P else None
-        return Batch(input_ids, attention_mask, position_ids, keep_mask, index, vision)
+            batch.index[b, span(row, L, left=left)] = np.where(visual, first[b] + np.cumsum(visual) - 1, -1)
+        return dataclasses.replace(batch, vision=self._pad_vision(bins, (G, P)) if P else None)
+
+    def _positions(self, row: Row) -> Int[np.ndarray, "3 L"]:
+        if self.settings.positions == "sequential":
+            return np.broadcast_to(np.arange(len(row.input_ids)), (3, len(row.input_ids)))
+        return mrope_positions(
+            row.input_ids,
+            row.grids,
+            image_token_id=self.config.image_token_id,
+            video_token_id=self.config.video_token_id,
+            merge=self.images.merge_size,
+        )
 
     def _pad_vision(self, bins: Sequence[Sequence[Row]], shape: tuple[int, int]) -> VisionBatch:
         G, P = shape
@@ -361,22 +409,3 @@ class Preprocessor:
                 if values is not None:
                     getattr(v, name)[g, :end] = values
         return v
-
-
-def octaves(smallest: int, largest: int) -> list[int]:
-    """smallest, 1.5 times it, twice it, three times it, ...: at most a third of a padded row is padding."""
-    powers = [smallest << i for i in range(max(0, (largest // smallest).bit_length()))]
-    return sorted(powers + [p + p // 2 for p in powers])
-
-
-def buckets(sizes: Iterable[int], largest: int, unit: int) -> tuple[int, ...]:
-    """Ascending multiples of `unit` below `largest`, and `largest`."""
-    rounded = {-(-size // unit) * unit for size in sizes}
-    return (*sorted(size for size in rounded if size < largest), largest)
-
-
-def bucket(n: int, buckets: tuple[int, ...], unit: str) -> int:
-    for size in buckets:
-        if n <= size:
-            return size
-    raise ValueError(f"a row has {n} {unit}, the largest bucket holds {buckets[-1]}: raise max_length")

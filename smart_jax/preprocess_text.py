@@ -13,8 +13,10 @@ from smart_jax.images import read_json
 from smart_jax.items import parse_item
 from smart_jax.models import ModelConfig
 from smart_jax.models.bert_config import BertConfig
-from smart_jax.preprocess import Preprocessor, Row, bucket, buckets, octaves
-from smart_jax.prompt import added_ids, check_positive, checked_buckets, read_settings, read_tokenizer
+from smart_jax.preprocess import Preprocessor
+from smart_jax.prompt import added_ids, read_tokenizer
+from smart_jax.rows import Row, bucket, buckets, check_collate, check_sizes, octaves, pad_text
+from smart_jax.settings import check_positive, checked_sizes, read_settings, with_settings
 from smart_jax.typing import Batch
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class TextSettings:
     def __post_init__(self) -> None:
         if self.max_length is not None:
             check_positive("max_length", self.max_length)
-        object.__setattr__(self, "length_buckets", checked_buckets("length_buckets", self.length_buckets))
+        object.__setattr__(self, "length_buckets", checked_sizes("length_buckets", self.length_buckets))
         for name in ("default_instruction", "query_instruction"):
             if not isinstance(value := getattr(self, name), str | None):
                 raise ValueError(f"{name} is {value!r}, expected a text or null")
@@ -105,7 +107,7 @@ class TextPreprocessor:
           ValueError: one of the files is corrupt, unknown settings, or they contradict the backbone's config.
         """
         folder = Path(folder)
-        settings: TextSettings = read_settings(folder, TextSettings, **overrides)
+        settings: TextSettings = with_settings(TextSettings(), folder, read_settings(folder), overrides)
         transformer, prompts = (_read(folder / name) for name in _CONFIGS)
         longest = transformer.get("max_seq_length") or config.max_position_embeddings
         query, document = _prompts(prompts)
@@ -118,12 +120,7 @@ class TextPreprocessor:
         lower_case = bool(transformer.get("do_lower_case", False))
         return cls(read_tokenizer(folder), config, settings, lower_case=lower_case)
 
-    @property
-    def query_instruction(self) -> str:
-        """Put before queries where the caller gives no instruction."""
-        return self.settings.query_instruction or ""
-
-    def row(self, item: Any, *, instruction: str | None = None, name: str = "item") -> Row:
+    def row(self, item: Any, *, instruction: str | None = None, query: bool = False, name: str = "item") -> Row:
         """Token ids and keep mask of one text: [CLS] instruction text [SEP], all but special tokens kept.
 
         A text without any other token keeps [CLS], whose state the model replaces with the pooled one.
@@ -131,6 +128,7 @@ class TextPreprocessor:
         Args:
           item: as in `parse_item`, without images and videos; several texts are joined by spaces.
           instruction: prefix where the item carries none of its own, as it stands; None = the default instruction.
+          query: whether it is a query, with a query's default instruction.
           name: of the item, for messages.
 
         Raises:
@@ -144,7 +142,8 @@ class TextPreprocessor:
                 "load a multimodal model ({'text': ...} is never taken for the path of an image)"
             )
         if instruction is None:
-            instruction = self.settings.default_instruction or ""
+            default = self.settings.query_instruction if query else self.settings.default_instruction
+            instruction = default or ""
         text = (parsed.instruction or instruction) + " ".join(parsed.texts)
         words = self.tokenizer(text.lower() if self.lower_case else text, add_special_tokens=False, verbose=False)
         room = self._longest - len(self._prefix) - len(self._suffix)
@@ -182,29 +181,18 @@ class TextPreprocessor:
         Raises:
           ValueError: no rows, or a size that they do not fit.
         """
-        if not rows:
-            raise ValueError("no rows to collate: pass at least one")
-        if padding_side not in ("right", "left"):
-            raise ValueError(f"padding_side is {padding_side!r}, expected 'right' or 'left'")
+        check_collate(rows, padding_side)
         if patches:
             raise ValueError(f"patches is {patches}, but {self.config.model_type} reads no images: leave it out")
         longest = max(len(row.input_ids) for row in rows)
         B = len(rows) if batch_size is None else batch_size
         L = self.length_bucket(longest) if length is None else length
-        for name, size, need in (("batch_size", B, len(rows)), ("length", L, longest)):
-            if size < need:
-                raise ValueError(f"{name} is {size}, but the rows need {need}")
-        input_ids = np.full((B, L), self._pad_id, np.int32)
-        attention_mask, keep_mask = np.zeros((B, L), bool), np.zeros((B, L), bool)
-        position_ids, index = np.zeros((3, B, L), np.int32), np.full((B, L), -1, np.int32)
-        for b, row in enumerate(rows):
-            n = len(row.input_ids)
-            at = slice(0, n) if padding_side == "right" else slice(L - n, L)
-            input_ids[b, at], keep_mask[b, at], attention_mask[b, at] = row.input_ids, row.keep, True
-            position_ids[:, b, at] = np.arange(n)
-        # A filler row attends to one token: a mean or a softmax over nothing would be NaN.
-        attention_mask[len(rows) :, 0 if padding_side == "right" else L - 1] = True
-        return Batch(input_ids, attention_mask, position_ids, keep_mask, index, None)
+        check_sizes(batch_size=(B, len(rows)), length=(L, longest))
+        return pad_text(rows, (B, L), _positions, pad_id=self._pad_id, left=padding_side == "left")
+
+
+def _positions(row: Row) -> np.ndarray:
+    return np.broadcast_to(np.arange(len(row.input_ids)), (3, len(row.input_ids)))
 
 
 AnyPreprocessor = Preprocessor | TextPreprocessor

@@ -1,139 +1,115 @@
-"""The prompt of a checkpoint: its settings, its tokenizer and chat template, and which tokens are kept."""
+"""The prompt of a checkpoint: its text, its tokenizer and chat template, and which tokens are kept."""
 
 from __future__ import annotations
 
-import dataclasses
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from smart_jax.images import read_json
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.video import VideoSettings
+from smart_jax.settings import VISUAL, Turns
 
 if TYPE_CHECKING:  # transformers takes a second to import: only where a tokenizer is read
+    from jinja2 import Template
     from transformers import PreTrainedTokenizerBase
 
-SETTINGS_FILE = "smart_jax.json"
-NULL_TEXT = "NULL"
 _MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Prompt and size settings; the defaults are Qwen3-VL-Embedding's.
+class _Part(NamedTuple):
+    """Of a turn's content."""
 
-    A checkpoint folder may carry them as `smart_jax.json`.
+    source: str
+    template: Template
 
-    Attributes:
-      min_pixels, max_pixels: bounds of an image's height * width after the resize.
-      max_length: tokens of a row; what is longer is cut at the end.
-      default_instruction: the system turn where nobody gives an instruction.
-      query_instruction: the system turn of queries where nobody gives one; None = default_instruction.
-      length_buckets, patch_buckets: padded sizes; None = two per octave.
-      fps, max_frames: frames taken of a video per second, and at most.
-      video_min_pixels, video_max_pixels: bounds of a video frame's height * width after the resize.
-      video_total_pixels: bound of a whole video, its frames counted in pairs.
+    def content(self, values: Mapping[str, Any]) -> list[dict[str, str]]:
+        """As chat templates read it."""
+        if self.source == VISUAL:
+            return [{"type": "video"}] * values["videos"] + [{"type": "image"}] * values["images"]
+        text = self.template.render(values)
+        return [{"type": "text", "text": text}] if text else []
+
+
+class Prompt:
+    """Writes the prompt of a checkpoint.
+
+    A template (Jinja, sandboxed; an item's texts are values and never read as templates) has these variables:
+      texts: list of the item's texts; images, videos: how many it has; query: whether it is a query;
+      instruction: as given, or the default, or "" (the filter `sentence` strips it and ends it in a period unless its
+        last character is punctuation, Unicode P*);
+      visual: placeholders between their marks of all videos and then all images; image, video: those of one;
+      image_token, video_token: the bare placeholders.
     """
 
-    min_pixels: int = 4096
-    max_pixels: int = 1_843_200
-    max_length: int = 8192
-    default_instruction: str = "Represent the user's input."
-    query_instruction: str | None = None
-    length_buckets: tuple[int, ...] | None = None
-    patch_buckets: tuple[int, ...] | None = None
-    fps: float = VideoSettings.fps
-    max_frames: int = VideoSettings.max_frames
-    video_min_pixels: int = VideoSettings.min_pixels
-    video_max_pixels: int = VideoSettings.max_pixels
-    video_total_pixels: int = VideoSettings.total_pixels
+    def __init__(
+        self,
+        prompt: str | Turns,
+        tokenizer: PreTrainedTokenizerBase,
+        config: QwenVLConfig,
+        chat_template: str | None = None,
+    ):
+        """Raises ValueError: a template has a syntax error.
 
-    @property
-    def videos(self) -> VideoSettings:
-        return VideoSettings(
-            self.fps, self.max_frames, self.video_min_pixels, self.video_max_pixels, self.video_total_pixels
-        )
+        Args:
+          prompt: a template, or turns (each its role and the templates of its parts) for the chat template.
+          tokenizer, config: of the checkpoint.
+          chat_template: the checkpoint's; needed for turns.
+        """
+        from jinja2 import StrictUndefined, TemplateSyntaxError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def __post_init__(self) -> None:
-        pixels = ("video_min_pixels", "video_max_pixels", "video_total_pixels")
-        for name in ("min_pixels", "max_pixels", "max_length", *pixels):
-            check_positive(name, getattr(self, name))
-        for name in ("length_buckets", "patch_buckets"):
-            object.__setattr__(self, name, checked_buckets(name, getattr(self, name)))
-        if not isinstance(self.default_instruction, str) or not self.default_instruction.strip():
-            raise ValueError(f"default_instruction is {self.default_instruction!r}, expected a text")
-        if not isinstance(self.query_instruction, str | None):
-            raise ValueError(f"query_instruction is {self.query_instruction!r}, expected a text or null")
-        _ = self.videos  # makes its own checks
+        jinja = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
+        jinja.filters["sentence"] = sentence
+        self._literal = isinstance(prompt, str)
+        turns: Turns = (("", prompt),) if isinstance(prompt, str) else prompt
+        try:
+            self._turns = [(role, [_Part(part, jinja.from_string(part)) for part in parts]) for role, *parts in turns]
+        except TemplateSyntaxError as error:
+            raise ValueError(f"the prompt is not a Jinja template ({error}): {prompt!r}") from error
+        self._tokenizer, self._chat_template = tokenizer, chat_template
+        ids = (config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id)
+        image, video, start, end = (str(tokenizer.convert_ids_to_tokens(i)) for i in ids)
+        self._tokens = {"image_token": image, "video_token": video}
+        self._tokens |= {"image": f"{start}{image}{end}", "video": f"{start}{video}{end}"}
 
+    def __call__(
+        self, texts: Sequence[str], *, images: int = 0, videos: int = 0, instruction: str = "", query: bool = False
+    ) -> str:
+        """The prompt of one item, with one placeholder per video and image.
 
-def check_positive(name: str, value: Any) -> None:
-    """Raises ValueError unless the value is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}, expected a positive integer")
+        Raises:
+          ValueError: a template can not be rendered.
+        """
+        from jinja2 import TemplateError
 
-
-def checked_buckets(name: str, sizes: Any) -> tuple[int, ...] | None:
-    """The sizes as a tuple, None as it is; ValueError for anything but a list of positive integers."""
-    if sizes is None:
-        return None
-    if not isinstance(sizes, list | tuple) or not sizes:
-        raise ValueError(f"{name} is {sizes!r}, expected a list of positive integers")
-    for size in sizes:
-        check_positive(name, size)
-    return tuple(sizes)
-
-
-def read_settings(folder: str | Path, kind: Any = Settings, **overrides: Any) -> Any:
-    """Settings of a checkpoint folder: the defaults, then its smart_jax.json if it has one, then `overrides`.
-
-    Args:
-      folder: checkpoint in Hugging Face layout.
-      kind: the dataclass that they are an instance of.
-      **overrides: its fields.
-
-    Raises:
-      ValueError: the file is not JSON, or a key or a value is not one of `kind`.
-    """
-    path = Path(folder) / SETTINGS_FILE
-    found = dict(read_json(path)) if path.is_file() else {}
-    for source, keys in ((str(path), found), ("Preprocessor", overrides)):
-        known = [field.name for field in dataclasses.fields(kind)]
-        if unknown := [key for key in keys if key not in known]:
-            raise ValueError(f"{source}: unknown settings {', '.join(unknown)}; known are {', '.join(known)}")
-    try:
-        return kind(**{**found, **overrides})
-    except ValueError as error:
-        raise ValueError(f"{path if found else 'Preprocessor'}: {error}") from error
+        visual = self._tokens["video"] * videos + self._tokens["image"] * images
+        values = {"texts": list(texts), "images": images, "videos": videos, "query": query, "visual": visual}
+        values |= {"instruction": instruction, **self._tokens}
+        try:
+            if self._literal:
+                return self._turns[0][1][0].template.render(values)
+            turns: Any = [
+                {"role": role, "content": [piece for part in parts for piece in part.content(values)]}
+                for role, parts in self._turns
+            ]
+            return str(
+                self._tokenizer.apply_chat_template(
+                    turns, chat_template=self._chat_template, tokenize=False, add_generation_prompt=True
+                )
+            )
+        except TemplateError as error:
+            raise ValueError(f"the prompt or chat template can not be rendered: {error}") from error
 
 
-def conversation(
-    texts: Sequence[str],
-    image_count: int,
-    *,
-    instruction: str | None,
-    default_instruction: str,
-    video_count: int = 0,
-) -> list[dict[str, Any]]:
-    """The two turns of Qwen3-VL-Embedding: system = instruction, user = videos, then images, then texts.
-
-    A given instruction is stripped and ends in a period unless its last character is punctuation (Unicode P*). Without
-    any content the user turn is the text "NULL", as in the reference (`parse_item` refuses such items before).
-    """
-    instruction = (instruction or "").strip()
-    if instruction and not unicodedata.category(instruction[-1]).startswith("P"):
-        instruction += "."
-    content: list[dict[str, str]] = [{"type": "video"}] * video_count + [{"type": "image"}] * image_count
-    content = content + [{"type": "text", "text": text} for text in texts]
-    return [
-        {"role": "system", "content": [{"type": "text", "text": instruction or default_instruction}]},
-        {"role": "user", "content": content or [{"type": "text", "text": NULL_TEXT}]},
-    ]
+def sentence(instruction: str) -> str:
+    """The instruction, stripped, with a final period unless its last character is punctuation (Unicode P*)."""
+    instruction = instruction.strip()
+    return instruction + "." * (bool(instruction) and not unicodedata.category(instruction[-1]).startswith("P"))
 
 
 def dropped_token_ids(tokenizer: PreTrainedTokenizerBase, config: QwenVLConfig) -> set[int]:
@@ -160,8 +136,8 @@ def added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[Int[np.ndarray, " a"]
     return np.array(full[:start], np.int64), np.array(full[start + len(bare) :], np.int64)
 
 
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer.
+def read_tokenizer(folder: Path, *, added: str | None = None) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer, with the token `added` if it lacks it.
 
     Raises:
       FileNotFoundError: there is none.
@@ -179,6 +155,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"the tokenizer in {folder} (tokenizer.json, tokenizer_config.json) can not be read ({error}): fetch the "
             "checkpoint again"
         ) from error
+    if added is not None:
+        tokenizer.add_tokens([added])
     return tokenizer
 
 

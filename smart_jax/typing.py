@@ -45,6 +45,7 @@ class Batch:
     keep_mask: Bool[Array, "B L"]  # tokens that take part in late interaction (method section 3)
     index: Int[Array, "B L"]  # visual token of the row's bin that replaces this position; -1 = text
     vision: VisionBatch | None  # None = a batch without any image: its own, smaller compilation
+    pool_mask: Bool[Array, "B L"] | None = None  # tokens whose mean state is the pooled one; None = the backbone's rule
 
 
 @jax.tree_util.register_dataclass

@@ -160,7 +160,6 @@ def words(model, row):
 
 
 def test_no_prompt_by_default(model, embedded):
-    assert model.preprocessor.query_instruction == ""
     assert_close(model.encode_query(TEXTS), embedded)
 
 
@@ -175,7 +174,7 @@ def test_prompts_are_prefixes(tmp_path, embedded):
 
 def test_default_prompt(tmp_path):
     preprocessor = prompted(tmp_path, {"prompts": {"any": "find "}, "default_prompt_name": "any"}).preprocessor
-    assert preprocessor.query_instruction == preprocessor.settings.default_instruction == "find "
+    assert preprocessor.settings.query_instruction == preprocessor.settings.default_instruction == "find "
 
 
 def test_settings_file_comes_before_the_other_files(tmp_path):
@@ -185,7 +184,7 @@ def test_settings_file_comes_before_the_other_files(tmp_path):
     model = smart_jax.load(tmp_path)
     assert model.config.pooling == "cls" and model.preprocessor.length_buckets == (4, 8)
     assert words(model, model.preprocessor.row("oil " * 20)) == "oil oil oil oil oil oil"
-    assert model.preprocessor.query_instruction == "find "
+    assert words(model, model.preprocessor.row("oil", query=True)) == "find oil"
     longer = TextPreprocessor.from_pretrained(tmp_path, model.config, max_length=40)
     assert len(longer.row("oil " * 99).input_ids) == 40
 
@@ -377,9 +376,9 @@ def test_bad_sizes(model):
         model.preprocessor.collate([])
 
 
-def test_pooling_of_another_architecture(checkpoint):
-    with pytest.raises(ValueError, match="qwen3_vl has one rule"):
-        smart_jax.load(checkpoint, pooling="mean")
+def test_heads_are_of_other_architectures(folder):
+    with pytest.raises(ValueError, match="unknown settings head; known are max_length"):
+        smart_jax.load(folder, head="gme")
 
 
 def test_words_are_in_the_vocabulary(model):

@@ -217,7 +217,10 @@ def test_trains_all_weights_and_exports_a_model(inputs, tmp_path):
     temperature = read_metrics(tmp_path / "metrics.jsonl")[-1]["temperature_pooled"]
     assert temperature > 0.01 and temperature != pytest.approx(0.03, abs=1e-5)
     model, start = encode.load(tmp_path / "model"), encode.load(inputs / "model")
-    assert json.loads((tmp_path / "model" / "smart_jax.json").read_text()) == {"max_pixels": 4096}
+    assert json.loads((tmp_path / "model" / "smart_jax.json").read_text()) == {
+        "head": "qwen3_vl_embedding",
+        "max_pixels": 4096,
+    }
     texts = ["page number 3"]
     assert not np.allclose(model.encode_query(texts).pooled, start.encode_query(texts).pooled, atol=1e-3)
 

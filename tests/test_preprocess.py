@@ -117,7 +117,7 @@ def test_visual_tokens_are_never_cut(folder):
 @pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>"])
 @pytest.mark.parametrize("key", ["text", "instruction"])
 def test_placeholders_in_the_text_are_refused(preprocessor, token, key):
-    with pytest.raises(ValueError, match=r"item 4: the text contains the image or video token .*: remove"):
+    with pytest.raises(ValueError, match=r"item 4: the text contains the prompt's own token .*: remove"):
         preprocessor.row({"text": "x", "image": noise_page(64, 64), key: f"a {token}"}, name="item 4")
 
 

@@ -8,9 +8,11 @@ import json
 import numpy as np
 import pytest
 
+from smart_jax.heads import open_settings
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from smart_jax.preprocess import Preprocessor
-from smart_jax.prompt import conversation, read_settings
+from smart_jax.prompt import Prompt
+from smart_jax.settings import QWEN3_TURNS
 from tests.backbone import small_config
 from tests.checkpoints import noise_page, write_processor
 
@@ -60,11 +62,12 @@ def test_images_come_before_texts_and_nothing_is_null(preprocessor):
     assert preprocessor.prompt([], 0) == rendered("Represent the user's input.", "NULL")
 
 
-def test_turns_are_the_field_s_messages():
-    turns = conversation(["x"], 1, instruction="Go", default_instruction="Stay.")
-    assert [turn["role"] for turn in turns] == ["system", "user"]
-    assert turns[0]["content"] == [{"type": "text", "text": "Go."}]
-    assert turns[1]["content"] == [{"type": "image"}, {"type": "text", "text": "x"}]
+def test_turns_are_the_field_s_messages(preprocessor):
+    prompt = Prompt(QWEN3_TURNS, preprocessor.tokenizer, CONFIG, "{{ messages | tojson }}")
+    system, user = json.loads(prompt(["x"], images=1, videos=1, instruction="Go"))
+    assert system == {"role": "system", "content": [{"type": "text", "text": "Go."}]}
+    content = [{"type": "video"}, {"type": "image"}, {"type": "text", "text": "x"}]
+    assert user == {"role": "user", "content": content}
 
 
 def test_the_item_s_instruction_comes_first(preprocessor):
@@ -87,14 +90,18 @@ def test_smart_jax_json_and_overrides(folder, tmp_path):
     }
     (tmp_path / "smart_jax.json").write_text(json.dumps(settings_file))
     preprocessor = Preprocessor.from_pretrained(tmp_path, CONFIG)
-    assert preprocessor.length_buckets == (64, 128, 256) and preprocessor.query_instruction == "Ask"
-    assert preprocessor.prompt(["x"], 0) == rendered("Read.", "x")
+    assert preprocessor.length_buckets == (64, 128, 256)
+    assert preprocessor.prompt(["x"]) == rendered("Read.", "x")
+    assert preprocessor.prompt(["x"], query=True) == rendered("Ask.", "x")
+    asked, read = preprocessor.row("x", query=True), preprocessor.row("x")
+    assert asked.input_ids.tolist() == preprocessor.row("x", instruction="Ask").input_ids.tolist()
+    assert asked.input_ids.tolist() != read.input_ids.tolist()
     assert preprocessor.row(noise_page(640, 640)).grids == (
         (1, 4, 4),
     )  # 64 x 64: the next size up is over 8,192 pixels
     assert Preprocessor.from_pretrained(tmp_path, CONFIG, max_length=99).length_buckets == (64, 99)
     default = Preprocessor.from_pretrained(folder, CONFIG)
-    assert default.query_instruction is None
+    assert default.prompt(["x"], query=True) == default.prompt(["x"])
     assert default.row(noise_page(640, 640)).grids == (
         (1, 40, 40),
     )  # the file's shortest_edge, longest_edge are not used
@@ -104,12 +111,12 @@ def test_smart_jax_json_and_overrides(folder, tmp_path):
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({"max_pixel": 1}, r"smart_jax.json: unknown settings max_pixel; known are min_pixels, max_pixels"),
+        ({"max_pixel": 1}, r"smart_jax.json: unknown settings max_pixel; known are head, prompt, .*max_pixels"),
         ({"max_length": 0}, r"smart_jax.json: max_length is 0, expected a positive integer"),
         ({"max_length": "8"}, r"max_length is '8', expected a positive integer"),
         ({"length_buckets": 8}, r"length_buckets is 8, expected a list"),
         ({"patch_buckets": [4, -4]}, r"patch_buckets is -4, expected a positive integer"),
-        ({"default_instruction": ""}, r"default_instruction is '', expected a text"),
+        ({"default_instruction": ""}, r"default_instruction is '', expected a text or null"),
         ({"query_instruction": 3}, r"query_instruction is 3, expected a text or null"),
         ([1], r"smart_jax.json holds a JSON list, expected an object"),
     ],
@@ -117,7 +124,7 @@ def test_smart_jax_json_and_overrides(folder, tmp_path):
 def test_bad_settings(found, message, tmp_path):
     (tmp_path / "smart_jax.json").write_text(json.dumps(found))
     with pytest.raises(ValueError, match=message):
-        read_settings(tmp_path)
+        open_settings(tmp_path, "qwen3_vl")
 
 
 def test_bad_overrides_and_broken_settings_file(folder, tmp_path):
@@ -127,7 +134,7 @@ def test_bad_overrides_and_broken_settings_file(folder, tmp_path):
         Preprocessor.from_pretrained(folder, CONFIG, min_pixels=9000, max_pixels=8000)
     (tmp_path / "smart_jax.json").write_text("{")
     with pytest.raises(ValueError, match="smart_jax.json is not valid JSON"):
-        read_settings(tmp_path)
+        open_settings(tmp_path, "qwen3_vl")
 
 
 MISSING = {

@@ -333,7 +333,10 @@ def test_a_model_without_video(tmp_path):
     with pytest.raises(ValueError, match=r"item 4.*does not write the video token.*no video support; pass some frames"):
         model.row({"video": [grey(0)] * 2, "text": "a"}, name="item 4")
     assert len(model.row({"images": [grey(0)] * 2}).grids) == 2
-    other = Preprocessor.from_pretrained(folder, dataclasses.replace(CONFIG, model_type="qwen2_vl"))
+    other = Preprocessor.from_pretrained(folder, CONFIG, video="none")
+    with pytest.raises(ValueError, match=r"item 4 has a video, which this model \(.*\) does not take: pass"):
+        other.row({"video": [grey(0)] * 2}, name="item 4")
+    other = Preprocessor.from_pretrained(folder, dataclasses.replace(CONFIG, model_type="qwen2_vl"), head="vlm2vec")
     with pytest.raises(ValueError, match="item 4 has a video, which qwen3_vl models take and qwen2_vl not yet: pass"):
         other.row({"video": [grey(0)] * 2}, name="item 4")
 

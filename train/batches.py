@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from smart_jax.preprocess import Row
 from smart_jax.preprocess_text import AnyPreprocessor
+from smart_jax.rows import Row
 from smart_jax.sharding import batch_sharding
 from smart_jax.typing import Batch
 from train.config import DataConfig
@@ -67,8 +67,7 @@ class Batcher:
             documents.extend(own)
             names.extend(f"document {k} of example '{example.id}'" for k in range(len(own)))
         query_names = [f"query of example '{example.id}'" for example in examples]
-        query_instruction = config.query_instruction or self._preprocessor.query_instruction
-        query_rows = self._rows(queries, query_instruction, query_names)
+        query_rows = self._rows(queries, config.query_instruction, query_names, query=True)
         document_rows = self._rows(documents, config.document_instruction, names)
         batch = TrainBatch(
             queries=self._preprocessor.collate(query_rows, length=config.query_length),
@@ -79,9 +78,11 @@ class Batcher:
         )
         return put_batch(batch, self._mesh)
 
-    def _rows(self, items: Sequence[Any], instruction: str | None, names: Sequence[str]) -> list[Row]:
+    def _rows(
+        self, items: Sequence[Any], instruction: str | None, names: Sequence[str], *, query: bool = False
+    ) -> list[Row]:
         def row(item: Any, name: str) -> Row:
-            return self._preprocessor.row(item, instruction=instruction, name=name)
+            return self._preprocessor.row(item, instruction=instruction, query=query, name=name)
 
         return list(self._threads.map(row, items, names))
 

@@ -20,7 +20,7 @@ from smart_jax.adapter import Adapter, AdapterConfig, parse_layers
 from smart_jax.checkpoint import Checkpoints, fingerprint, weights_fingerprint
 from smart_jax.encode import Encoder
 from smart_jax.models.weights import save_weights
-from smart_jax.preprocess_text import open_preprocessor
+from smart_jax.settings import SETTINGS_FILE, Settings, read_settings
 from smart_jax.sharding import make_mesh, replicated
 from train.batches import Batcher
 from train.config import TrainConfig
@@ -191,10 +191,7 @@ def load_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:
     dtypes = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
     # Weights that are trained are kept, and updated, in float32.
     dtype = dtypes[config.dtype] if config.trainable == "adapter" else jnp.float32
-    encoder = encode.load(config.model, dtype=dtype, mesh=mesh)
-    if overrides := preprocessing_overrides(config):
-        encoder.preprocessor = open_preprocessor(source_folder(encoder), encoder.config, **overrides)
-    return encoder
+    return encode.load(config.model, dtype=dtype, mesh=mesh, settings=preprocessing_overrides(config))
 
 
 def source_folder(encoder: Encoder) -> Path:
@@ -204,9 +201,11 @@ def source_folder(encoder: Encoder) -> Path:
     return encoder.folder
 
 
-def preprocessing_overrides(config: TrainConfig) -> dict[str, int]:
-    names = ("min_pixels", "max_pixels", "max_length")
-    return {name: value for name in names if (value := getattr(config.data, name)) is not None}
+def preprocessing_overrides(config: TrainConfig) -> dict[str, Any]:
+    """Settings of the checkpoint that the config changes."""
+    asked = {name: getattr(config, name) for name in ("head", "pooling", "prompt")}
+    asked |= {name: getattr(config.data, name) for name in ("min_pixels", "max_pixels", "max_length")}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def make_objective(config: TrainConfig, encoder: Encoder, mesh: Mesh, steps: int) -> tuple[Params, Params, Objective]:
@@ -245,9 +244,11 @@ def export_model(folder: Path, encoder: Encoder, params: nnx.State, config: Trai
             target = folder / file.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-    if overrides := preprocessing_overrides(config):
-        settings = folder / "smart_jax.json"
-        known = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        settings.write_text(json.dumps(known | overrides, indent=2) + "\n", encoding="utf-8")
+    overrides = preprocessing_overrides(config)
+    if isinstance(settings := encoder.preprocessor.settings, Settings):  # the folder's name may tell it no longer
+        overrides["head"] = settings.head
+    if overrides:
+        known = read_settings(folder) | overrides
+        (folder / SETTINGS_FILE).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     save_weights(folder, params, encoder.config)
     return folder

@@ -41,7 +41,8 @@ def load_config(folder: str | Path, *, pooling: str | None = None) -> ModelConfi
 
     Args:
       folder: checkpoint in Hugging Face layout.
-      pooling: of a BERT, "mean" or "cls"; None = as the folder says, see `read_pooling`.
+      pooling: of a BERT, "mean" or "cls"; None = as the folder says, see `read_pooling`. The rule of other models is in
+        their batches (`Batch.pool_mask`).
 
     Raises:
       FileNotFoundError: there is no config.json.
@@ -63,6 +64,4 @@ def load_config(folder: str | Path, *, pooling: str | None = None) -> ModelConfi
         raise ValueError(f"{path}: {error}") from error
     if isinstance(config, BertConfig):
         return dataclasses.replace(config, pooling=read_pooling(path.parent, pooling))
-    if pooling is not None:
-        raise ValueError(f"pooling is {pooling!r}, but a {model_type} has one rule only: leave it out")
     return config

@@ -252,8 +252,8 @@ class QwenVL(nnx.Module):
           remat: recompute each layer in a backward pass instead of storing its activations.
 
         Returns:
-          `Hidden`: `pooled` [B, H], the state of each row's last attended position after the final norm, and
-          `states` [B, L, N, H], both in the parameters' dtype.
+          `Hidden`: `pooled` [B, H], the mean of the states at `batch.pool_mask` after the final norm, or without it the
+          state of each row's last attended position, and `states` [B, L, N, H], both in the parameters' dtype.
         """
         depth = self.config.text.num_hidden_layers
         chosen = [range(depth + 1)[i] for i in layers]
@@ -262,16 +262,22 @@ class QwenVL(nnx.Module):
         if batch.vision is not None:
             merged, deepstack = self.visual(batch.vision, remat=remat)
             x = jnp.where((batch.index >= 0)[..., None], _gather(merged, batch.index), x)
-            deepstack = [_gather(features, batch.index) for features in deepstack]
+            deepstack = [_gather(features, batch.index) for features in deepstack if self.config.use_deepstack]
         states = self.language_model(x, batch, deepstack, set(chosen), remat)
-        length = batch.attention_mask.shape[1]
-        last = length - 1 - jnp.argmax(batch.attention_mask[:, ::-1], axis=1)  # [B]
-        pooled = jnp.take_along_axis(states[depth], last[:, None, None], axis=1)[:, 0]
-        return Hidden(pooled=pooled, states=jnp.stack([states[i] for i in chosen], axis=2))
+        return Hidden(pooled=_pool(states[depth], batch), states=jnp.stack([states[i] for i in chosen], axis=2))
 
 
 def _vision_norm(c: VisionConfig, width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
     return L.rms_norm(width, 1e-6, rngs=rngs) if c.rms_norm else L.layer_norm(width, rngs=rngs)
+
+
+def _pool(states: Float[Array, "B L H"], batch: Batch) -> Float[Array, "B H"]:
+    if batch.pool_mask is not None:
+        weights = batch.pool_mask / batch.pool_mask.sum(axis=1, keepdims=True)
+        # Not a product of matrices, which accelerators round to bfloat16.
+        return (states.astype(jnp.float32) * weights[..., None]).sum(axis=1).astype(states.dtype)
+    last = states.shape[1] - 1 - jnp.argmax(batch.attention_mask[:, ::-1], axis=1)  # [B]
+    return jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
 
 
 def _gather(features: Float[Array, "G V H"], index: Int[Array, "B L"]) -> Float[Array, "B L H"]:

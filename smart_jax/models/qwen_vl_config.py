@@ -126,6 +126,7 @@ class QwenVLConfig:
     video_token_id: int
     vision_start_token_id: int
     vision_end_token_id: int
+    use_deepstack: bool = True  # False = loaded, but not added to the first layers
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> QwenVLConfig:

@@ -16,7 +16,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from tests.parity.qwen3_vl import END, IMAGE, START, TEXT, VIDEO
+from tests.parity.qwen3_vl import IDS, TEXT
 
 CLASSES = {
     "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
@@ -53,7 +53,6 @@ CONFIGS = {
         [4, 6, 6],
     ),
 }
-IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
 
 Shape = tuple[str, dict[str, Any], dict[str, Any], list[int]]
 

@@ -20,6 +20,7 @@ from smart_jax.typing import Batch, VisionBatch
 from tests.checkpoints import noise_page
 
 IMAGE, VIDEO, START, END = 190, 191, 192, 193
+IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
 
 TOLERANCE = 2e-5
 BROKEN = 100 * TOLERANCE
@@ -69,16 +70,13 @@ CONFIGS = {
 }
 
 
-def torch_model(shape: tuple[dict, dict, list[int]], seed: int = 0) -> Qwen3VLModel:
+def torch_model(shape: tuple[dict, dict, list[int]], seed: int = 0, **ids: int) -> Qwen3VLModel:
     text, vision, sections = shape
     rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": sections, "mrope_interleaved": True}
     config = Qwen3VLConfig(
         text_config={**TEXT, **text, "rope_parameters": rope},
         vision_config={**VISION, **vision},
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
+        **{**IDS, **ids},
     )
     torch.manual_seed(seed)
     model = Qwen3VLModel(config).eval()

@@ -220,7 +220,7 @@ def test_encode_from_the_hub_layout(family, tmp_path):
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
     template.unlink()
 
-    encoder = smart_jax.load(folder)
+    encoder = smart_jax.load(folder, head="qwen3_vl_embedding")
     page = noise_page(150, 90)
     documents = [page, {"text": "revenue", "image": noise_page(60, 200, seed=1)}, "no image"]
     found = encoder.encode_document(documents)

@@ -1,0 +1,328 @@
+"""The published models' prompts letter by letter, their pooling and kept tokens, and how a checkpoint is recognised."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import smart_jax
+from smart_jax.heads import HEADS, open_settings
+from smart_jax.images import smart_resize
+from smart_jax.models.qwen_vl_config import QwenVLConfig
+from smart_jax.preprocess import Preprocessor
+from smart_jax.settings import Settings
+from tests.backbone import small_config, write_checkpoint
+from tests.checkpoints import noise_page, write_processor
+
+CONFIG = QwenVLConfig.from_hf(small_config())
+PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A processor whose chat template begins without a system turn where none is given."""
+    return write_processor(tmp_path_factory.mktemp("processor"))
+
+
+@pytest.fixture(scope="module")
+def opened(folder):
+    """A head's preprocessor on a small checkpoint."""
+
+    def open_head(name, **settings):
+        config = dataclasses.replace(CONFIG, model_type=HEADS[name].model_types[0])
+        return Preprocessor.from_pretrained(folder, config, head=name, **settings)
+
+    return open_head
+
+
+def turns(*roles_and_contents):
+    pairs = zip(roles_and_contents[::2], roles_and_contents[1::2], strict=True)
+    return "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in pairs) + "<|im_start|>assistant\n"
+
+
+def gme(system, user):
+    return turns("system", system, "user", user) + "<|endoftext|>"
+
+
+def lamra(user):
+    return turns("user", user, "assistant", "<emb>.")
+
+
+HELPFUL = "You are a helpful assistant."
+SENTENCE = "\nSummarize above sentence in one word: "
+BOTH = "\nSummarize above image and sentence in one word: "
+# (head, texts, images, instruction, query, prompt)
+PROMPTS = [
+    ("gme", ["oil"], 0, None, True, gme(HELPFUL, "oil")),
+    ("gme", ["oil"], 0, "Find a page", True, gme("Find a page", "oil")),
+    ("gme", ["oil"], 1, None, False, gme(HELPFUL, PICTURE + "oil")),
+    ("gme", [], 1, None, False, gme(HELPFUL, PICTURE)),
+    ("lamra", ["oil"], 0, "Find a page", True, lamra(f" Find a page.\noil{SENTENCE}")),
+    ("lamra", ["oil"], 0, None, False, lamra(f"oil{SENTENCE}")),
+    ("lamra", [], 1, None, False, lamra(f"{PICTURE}\nSummarize above image in one word: ")),
+    ("lamra", ["oil", "gas"], 1, None, False, lamra(f"{PICTURE}oil gas{BOTH}")),
+    ("lamra_qwen3_vl", ["oil"], 0, "Which?", True, lamra(f" Which?\noil{SENTENCE}")),
+    ("lamra_qwen3_vl", [], 1, "Which?", False, lamra(f"{PICTURE}\nSummarize above image in one word: ")),
+    ("vlm2vec", ["oil"], 0, None, False, "oil"),
+    ("vlm2vec", ["oil"], 0, "Find a page:", True, "Find a page: oil"),
+    ("vlm2vec", ["oil"], 2, "Represent", False, "<|image_pad|> <|image_pad|> Represent oil"),
+    ("vlm2vec", [], 1, None, False, "<|image_pad|> Represent the given image."),
+    ("jina_embeddings_v4", ["oil"], 0, None, True, "Query: oil"),
+    ("jina_embeddings_v4", ["oil"], 0, None, False, "Passage: oil"),
+    ("jina_embeddings_v4", [], 1, None, False, f"<|im_start|>user\n{PICTURE}Describe the image.<|im_end|>\n"),
+    ("jina_embeddings_v4", [], 2, None, False, f"<|im_start|>user\n{PICTURE}{PICTURE}<|im_end|>\n"),
+    ("qwen3_vl_embedding", [], 0, None, False, turns("system", "Represent the user's input.", "user", "NULL")),
+]
+
+
+@pytest.mark.parametrize(("head", "texts", "images", "instruction", "query", "prompt"), PROMPTS)
+def test_prompt(opened, head, texts, images, instruction, query, prompt):
+    assert opened(head).prompt(texts, images, instruction=instruction, query=query) == prompt
+
+
+def test_every_head_has_a_prompt_here():
+    assert {row[0] for row in PROMPTS} == set(HEADS)
+
+
+def test_the_text_is_never_a_template(opened):
+    assert opened("gme").prompt(["{{ query }}{% raise %}"], query=True) == gme(HELPFUL, "{{ query }}{% raise %}")
+
+
+# ---- pooling, kept tokens, positions
+
+
+def pooled(row):
+    return np.flatnonzero(row.pool).tolist()
+
+
+@pytest.mark.parametrize("head", ["qwen3_vl_embedding", "gme", "vlm2vec"])
+def test_last_token(opened, head):
+    assert opened(head).row({"text": "oil", "image": noise_page(64, 64)}).pool is None
+
+
+def test_state_before_the_added_token(opened):
+    preprocessor = opened("lamra")
+    added = preprocessor.tokenizer.convert_tokens_to_ids("<emb>")
+    assert added == len(preprocessor.tokenizer) - 1 < CONFIG.text.vocab_size
+    row = preprocessor.row("oil")
+    [at] = pooled(row)
+    assert row.input_ids[at + 1] == added and at < len(row.input_ids) - 5
+    assert preprocessor.tokenizer.decode(row.input_ids[: at + 1]).endswith("<|im_start|>assistant\n")
+    assert row.keep[at + 1] and row.keep[at + 2]  # neither "<emb>" nor "." is a special token
+
+
+def test_mean_over_the_picture_or_all_tokens(opened):
+    preprocessor = opened("jina_embeddings_v4", min_pixels=4096, max_pixels=65536)
+    text = preprocessor.row("oil")
+    assert text.pool.all() and text.keep.all()
+    page = preprocessor.row(noise_page(96, 64))
+    ids = page.input_ids.tolist()
+    assert pooled(page) == list(range(ids.index(3), ids.index(4) + 1)) and len(pooled(page)) == 2 + 6
+    assert page.keep.all() and not page.pool.all()
+    two = preprocessor.row({"images": [noise_page(64, 64)] * 2})
+    marks = np.flatnonzero(np.isin(two.input_ids, [3, 4]))
+    assert len(marks) == 4 and pooled(two) == list(range(marks[0], marks[3] + 1))
+
+
+def test_queries_of_gme_keep_no_visual_tokens(opened):
+    preprocessor, item = opened("gme"), {"text": "oil", "image": noise_page(64, 64)}
+    query, document = preprocessor.row(item, query=True), preprocessor.row(item)
+    assert query.input_ids.tolist() == document.input_ids.tolist()
+    visual = document.input_ids == CONFIG.image_token_id
+    assert visual.sum() >= 4 and document.keep[visual].all() and not query.keep[visual].any()
+    np.testing.assert_array_equal(query.keep[~visual], document.keep[~visual])
+    for head in ("qwen3_vl_embedding", "lamra", "vlm2vec"):
+        row = opened(head).row(item, query=True)
+        assert row.keep[row.input_ids == CONFIG.image_token_id].all()
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_positions(opened, head):
+    preprocessor = opened(head, min_pixels=4096, max_pixels=65536)
+    row = preprocessor.row({"text": "oil", "image": noise_page(96, 64)})
+    positions = preprocessor.collate([row]).position_ids[:, 0, : len(row.input_ids)]
+    in_a_line = np.broadcast_to(np.arange(len(row.input_ids)), positions.shape)
+    assert np.array_equal(positions, in_a_line) == (head not in ("qwen3_vl_embedding", "jina_embeddings_v4"))
+
+
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+def test_padded_rows_pool_the_same_states(opened, padding_side):
+    preprocessor = opened("lamra")
+    rows = [preprocessor.row(text) for text in ("oil", "revenue by region in the report")]
+    batch = preprocessor.collate(rows, batch_size=4, padding_side=padding_side)
+    assert batch.pool_mask.sum(axis=1).tolist() == [1, 1, 1, 1] and not (batch.pool_mask & ~batch.attention_mask).any()
+    for row, ids, mask in zip(rows, batch.input_ids, batch.pool_mask, strict=False):
+        assert ids[np.argmax(mask) + 1] == row.input_ids[row.pool.argmax() + 1]
+
+
+def test_too_long_texts_keep_the_prompt_s_end(opened):
+    preprocessor = opened("lamra", max_length=64)
+    row = preprocessor.row("revenue by region 12,345 " * 40)
+    assert 60 <= len(row.input_ids) <= 64
+    words = preprocessor.tokenizer.decode(row.input_ids)
+    assert words.startswith("<|im_start|>user\nrevenue by region")
+    assert words.endswith(lamra(SENTENCE).removeprefix("<|im_start|>user\n"))
+    with pytest.raises(ValueError, match="item 2: the prompt and its .* visual tokens do not fit in max_length 64"):
+        preprocessor.row({"text": "oil", "image": noise_page(640, 640)}, name="item 2")
+
+
+def test_first_resize(opened):
+    """GME resizes to whole visual tokens within wide bounds, and what comes out once more."""
+    images = opened("gme").images
+    bounds = {"factor": images.factor, "min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
+    first, last = images.first_pixels
+    differ = 0
+    for width in range(1000, 1400, 7):
+        height = 1_100
+        once = smart_resize(height, width, **bounds)
+        twice = smart_resize(
+            *smart_resize(height, width, factor=images.factor, min_pixels=first, max_pixels=last), **bounds
+        )
+        differ += once != twice
+        if once != twice:
+            grid = opened("gme").row(noise_page(width, height)).grids[0]
+            assert (grid[1] * images.patch_size, grid[2] * images.patch_size) == twice
+            break
+    assert differ
+
+
+def test_pixel_bounds(folder, opened):
+    assert (opened("gme").images.min_pixels, opened("gme").images.max_pixels) == (200_704, 1_003_520)
+    assert (opened("lamra_qwen3_vl").images.min_pixels, opened("lamra_qwen3_vl").images.max_pixels) == (4096, 802_816)
+    assert (opened("vlm2vec").images.min_pixels, opened("vlm2vec").images.max_pixels) == (3136, 1_003_520)
+    own = json.loads((folder / "preprocessor_config.json").read_text())["size"]
+    jina = opened("jina_embeddings_v4").images
+    assert (jina.min_pixels, jina.max_pixels) == (own["shortest_edge"], own["longest_edge"])
+
+
+# ---- instructions
+
+
+@pytest.mark.parametrize(
+    ("head", "query", "message"),
+    [
+        ("gme", False, r"item 1 has an instruction, which this model \(gme\) takes for queries only: leave it out"),
+        ("jina_embeddings_v4", True, r"which this model \(jina_embeddings_v4\) takes for no item"),
+    ],
+)
+def test_instructions_that_a_model_does_not_take(opened, head, query, message):
+    preprocessor = opened(head)
+    with pytest.raises(ValueError, match=message):
+        preprocessor.row("oil", instruction="Find it", query=query, name="item 1")
+    with pytest.raises(ValueError, match=message):
+        preprocessor.row({"text": "oil", "instruction": "Find it"}, query=query, name="item 1")
+    preprocessor.row("oil", instruction="", query=query)
+
+
+def test_the_prompt_s_own_token_in_a_text(opened):
+    with pytest.raises(ValueError, match="item 1: the text contains the prompt's own token <emb>: remove it"):
+        opened("lamra").row("a <emb> b", name="item 1")
+
+
+# ---- recognition
+
+BY_NAME = [
+    ("qwen2_vl", "gme-Qwen2-VL-2B-Instruct", "gme"),
+    ("qwen2_vl", "models--Alibaba-NLP--gme-Qwen2-VL-7B-Instruct/snapshots/0123abcd", "gme"),
+    ("qwen2_vl", "LamRA-Ret", "lamra"),
+    ("qwen2_5_vl", "LamRA-Ret-Qwen2.5VL-7b", "lamra"),
+    ("qwen3_vl", "lamra-qwen3-2b", "lamra_qwen3_vl"),
+    ("qwen2_vl", "models--VLM2Vec--VLM2Vec-V2.0/snapshots/01", "vlm2vec"),
+    ("qwen2_5_vl", "jina-embeddings-v4", "jina_embeddings_v4"),
+    ("qwen3_vl", "Qwen3-VL-Embedding-2B", "qwen3_vl_embedding"),
+    ("qwen3_vl", "anything", "qwen3_vl_embedding"),
+]
+
+
+@pytest.mark.parametrize(("model_type", "path", "head"), BY_NAME)
+def test_known_by_name(tmp_path, model_type, path, head):
+    (tmp_path / path).mkdir(parents=True)
+    assert open_settings(tmp_path / path, model_type) == HEADS[head].settings
+
+
+@pytest.mark.parametrize(
+    ("model_type", "found", "head"),
+    [
+        ("qwen2_5_vl", {"architectures": ["JinaEmbeddingsV4Model"]}, "jina_embeddings_v4"),
+        ("qwen2_vl", {"architectures": ["GmeQwen2VL"]}, "gme"),
+        ("qwen3_vl", {"emb_token_ids": [151669]}, "lamra_qwen3_vl"),
+        ("qwen2_vl", {"_name_or_path": "code-kunkun/LamRA-Ret"}, "lamra"),
+        ("qwen2_5_vl", {"architectures": ["JinaEmbeddingsV4Model"], "_name_or_path": "x/LamRA"}, "jina_embeddings_v4"),
+    ],
+)
+def test_known_by_config(tmp_path, model_type, found, head):
+    (tmp_path / "config.json").write_text(json.dumps(found))
+    assert open_settings(tmp_path, model_type).head == head
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
+def test_unknown_heads_say_how_to_pass_one(tmp_path, model_type):
+    with pytest.raises(
+        ValueError, match=rf"is a {model_type}, but nothing says.*head=.*lamra.*pooling='last', prompt='"
+    ):
+        open_settings(tmp_path, model_type)
+    with pytest.raises(ValueError, match="head is 'gem', expected one of qwen3_vl_embedding, gme, "):
+        open_settings(tmp_path, model_type, head="gem")
+    with pytest.raises(ValueError, match="nothing says"):
+        open_settings(tmp_path, model_type, pooling="mean")
+    own = open_settings(tmp_path, model_type, pooling="mean", prompt="{{ visual }}{{ texts | join }}")
+    assert own == Settings(head="custom", pooling="mean", prompt="{{ visual }}{{ texts | join }}")
+    (tmp_path / "smart_jax.json").write_text(json.dumps({"head": "lamra", "max_length": 77}))
+    assert open_settings(tmp_path, model_type) == dataclasses.replace(HEADS["lamra"].settings, max_length=77)
+    assert open_settings(tmp_path, model_type, head="vlm2vec").head == "vlm2vec"
+
+
+BAD = [
+    ({"pooling": "first"}, "pooling is 'first', expected 'last', 'mean', 'before:TOKEN'"),
+    ({"pooling": "before:"}, "pooling is 'before:', expected"),
+    ({"pooling": "before:<emb>"}, "does not hold '<emb>' once"),
+    ({"keep": "some"}, "keep is 'some', expected 'words' or 'all'"),
+    ({"positions": "3d"}, "positions is '3d', expected 'mrope' or 'sequential'"),
+    ({"deepstack": 3}, "deepstack is 3, expected True or False"),
+    ({"video": "yes"}, "video is 'yes', expected 'frames' or"),
+    ({"instructions": None}, "instructions is None, expected 'all' or"),
+    ({"prompt": ""}, "prompt is '', expected a Jinja template or turns"),
+    ({"prompt": [["user"]]}, r"prompt is \[\['user'\]\], expected a Jinja template or turns"),
+    ({"prompt": "{% if %}"}, "the prompt is not a Jinja template"),
+    ({"prompt": "{{ text }}"}, "can not be rendered.*'text' is undefined"),
+    ({"prompt": "{{ texts | join }}"}, "does not write the backbone's image token"),
+    ({"first_pixels": 3}, "first_pixels is 3, expected a list of positive integers"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD)
+def test_bad_settings(opened, settings, message):
+    with pytest.raises(ValueError, match=message):
+        opened("qwen3_vl_embedding", **settings)
+
+
+# ---- through load
+
+
+def test_load_with_a_rule_of_one_s_own(tmp_path):
+    folder = write_checkpoint(tmp_path)
+    rule = {"prompt": [["user", "{{ visual }}", "{{ texts | join }}"]], "pooling": "mean"}
+    model = smart_jax.load(folder, **rule, settings={"keep": "all", "query_instruction": "Find"})
+    assert model.preprocessor.prompt(["oil"]) == turns("user", "oil")
+    (folder / "smart_jax.json").write_text(json.dumps(rule | {"keep": "all"}))
+    items = ["oil", noise_page(64, 96)]
+    ours, file = model.encode_document(items), smart_jax.load(folder).encode_document(items)
+    np.testing.assert_array_equal(ours.tokens, file.tokens)
+    mean = ours[0].tokens.mean(0)
+    other = smart_jax.load(folder, pooling="last").encode_document(items)
+    np.testing.assert_allclose(other.pooled[0], other[0].tokens[-1], atol=2e-5)
+    np.testing.assert_array_equal(other.tokens, ours.tokens)
+    assert np.abs(mean / np.linalg.norm(mean) - ours.pooled[0]).max() < 0.2 < np.abs(ours.pooled - other.pooled).max()
+
+
+def test_the_paper_s_lamra_leaves_deepstack_out(checkpoint):
+    folder, page = checkpoint, [noise_page(96, 96)]
+    paper = smart_jax.load(folder, head="lamra_qwen3_vl")
+    assert not paper.config.use_deepstack and smart_jax.load(folder).config.use_deepstack
+    with_it = smart_jax.load(folder, head="lamra_qwen3_vl", settings={"deepstack": True})
+    assert np.abs(paper.encode_document(page).pooled - with_it.encode_document(page).pooled).max() > 1e-3
+    text = ["oil"]
+    np.testing.assert_array_equal(paper.encode_document(text).pooled, with_it.encode_document(text).pooled)
