@@ -54,10 +54,53 @@ CONFIG: dict[str, Any] = {
     },
 }
 
+_FLAT = {  # as transformers v4 wrote Qwen2-VL and Qwen2.5-VL, and the hub has them
+    **{key: CONFIG[key] for key in CONFIG if key.endswith("_token_id")},
+    "vocab_size": 640,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.2,
+    "rope_theta": 1e6,
+    "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]},
+}
+_TOWER = {
+    "depth": 2,
+    "num_heads": 2,
+    "in_chans": 3,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "spatial_merge_size": 2,
+}
+QWEN2: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {
+        **_FLAT,
+        "model_type": "qwen2_vl",
+        "vision_config": {**_TOWER, "embed_dim": 16, "mlp_ratio": 2, "hidden_size": 32, "initializer_range": 0.2},
+    },
+    "qwen2_5_vl": {
+        **_FLAT,
+        "model_type": "qwen2_5_vl",
+        "vision_config": {
+            **_TOWER,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "out_hidden_size": 32,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+            "initializer_range": 0.2,
+        },
+    },
+}
+
 
 def small_config(**changes: Any) -> dict[str, Any]:
-    """CONFIG with top-level keys replaced and the two sections updated."""
-    config = copy.deepcopy(CONFIG)
+    """CONFIG, or that of a model_type in QWEN2, with top-level keys replaced and the two sections updated."""
+    config = copy.deepcopy(QWEN2.get(changes.get("model_type", ""), CONFIG))
     for key, value in changes.items():
         if key in ("text_config", "vision_config"):
             config[key].update(value)
@@ -77,4 +120,5 @@ def write_backbone(folder: Path, seed: int = 0, **changes: Any) -> Path:
 
 def write_checkpoint(folder: Path, seed: int = 0, **changes: Any) -> Path:
     """A whole checkpoint: backbone, tokenizer, chat template, image settings."""
-    return write_processor(write_backbone(folder, seed, **changes))
+    patch_size = small_config(**changes)["vision_config"]["patch_size"]
+    return write_processor(write_backbone(folder, seed, **changes), patch_size=patch_size)

@@ -1,0 +1,41 @@
+"""Every model of the table, random but in its layout, from a folder of its name through the evaluation's command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from smart_jax.heads import HEADS
+from tests.backbone import write_checkpoint
+
+FOLDERS = {  # head: (model_type, the hub's name)
+    "qwen3_vl_embedding": ("qwen3_vl", "Qwen3-VL-Embedding-2B"),
+    "gme": ("qwen2_vl", "gme-Qwen2-VL-2B-Instruct"),
+    "lamra": ("qwen2_5_vl", "LamRA-Ret-Qwen2.5VL-7b"),
+    "lamra_qwen3_vl": ("qwen3_vl", "LamRA-Qwen3-VL-2B"),
+    "vlm2vec": ("qwen2_vl", "VLM2Vec-V2.0"),
+    "jina_embeddings_v4": ("qwen2_5_vl", "jina-embeddings-v4"),
+}
+
+
+def test_every_model_is_here():
+    assert set(FOLDERS) == set(HEADS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", sorted(FOLDERS))
+def test_pages_benchmark(head, tmp_path):
+    model_type, name = FOLDERS[head]
+    folder = write_checkpoint(tmp_path / name, model_type=model_type)
+    (folder / "smart_jax.json").write_text(json.dumps({"min_pixels": 2048, "max_pixels": 65536, "first_pixels": None}))
+    options = {"pages": 10, "query_seeds": 1, "meaning": False, "output": tmp_path / "out", "model": folder}
+    command = [sys.executable, "-m", "eval.run", "--config=configs/eval_tiny.py:64x128"]
+    command += [f"--config.{key}={value}" for key, value in options.items()]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    [benchmark] = json.loads((tmp_path / "out" / "results.json").read_text())["benchmarks"]
+    assert {"pooled", "late", "hybrid"} <= set(benchmark["rows"])
