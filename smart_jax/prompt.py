@@ -143,7 +143,7 @@ def read_tokenizer(folder: Path, *, added: str | None = None) -> PreTrainedToken
       FileNotFoundError: there is none.
       ValueError: its files are corrupt.
     """
-    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
         raise FileNotFoundError(f"{folder} lacks tokenizer.json: copy it from the original checkpoint")
     from transformers import AutoTokenizer
 

@@ -22,7 +22,7 @@ from smart_jax.models import load_config
 from smart_jax.models.bert_config import read_pooling
 from smart_jax.models.weights import SINGLE_FILE, load_weights
 from smart_jax.preprocess_text import TextPreprocessor
-from tests.small_bert import WORDS, write_json, write_plain, write_sentence_transformer
+from tests.small_bert import SPECIAL_TOKENS, WORDS, write_json, write_plain, write_sentence_transformer
 from tests.small_pdf import write_pdf
 from tests.training import make_config
 from train.convert import convert
@@ -374,6 +374,17 @@ def test_bad_sizes(model):
             model.preprocessor.collate([row], **bad)
     with pytest.raises(ValueError, match="no rows"):
         model.preprocessor.collate([])
+
+
+def test_folder_with_a_vocabulary_alone(tmp_path):
+    """As BERT checkpoints were first published."""
+    folder = write_plain(tmp_path)
+    expected = smart_jax.load(folder, pooling="mean").encode_document(TEXTS)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join((*SPECIAL_TOKENS, *WORDS)) + "\n")
+    found = smart_jax.load(folder, pooling="mean").encode_document(TEXTS)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
 
 
 def test_heads_are_of_other_architectures(folder):
