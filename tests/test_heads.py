@@ -145,7 +145,7 @@ def test_positions(opened, head):
     row = preprocessor.row({"text": "oil", "image": noise_page(96, 64)})
     positions = preprocessor.collate([row]).position_ids[:, 0, : len(row.input_ids)]
     in_a_line = np.broadcast_to(np.arange(len(row.input_ids)), positions.shape)
-    assert np.array_equal(positions, in_a_line) == (head not in ("qwen3_vl_embedding", "jina_embeddings_v4"))
+    assert np.array_equal(positions, in_a_line) == (head in ("gme", "lamra", "lamra_qwen3_vl", "vlm2vec"))
 
 
 @pytest.mark.parametrize("padding_side", ["right", "left"])
