@@ -95,24 +95,32 @@ def mrope_positions(
     image_token_id: int,
     merge: int,
     video_token_id: int | None = None,
+    steps: Sequence[float] = (),
 ) -> Int[np.ndarray, "3 L"]:
     """Temporal, height and width position of every token of one unpadded row (Qwen2-VL, arXiv:2409.12191, M-RoPE).
 
     A text token advances all three by one. The visual tokens of an image share one temporal position and count rows
-    and columns from there; the text after it goes on from the largest of them plus one. Of a Qwen3-VL video each
-    temporal patch, between its own marks, counts as an image: its time is in the text (arXiv:2511.21631).
+    and columns from there; the text after it goes on from the largest of all three plus one. In a video the temporal
+    position advances by a step from one temporal patch to the next: by one in Qwen2-VL, by a time in Qwen2.5-VL
+    (arXiv:2502.13923), cut to an integer patch by patch. Of a Qwen3-VL video each temporal patch, between its own
+    marks, counts as an image: its time is in the text (arXiv:2511.21631).
+
+    Transformers 4.57 cuts the seconds of a Qwen2.5-VL step before it multiplies, so that time stands still above two
+    frames per second; transformers 5 lets the text after a long video overlap with it. Neither is done here: Qwen's
+    own code does not.
 
     Args:
       input_ids: of the row.
-      grids: of its images and temporal patches, in the order in which their tokens occur.
+      grids: of its images and videos (or their temporal patches), in the order in which their tokens occur.
       image_token_id, video_token_id: the visual tokens; None = no video.
       merge: spatial merge size.
+      steps: temporal positions from one temporal patch to the next, of every grid; empty = 1.
 
     Raises:
       ValueError: the runs of image tokens do not match `grids`.
     """
     is_image = np.isin(input_ids, [i for i in (image_token_id, video_token_id) if i is not None])
-    remaining = iter(grids)
+    remaining = iter(zip(grids, steps or [1.0] * len(grids), strict=True))
     pieces, start = [], 0
     for image, run in itertools.groupby(is_image.tolist()):
         length = sum(1 for _ in run)
@@ -121,13 +129,14 @@ def mrope_positions(
             start += length
             continue
         while length > 0:  # images may follow each other without a separator
-            grid = next(remaining, None)
+            grid, step = next(remaining, (None, 1.0))
             if grid is None:
                 raise ValueError(f"{length} image tokens have no image: {len(grids)} images were given")
-            t, h, w = grid[0], grid[1] // merge, grid[2] // merge
-            pieces.append(np.indices((t, h, w)).reshape(3, -1) + start)
-            start += max(h, w)
-            length -= t * h * w
+            cells = np.indices((grid[0], grid[1] // merge, grid[2] // merge)).reshape(3, -1)
+            cells[0] = cells[0].astype(np.float32) * np.float32(step)  # float32 as in torch: the cut depends on it
+            pieces.append(cells + start)
+            start += int(cells.max()) + 1
+            length -= cells.shape[1]
         if length < 0:
             raise ValueError(f"an image of grid {grid} has {-length} more visual tokens than the text has image tokens")
     if (left := sum(1 for _ in remaining)) > 0:

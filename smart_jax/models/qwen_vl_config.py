@@ -30,6 +30,7 @@ class VisionConfig:
     spatial_merge_size: int = 2
     rope_theta: float = 10_000.0
     initializer_range: float = 0.02
+    tokens_per_second: float | None = None  # temporal positions of a video; None = one per temporal patch
 
     @property
     def patch_values(self) -> int:
@@ -76,20 +77,23 @@ class Family(NamedTuple):
     text_missing: dict[str, Any]  # ... and values of keys that it may lack
     vision_missing: dict[str, Any]
     equal_heads: bool  # head_dim is hidden_size / num_attention_heads
+    timestamps: bool  # see QwenVLConfig.timestamps
 
 
 _QWEN2_TEXT = {"mrope_interleaved": False, "qk_norm": False, "qkv_bias": True, "attention_bias": False}
 _QWEN2_VISION = {"num_position_embeddings": None, "deepstack_visual_indexes": (), "patch_bias": False}
 _NO_WINDOWS = {"window_size": None, "fullatt_block_indexes": ()}
+_NO_SECONDS = {"tokens_per_second": None}
 # Transformers leaves out what equals its own defaults: the vision_config of a saved fine-tune may be nearly empty.
 _QWEN2_MISSING = {"depth": 32, "num_heads": 16, "patch_size": 14}
 FAMILIES = {
     "qwen2_vl": Family(
         text=_QWEN2_TEXT,
-        vision={**_QWEN2_VISION, **_NO_WINDOWS, "rms_norm": False, "gated_mlp": False},
+        vision={**_QWEN2_VISION, **_NO_WINDOWS, **_NO_SECONDS, "rms_norm": False, "gated_mlp": False},
         text_missing={"rms_norm_eps": 1e-5},
         vision_missing={**_QWEN2_MISSING, "embed_dim": 1280, "mlp_ratio": 4, "hidden_act": "quick_gelu"},
         equal_heads=True,
+        timestamps=False,
     ),
     "qwen2_5_vl": Family(
         text=_QWEN2_TEXT,
@@ -103,15 +107,18 @@ FAMILIES = {
             "window_size": 112,
             "fullatt_block_indexes": (7, 15, 23, 31),
             "hidden_act": "silu",
+            "tokens_per_second": 4,
         },
         equal_heads=True,
+        timestamps=False,
     ),
     "qwen3_vl": Family(
         text={"qk_norm": True, "qkv_bias": False},
-        vision={**_NO_WINDOWS, "rms_norm": False, "gated_mlp": False, "patch_bias": True},
+        vision={**_NO_WINDOWS, **_NO_SECONDS, "rms_norm": False, "gated_mlp": False, "patch_bias": True},
         text_missing={},
         vision_missing={},
         equal_heads=False,
+        timestamps=True,
     ),
 }
 _OLD_NAMES = {"in_chans": "in_channels", "spatial_patch_size": "patch_size"}
@@ -127,6 +134,12 @@ class QwenVLConfig:
     vision_start_token_id: int
     vision_end_token_id: int
     use_deepstack: bool = True  # False = loaded, but not added to the first layers
+
+    @property
+    def timestamps(self) -> bool:
+        """Whether each temporal patch of a video is like an image, after its time as text; else the video is one run
+        of visual tokens."""
+        return FAMILIES[self.model_type].timestamps
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> QwenVLConfig:
@@ -210,6 +223,8 @@ def _vision(section: Mapping[str, Any], family: Family) -> VisionConfig:
     config = VisionConfig(**fields, rope_theta=float(theta))
     if config.window_patches == 0:
         raise ValueError(f"vision_config: window_size {config.window_size} is smaller than one visual token")
+    if (rate := config.tokens_per_second) is not None and (not isinstance(rate, int | float) or rate <= 0):
+        raise ValueError(f"vision_config: tokens_per_second is {rate!r}, expected a positive number")
     return config
 
 
