@@ -1,8 +1,9 @@
-"""Videos to normalised vision patches and timestamps, as Qwen3-VL-Embedding takes them (PyAV, Pillow and NumPy).
+"""Videos to normalised vision patches and times, as the Qwen-VL models take them (PyAV, Pillow and NumPy).
 
-The reference is qwen-vl-utils (which frames, which size) followed by transformers' Qwen3-VL processor (timestamps,
-patches); see the Qwen3-VL technical report, arXiv:2511.21631. Two frames become one temporal patch, which the backbone
-sees like an image of its own, after its time in seconds as text. Differences from the reference:
+The reference is qwen-vl-utils (which frames, which size) followed by transformers' processor (times, patches). Two
+frames become one temporal patch. Qwen3-VL sees each like an image of its own, after its time in seconds as text
+(arXiv:2511.21631); Qwen2-VL and Qwen2.5-VL see one run of them, which Qwen2.5-VL times by `VideoPatches.interval`
+(arXiv:2502.13923). Differences from the reference:
 
 - The total pixel budget holds for files, too: there it forgets it, and a long video does not fit its context.
 - A file of one frame works: the frame is repeated.
@@ -17,10 +18,11 @@ MPEG-TS). Damage matters where a chosen frame needs it, and is an error there.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -77,11 +79,13 @@ class VideoPatches(NamedTuple):
     patches: Float[np.ndarray, "P E"]  # float32, temporal patch after temporal patch
     grids: tuple[Grid, ...]  # (1, rows, columns) of each temporal patch
     seconds: tuple[float, ...]  # mean time of each temporal patch's frames
+    interval: float  # seconds from one temporal patch to the next, at the mean rate of the frames taken
 
 
 class _Frames(NamedTuple):
     pixels: list[UInt8[np.ndarray, "H W 3"]]  # a multiple of temporal_patch_size of them, resized
     seconds: list[float]
+    rate: float  # of the frames taken, per second
 
 
 def check_sampling(fps: Any, max_frames: Any) -> None:
@@ -160,14 +164,9 @@ def process_video(
       TypeError: not a video, or an array of another dtype.
       ValueError: unreadable, without frames, cut short, of frames of several sizes, or an aspect ratio over 200.
     """
-    try:
-        check_sampling(settings.fps if fps is None else fps, settings.max_frames if max_frames is None else max_frames)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    settings = dataclasses.replace(settings, max_frames=max_frames or settings.max_frames)
-    given = check_video(video, name=name)
+    given, settings = _checked(video, settings, fps, max_frames, name)
     if isinstance(given, Path):
-        frames = _from_file(given, images, dataclasses.replace(settings, fps=fps or settings.fps), name)
+        frames = _from_file(given, images, settings, name)
     else:
         frames = _from_frames(given, images, settings, fps, name)
     span = images.temporal_patch_size
@@ -177,7 +176,55 @@ def process_video(
         np.concatenate([_temporal_patch(frames.pixels[i : i + span], images) for i in groups]),
         ((1, height // images.patch_size, width // images.patch_size),) * len(groups),
         tuple((frames.seconds[i] + frames.seconds[i + span - 1]) / 2 for i in groups),
+        span / frames.rate,
     )
+
+
+def middle_frame(
+    video: VideoLike,
+    images: ImageSettings,
+    settings: VideoSettings,
+    *,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    name: str = "video",
+) -> Image.Image:
+    """The frame in the middle of a video, for models that take a video as an image; only that one is decoded.
+
+    Of a file it is frame n // 2 of the n that `process_video` would take, of a list or an array frame n // 2 of all.
+
+    Args:
+      video, images, settings, fps, max_frames, name: as in `process_video`.
+
+    Returns:
+      RGB, in the video's own size.
+
+    Raises:
+      As `process_video`, as far as the one frame is concerned.
+    """
+    given, settings = _checked(video, settings, fps, max_frames, name)
+    if not isinstance(given, Path):
+        middle = len(given) // 2
+        return open_rgb(given[middle], name=f"{name}: frame {middle} of the video")
+    av, what = _import_av(name), f"{name} ('{given}')"
+    with _explained(av, what):
+        index = _read_index(av, given, what)
+        chosen, seconds = _sample(index, settings, images.temporal_patch_size)
+        middle = len(chosen) // 2
+        (frame,) = _read_frames(av, given, index, (chosen[middle:][:1], seconds[middle:][:1]), None, what)
+        return Image.fromarray(frame)
+
+
+def _checked(
+    video: VideoLike, settings: VideoSettings, fps: float | None, max_frames: int | None, name: str
+) -> tuple[Path | list[ImageLike] | np.ndarray, VideoSettings]:
+    """The video as `check_video` gives it, and the settings with the sampling that was asked for."""
+    fps, max_frames = settings.fps if fps is None else fps, settings.max_frames if max_frames is None else max_frames
+    try:
+        settings = dataclasses.replace(settings, fps=fps, max_frames=max_frames)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return check_video(video, name=name), settings
 
 
 def _temporal_patch(frames: Sequence[UInt8[np.ndarray, "H W 3"]], images: ImageSettings) -> Float[np.ndarray, "P E"]:
@@ -234,7 +281,8 @@ def _from_frames(
         pixels.append(np.asarray(_resize(rgb, size)))
     pixels += pixels[-1:] * missing
     rate = LIST_FPS if fps is None else fps
-    return _Frames(pixels, [n / rate for n in numbers])
+    taken = rate if fps is None else rate * len(chosen) / len(video)
+    return _Frames(pixels, [n / rate for n in numbers], taken)
 
 
 def _first_resize(frame: ImageLike, images: ImageSettings, name: str) -> Image.Image:
@@ -264,27 +312,47 @@ class _Index(NamedTuple):
 
 
 def _from_file(path: Path, images: ImageSettings, settings: VideoSettings, name: str) -> _Frames:
-    av = _import_av(name)
-    what = f"{name} ('{path}')"
-    try:
+    av, what = _import_av(name), f"{name} ('{path}')"
+    with _explained(av, what):
         index = _read_index(av, path, what)
         chosen, seconds = _sample(index, settings, images.temporal_patch_size)
         size = _fit(index.size, len(chosen), images, settings, what)
-        keys = chosen.tolist() if index.pts is None else [index.pts[i] for i in chosen]
-        pixels = _decode(av, path, keys, index, size)
-        if missing := set(keys) - set(pixels):  # not every container finds its keyframes: read it from the start
-            pixels |= _decode(av, path, sorted(missing), index._replace(keyframes=[]), size)
+        pixels = _read_frames(av, path, index, (chosen, seconds), size, what)
+    total = len(index.seconds)
+    return _Frames(pixels, seconds, min(len(chosen), total) / total * index.rate)
+
+
+@contextlib.contextmanager
+def _explained(av: ModuleType, what: str) -> Iterator[None]:
+    try:
+        yield
     except av.FFmpegError as error:
         raise ValueError(
             f"{what} can not be decoded ({error}): it is not a video that FFmpeg reads, or it is truncated or damaged; "
             "write or download it again"
         ) from error
+
+
+def _read_frames(
+    av: ModuleType,
+    path: Path,
+    index: _Index,
+    sample: tuple[Int[np.ndarray, " n"], list[float]],
+    size: tuple[int, int] | None,
+    what: str,
+) -> list[UInt8[np.ndarray, "H W 3"]]:
+    """The frames of a sample, resized to `size` if one is given; ValueError where one can not be decoded."""
+    chosen, seconds = sample
+    keys = chosen.tolist() if index.pts is None else [index.pts[i] for i in chosen]
+    pixels = _decode(av, path, keys, index, size)
+    if missing := set(keys) - set(pixels):  # not every container finds its keyframes: read it from the start
+        pixels |= _decode(av, path, sorted(missing), index._replace(keyframes=[]), size)
     if lost := [s for key, s in zip(keys, seconds, strict=True) if key not in pixels]:
         raise ValueError(
             f"{what} can not be decoded at {lost[0]:.1f} seconds: it is truncated or damaged; write or download it "
             "again"
         )
-    return _Frames([pixels[key] for key in keys], seconds)
+    return [pixels[key] for key in keys]
 
 
 def _import_av(name: str) -> ModuleType:
@@ -357,14 +425,14 @@ def _sample(index: _Index, settings: VideoSettings, temporal: int) -> tuple[Int[
 
 
 def _decode(
-    av: ModuleType, path: Path, keys: Sequence[int], index: _Index, size: tuple[int, int]
+    av: ModuleType, path: Path, keys: Sequence[int], index: _Index, size: tuple[int, int] | None
 ) -> dict[int, UInt8[np.ndarray, "H W 3"]]:
-    """Those frames that are found, resized, by presentation time or, where there is none, by number.
+    """Those frames that are found, by presentation time or, where there is none, by number.
 
     Args:
       keys: of the frames, ascending.
       index: of the file; decoding jumps to its keyframes.
-      size: height and width.
+      size: height and width after a resize; None = the file's own.
     """
     found: dict[int, np.ndarray] = {}
     wanted = set(keys)
@@ -385,7 +453,8 @@ def _decode(
                     continue
                 last = key_of_frame
                 if last in wanted:
-                    found[last] = np.asarray(_resize(frame.to_image(), size))
+                    image = frame.to_image()
+                    found[last] = np.asarray(image if size is None else _resize(image, size))
                 if last >= key:
                     break
     return found
