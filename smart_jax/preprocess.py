@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Preprocessor", "Row", "check_items"]
 
 SMALLEST_LENGTH, SMALLEST_PATCHES = 32, 64
-VIDEO_MODELS = ("qwen3_vl",)  # those whose video layout is `_write_times`
 
 
 class Preprocessor:
@@ -176,7 +175,8 @@ class Preprocessor:
         sizes, fps, most = self.settings.videos, parsed.fps, parsed.max_frames
         videos = [process_video(v, self.images, sizes, fps=fps, max_frames=most, name=name) for v in parsed.videos]
         pieces = [process_image(image, self.images, name=name) for image in parsed.images]
-        grids = (*(grid for video in videos for grid in video.grids), *(grid for _, grid in pieces))
+        runs = [run for video in videos for run in self._runs(video)] + [(grid, 1.0) for _, grid in pieces]
+        grids = tuple(grid for grid, _ in runs)
 
         def written(texts: Sequence[str]) -> Int[np.ndarray, " L"]:
             return self._expand(self._encode(self._write_times(prompt(texts), videos)), grids)
@@ -195,6 +195,7 @@ class Preprocessor:
             grids=grids,
             patches=patches[0] if len(patches) == 1 else np.concatenate(patches),
             pool=pool,
+            steps=tuple(step for _, step in runs),
         )
 
     def _checked_instruction(self, instruction: str | None, query: bool, name: str) -> str | None:
@@ -227,15 +228,18 @@ class Preprocessor:
         keep[-1 if pool is None else np.flatnonzero(pool)[-1]] |= not keep.any()
         return keep
 
+    def _runs(self, video: VideoPatches) -> list[tuple[Grid, float]]:
+        """Grid and temporal step of each run of the video's visual tokens."""
+        if self.config.timestamps:
+            return [(grid, 1.0) for grid in video.grids]
+        rate = self.config.vision.tokens_per_second
+        _, height, width = video.grids[0]
+        return [((len(video.grids), height, width), 1.0 if rate is None else rate * video.interval)]
+
     def _check_video(self, prompt: str, videos: int, name: str) -> None:
         if self.settings.video == "none":
             raise ValueError(
                 f"{name} has a video, which this model ({self.settings.head}) does not take: pass some frames as images"
-            )
-        if self.config.model_type not in VIDEO_MODELS:
-            raise ValueError(
-                f"{name} has a video, which {', '.join(VIDEO_MODELS)} models take and {self.config.model_type} not "
-                "yet: pass some frames as images"
             )
         if prompt.count(self._video_token) != videos:
             raise ValueError(
@@ -247,8 +251,10 @@ class Preprocessor:
         """Each video's placeholder becomes a time and a marked placeholder per temporal patch.
 
         The template's own marks around a video go, as in the transformers (4.57) that the Qwen3-VL models came with;
-        from version 5 on it leaves them in, two tokens more.
+        from version 5 on it leaves them in, two tokens more. Models without timestamps take the prompt as it is.
         """
+        if not self.config.timestamps:
+            return prompt
         start, end = self._marks
         marked = f"{start}{self._video_token}{end}"
         placeholder = marked if marked in prompt else self._video_token
@@ -264,7 +270,7 @@ class Preprocessor:
         return np.asarray(self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"], np.int64)
 
     def _expand(self, ids: Int[np.ndarray, " l"], grids: Sequence[Grid]) -> Int[np.ndarray, " L"]:
-        """Each image's and temporal patch's placeholder, repeated once per visual token."""
+        """Each image's, video's or temporal patch's placeholder, repeated once per visual token."""
         times = np.ones(len(ids), np.int64)
         times[self._is_visual(ids)] = [t * h * w // self.images.merge_size**2 for t, h, w in grids]
         return np.repeat(ids, times)
@@ -381,6 +387,7 @@ class Preprocessor:
             image_token_id=self.config.image_token_id,
             video_token_id=self.config.video_token_id,
             merge=self.images.merge_size,
+            steps=row.steps,
         )
 
     def _pad_vision(self, bins: Sequence[Sequence[Row]], shape: tuple[int, int]) -> VisionBatch:

@@ -18,8 +18,9 @@ class Row:
 
     input_ids: Int[np.ndarray, " L"]  # int32
     keep: Bool[np.ndarray, " L"]  # takes part in late interaction
-    grids: tuple[Grid, ...]  # of its videos' temporal patches (each an image of its own) and then images, in patches
+    grids: tuple[Grid, ...]  # of its videos (or their temporal patches, each like an image) and then images, in patches
     patches: Float[np.ndarray, "P E"]  # float32, of all of them one after another
+    steps: tuple[float, ...] = ()  # as in `mrope_positions`
     pool: Bool[np.ndarray, " L"] | None = None  # their mean state is the pooled one; None = the architecture's rule
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import wave
@@ -20,23 +21,51 @@ from PIL import Image
 import smart_jax
 from smart_jax import video
 from smart_jax.images import ImageSettings, process_image
+from smart_jax.models.positions import mrope_positions
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from smart_jax.preprocess import Preprocessor
-from smart_jax.video import VideoSettings, process_video
+from smart_jax.prompt import Settings
+from smart_jax.video import VideoSettings, middle_frame, process_video
 from tests.backbone import small_config, write_checkpoint
 from tests.checkpoints import noise_page, write_processor
-from tests.golden.make_video import GOLDEN, SAMPLES, TOKENIZER, clip, drawn, items
+from tests.golden.make_video import (
+    GOLDEN,
+    PATCH_SIZES,
+    SAMPLES,
+    TOKENIZER,
+    TOKENS_PER_SECOND,
+    budget,
+    clip,
+    drawn,
+    items,
+)
 
 CONFIG = QwenVLConfig.from_hf(small_config())
 IMAGES, SETTINGS = ImageSettings(), VideoSettings()
 IMAGE, VIDEO = CONFIG.image_token_id, CONFIG.video_token_id
 
 
+def preprocessor_of(family: str, folder: Path, **overrides) -> Preprocessor:
+    """With the tokenizer of the golden files."""
+    write_processor(folder, patch_size=PATCH_SIZES[family])
+    (folder / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
+    rate = TOKENS_PER_SECOND if family == "qwen2_5_vl" else None
+    vision = dataclasses.replace(CONFIG.vision, patch_size=PATCH_SIZES[family], tokens_per_second=rate)
+    return Preprocessor.from_pretrained(
+        folder, dataclasses.replace(CONFIG, model_type=family, vision=vision), **overrides
+    )
+
+
 @pytest.fixture(scope="module")
 def preprocessor(tmp_path_factory):
-    folder = write_processor(tmp_path_factory.mktemp("processor"))
-    (folder / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
-    return Preprocessor.from_pretrained(folder, CONFIG)
+    return preprocessor_of("qwen3_vl", tmp_path_factory.mktemp("processor"))
+
+
+@pytest.fixture(scope="module", params=PATCH_SIZES)
+def family(request, tmp_path_factory):
+    """(model_type, its preprocessor with the pixel budget of the golden files)."""
+    found = preprocessor_of(request.param, tmp_path_factory.mktemp(request.param), **budget(request.param))
+    return request.param, found
 
 
 def grey(level: int, size: tuple[int, int] = (64, 96)) -> Image.Image:
@@ -78,14 +107,16 @@ def levels_of(found, per_patch: int = 2) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("case", items())
-def test_tokens_positions_and_pixels_equal_the_reference(preprocessor, case):
-    golden = {key.split("/")[1]: value for key, value in np.load(GOLDEN).items() if key.startswith(case + "/")}
+def test_tokens_positions_and_pixels_equal_the_reference(family, case):
+    name, preprocessor = family
+    golden = {key: np.load(GOLDEN)[f"{name}/{case}/{key}"] for key in ("input_ids", "positions", "grid", "pixels")}
     row = preprocessor.row(items()[case])
     assert row.input_ids.tolist() == golden["input_ids"].tolist()
     length = len(row.input_ids)
     assert np.array_equal(preprocessor.collate([row]).position_ids[:, 0, :length], golden["positions"])
     ((t, h, w),) = golden["grid"].tolist()
-    assert row.grids[:t] == ((1, h, w),) * t
+    videos = ((1, h, w),) * t if name == "qwen3_vl" else ((t, h, w),)
+    assert row.grids[: len(videos)] == videos
     assert np.array_equal(row.keep[np.isin(row.input_ids, [IMAGE, VIDEO])], np.ones(len(row.patches) // 4, bool))
     values = row.patches[: t * h * w].reshape(-1)
     bytes_ = (values[np.random.default_rng(0).integers(0, values.size, SAMPLES)] + 1) * 127.5
@@ -97,6 +128,7 @@ def test_the_pixel_budget():
     assert SETTINGS.frame_pixels(64, 2) == 245_760  # 7,680 visual tokens, which 8,192 hold
     assert SETTINGS.frame_pixels(20, 2) == SETTINGS.frame_pixels(2, 2) == 786_432
     assert dataclasses.replace(SETTINGS, total_pixels=1).frame_pixels(4, 2) == 137_625  # never below the floor
+    assert vars(Settings()) | budget("qwen3_vl") == vars(Settings())
 
 
 # --- sampling
@@ -197,6 +229,53 @@ def test_a_container_that_does_not_find_its_frames_is_read_from_the_start(monkey
     assert len(calls) == 2 and calls[1][3].keyframes == []
 
 
+# --- the middle frame
+
+
+def level_of(image: Image.Image) -> float:
+    return float(np.asarray(image).mean())
+
+
+def test_the_middle_frame_of_a_list_or_an_array(tmp_path):
+    frames = [grey(20 * i) for i in range(7)]
+    frames[3].save(tmp_path / "3.png")
+    listed = [Path("gone.png")] * 3 + [tmp_path / "3.png"] + [Path("gone.png")] * 3  # the others are not opened
+    for given in (frames, np.stack([np.asarray(f) for f in frames]), listed, frames[:6]):
+        found = middle_frame(given, IMAGES, SETTINGS, max_frames=2)
+        assert found.mode == "RGB" and found.size == (96, 64) and level_of(found) == 60
+    assert level_of(middle_frame([grey(9)], IMAGES, SETTINGS)) == 9
+    with pytest.raises(FileNotFoundError, match=r"item 4: frame 0 of the video: no image file 'gone\.png'"):
+        middle_frame(["gone.png"], IMAGES, SETTINGS, name="item 4")
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "avi"])
+def test_the_middle_frame_of_a_file_is_that_of_its_sample(tmp_path, suffix):
+    film = write_film(tmp_path / f"film.{suffix}", list(range(20, 220, 5)))  # 40 frames, 4 seconds
+    for sampling in ({}, {"fps": 10, "max_frames": 7}, {"max_frames": 2}, {"fps": 2}):
+        levels = np.ravel(levels_of(process_video(film, IMAGES, SETTINGS, **sampling)))
+        found = middle_frame(film, IMAGES, SETTINGS, **sampling)
+        assert found.size == (96, 64) and abs(level_of(found) - levels[len(levels) // 2]) <= 1
+    one = write_film(tmp_path / f"one.{suffix}", [100])
+    assert abs(level_of(middle_frame(one, IMAGES, SETTINGS)) - 100) <= 2
+
+
+def test_the_middle_frame_needs_no_other(tmp_path):
+    whole = bytearray(fast_start(tmp_path))
+    whole[len(whole) - 6000 :] = bytes(6000)  # the last frames
+    (tmp_path / "hole.mp4").write_bytes(whole)
+    with pytest.raises(ValueError, match="can not be decoded"):
+        process_video(tmp_path / "hole.mp4", IMAGES, SETTINGS)
+    assert middle_frame(tmp_path / "hole.mp4", IMAGES, SETTINGS).size == (96, 64)
+
+
+@pytest.mark.parametrize("wrong", [{"fps": 0}, {"max_frames": 1}])
+def test_the_middle_frame_s_checks(tmp_path, wrong):
+    with pytest.raises(ValueError, match="clip: (fps is 0|max_frames is 1)"):
+        middle_frame([grey(0)], IMAGES, SETTINGS, name="clip", **wrong)
+    with pytest.raises(ValueError, match=r"clip .*has no video stream \(audio found\)"):
+        middle_frame(bad_file(tmp_path, "audio"), IMAGES, SETTINGS, name="clip")
+
+
 # --- what can not be used
 
 
@@ -230,20 +309,14 @@ def bad_file(folder: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("empty", "the video file .* has 0 bytes: write or download it again"),
-        ("text", "can not be decoded .*not a video that FFmpeg reads, or it is truncated or damaged"),
-        ("audio", r"has no video stream \(audio found\): pass a file that has one"),
-        ("song", r"has no video stream \(audio found\)"),  # its cover is a video stream of one picture
-        ("no_frames", r"has no video stream \(no other found\)"),
-        ("no_header", "can not be decoded .*truncated or damaged; write or download it again"),
-    ],
-)
-def test_bad_files(tmp_path, preprocessor, kind, message):
-    with pytest.raises(ValueError, match=f"item 4.*{message}"):
-        preprocessor.row({"video": bad_file(tmp_path, kind), "text": "a"}, name="item 4")
+BAD_FILES = {
+    "empty": "the video file .* has 0 bytes: write or download it again",
+    "text": "can not be decoded .*not a video that FFmpeg reads, or it is truncated or damaged",
+    "audio": r"has no video stream \(audio found\): pass a file that has one",
+    "song": r"has no video stream \(audio found\)",  # its cover is a video stream of one picture
+    "no_frames": r"has no video stream \(no other found\)",
+    "no_header": "can not be decoded .*truncated or damaged; write or download it again",
+}
 
 
 def fast_start(folder: Path) -> bytes:
@@ -336,9 +409,6 @@ def test_a_model_without_video(tmp_path):
     other = Preprocessor.from_pretrained(folder, CONFIG, video="none")
     with pytest.raises(ValueError, match=r"item 4 has a video, which this model \(.*\) does not take: pass"):
         other.row({"video": [grey(0)] * 2}, name="item 4")
-    other = Preprocessor.from_pretrained(folder, dataclasses.replace(CONFIG, model_type="qwen2_vl"), head="vlm2vec")
-    with pytest.raises(ValueError, match="item 4 has a video, which qwen3_vl models take and qwen2_vl not yet: pass"):
-        other.row({"video": [grey(0)] * 2}, name="item 4")
 
 
 def test_a_template_without_marks_gets_the_same_tokens(tmp_path, preprocessor):
@@ -356,6 +426,81 @@ def test_videos_that_do_not_fit(tmp_path):
     small = Preprocessor.from_pretrained(write_processor(tmp_path), CONFIG, max_length=200)
     with pytest.raises(ValueError, match=r"item 4: \d+ of 256 visual tokens do not fit in max_length 200: pass fewer"):
         small.row({"video": [noise_page(512, 256)] * 4}, name="item 4")
+
+
+# --- families
+
+
+def starts(positions: np.ndarray, grid: tuple[int, int, int]) -> list[int]:
+    """Temporal position of each temporal patch, from the first."""
+    t, h, w = grid
+    times = positions[0].reshape(t, h * w // 4)
+    assert (times == times[:, :1]).all()
+    return (times[:, 0] - times[0, 0]).tolist()
+
+
+def test_every_family_takes_what_there_is_and_refuses_the_rest(family, tmp_path):
+    name, preprocessor = family
+
+    def times_of(item: dict) -> list:
+        row = preprocessor.row(item)
+        if name == "qwen3_vl":
+            text = preprocessor.tokenizer.decode(row.input_ids)
+            return [float(t) for t in re.findall(r"<([\d.]+) seconds>", text)]
+        at = row.input_ids == VIDEO
+        (grid,) = row.grids
+        return starts(preprocessor.collate([row]).position_ids[:, 0, : len(at)][:, at], grid)
+
+    def expected(timed: list, steps: list) -> list:
+        """Of Qwen3-VL its times; else positions, by patches or by seconds."""
+        return {"qwen3_vl": timed, "qwen2_vl": list(range(len(steps))), "qwen2_5_vl": steps}[name]
+
+    one = write_film(tmp_path / "one.mp4", [100])
+    assert times_of({"video": one}) == expected([0.0], [0])
+    times = [*range(0, 1000, 50), *range(1000, 9001, 1000)]  # 20 frames in the first second, then one a second
+    film = write_film(tmp_path / "film.mkv", list(range(20, 20 + 5 * len(times), 5)), times=times, rate=20)
+    # 4 of 29 frames at 28 in 9 seconds: 4.66 seconds a patch, two positions a second
+    assert times_of({"video": film, "fps": 0.5}) == expected([1.5, 7.5], [0, 9])
+    assert times_of({"video": [grey(9)] * 5}) == expected([0.2, 1.2, 2.2], [0, 2, 4])
+    # 6 of 9 frames at 10 per second: 0.3 seconds a patch, cut patch by patch
+    listed = {"video": [grey(9)] * 9, "fps": 10, "max_frames": 6}
+    assert times_of(listed) == expected([0.1, 0.3, 0.7], [0, 0, 1])
+    for kind, message in BAD_FILES.items():
+        (tmp_path / kind).mkdir()
+        with pytest.raises(ValueError, match=f"item 4.*{message}"):
+            preprocessor.row({"video": bad_file(tmp_path / kind, kind), "text": "a"}, name="item 4")
+    cut, whole = tmp_path / "cut.mp4", fast_start(tmp_path)
+    cut.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="item 4 .*truncated: its header promises 60 frames"):
+        preprocessor.row({"video": cut}, name="item 4")
+
+
+def test_two_videos_and_an_image_in_one_row(family):
+    name, preprocessor = family
+    item = {"videos": [[grey(10)] * 6, [noise_page(64, 64)] * 2], "image": grey(200), "text": "all"}
+    row = preprocessor.row(item)
+    visual = np.isin(row.input_ids, [IMAGE, VIDEO])
+    marks = np.sum(row.input_ids == CONFIG.vision_start_token_id)
+    assert [t for t, _, _ in row.grids] == ([1] * 5 if name == "qwen3_vl" else [3, 1, 1])
+    assert marks == len(row.grids) == len(row.steps) and row.keep[visual].all()
+    assert 4 * visual.sum() == len(row.patches) == sum(t * h * w for t, h, w in row.grids)
+    batch = preprocessor.collate([row])
+    assert batch.vision.segment.max() == 5  # whatever the family, attention ends with a temporal patch
+    texts = batch.position_ids[:, 0, : len(visual)][:, ~visual]
+    assert (texts[0] == texts[1]).all() and (texts[0] == texts[2]).all() and (np.diff(texts[0]) > 0).all()
+
+
+def test_text_goes_on_after_the_time_of_a_long_video():
+    ids = np.array([7, *[6] * 8, 7, *[5] * 4, 7])
+    given = {"image_token_id": 5, "video_token_id": 6, "merge": 1}
+    grids = [(4, 1, 2), (1, 2, 2)]
+    counted = mrope_positions(ids, grids, **given)
+    assert counted[0].tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 6, 6, 8]
+    assert counted[2].tolist() == [0, 1, 2, 1, 2, 1, 2, 1, 2, 5, 6, 7, 6, 7, 8]
+    timed = mrope_positions(ids, grids, **given, steps=(1.7, 1.0))
+    assert timed[0].tolist() == [0, 1, 1, 2, 2, 4, 4, 6, 6, 7, 8, 8, 8, 8, 10]  # 0, 1.7, 3.4, 5.1
+    with pytest.raises(ValueError):
+        mrope_positions(ids, grids, **given, steps=(1.0,))
 
 
 # --- rows and batches

@@ -8,6 +8,9 @@ It needs packages that are not for the tests' environment (torchvision and an ol
 
 transformers is the version that Qwen3-VL-Embedding's code names. Frames of a file are read with PyAV, because the
 readers of qwen-vl-utils need other libraries; which frames are taken and their size is up to qwen-vl-utils.
+
+That version cuts the seconds of a Qwen2.5-VL step to an integer before it multiplies, which Qwen's own code does not
+(transformers' pull request 48669); it is given one second a step, and the product as tokens per second.
 """
 
 from __future__ import annotations
@@ -22,11 +25,19 @@ import numpy as np
 from PIL import Image
 
 GOLDEN = Path(__file__).parent / "video.npz"
-SAMPLES = 4000  # pixel values kept of each video
+SAMPLES = 1500  # pixel values kept of each video
 TOKENIZER = Path(__file__).parent / "tokenizer.json"  # kept: another version may train another one
-# Of qwen-vl-utils 0.0.14 by way of Qwen3-VL-Embedding's embedder.
-FPS, MAX_FRAMES, TOTAL_PIXELS = 1, 64, 10 * 768 * 32 * 32
+FPS, MAX_FRAMES = 1, 64  # Qwen3-VL-Embedding's
 MIN_IMAGE, MAX_IMAGE = 4 * 32 * 32, 1800 * 32 * 32
+PATCH_SIZES = {"qwen3_vl": 16, "qwen2_vl": 14, "qwen2_5_vl": 14}
+TOKENS_PER_SECOND = 2  # of the published Qwen2.5-VL checkpoints
+
+
+def budget(family: str) -> dict[str, int]:
+    """Pixels in frames and videos, as fields of our settings; qwen-vl-utils 0.0.14 counts in visual tokens."""
+    token = (2 * PATCH_SIZES[family]) ** 2
+    total = 10 * 768 * token  # Qwen3-VL-Embedding's
+    return {"video_min_pixels": 128 * token, "video_max_pixels": 768 * token, "video_total_pixels": total}
 
 
 def clip(name: str) -> Path:
@@ -96,16 +107,16 @@ def _read_with_av(element: dict[str, Any]) -> tuple[Any, dict[str, Any], float]:
     return video, metadata, count / len(frames) * rate
 
 
-def _conversation(item: dict[str, Any]) -> list[dict[str, Any]]:
+def _conversation(item: dict[str, Any], total: int) -> list[dict[str, Any]]:
     video, most = item["video"], item.get("max_frames", MAX_FRAMES)
     content: list[dict[str, Any]] = []
     if isinstance(video, list):
         if len(video) > most:
             video = [video[i] for i in np.linspace(0, len(video) - 1, most, dtype=int)]
-        content.append({"type": "video", "video": video, "total_pixels": TOTAL_PIXELS})
+        content.append({"type": "video", "video": video, "total_pixels": total})
     else:
         # The embedder drops the total for files; it is what keeps "dense" within the context.
-        sampling = {"fps": item.get("fps", FPS), "max_frames": most, "total_pixels": TOTAL_PIXELS}
+        sampling = {"fps": item.get("fps", FPS), "max_frames": most, "total_pixels": total}
         content.append({"type": "video", "video": str(video), **sampling})
     if "image" in item:
         content.append({"type": "image", "image": item["image"], "min_pixels": MIN_IMAGE, "max_pixels": MAX_IMAGE})
@@ -118,63 +129,89 @@ def _conversation(item: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _processor() -> Any:
-    from transformers import Qwen2TokenizerFast, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+def _processors() -> dict[str, Any]:
+    """By family. Those of patch 14 resize again, within the bounds that the published checkpoints give."""
+    import transformers
+    from transformers import Qwen2TokenizerFast, Qwen2VLImageProcessor, Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 
     from tests.checkpoints import CHAT_TEMPLATE, byte_level_tokenizer
 
     byte_level_tokenizer().save(str(TOKENIZER), pretty=False)
-    normalised = {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    return Qwen3VLProcessor(
-        Qwen2VLImageProcessor(**normalised),
-        Qwen2TokenizerFast(tokenizer_file=str(TOKENIZER)),
-        Qwen3VLVideoProcessor(**normalised),
-        chat_template=CHAT_TEMPLATE,
+    bounds = {"min_pixels": 4 * 28 * 28, "max_pixels": 16384 * 28 * 28}
+    found = {}
+    for family, name, video_processor, more in (
+        ("qwen3_vl", "Qwen3VLProcessor", Qwen3VLVideoProcessor, {}),
+        ("qwen2_vl", "Qwen2VLProcessor", Qwen2VLVideoProcessor, bounds),
+        ("qwen2_5_vl", "Qwen2_5_VLProcessor", Qwen2VLVideoProcessor, bounds),
+    ):
+        options = {"patch_size": PATCH_SIZES[family], "image_mean": [0.5] * 3, "image_std": [0.5] * 3, **more}
+        found[family] = getattr(transformers, name)(
+            Qwen2VLImageProcessor(**options),
+            Qwen2TokenizerFast(tokenizer_file=str(TOKENIZER)),
+            video_processor(**options),
+            chat_template=CHAT_TEMPLATE,
+        )
+    return found
+
+
+def _processed(family: str, processor: Any, item: dict[str, Any]) -> Any:
+    """As the model cards of Qwen3-VL, and of Qwen2-VL and Qwen2.5-VL, call qwen-vl-utils and the processor."""
+    from qwen_vl_utils import process_vision_info
+
+    turns = _conversation(item, budget(family)["video_total_pixels"])
+    text = processor.apply_chat_template([turns], add_generation_prompt=True, tokenize=False)
+    timed = family == "qwen3_vl"
+    images, videos, options = process_vision_info(
+        turns, return_video_kwargs=True, return_video_metadata=timed, image_patch_size=PATCH_SIZES[family]
     )
+    if timed:
+        options |= {"video_metadata": [metadata for _, metadata in videos], "do_resize": False}
+        videos = [video for video, _ in videos]
+    return processor(text=text, images=images, videos=videos, return_tensors="pt", **options)
+
+
+def _positions(family: str, ids: dict[str, int], out: Any) -> np.ndarray:
+    import transformers
+
+    vision, more = SimpleNamespace(spatial_merge_size=2), {}
+    if family == "qwen2_5_vl":
+        (seconds,) = out["second_per_grid_ts"]
+        vision.tokens_per_second, more = TOKENS_PER_SECOND * float(seconds), {"second_per_grid_ts": [1]}
+    model = {"qwen3_vl": "Qwen3VLModel", "qwen2_vl": "Qwen2VLModel", "qwen2_5_vl": "Qwen2_5_VLModel"}[family]
+    positions, _ = getattr(transformers, model).get_rope_index(
+        SimpleNamespace(config=SimpleNamespace(**ids, vision_config=vision)),
+        out["input_ids"],
+        out.get("image_grid_thw"),
+        out["video_grid_thw"].clone(),
+        attention_mask=out["attention_mask"],
+        **more,
+    )
+    return positions[:, 0].numpy()
 
 
 def main() -> None:
     _import_torchvision()
     import torch
     from qwen_vl_utils import vision_process
-    from transformers import Qwen3VLModel
 
     vision_process.VIDEO_READER_BACKENDS["pyav"] = _read_with_av
     vision_process.get_video_reader_backend = lambda: "pyav"
-    processor = _processor()
-    ids = {f"{name}_token_id": getattr(processor, f"{name}_token_id") for name in ("image", "video", "vision_start")}
-    config = SimpleNamespace(**ids, vision_config=SimpleNamespace(spatial_merge_size=2))
     found: dict[str, np.ndarray] = {}
-    for name, item in items().items():
-        turns = _conversation(item)
-        images, videos, options = vision_process.process_vision_info(
-            turns, return_video_kwargs=True, return_video_metadata=True, image_patch_size=16
-        )
-        text = processor.apply_chat_template([turns], add_generation_prompt=True, tokenize=False)
-        out = processor(
-            text=text,
-            images=images,
-            videos=[video for video, _ in videos],
-            video_metadata=[metadata for _, metadata in videos],
-            do_resize=False,
-            return_tensors="pt",
-            **options,
-        )
-        positions, _ = Qwen3VLModel.get_rope_index(
-            SimpleNamespace(config=config),
-            out["input_ids"],
-            out.get("image_grid_thw"),
-            out["video_grid_thw"].clone(),
-            attention_mask=out["attention_mask"],
-        )
-        values = out["pixel_values_videos"].numpy().reshape(-1)
-        at = np.random.default_rng(0).integers(0, values.size, SAMPLES)
-        found[f"{name}/input_ids"] = out["input_ids"][0].numpy().astype(np.int16)
-        found[f"{name}/positions"] = positions[:, 0].numpy().astype(np.int16)
-        found[f"{name}/grid"] = out["video_grid_thw"].numpy().astype(np.int16)
-        found[f"{name}/pixels"] = ((values[at] + 1) * 127.5).round().astype(np.uint8)
-        print(name, found[f"{name}/grid"].tolist(), found[f"{name}/input_ids"].shape)
-        print(processor.tokenizer.decode(torch.unique_consecutive(out["input_ids"][0])))
+    for family, processor in _processors().items():
+        names = [f"{kind}_token" for kind in ("image", "video")]
+        ids = {f"{name}_id": getattr(processor, f"{name}_id") for name in names}
+        ids["vision_start_token_id"] = processor.tokenizer.convert_tokens_to_ids("<|vision_start|>")
+        for name, item in items().items():
+            out = _processed(family, processor, item)
+            values = out["pixel_values_videos"].numpy().reshape(-1)
+            at = np.random.default_rng(0).integers(0, values.size, SAMPLES)
+            case = f"{family}/{name}"
+            found[f"{case}/input_ids"] = out["input_ids"][0].numpy().astype(np.int16)
+            found[f"{case}/positions"] = _positions(family, ids, out).astype(np.int16)
+            found[f"{case}/grid"] = out["video_grid_thw"].numpy().astype(np.int16)
+            found[f"{case}/pixels"] = ((values[at] + 1) * 127.5).round().astype(np.uint8)
+            print(case, found[f"{case}/grid"].tolist(), found[f"{case}/positions"].max(), out.get("second_per_grid_ts"))
+            print(processor.tokenizer.decode(torch.unique_consecutive(out["input_ids"][0])))
     np.savez_compressed(GOLDEN, **found)
     print(f"{GOLDEN}: {GOLDEN.stat().st_size} bytes")
 
