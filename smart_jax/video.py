@@ -134,6 +134,20 @@ def check_video(video: Any, *, name: str = "video") -> Path | list[ImageLike] | 
     )
 
 
+def check_video_file(path: str | Path, *, name: str = "video") -> None:
+    """Opens the file, without decoding a frame.
+
+    Raises:
+      ImportError: PyAV is not installed.
+      FileNotFoundError: no such file.
+      ValueError: FFmpeg can not read its header, or there is no video stream in it.
+    """
+    path = existing_file(path, name, "video", "the path of a video")
+    av, what = _import_av(name), f"{name} ('{path}')"
+    with _explained(av, what), av.open(str(path)) as container:
+        _stream(av, container, what)
+
+
 def process_video(
     video: VideoLike,
     images: ImageSettings,
