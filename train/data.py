@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 
 import grain
 import jax
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import flags
 from array_record.python.array_record_module import ArrayRecordReader
@@ -32,8 +34,9 @@ class Example:
 
     Attributes:
       id: the source's row, as text.
-      query: {"text": ...}.
-      document: {"image": encoded bytes} or {"text": ...}.
+      query: {"text": ...}, {"video": ...} or both.
+      document: {"image": encoded bytes}, {"text": ...} or {"video": the path of a file, or frames as a list}; with a
+        video, here and in the query, may be fps and max_frames.
       negatives: likewise, possibly none.
       source: where the source got the pair from; may be empty.
     """
@@ -46,11 +49,17 @@ class Example:
 
 
 def content_hash(item: Item) -> str:
-    """Hex digest (128 bits) of an item's text or image bytes; equal documents of a batch are no negatives."""
+    """Hex digest (128 bits) of an item's text, image bytes, and path or frames of a video.
+
+    Equal documents of a batch are no negatives; a video is the same one however it is sampled, so fps and max_frames
+    do not count.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for key in sorted(item):
-        value = item[key].encode() if isinstance(item[key], str) else item[key]
-        digest.update(f"{key}\0{len(value)}\0".encode() + value)
+    for key in sorted(item.keys() - {"fps", "max_frames"}):
+        for value in item[key] if isinstance(item[key], list) else [item[key]]:
+            data = str(value).encode() if isinstance(value, str | Path) else value
+            data = data if isinstance(data, bytes) else data.tobytes()  # an array or a Pillow image
+            digest.update(f"{key}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()
 
 
@@ -72,8 +81,9 @@ class _Encoded(tfds.decode.SkipDecoding):
 class Split:
     """A converted split; reads one example at a time from its ArrayRecord files."""
 
-    def __init__(self, source: Sequence[dict[str, Any]], document: str, negatives: str | None) -> None:
-        self._source, self._document, self._negatives = source, document, negatives
+    def __init__(self, source: Sequence[dict[str, Any]], document: str, negatives: str | None, folder: Path) -> None:
+        """`document` and `negatives` are "image", "video" or "text"; paths are relative to `folder`."""
+        self._source, self._document, self._negatives, self._folder = source, document, negatives, folder
 
     def __len__(self) -> int:
         return len(self._source)
@@ -84,13 +94,30 @@ class Split:
         except RuntimeError as error:
             raise ValueError(f"example {index} of the data is corrupt ({error}): convert the data again") from error
         negatives = record["negatives"] if self._negatives else ()
+        text = {"text": record["query"].decode()} if record["query"] else {}
+        is_video = self._document == "video"
         return Example(
             id=record["id"].decode(),
-            query={"text": record["query"].decode()},
-            document=_item(self._document, record[self._document]),
+            query=text | self._video(record, "query_"),
+            document=self._video(record) if is_video else _item(self._document, record[self._document]),
             negatives=tuple(_item(self._negatives, value) for value in negatives),
             source=record["source"].decode(),
         )
+
+    def _video(self, record: dict[str, Any], prefix: str = "") -> Item:
+        """The video in the column "video" or "query_video", nothing if there is none."""
+        video = record.get(prefix + "video", b"")
+        if not len(video):
+            return {}
+        if isinstance(video, bytes):
+            item: Item = {"video": Path(os.path.normpath(self._folder / video.decode()))}
+        else:
+            item = {"video": [bytes(frame) for frame in video]}
+        if fps := record[prefix + "fps"]:
+            item["fps"] = float(str(np.float32(fps)))  # as it was written: stored is its float32 neighbour
+        if max_frames := record[prefix + "max_frames"]:
+            item["max_frames"] = int(max_frames)
+        return item
 
 
 def _item(kind: str | None, value: bytes) -> Item:
@@ -115,20 +142,25 @@ def open_split(data_dir: str | Path, name: str, split: str = "train") -> Split:
     except (ParseError, ValueError, KeyError) as error:
         raise ValueError(f"the metadata in '{versions[-1]}' are corrupt ({error}): convert the data again") from error
     features = builder.info.features
-    document = next((key for key in ("image", "text") if key in features), None)
+    document = next((key for key in ("image", "video", "text") if key in features), None)
     if document is None or not {"id", "query", "source"} <= set(features):
         raise ValueError(f"'{versions[-1]}' was not written by train.data: it has the features {sorted(features)}")
-    kinds = {document: document, "negatives": None}
+    negatives = None
     if "negatives" in features:
-        kinds["negatives"] = "image" if isinstance(features["negatives"].feature, tfds.features.Image) else "text"
-    decoders = {key: _Encoded() for key, kind in kinds.items() if kind == "image"}
+        negatives = "image" if _holds_images(features["negatives"]) else "text"
+    decoders = {key: _Encoded() for key, feature in features.items() if _holds_images(feature)}
     part = split.partition("[")[0]
     if part not in builder.info.splits:
         raise ValueError(f"data set '{name}' has no split '{part}'; it has {sorted(builder.info.splits)}")
     info = builder.info.splits[part]
     for path, count in zip(info.filepaths, info.shard_lengths, strict=True):
         _check_file(Path(path), count)
-    return Split(builder.as_data_source(split, decoders=decoders), document, kinds["negatives"])
+    folder = (Path(data_dir) / name).resolve()
+    return Split(builder.as_data_source(split, decoders=decoders), document, negatives, folder)
+
+
+def _holds_images(feature: tfds.features.FeatureConnector) -> bool:
+    return isinstance(getattr(feature, "feature", feature), tfds.features.Image)
 
 
 def _check_file(path: Path, count: int) -> None:
@@ -266,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = vars(parser.parse_args(arguments))
     try:
         result = convert(options.pop("source"), options.pop("name"), options.pop("out"), **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(f"train.data: {error}")
     counts = ", ".join(f"{split}: {count} examples" for split, count in result.examples.items())
     skipped = ", ".join(f"{count} rows ({reason})" for reason, count in result.skipped.items()) or "nothing"

@@ -1,9 +1,15 @@
 """Reads query-document pairs from a folder or hub data set of parquet files, a few rows at a time.
 
 The layout is that of the ColPali training set, which the paper trains on (arXiv:2605.24938): one row is one pair, with
-the columns `query` (string) and `image` (struct{bytes, path}, or binary), or `text` for documents that are text.
-Optional columns are `negatives` (a list of images or of strings) and `source` (string); others are not read. Files are
-read one row group at a time, so memory does not grow with the source.
+the columns `query` (string) and `image` (struct{bytes, path}, or binary), `video` or `text`, what the document is.
+Optional columns are `negatives` (a list of images or of strings) and `source` (string); others are not read.
+
+A video is the path of its file (string, or struct with `path`), or its frames (a list of images, or of their paths).
+The files of images are read, those of videos stay where they are; a path is relative to the folder, or for videos
+absolute. Beside `video` may be `fps` and `max_frames`, and the query may hold a video, too: `query_video`, `query_fps`,
+`query_max_frames`, with null in `query` where there is no text, and null in `query_video` where there is no video.
+
+Files are read one row group at a time, so memory does not grow with the source.
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import pyarrow as pa
@@ -25,6 +31,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from PIL import Image
+
+from smart_jax.video import check_sampling, check_video_file
 
 ROWS_AT_ONCE = 32
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -57,14 +65,22 @@ def find_source(source: str | Path, revision: str | None = None) -> Path:
         ) from error
 
 
+class _Layout(NamedTuple):
+    document: str
+    negatives: str | None
+    videos: dict[str, str]
+    columns: list[str]
+
+
 class ParquetFolder:
     """The rows of a split's parquet files, in order.
 
     Attributes:
       root: the folder.
       files: the split's files.
-      document: "image" or "text", the column of the documents.
+      document: "image", "video" or "text", the column of the documents.
       negatives: "image", "text" or None, what the column `negatives` lists.
+      videos: "path" or "frames", what the columns `video` and `query_video` hold, of those that are there.
     """
 
     def __init__(self, root: Path, split: str) -> None:
@@ -72,22 +88,24 @@ class ParquetFolder:
         self.root, self.files = root, _split_files(root, split)
         self._count = 0
         layouts = {file: self._layout(file) for file in self.files}
-        self.document, self.negatives, self._columns = layouts[self.files[0]]
+        self.document, self.negatives, self.videos, self._columns = layouts[self.files[0]]
         for file, layout in layouts.items():
             if layout != layouts[self.files[0]]:
-                raise ValueError(f"'{file}' has other columns than '{self.files[0]}': {layout[2]} and {self._columns}")
+                raise ValueError(
+                    f"'{file}' has other columns than '{self.files[0]}': {layout.columns} and {self._columns}"
+                )
 
-    def _layout(self, file: Path) -> tuple[str, str | None, list[str]]:
+    def _layout(self, file: Path) -> _Layout:
         with _open(file) as parquet:
             schema = parquet.schema_arrow
             self._count += parquet.metadata.num_rows
-        document = next((column for column in ("image", "text") if column in schema.names), None)
+        document = next((column for column in ("image", "video", "text") if column in schema.names), None)
         if "query" not in schema.names or document is None:
-            missing = "'query'" if "query" not in schema.names else "'image' (or 'text')"
+            missing = "'query'" if "query" not in schema.names else "'image' (or 'video' or 'text')"
             raise ValueError(f"'{file}' has no column {missing}; its columns are {schema.names}")
         if not _is_text(schema.field("query").type):
             raise ValueError(f"'{file}': column 'query' is {schema.field('query').type}, expected string")
-        if _kind(schema.field(document).type) != document:
+        if document != "video" and _kind(schema.field(document).type) != document:
             expected = "struct{bytes, path} or binary" if document == "image" else "string"
             raise ValueError(f"'{file}': column '{document}' is {schema.field(document).type}, expected {expected}")
         negatives = None
@@ -97,8 +115,10 @@ class ParquetFolder:
             if negatives is None:
                 raise ValueError(f"'{file}': column 'negatives' is {kind}, expected a list of images or of strings")
         has_source = "source" in schema.names and _is_text(schema.field("source").type)
-        columns = ["query", document] + (["negatives"] if negatives else [])
-        return document, negatives, columns + (["source"] if has_source else [])
+        videos, sampling = _videos(schema, document, file)
+        columns = list(dict.fromkeys(["query", document, *videos, *sampling]))
+        columns += ["negatives"] * bool(negatives) + ["source"] * has_source
+        return _Layout(document, negatives, videos, columns)
 
     def __len__(self) -> int:
         return self._count
@@ -139,6 +159,45 @@ class ParquetFolder:
             raise ValueError(f"has {len(data)} bytes that are no readable image ({error})") from error
         return data
 
+    def video(self, column: str, row: dict[str, Any]) -> dict[str, Any] | None:
+        """The row's video there, and its sampling; None = there is none.
+
+        Returns:
+          `video`, an existing file's path, as it is in the row, or a list of frames as encoded bytes; and `fps` and
+          `max_frames` where the row has them.
+
+        Raises:
+          ValueError: the video can not be used; a path that leaves the folder is refused.
+          ImportError: PyAV is not installed, which looks into the file.
+        """
+        value = self._value(column, row)
+        if not value:
+            return None
+        prefix = column.removesuffix("video")
+        item = {key: x for key in ("fps", "max_frames") if (x := row.get(prefix + key)) is not None}
+        try:
+            check_sampling(item.get("fps", 1), item.get("max_frames", 2))
+            if self.videos[column] == "path":
+                self._check_file(value)
+            else:
+                value = [self.image({"path": frame} if isinstance(frame, str) else frame) for frame in value]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"has a {column.replace('_', ' ')} that can not be used: {error}") from error
+        return {"video": value, **item}
+
+    def has_video(self, column: str, row: dict[str, Any]) -> bool:
+        return bool(self._value(column, row))
+
+    def _value(self, column: str, row: dict[str, Any]) -> Any:
+        """Path or frames; empty or None where there is no video."""
+        value = row.get(column)
+        return value["path"] if isinstance(value, dict) else value
+
+    def _check_file(self, path: str) -> None:
+        if not Path(path).is_absolute() and not (self.root / path).resolve().is_relative_to(self.root.resolve()):
+            raise ValueError(f"'{path}' is not in '{self.root}'")
+        check_video_file(self.root / path)
+
 
 def _split_files(root: Path, split: str) -> list[Path]:
     files = sorted(root.glob("data/*.parquet")) or sorted(root.glob("*.parquet"))
@@ -158,6 +217,37 @@ def _open(file: Path) -> pq.ParquetFile:
         return pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"'{file}' is no parquet file, or corrupt ({error}): download it again") from error
+
+
+def _videos(schema: pa.Schema, document: str, file: Path) -> tuple[dict[str, str], list[str]]:
+    """What the columns of videos hold, and the columns of how to sample them."""
+    videos, sampling = {}, []
+    for column in ("video", "query_video"):
+        if column not in schema.names or (column == "video" and document != "video"):
+            continue
+        kind = schema.field(column).type
+        listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        if listed and _kind(kind.value_type) is not None:
+            videos[column] = "frames"
+        elif _is_text(kind) or (pa.types.is_struct(kind) and kind.get_field_index("path") >= 0):
+            videos[column] = "path"
+        else:
+            raise ValueError(
+                f"'{file}': column '{column}' is {kind}, expected string (a path), struct{{path, ...}} or a list of "
+                "images or of their paths"
+            )
+        for key, fits in (("fps", _is_number), ("max_frames", pa.types.is_integer)):
+            name = column.removesuffix("video") + key
+            if name not in schema.names or pa.types.is_null(schema.field(name).type):
+                continue
+            if not fits(schema.field(name).type):
+                raise ValueError(f"'{file}': column '{name}' is {schema.field(name).type}, expected a number")
+            sampling.append(name)
+    return videos, sampling
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:
