@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,15 +14,19 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from smart_jax import encode
 from smart_jax.adapter import Adapter
 from smart_jax.maxsim import maxsim, projected
 from smart_jax.sharding import make_mesh
+from tests.golden.make_video import clip
 from tests.training import make_config, page, write_inputs
 from train.batches import Batcher
 from train.config import DataConfig
+from train.convert import convert
 from train.data import Example, Examples, open_split
 from train.loop import read_metrics
 from train.posttrain import train
@@ -196,6 +201,38 @@ def test_trains_an_adapter_that_load_opens(inputs, tmp_path):
     assert not np.allclose(kernel, before["adapter.proj.kernel"], atol=1e-4)
 
 
+def test_trains_on_videos_of_converted_data(inputs, tmp_path):
+    """Clips as documents, by path and sampled row by row, several queries of each, one of them a film itself."""
+    sizes = {"max_frames": 4, "video_min_pixels": 4096, "video_max_pixels": 8192}
+    shutil.copytree(inputs / "model", tmp_path / "model")
+    (tmp_path / "model" / "smart_jax.json").write_text(json.dumps(sizes))
+    names = ("bikes", "carphone_pristine", "carphone_distorted")
+    rows = [
+        {"query": f"film {i}", "video": str(clip(names[i % 3])), "fps": 1 + i, "query_video": None} for i in range(8)
+    ]
+    rows[5] |= {"query": None, "query_video": str(clip("bikes"))}
+    (tmp_path / "source").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "source" / "train.parquet")
+    convert(tmp_path / "source", "films", tmp_path / "data", validation_ratio=0)
+    settings = {"data__name": "films", "steps": 1, "eval__validation_batches": 0}
+    config = make_config(tmp_path, tmp_path / "run", **settings)
+
+    split, mesh = open_split(tmp_path / "data", "films"), make_mesh()
+    encoder = load_encoder(config, mesh)
+    batch = Batcher(encoder.preprocessor, config.data, mesh)([split[i] for i in range(8)])
+    for i, ids in enumerate(np.asarray(batch.documents.input_ids)):
+        example = split[i]
+        row = encoder.preprocessor.row({"video": rows[int(example.id)]["video"], "fps": 1 + int(example.id)})
+        assert ids[: len(row.input_ids)].tolist() == row.input_ids.tolist()
+    assert batch.documents.vision.segment.max() == 2 and batch.queries.vision is not None  # four frames each
+    ids = [tuple(row) for row in np.asarray(batch.document_ids)]
+    assert len(set(ids)) == 3 and ids[0] in ids[1:]  # a clip is no negative of itself
+
+    train(config)
+    losses = [record["loss"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert len(losses) == 1 and np.isfinite(losses).all()
+
+
 def test_trains_all_weights_and_exports_a_model(inputs, tmp_path):
     config = make_config(
         inputs,
@@ -288,6 +325,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from smart_jax import compilation_cache
+from tests.golden.make_video import clip
 from tests.training import make_config
 from train import run
 from train.posttrain import train
