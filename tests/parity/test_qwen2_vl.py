@@ -182,6 +182,7 @@ def test_vision_config_that_names_only_differences(family):
         assert ours.vision.intermediate_size == v.embed_dim * v.mlp_ratio
     else:
         names += ["hidden_size", "out_hidden_size", "intermediate_size", "window_size", "fullatt_block_indexes"]
+        names += ["tokens_per_second"]
     assert {n: getattr(ours.vision, n) for n in names} == {n: getattr(v, n) for n in names}
     assert ours.text.rms_norm_eps == theirs.text_config.rms_norm_eps
     assert ours.text.head_dim == 128
@@ -196,6 +197,7 @@ def test_vision_config_that_names_only_differences(family):
         ("text_config", {"rope_parameters": {"rope_theta": 1e6, "mrope_section": [2, 2, 2]}}, "add up to half of 16"),
         ("text_config", {"hidden_act": "relu6"}, "relu6"),
         ("vision_config", {"hidden_act": "relu6"}, "relu6"),
+        ("vision_config", {"tokens_per_second": 0}, "tokens_per_second is 0, expected a positive number"),
         ("vision_config", {"window_size": 27}, "window_size 27 is smaller than one visual token"),
     ],
 )
