@@ -499,6 +499,18 @@ def test_unusable_videos(tmp_path, change, message):
     assert result.examples == {"train": 2} and result.skipped == {"unreadable document": 1}
 
 
+def test_videos_of_the_hub_by_path_are_refused(tmp_path, monkeypatch):
+    """Their files are not downloaded, and an absolute path of somebody else's data set is not to be followed."""
+    folder = tmp_path / "cache"
+    monkeypatch.setattr("train.parquet.huggingface_hub.snapshot_download", lambda *args, **options: str(folder))
+    write(folder / "a.parquet", [film_row(0, str(clip("bikes")))])
+    with pytest.raises(ValueError, match=r"videos by path, .*not downloaded.*hf download.*pass that folder"):
+        convert("owner/films", "a", tmp_path / "out", validation_ratio=0)
+    write(folder / "a.parquet", [film_row(0, [page(1)])], video=pa.list_(pa.binary()))
+    convert("owner/films", "a", tmp_path / "out", validation_ratio=0)
+    assert open_split(tmp_path / "out", "a")[0].document == {"video": [page(1)]}
+
+
 def test_columns_of_videos_of_other_types(tmp_path):
     row = film_row(0, "a.mp4", fps="1", max_frames=None)
     for i, (types, message) in enumerate(

@@ -89,7 +89,7 @@ def convert(
     target, partial = Path(out) / name, Path(out) / f".{name}.partial"
     if target.exists() and not overwrite:
         raise FileExistsError(f"'{target}' exists: pass overwrite (--overwrite) to replace it, or choose another name")
-    rows = ParquetFolder(find_source(source, revision), split)
+    rows = ParquetFolder(find_source(source, revision), split, videos=Path(source).is_dir())
     skipped: collections.Counter[str] = collections.Counter()
     pairs = _pairs(rows, target, skip_unreadable, skipped)
     shards = shards or max(1, sum(file.stat().st_size for file in rows.files) // SHARD_BYTES)

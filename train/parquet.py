@@ -83,8 +83,11 @@ class ParquetFolder:
       videos: "path" or "frames", what the columns `video` and `query_video` hold, of those that are there.
     """
 
-    def __init__(self, root: Path, split: str) -> None:
-        """Looks at every file's schema, so that a bad source fails before anything is written; raises as `convert`."""
+    def __init__(self, root: Path, split: str, *, videos: bool = True) -> None:
+        """Looks at every file's schema, so that a bad source fails before anything is written; raises as `convert`.
+
+        `videos`: whether the files of videos are there, which those of the hub are not.
+        """
         self.root, self.files = root, _split_files(root, split)
         self._count = 0
         layouts = {file: self._layout(file) for file in self.files}
@@ -94,6 +97,12 @@ class ParquetFolder:
                 raise ValueError(
                     f"'{file}' has other columns than '{self.files[0]}': {layout.columns} and {self._columns}"
                 )
+
+        if "path" in self.videos.values() and not videos:
+            raise ValueError(
+                f"'{root}' has videos by path, and their files are not downloaded with it: get the whole data set "
+                "(hf download --repo-type dataset NAME --local-dir FOLDER) and pass that folder"
+            )
 
     def _layout(self, file: Path) -> _Layout:
         with _open(file) as parquet:
