@@ -42,6 +42,10 @@ _LAMRA_TURNS: Turns = (
 )
 # None of these three ever gives its decoder M-RoPE positions: GME and LamRA call it with embeddings only, and
 # VLM2Vec's prompts lack the marks by which transformers finds an image.
+_QWEN2_FRAMES: dict[str, Any] = {
+    "video_min_pixels": 128 * 28**2,
+    "video_max_pixels": 768 * 28**2,
+}  # as qwen-vl-utils has them
 _LAMRA = Settings(
     prompt=_LAMRA_TURNS,
     pooling="before:<emb>",
@@ -49,6 +53,7 @@ _LAMRA = Settings(
     positions="sequential",
     min_pixels=256 * 28**2,
     max_pixels=1280 * 28**2,
+    **_QWEN2_FRAMES,
 )
 HEADS: dict[str, Head] = {
     "qwen3_vl_embedding": Head(Settings(), ("qwen3_vl",), r"qwen3-vl-embedding", default=True),
@@ -74,7 +79,15 @@ HEADS: dict[str, Head] = {
     "lamra": Head(_LAMRA, ("qwen2_vl", "qwen2_5_vl"), r"lamra", key="emb_token_ids"),
     # As the paper's code trains and runs it: the merged visual features enter as embeddings and nowhere else.
     "lamra_qwen3_vl": Head(
-        dataclasses.replace(_LAMRA, deepstack=False, min_pixels=4 * 32**2, max_pixels=1024 * 28**2, max_length=1024),
+        dataclasses.replace(
+            _LAMRA,
+            deepstack=False,
+            min_pixels=4 * 32**2,
+            max_pixels=1024 * 28**2,
+            max_length=1024,
+            video_min_pixels=Settings.video_min_pixels,
+            video_max_pixels=Settings.video_max_pixels,
+        ),
         ("qwen3_vl",),
         r"lamra",
         key="emb_token_ids",
@@ -91,6 +104,7 @@ HEADS: dict[str, Head] = {
             positions="sequential",
             min_pixels=4 * 28**2,
             max_pixels=1280 * 28**2,
+            **_QWEN2_FRAMES,
         ),
         ("qwen2_vl", "qwen2_5_vl"),
         r"vlm2vec",

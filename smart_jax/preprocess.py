@@ -19,7 +19,7 @@ from smart_jax.prompt import Prompt, added_ids, dropped_token_ids, read_chat_tem
 from smart_jax.rows import Row, bucket, buckets, check_collate, check_sizes, octaves, pad_text, span
 from smart_jax.settings import Settings
 from smart_jax.typing import Batch, VisionBatch
-from smart_jax.video import VideoPatches, process_video
+from smart_jax.video import VideoPatches, middle_frame, process_video
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -165,17 +165,20 @@ class Preprocessor:
                     f"{name}: the text contains the prompt's own token {found[0]}: remove it from the text"
                 )
 
-        def prompt(texts: Sequence[str]) -> str:
-            return self.prompt(
-                texts, len(parsed.images), instruction=instruction, video_count=len(parsed.videos), query=query
-            )
+        sizes = self.settings.videos
+        how: dict[str, Any] = {"fps": parsed.fps, "max_frames": parsed.max_frames, "name": name}
+        films, stills = parsed.videos, [process_image(image, self.images, name=name) for image in parsed.images]
+        if self.settings.video == "middle":
+            frames = [middle_frame(film, self.images, sizes, **how) for film in films]
+            films, stills = (), [process_image(frame, self.images, name=name) for frame in frames] + stills
 
-        if parsed.videos:
-            self._check_video(prompt(parsed.texts), len(parsed.videos), name)
-        sizes, fps, most = self.settings.videos, parsed.fps, parsed.max_frames
-        videos = [process_video(v, self.images, sizes, fps=fps, max_frames=most, name=name) for v in parsed.videos]
-        pieces = [process_image(image, self.images, name=name) for image in parsed.images]
-        runs = [run for video in videos for run in self._runs(video)] + [(grid, 1.0) for _, grid in pieces]
+        def prompt(texts: Sequence[str]) -> str:
+            return self.prompt(texts, len(stills), instruction=instruction, video_count=len(films), query=query)
+
+        if films:
+            self._check_video(prompt(parsed.texts), len(films), name)
+        videos = [process_video(film, self.images, sizes, **how) for film in films]
+        runs = [run for video in videos for run in self._runs(video)] + [(grid, 1.0) for _, grid in stills]
         grids = tuple(grid for grid, _ in runs)
 
         def written(texts: Sequence[str]) -> Int[np.ndarray, " L"]:
@@ -185,7 +188,7 @@ class Preprocessor:
             ids = self._fit(written(parsed.texts), name)
         else:
             ids = self._fit_text(written, parsed.texts, name)
-        patches = [*(video.patches for video in videos), *(p for p, _ in pieces)]
+        patches = [*(video.patches for video in videos), *(p for p, _ in stills)]
         if not patches:
             patches = [np.zeros((0, self.images.patch_values), np.float32)]
         pool = self._pool(ids)

@@ -189,6 +189,35 @@ def test_first_resize(opened):
     assert differ
 
 
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_gme_takes_the_middle_frame(opened, frames):
+    preprocessor = opened("gme")
+    film = [noise_page(280, 196, seed=i) for i in range(frames)]
+    row, image = (
+        preprocessor.row({"video": film, "text": "oil"}),
+        preprocessor.row({"image": film[frames // 2], "text": "oil"}),
+    )
+    assert row.input_ids.tolist() == image.input_ids.tolist() and row.grids == image.grids
+    np.testing.assert_array_equal(row.patches, image.patches)
+
+
+@pytest.mark.parametrize(
+    ("head", "marks"), [("lamra", 1), ("vlm2vec", 0), ("lamra_qwen3_vl", 2), ("qwen3_vl_embedding", 2)]
+)
+def test_videos_have_the_marks_of_their_prompt(opened, head, marks):
+    """Of Qwen3-VL each temporal patch has its own, of Qwen2-VL the video has one pair, and VLM2Vec writes none."""
+    row = opened(head).row({"video": [noise_page(280, 196, seed=i) for i in range(4)], "fps": 1})
+    ids = row.input_ids.tolist()
+    assert ids.count(CONFIG.vision_start_token_id) == ids.count(CONFIG.vision_end_token_id) == marks
+    merged = sum(t * h * w for t, h, w in row.grids) // 4
+    assert ids.count(CONFIG.video_token_id) == merged > 0 and row.keep[row.input_ids == CONFIG.video_token_id].all()
+    words = opened(head).tokenizer.decode(row.input_ids)
+    if head.startswith("lamra"):
+        assert "\nSummarize above video in one word: " in words
+    if head == "vlm2vec":
+        assert words.endswith(" Represent the given video.")
+
+
 def test_pixel_bounds(folder, opened):
     assert (opened("gme").images.min_pixels, opened("gme").images.max_pixels) == (200_704, 1_003_520)
     assert (opened("lamra_qwen3_vl").images.min_pixels, opened("lamra_qwen3_vl").images.max_pixels) == (4096, 802_816)

@@ -24,7 +24,7 @@ from smart_jax.images import ImageSettings, process_image
 from smart_jax.models.positions import mrope_positions
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from smart_jax.preprocess import Preprocessor
-from smart_jax.prompt import Settings
+from smart_jax.settings import Settings
 from smart_jax.video import VideoSettings, middle_frame, process_video
 from tests.backbone import small_config, write_checkpoint
 from tests.checkpoints import noise_page, write_processor
@@ -51,9 +51,8 @@ def preprocessor_of(family: str, folder: Path, **overrides) -> Preprocessor:
     (folder / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
     rate = TOKENS_PER_SECOND if family == "qwen2_5_vl" else None
     vision = dataclasses.replace(CONFIG.vision, patch_size=PATCH_SIZES[family], tokens_per_second=rate)
-    return Preprocessor.from_pretrained(
-        folder, dataclasses.replace(CONFIG, model_type=family, vision=vision), **overrides
-    )
+    config = dataclasses.replace(CONFIG, model_type=family, vision=vision)
+    return Preprocessor.from_pretrained(folder, config, head="qwen3_vl_embedding", **overrides)
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,8 @@ def checkpoint(name: str, folder: Path) -> tuple:
         model = whole.model
     config = load_config(save(whole, folder))
     write_processor(folder, patch_size=config.vision.patch_size)
-    return model, Preprocessor.from_pretrained(folder, config, **SIZES), *load_weights(folder, config)
+    preprocessor = Preprocessor.from_pretrained(folder, config, head="qwen3_vl_embedding", **SIZES)
+    return model, preprocessor, *load_weights(folder, config)
 
 
 @pytest.fixture(scope="module")
