@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from smart_jax.models import ARCHITECTURES, ModelConfig
+from smart_jax.models.peft import Change, choose_task, find_adapter, read_adapter
 from smart_jax.sharding import sharding_for
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -40,46 +41,59 @@ def init_weights(config: ModelConfig, seed: int, dtype: Any = jnp.float32) -> tu
 
 
 def load_weights(
-    folder: str | Path, config: ModelConfig, *, dtype: Any = jnp.float32, mesh: Mesh | None = None
+    folder: str | Path,
+    config: ModelConfig,
+    *,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    base: str | Path | None = None,
+    task: str | None = None,
 ) -> tuple[nnx.GraphDef, Params]:
-    """Reads a checkpoint's weights onto the device(s).
+    """Reads a checkpoint's weights onto the device(s), its PEFT adapter merged into them.
 
-    Tensors are read, cast and placed one after another, so that host memory holds no more than one of them beyond
-    what is on the device.
+    Tensors are read, merged in float32, cast and placed one after another, so that host memory holds no more than one
+    of them beyond what is on the device.
 
     Args:
-      folder: holds model.safetensors, or model.safetensors.index.json and its shards.
+      folder: holds model.safetensors, or model.safetensors.index.json and its shards, and perhaps a PEFT adapter, in
+        itself or in adapters/.
       config: from `load_config` of the same folder.
       dtype: of the parameters.
       mesh: places parameters by the architecture's sharding rules; None = the default device.
+      base: where the weights are if `folder` holds an adapter only, see `hub.resolve_base`.
+      task: of a checkpoint with an adapter for each of several tasks; None = the first.
 
     Returns:
       `(graphdef, params)` for `nnx.merge`.
 
     Raises:
       FileNotFoundError: no weights, or a shard named in the index is missing.
-      ValueError: a corrupt file or index, an unused tensor, an unfilled parameter, or a tensor of another shape; the
-        message names them.
+      ValueError: a corrupt file or index, an unused tensor (of the adapter, too), an unfilled parameter, a tensor of
+        another shape, an adapter that is not supported, or an unknown task; the message names them.
     """
     graphdef, abstract = abstract_model(config)
     architecture = ARCHITECTURES[config.model_type]
     rules = architecture.sharding_rules
     leaves = dict(nnx.to_flat_state(abstract))
     wanted = {_bare(hf_name(path, config)): path for path in leaves}
+    changes = _changes(folder, config, task)
     filled: dict[tuple, jax.Array] = {}
     unused: list[str] = []
-    for raw_name, read in _tensors(Path(folder)):
+    for raw_name, read in _tensors(Path(base or folder)):
         if re.fullmatch(architecture.ignored, raw_name):
             continue
-        path = wanted.get(_bare(raw_name))
+        path = wanted.get(bare := _bare(raw_name))
         if path is None or path in filled:
             unused.append(raw_name)
             continue
-        value = _to_leaf(read(), path, leaves[path].shape, raw_name)
+        change = changes.pop(bare, None)
+        value = read() if change is None else change.apply(read)
+        value = _to_leaf(value, path, leaves[path].shape, raw_name)
         place = None if mesh is None else sharding_for(_dotted(path), value.shape, rules, mesh)
         # ascontiguousarray after the cast: a transposed view would be copied again by the transfer.
         filled[path] = jax.device_put(np.ascontiguousarray(value.astype(dtype)), place)
     unfilled = [hf_name(path, config) for path in leaves if path not in filled]
+    unused += [name for change in changes.values() for name in change.names]
     if unused or unfilled:
         raise ValueError(_incomplete(folder, unused, unfilled))
     return graphdef, nnx.from_flat_state([(path, leaf.replace(filled[path])) for path, leaf in leaves.items()])
@@ -105,6 +119,30 @@ def hf_name(path: tuple, config: ModelConfig) -> str:
     for pattern, replacement in architecture.renames:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def _changes(folder: str | Path, config: ModelConfig, task: str | None) -> dict[str, Change]:
+    """By bare name of the tensor, what the checkpoint's adapter, if it has one, does to it."""
+    tasks = getattr(config, "task_names", ())
+    choose_task(task, tasks)
+    if (adapter := find_adapter(folder)) is None:
+        if tasks:
+            raise ValueError(
+                f"{folder}: config.json has the tasks {', '.join(tasks)}, but their adapters are missing (adapters/): "
+                "fetch the checkpoint again or, if one of them is merged into the weights, remove task_names"
+            )
+        return {}
+    changes: dict[str, Change] = {}
+    ignored = ARCHITECTURES[config.model_type].ignored
+    for name, change in read_adapter(adapter, tasks=tasks, task=task).items():
+        if re.fullmatch(ignored, name):
+            continue
+        if (bare := _bare(name)) in changes:
+            raise ValueError(
+                f"{adapter}: {', '.join(change.names + changes[bare].names)} are of one and the same tensor"
+            )
+        changes[bare] = change
+    return changes
 
 
 def _bare(name: str) -> str:

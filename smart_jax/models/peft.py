@@ -1,0 +1,270 @@
+"""Adapters of PEFT in a checkpoint folder, merged into the weights as these are read; NumPy only.
+
+LoRA (arXiv:2106.09685) makes a weight W + s B A, with s = alpha / r or, rank-stabilised (arXiv:2312.03732),
+alpha / sqrt(r); DoRA (arXiv:2402.09353) makes it m (W + s B A) / |W + s B A|, the norm of each output's row. Beside
+them an adapter may hold whole tensors: trained biases and `modules_to_save`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors needs
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+SUBFOLDER = "adapters"
+CHUNK = 2**24  # values of a weight that are merged at a time: bounds what is held beside the weight itself
+
+_PREFIX = "base_model.model."
+# <module>.lora_A[.<task>].weight; the factors of an embedding and a magnitude are no modules and end earlier.
+_PART = re.compile(
+    r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
+    r"(?:\.(?!(?:weight|bias)$)(?P<tag>[^.]+))?(?P<leaf>\.weight|\.bias)?"
+)
+_WRAPPER = re.compile(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)")
+# What the config may ask for beside LoRA and DoRA, each with another merge or none.
+_UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+)
+# Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base weights before training: what is merged belongs to those.
+_INITS = (True, False, "gaussian", "eva", "orthogonal", "mica")
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """The trained factors of one weight, as names in the adapter's file."""
+
+    a: str  # [r, in], of a convolution [r, in, ...]; of an embedding [r, rows]
+    b: str  # [out, r], of a convolution [out, r, 1, ...]; of an embedding [width, r]
+    rank: int
+    scale: float
+    magnitude: str | None = None  # [out] values, of an embedding [width]
+    embedding: bool = False
+
+
+@dataclasses.dataclass
+class Change:
+    """What an adapter does to one tensor of the base: first `whole`, then the others."""
+
+    read: Callable[[str], np.ndarray]  # a tensor of the adapter's file
+    whole: str | None = None  # takes the tensor's place
+    low_rank: LowRank | None = None
+    bias: tuple[str, float] | None = None  # of lora_B, and its scale: added to the layer's bias
+
+    @property
+    def names(self) -> list[str]:
+        """Of the adapter's tensors, for messages."""
+        low_rank = () if self.low_rank is None else (self.low_rank.a, self.low_rank.b, self.low_rank.magnitude)
+        names = (self.whole, *low_rank, None if self.bias is None else self.bias[0])
+        return [name for name in names if name is not None]
+
+    def apply(self, read_base: Callable[[], np.ndarray]) -> np.ndarray:
+        """The tensor as it becomes, in the base's layout; float32 where something is added to it."""
+        value = read_base() if self.whole is None else self.read(self.whole)
+        if self.bias is not None:
+            name, scale = self.bias
+            added = self.read(name)
+            if added.shape != value.shape:
+                raise ValueError(f"'{name}' has shape {added.shape}, but the bias of its layer has {value.shape}")
+            value = value.astype(np.float32) + scale * added.astype(np.float32)
+        return value if self.low_rank is None else self._merge(value, self.low_rank)
+
+    def _merge(self, value: np.ndarray, factors: LowRank) -> np.ndarray:
+        merged = np.array(value, dtype=np.float32, order="C")
+        # An embedding's factors are those of its transpose.
+        weight = merged.T if factors.embedding else merged.reshape(len(merged), -1)  # [out, in], a view
+        a, b = (self.read(name).astype(np.float32) for name in (factors.a, factors.b))
+        a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+        if len(a) != factors.rank:
+            raise ValueError(f"'{factors.a}' has rank {len(a)}, but {CONFIG_FILE} says {factors.rank}")
+        if (len(b), b.shape[1], a.shape[1]) != (len(weight), len(a), weight.shape[1]):
+            raise ValueError(
+                f"'{factors.a}' {a.shape} and '{factors.b}' {b.shape} do not make a weight of shape {weight.shape}: "
+                "the adapter is of another base model"
+            )
+        magnitude = None
+        if factors.magnitude is not None:
+            magnitude = self.read(factors.magnitude).astype(np.float32).reshape(-1)
+            if len(magnitude) != len(weight):
+                raise ValueError(
+                    f"'{factors.magnitude}' has {len(magnitude)} values, but its layer {len(weight)} outputs"
+                )
+        step = max(1, CHUNK // weight.shape[1])
+        for start in range(0, len(weight), step):
+            rows = slice(start, start + step)
+            weight[rows] += factors.scale * (b[rows] @ a)
+            if magnitude is not None:
+                weight[rows] *= (magnitude[rows] / np.linalg.norm(weight[rows], axis=1))[:, None]
+        return merged
+
+
+def having(folder: str | Path, base: str | Path | None, *names: str) -> Path:
+    """`base`, the folder of the model that `folder` adapts, if that alone has one of the files; otherwise `folder`."""
+    found = [Path(place) for place in (folder, base) if place and any((Path(place) / name).exists() for name in names)]
+    return found[0] if found else Path(folder)
+
+
+def find_adapter(folder: str | Path) -> Path | None:
+    """Where a checkpoint's adapter is: the folder itself or its adapters/; None = it has none.
+
+    Raises:
+      ValueError: both hold one.
+    """
+    found = [place for place in (Path(folder), Path(folder) / SUBFOLDER) if (place / CONFIG_FILE).is_file()]
+    if len(found) > 1:
+        raise ValueError(f"{folder} and its {SUBFOLDER}/ both hold an {CONFIG_FILE}: remove the one that is not wanted")
+    return found[0] if found else None
+
+
+def read_adapter_config(folder: str | Path) -> dict[str, Any]:
+    """The parsed adapter_config.json; ValueError when it is not JSON or not of a LoRA (or DoRA) that is merged here."""
+    path = Path(folder) / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): fetch the adapter again") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise ValueError(f"{path}: peft_type {kind!r} is not supported, only 'LORA': merge the adapter with peft first")
+    if unsupported := [key for key in _UNSUPPORTED if config.get(key)]:
+        raise ValueError(f"{path}: {', '.join(unsupported)} is not supported: merge the adapter with peft first")
+    if (init := config.get("init_lora_weights", True)) not in _INITS:
+        raise ValueError(
+            f"{path}: init_lora_weights {init!r} changes the base weights: convert the adapter to a LoRA with peft "
+            "(save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    return config
+
+
+def choose_task(task: str | None, tasks: Sequence[str]) -> str | None:
+    """The task whose adapter is merged: the one asked for, or else the first.
+
+    Raises:
+      ValueError: there is no such task; the message lists those that there are.
+    """
+    if task is not None and task not in tasks:
+        expected = (
+            f"expected {' or '.join(map(repr, tasks))}" if tasks else "but the checkpoint has no tasks: leave it out"
+        )
+        raise ValueError(f"task is {task!r}, {expected}")
+    return task or next(iter(tasks), None)
+
+
+def read_adapter(folder: str | Path, *, tasks: Sequence[str] = (), task: str | None = None) -> dict[str, Change]:
+    """The changes that an adapter makes, by the name of the base's tensor (as the adapter's model spelled it).
+
+    `fan_in_fan_out` is without effect, as in PEFT: it is of layers that keep their weight transposed, and there are
+    none in these backbones.
+
+    Args:
+      folder: with adapter_config.json and adapter_model.safetensors.
+      tasks: of a checkpoint whose file holds an adapter for each, tagged `lora_A.<task>.weight`; () = no tags.
+      task: which of them; None = the first.
+
+    Raises:
+      FileNotFoundError: there are no weights in safetensors.
+      ValueError: a corrupt file, something that is not merged here, an unknown task, a factor without its counterpart,
+        or a tensor tagged otherwise; the message names it.
+    """
+    folder, task = Path(folder), choose_task(task, tasks)
+    config, file = read_adapter_config(folder), folder / WEIGHTS_FILE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} has {CONFIG_FILE} but no {WEIGHTS_FILE}: save the adapter in safetensors, or remove "
+            f"{CONFIG_FILE} if it is already merged into the weights"
+        )
+    try:
+        handle = safe_open(str(file), framework="numpy")
+        names = sorted(handle.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{file} is corrupt or truncated ({error}): fetch the adapter again") from error
+    changes: dict[str, Change] = {}
+    parts: dict[tuple[str, str | None], dict[str, str]] = {}
+    for name in names:
+        bare = name.removeprefix(_PREFIX)
+        if found := _PART.fullmatch(bare):
+            part = found["part"] + (found["leaf"] if found["leaf"] == ".bias" else "")
+            parts.setdefault((found["module"], found["tag"]), {})[part] = name
+        elif ".original_module." not in name:  # the base's copy of a module to save
+            # With bias="all" a module to save writes its bias under two names.
+            changes.setdefault(_WRAPPER.sub("", bare), Change(handle.get_tensor, whole=name))
+    _check_parts(file, parts, tasks, dora=bool(config.get("use_dora")), bias=bool(config.get("lora_bias")))
+    for (module, tag), found_parts in parts.items():
+        if tasks and tag != task:
+            continue
+        low_rank = _low_rank(config, module, found_parts)
+        changes.setdefault(f"{module}.weight", Change(handle.get_tensor)).low_rank = low_rank
+        if "B.bias" in found_parts:
+            changes.setdefault(f"{module}.bias", Change(handle.get_tensor)).bias = (
+                found_parts["B.bias"],
+                low_rank.scale,
+            )
+    return changes
+
+
+def _check_parts(
+    file: Path,
+    parts: Mapping[tuple[str, str | None], Mapping[str, str]],
+    tasks: Sequence[str],
+    *,
+    dora: bool,
+    bias: bool,
+) -> None:
+    """Every weight's factors are complete, of every task, and nothing else is there."""
+    if not parts:
+        raise ValueError(f"{file} holds no LoRA factors: is it the adapter of this {CONFIG_FILE}?")
+    allowed = tuple(tasks) or (None, "default")
+    for (module, tag), found in parts.items():
+        names = ", ".join(found.values())
+        if tag not in allowed:
+            expected = f"of the tasks {', '.join(tasks)}" if tasks else "without a task: config.json has no task_names"
+            raise ValueError(f"{file}: {names} is tagged {tag!r}, expected a tag {expected}")
+        kind = "embedding_" if "embedding_A" in found or "embedding_B" in found else ""
+        needed = {f"{kind}A", f"{kind}B"} | ({"magnitude_vector"} if dora else set())
+        needed |= {"B.bias"} if bias and not kind else set()
+        if lacking := sorted(needed - found.keys()):
+            raise ValueError(f"{file}: {names} lacks lora_{', lora_'.join(lacking)} beside it in {module}")
+        if extra := [found[part] for part in sorted(found.keys() - needed)]:
+            raise ValueError(f"{file}: {', '.join(extra)} is not expected: {CONFIG_FILE} does not ask for it")
+
+
+def _low_rank(config: Mapping[str, Any], module: str, parts: Mapping[str, str]) -> LowRank:
+    rank = _by_pattern(config, "rank_pattern", module, "r", 8)
+    alpha = _by_pattern(config, "alpha_pattern", module, "lora_alpha", 8)
+    kind = "embedding_" if "embedding_A" in parts else ""
+    return LowRank(
+        parts[f"{kind}A"],
+        parts[f"{kind}B"],
+        rank=rank,
+        scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
+        magnitude=parts.get("magnitude_vector"),
+        embedding=bool(kind),
+    )
+
+
+def _by_pattern(config: Mapping[str, Any], patterns: str, module: str, key: str, default: int) -> Any:
+    """A module's own value: that of the first pattern, a regex, which the end of its path matches."""
+    value = config.get(key, default)
+    for pattern, own in (config.get(patterns) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            value = own
+            break
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ValueError(f"{CONFIG_FILE}: {key} of {module} is {value!r}, expected a positive number")
+    return value
