@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from smart_jax.adapter import Adapter, import_reference
 from smart_jax.embeddings import Embeddings
-from smart_jax.hub import resolve
+from smart_jax.hub import resolve, resolve_base
 from smart_jax.items import check_items
 from smart_jax.models import ModelConfig, load_config
 from smart_jax.models.qwen_vl_config import QwenVLConfig
@@ -43,11 +43,15 @@ def load(
     pooling: str | None = None,
     prompt: str | Sequence[Sequence[str]] | None = None,
     settings: Mapping[str, Any] | None = None,
+    task: str | None = None,
 ) -> Encoder:
     """Opens a single-vector retriever for SMART scoring.
 
     Published models are known by their config.json or name (`smart_jax.heads`); others say how they are prompted and
     pooled here or in their smart_jax.json, see docs/bring_your_own_model.md.
+
+    A PEFT adapter in the folder (LoRA, DoRA) is merged into the weights: into the folder's own or, if it has none, into
+    those of the adapter's base model, whose files stand in for those that the folder lacks.
 
     Args:
       name_or_path: a local folder in Hugging Face layout, a hub id, or "tiny" (the embedded default).
@@ -60,23 +64,26 @@ def load(
         or 1_Pooling/config.json says).
       prompt: a Jinja template or turns, see `smart_jax.prompt.Prompt`.
       settings: any other fields of `smart_jax.settings.Settings`, of a BERT of `TextSettings`.
+      task: of a checkpoint with an adapter for each of several tasks, such as jina-embeddings-v4 ("retrieval",
+        "text-matching", "code"); None = the first of its task_names.
 
     Raises:
       FileNotFoundError, ConnectionError: the checkpoint or one of its files can not be had.
-      ValueError: a file is corrupt, the model_type, the head or the pooling is unknown, or weights, config and adapter
-        do not match.
+      ValueError: a file is corrupt, the model_type, the head, the pooling or the task is unknown, a PEFT adapter is of
+        a kind that can not be merged, or weights, config and adapter do not match.
     """
     folder = resolve(name_or_path, revision=revision)
-    config = load_config(folder, pooling=pooling)
+    base = resolve_base(folder)
+    config = load_config(folder, base=base, pooling=pooling)
     given = {"head": head, "pooling": pooling, "prompt": prompt}
     overrides = {name: value for name, value in given.items() if value is not None} | dict(settings or {})
-    preprocessor = open_preprocessor(folder, config, **overrides)
+    preprocessor = open_preprocessor(folder, config, base=base, **overrides)
     if isinstance(preprocessor, Preprocessor) and isinstance(config, QwenVLConfig):
         config = dataclasses.replace(config, use_deepstack=preprocessor.settings.deepstack)
     adapter = _open_adapter(adapter, config)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    graphdef, params = load_weights(folder, config, dtype=dtype, mesh=mesh)
+    graphdef, params = load_weights(folder, config, dtype=dtype, mesh=mesh, base=base, task=task)
     return Encoder(config, preprocessor, graphdef, params, adapter=adapter, mesh=mesh, folder=folder)
 
 

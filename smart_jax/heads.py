@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from smart_jax.images import read_json
-from smart_jax.settings import VISUAL, Settings, Turns, read_settings, with_settings
+from smart_jax.models.peft import having
+from smart_jax.settings import SETTINGS_FILE, VISUAL, Settings, Turns, read_settings, with_settings
 
 CUSTOM = "custom"  # head of a checkpoint whose prompt and pooling the user gives
 
@@ -133,50 +134,57 @@ HEADS: dict[str, Head] = {
 HEADS = {name: row._replace(settings=dataclasses.replace(row.settings, head=name)) for name, row in HEADS.items()}
 
 
-def open_settings(folder: str | Path, model_type: str, **overrides: Any) -> Settings:
+def open_settings(
+    folder: str | Path, model_type: str, *, base: str | Path | None = None, **overrides: Any
+) -> Settings:
     """Settings of a checkpoint: its head's, changed by its smart_jax.json and then by `overrides`.
 
     Args:
       folder: checkpoint in Hugging Face layout; a snapshot of the hub's cache is known by its repository.
       model_type: of its config.json.
+      base: has the files that the folder lacks, see `hub.resolve_base`.
       **overrides: fields of `Settings`. "head" = the row of `HEADS` to start from.
 
     Raises:
       ValueError: nothing tells the head (the message shows how to pass it), the file is not JSON, or a key or a value
         is not one of `Settings`.
     """
-    folder, found = Path(folder), read_settings(folder)
-    name = overrides.get("head") or found.get("head") or _recognised(folder, model_type)
+    folders = [Path(some) for some in (folder, base) if some is not None]
+    where = having(folder, base, SETTINGS_FILE)
+    found = read_settings(where)
+    name = overrides.get("head") or found.get("head") or _recognised(folders, model_type)
     if name is None and all(key in overrides or key in found for key in ("prompt", "pooling")):
         name = CUSTOM
     if name is None:
-        raise ValueError(_unknown(folder, model_type))
+        raise ValueError(_unknown(folders[0], model_type))
     if name != CUSTOM and name not in HEADS:
         raise ValueError(f"head is {name!r}, expected one of {', '.join(HEADS)}, or a prompt and a pooling rule")
     settings = Settings(head=CUSTOM) if name == CUSTOM else HEADS[name].settings
     for keys in (found, overrides):
         keys.pop("head", None)
-    return with_settings(settings, folder, found, overrides)
+    return with_settings(settings, where, found, overrides)
 
 
-def _recognised(folder: Path, model_type: str) -> str | None:
-    """Name of the row; what config.json says goes before the name of the folder, and that before the default."""
-    path = folder / "config.json"
-    hf: Mapping[str, Any] = read_json(path) if path.is_file() else {}
+def _recognised(folders: Sequence[Path], model_type: str) -> str | None:
+    """Name of the row; what a config.json says goes before the name of a folder, and that before the default."""
+    configs = [read_json(path) for folder in folders if (path := folder / "config.json").is_file()]
     rows = {name: row for name, row in HEADS.items() if model_type in row.model_types}
-    names = " ".join((folder.resolve().name, folder.name, *_repository(folder), str(hf.get("_name_or_path", ""))))
+    names = " ".join(name for folder in folders for name in _names(folder))
+    names += "".join(f" {hf.get('_name_or_path', '')}" for hf in configs)
+    architectures = [name for hf in configs for name in hf.get("architectures") or ()]
     tests = (
-        lambda row: row.architecture is not None and row.architecture in (hf.get("architectures") or ()),
-        lambda row: row.key is not None and row.key in hf,
+        lambda row: row.architecture in architectures,
+        lambda row: any(row.key in hf for hf in configs),
         lambda row: row.names is not None and re.search(row.names, names, re.IGNORECASE),
         lambda row: row.default,
     )
     return next((name for test in tests for name, row in rows.items() if test(row)), None)
 
 
-def _repository(folder: Path) -> list[str]:
-    """Of a snapshot in the hub's cache, models--OWNER--NAME/snapshots/REVISION."""
-    return [part for part in folder.absolute().parts[-3:-2] if part.startswith("models--")]
+def _names(folder: Path) -> list[str]:
+    """Of the folder, and of the repository of a snapshot in the hub's cache, models--OWNER--NAME/snapshots/REVISION."""
+    repository = [part for part in folder.absolute().parts[-3:-2] if part.startswith("models--")]
+    return [folder.resolve().name, folder.name, *repository]
 
 
 def _unknown(folder: Path, model_type: str) -> str:

@@ -16,9 +16,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from smart_jax.models.peft import CONFIG_FILE, find_adapter, read_adapter_config
+from smart_jax.models.weights import INDEX_FILE, SINGLE_FILE
+
 EMBEDDED = ("tiny",)
 # Weights in safetensors, JSON and tokenizer text: never a pickle, never a repository's code.
-_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+# A star goes into subfolders, too (1_Pooling/config.json, adapters/*), where trainers and exporters leave what is not.
+FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+LEFT_OUT = ("checkpoint-*/*", "onnx/*", "openvino/*", "original/*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -40,7 +45,11 @@ def resolve(name_or_path: str | Path, *, revision: str | None = None) -> Path:
             f"or {' or '.join(map(repr, EMBEDDED))}"
         )
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=list(FILES), ignore_patterns=list(LEFT_OUT)
+            )
+        )
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise FileNotFoundError(
             f"the hub has no '{name}'" + (f" at revision '{revision}'" if revision else "") + ", and no such folder "
@@ -51,3 +60,33 @@ def resolve(name_or_path: str | Path, *, revision: str | None = None) -> Path:
             f"'{name}' is not in the local cache and the hub can not be reached (or HF_HUB_OFFLINE is set): go online "
             f"once, run `hf download {name}` where there is a connection, or pass the path of a local folder"
         ) from error
+
+
+def resolve_base(folder: Path) -> Path | None:
+    """Folder of the base model of a PEFT adapter that comes without weights; None = the folder has its own.
+
+    `base_model_name_or_path` of adapter_config.json is a folder, absolute or as seen from the adapter's, or what
+    `resolve` takes.
+
+    Raises:
+      FileNotFoundError, ConnectionError: the base can not be had.
+      ValueError: adapter_config.json is corrupt, not supported or names no base, or the base is an adapter itself.
+    """
+    if any((folder / file).is_file() for file in (SINGLE_FILE, INDEX_FILE)) or not (folder / CONFIG_FILE).is_file():
+        return None
+    path, config = folder / CONFIG_FILE, read_adapter_config(folder)
+    name = config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{path} has no base_model_name_or_path: set it to the base model's folder or hub id")
+    if (base := folder / name).is_dir():
+        base = base.resolve()
+    else:
+        try:
+            base = resolve(name, revision=config.get("revision"))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{path}: set base_model_name_or_path to the base model's folder or hub id: {error}"
+            ) from error
+    if find_adapter(base) is not None:
+        raise ValueError(f"{path}: the base model {name} has an adapter itself: merge that into its weights first")
+    return base

@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from smart_jax.models.positions import Grid
 
 MAX_ASPECT_RATIO = 200
+IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")  # one of them is there
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
 
 # What transformers' Qwen2-VL image processor assumes when the file does not say.

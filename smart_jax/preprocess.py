@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from smart_jax.heads import open_settings
-from smart_jax.images import ImageSettings, process_image, read_image_settings
+from smart_jax.images import IMAGE_FILES, ImageSettings, process_image, read_image_settings
 from smart_jax.items import check_items, parse_item
+from smart_jax.models.peft import having
 from smart_jax.models.positions import Grid, mrope_positions, patch_geometry
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.prompt import Prompt, added_ids, dropped_token_ids, read_chat_template, read_tokenizer
+from smart_jax.prompt import TOKENIZER_FILES, Prompt, added_ids, dropped_token_ids, read_chat_template, read_tokenizer
 from smart_jax.rows import Row, bucket, buckets, check_collate, check_sizes, octaves, pad_text, span
 from smart_jax.settings import Settings
 from smart_jax.typing import Batch, VisionBatch
@@ -72,7 +73,9 @@ class Preprocessor:
         self._check()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, config: QwenVLConfig, **overrides: Any) -> Preprocessor:
+    def from_pretrained(
+        cls, folder: str | Path, config: QwenVLConfig, *, base: str | Path | None = None, **overrides: Any
+    ) -> Preprocessor:
         """Reads tokenizer, chat template, preprocessor_config.json and, if there is one, smart_jax.json.
 
         The head, that is prompt and pooling, is told by config.json, the folder's name or `overrides`.
@@ -80,6 +83,7 @@ class Preprocessor:
         Args:
           folder: checkpoint in Hugging Face layout.
           config: of its backbone.
+          base: has the files that the folder lacks, see `hub.resolve_base`; the template comes with the tokenizer.
           **overrides: fields of `Settings`.
 
         Raises:
@@ -87,17 +91,17 @@ class Preprocessor:
           ValueError: one of the files is corrupt, unknown settings, an unknown head (see `open_settings`), or they
             contradict the backbone's config.
         """
-        folder = Path(folder)
-        settings = open_settings(folder, config.model_type, **overrides)
+        settings = open_settings(folder, config.model_type, base=base, **overrides)
         images = read_image_settings(
-            folder,
+            having(folder, base, *IMAGE_FILES),
             config.vision,
             min_pixels=settings.min_pixels,
             max_pixels=settings.max_pixels,
             first_pixels=settings.first_pixels,
         )
-        tokenizer = read_tokenizer(folder, added=settings.pooling_token)
-        chat_template = None if isinstance(settings.prompt, str) else read_chat_template(folder, tokenizer)
+        words = having(folder, base, *TOKENIZER_FILES)
+        tokenizer = read_tokenizer(words, added=settings.pooling_token)
+        chat_template = None if isinstance(settings.prompt, str) else read_chat_template(words, tokenizer)
         return cls(tokenizer, chat_template, config, images, settings)
 
     def _check(self) -> None:

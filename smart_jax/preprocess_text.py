@@ -13,10 +13,11 @@ from smart_jax.images import read_json
 from smart_jax.items import parse_item
 from smart_jax.models import ModelConfig
 from smart_jax.models.bert_config import BertConfig
+from smart_jax.models.peft import having
 from smart_jax.preprocess import Preprocessor
-from smart_jax.prompt import added_ids, read_tokenizer
+from smart_jax.prompt import TOKENIZER_FILES, added_ids, read_tokenizer
 from smart_jax.rows import Row, bucket, buckets, check_collate, check_sizes, octaves, pad_text
-from smart_jax.settings import check_positive, checked_sizes, read_settings, with_settings
+from smart_jax.settings import SETTINGS_FILE, check_positive, checked_sizes, read_settings, with_settings
 from smart_jax.typing import Batch
 
 if TYPE_CHECKING:
@@ -94,21 +95,24 @@ class TextPreprocessor:
             )
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, config: BertConfig, **overrides: Any) -> TextPreprocessor:
+    def from_pretrained(
+        cls, folder: str | Path, config: BertConfig, *, base: str | Path | None = None, **overrides: Any
+    ) -> TextPreprocessor:
         """Reads the tokenizer and, where they exist, smart_jax.json and sentence-transformers' two config files.
 
         Args:
           folder: checkpoint in the layout of Hugging Face or sentence-transformers.
           config: of its backbone.
+          base: has the files that the folder lacks, see `hub.resolve_base`.
           **overrides: fields of `TextSettings`.
 
         Raises:
           FileNotFoundError: the tokenizer is missing.
           ValueError: one of the files is corrupt, unknown settings, or they contradict the backbone's config.
         """
-        folder = Path(folder)
-        settings: TextSettings = with_settings(TextSettings(), folder, read_settings(folder), overrides)
-        transformer, prompts = (_read(folder / name) for name in _CONFIGS)
+        where = having(folder, base, SETTINGS_FILE)
+        settings: TextSettings = with_settings(TextSettings(), where, read_settings(where), overrides)
+        transformer, prompts = (_read(having(folder, base, name) / name) for name in _CONFIGS)
         longest = transformer.get("max_seq_length") or config.max_position_embeddings
         query, document = _prompts(prompts)
         said: dict[str, Any] = {
@@ -118,7 +122,7 @@ class TextPreprocessor:
         }
         settings = dataclasses.replace(settings, **{k: v for k, v in said.items() if getattr(settings, k) is None})
         lower_case = bool(transformer.get("do_lower_case", False))
-        return cls(read_tokenizer(folder), config, settings, lower_case=lower_case)
+        return cls(read_tokenizer(having(folder, base, *TOKENIZER_FILES)), config, settings, lower_case=lower_case)
 
     def row(self, item: Any, *, instruction: str | None = None, query: bool = False, name: str = "item") -> Row:
         """Token ids and keep mask of one text: [CLS] instruction text [SEP], all but special tokens kept.
@@ -198,11 +202,13 @@ def _positions(row: Row) -> np.ndarray:
 AnyPreprocessor = Preprocessor | TextPreprocessor
 
 
-def open_preprocessor(folder: str | Path, config: ModelConfig, **overrides: Any) -> AnyPreprocessor:
+def open_preprocessor(
+    folder: str | Path, config: ModelConfig, *, base: str | Path | None = None, **overrides: Any
+) -> AnyPreprocessor:
     """The preprocessor of a checkpoint's architecture; arguments and errors as of its `from_pretrained`."""
     if isinstance(config, BertConfig):
-        return TextPreprocessor.from_pretrained(folder, config, **overrides)
-    return Preprocessor.from_pretrained(folder, config, **overrides)
+        return TextPreprocessor.from_pretrained(folder, config, base=base, **overrides)
+    return Preprocessor.from_pretrained(folder, config, base=base, **overrides)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # transformers takes a second to import: only where a tokeniz
     from jinja2 import Template
     from transformers import PreTrainedTokenizerBase
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # one of them is there
 _MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 
 
@@ -143,7 +144,7 @@ def read_tokenizer(folder: Path, *, added: str | None = None) -> PreTrainedToken
       FileNotFoundError: there is none.
       ValueError: its files are corrupt.
     """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise FileNotFoundError(f"{folder} lacks tokenizer.json: copy it from the original checkpoint")
     from transformers import AutoTokenizer
 

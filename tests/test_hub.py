@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
+from smart_jax import hub
 from smart_jax.hub import resolve
 from tests.backbone import write_backbone
 
@@ -39,3 +41,19 @@ def test_hub_id_in_the_cache(monkeypatch, tmp_path):
     assert resolve("someone/some-model") == snapshot
     with pytest.raises(ConnectionError):
         resolve("someone/some-model", revision="other")
+
+
+def test_which_files_are_fetched():
+    """Adapters and modules in subfolders; no pickles, no code, nothing that trainers and exporters leave behind."""
+    wanted = [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "chat_template.jinja",
+        "merges.txt",
+        "1_Pooling/config.json",
+    ]
+    wanted += ["adapters/adapter_config.json", "adapters/adapter_model.safetensors", "adapter_model.safetensors"]
+    others = ["adapters/adapter_model.bin", "pytorch_model.bin", "modeling_x.py", "adapters/README.md", "page.png"]
+    others += ["checkpoint-500/model.safetensors", "onnx/model.json", "openvino/x.json", "original/params.json"]
+    found = filter_repo_objects(wanted + others, allow_patterns=list(hub.FILES), ignore_patterns=list(hub.LEFT_OUT))
+    assert list(found) == wanted

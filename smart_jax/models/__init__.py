@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from smart_jax.models import bert
 from smart_jax.models.bert import Bert
 from smart_jax.models.bert_config import BertConfig, read_pooling
+from smart_jax.models.peft import having
 from smart_jax.models.qwen_vl import QWEN2_NAMES, SHARDING_RULES, QwenVL
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from smart_jax.sharding import Rules
@@ -36,11 +37,12 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def load_config(folder: str | Path, *, pooling: str | None = None) -> ModelConfig:
+def load_config(folder: str | Path, *, base: str | Path | None = None, pooling: str | None = None) -> ModelConfig:
     """Config of the checkpoint in `folder`, from its config.json and, of a BERT, its pooling rule.
 
     Args:
       folder: checkpoint in Hugging Face layout.
+      base: has the files that the folder lacks, see `hub.resolve_base`.
       pooling: of a BERT, "mean" or "cls"; None = as the folder says, see `read_pooling`. The rule of other models is in
         their batches (`Batch.pool_mask`).
 
@@ -48,7 +50,7 @@ def load_config(folder: str | Path, *, pooling: str | None = None) -> ModelConfi
       FileNotFoundError: there is no config.json.
       ValueError: it is not JSON, its model_type is unknown, a key is missing, or the pooling is unknown.
     """
-    path = Path(folder) / "config.json"
+    path = having(folder, base, "config.json") / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: a checkpoint folder in Hugging Face layout has a config.json")
     try:
@@ -63,5 +65,5 @@ def load_config(folder: str | Path, *, pooling: str | None = None) -> ModelConfi
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if isinstance(config, BertConfig):
-        return dataclasses.replace(config, pooling=read_pooling(path.parent, pooling))
+        return dataclasses.replace(config, pooling=read_pooling(Path(folder), pooling, base=base))
     return config

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_jax.models.layers import ACTIVATIONS
+from smart_jax.models.peft import having
 
 POOLINGS = ("mean", "cls")
 _MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers, that are computed here
@@ -62,15 +63,17 @@ class BertConfig:
         return config
 
 
-def read_pooling(folder: Path, pooling: str | None = None) -> str:
+def read_pooling(folder: Path, pooling: str | None = None, *, base: str | Path | None = None) -> str:
     """How token states become the pooled vector (Sentence-BERT, arXiv:1908.10084), "mean" or "cls".
 
     The argument comes first, then "pooling" in smart_jax.json, then the configuration of sentence-transformers'
-    pooling module (modules.json names its folder, 1_Pooling where there is none).
+    pooling module (modules.json names its folder, 1_Pooling where there is none). `base` has what the folder lacks.
 
     Raises:
       ValueError: nothing says it, or what is asked for is not computed here; the message shows how to pass it.
     """
+    settings = having(folder, base, "smart_jax.json") / "smart_jax.json"
+    folder = having(folder, base, "modules.json", "1_Pooling")
     modules = _read(folder / "modules.json", list) or []
     try:
         kinds = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}
@@ -82,7 +85,7 @@ def read_pooling(folder: Path, pooling: str | None = None) -> str:
             "vectors would not be those of this model"
         )
     if pooling is None:
-        pooling = (_read(folder / "smart_jax.json", dict) or {}).get("pooling")
+        pooling = (_read(settings, dict) or {}).get("pooling")
     if pooling is not None:
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}, expected {' or '.join(map(repr, POOLINGS))}")

@@ -133,6 +133,7 @@ class QwenVLConfig:
     video_token_id: int
     vision_start_token_id: int
     vision_end_token_id: int
+    task_names: tuple[str, ...] = ()  # tasks that the checkpoint has an adapter for
     use_deepstack: bool = True  # False = loaded, but not added to the first layers
 
     @property
@@ -158,6 +159,7 @@ class QwenVLConfig:
             text=_text(text, where, family),
             vision=_vision(_section(hf, "vision_config"), family),
             **{name: _get(hf, "config.json", name) for name in ids},
+            task_names=tuple(hf.get("task_names") or ()),
         )
 
 
