@@ -244,7 +244,8 @@ def _embed(
     model = nnx.merge(graphdef, params)
     if adapter_graphdef is None:
         hidden = model(batch)
-        pooled, tokens = _l2(hidden.pooled), _l2(hidden.states[:, :, 0])
+        tokens = hidden.states[:, :, 0] if hidden.tokens is None else hidden.tokens
+        pooled, tokens = _l2(hidden.pooled), _l2(tokens)
     else:
         adapter = nnx.merge(adapter_graphdef, adapter_params)
         hidden = model(batch, layers=adapter.config.layers)

@@ -57,3 +57,4 @@ class Hidden:
     states: Float[
         Array, "B L N H"
     ]  # the N chosen layers' states, in the order asked for; index -1 is after the final norm
+    tokens: Float[Array, "B L D"] | None = None  # the last states as the model's own head projects them; None = no head

@@ -35,6 +35,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES, QWEN2_NAMES),
     "bert": Architecture(BertConfig, Bert, bert.SHARDING_RULES, prefix="", ignored=bert.IGNORED),
 }
+# Classes of config.json's `architectures` that are one of these under a model_type of their own.
+_CLASSES = {"JinaEmbeddingsV4Model": "qwen2_5_vl"}
 
 
 def load_config(folder: str | Path, *, base: str | Path | None = None, pooling: str | None = None) -> ModelConfig:
@@ -58,10 +60,12 @@ def load_config(folder: str | Path, *, base: str | Path | None = None, pooling: 
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): fetch the checkpoint again") from error
     model_type = hf.get("model_type") if isinstance(hf, dict) else None
+    if model_type not in ARCHITECTURES and isinstance(hf, dict):
+        model_type = next((_CLASSES[name] for name in hf.get("architectures") or () if name in _CLASSES), model_type)
     if model_type not in ARCHITECTURES:
         raise ValueError(f"{path}: model_type '{model_type}' is not supported; supported: {', '.join(ARCHITECTURES)}")
     try:
-        config = ARCHITECTURES[model_type].config.from_hf(hf)
+        config = ARCHITECTURES[model_type].config.from_hf({**hf, "model_type": model_type})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if isinstance(config, BertConfig):

@@ -33,6 +33,7 @@ SHARDING_RULES = (
 QWEN2_NAMES = (
     (r"^model\.visual\.", "visual."),
     (r"^model\.language_model\.", "model."),
+    (r"^model\.multi_vector_projector\.", "multi_vector_projector."),
     (r"^(visual\.merger)\.norm\.", r"\1.ln_q."),
     (r"^(visual\.merger)\.linear_fc1\.", r"\1.mlp.0."),
     (r"^(visual\.merger)\.linear_fc2\.", r"\1.mlp.2."),
@@ -241,6 +242,9 @@ class QwenVL(nnx.Module):
         self.config = config
         self.visual = VisionModel(config.vision, rngs=rngs)
         self.language_model = TextModel(config.text, rngs=rngs)
+        if config.token_dim is not None:  # of jina-embeddings-v4 (arXiv:2506.18902)
+            width, std = config.text.hidden_size, config.text.initializer_range
+            self.multi_vector_projector = L.linear(width, config.token_dim, bias=True, std=std, rngs=rngs)
 
     def __call__(self, batch: Batch, layers: Sequence[int] = (-1,), *, remat: bool = False) -> Hidden:
         """States of a batch.
@@ -253,7 +257,8 @@ class QwenVL(nnx.Module):
 
         Returns:
           `Hidden`: `pooled` [B, H], the mean of the states at `batch.pool_mask` after the final norm, or without it the
-          state of each row's last attended position, and `states` [B, L, N, H], both in the parameters' dtype.
+          state of each row's last attended position, `states` [B, L, N, H] and, of a model with a projector, `tokens`
+          [B, L, D], all in the parameters' dtype.
         """
         depth = self.config.text.num_hidden_layers
         chosen = [range(depth + 1)[i] for i in layers]
@@ -264,7 +269,9 @@ class QwenVL(nnx.Module):
             x = jnp.where((batch.index >= 0)[..., None], _gather(merged, batch.index), x)
             deepstack = [_gather(features, batch.index) for features in deepstack if self.config.use_deepstack]
         states = self.language_model(x, batch, deepstack, set(chosen), remat)
-        return Hidden(pooled=_pool(states[depth], batch), states=jnp.stack([states[i] for i in chosen], axis=2))
+        tokens = None if self.config.token_dim is None else self.multi_vector_projector(states[depth])
+        chosen_states = jnp.stack([states[i] for i in chosen], axis=2)
+        return Hidden(pooled=_pool(states[depth], batch), states=chosen_states, tokens=tokens)
 
 
 def _vision_norm(c: VisionConfig, width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:

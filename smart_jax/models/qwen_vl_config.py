@@ -133,6 +133,7 @@ class QwenVLConfig:
     video_token_id: int
     vision_start_token_id: int
     vision_end_token_id: int
+    token_dim: int | None = None  # width of the token vectors that a projector makes; None = there is none
     task_names: tuple[str, ...] = ()  # tasks that the checkpoint has an adapter for
     use_deepstack: bool = True  # False = loaded, but not added to the first layers
 
@@ -151,16 +152,26 @@ class QwenVLConfig:
         """
         ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
         family = FAMILIES[hf["model_type"]]
-        # Qwen2-VL and Qwen2.5-VL of transformers v4 have the keys of text_config at the top.
-        flat = "text_config" not in hf and hf["model_type"] != "qwen3_vl"
-        text, where = (hf, "config.json") if flat else (_section(hf, "text_config"), "text_config")
+        # Qwen2-VL and Qwen2.5-VL of transformers v4 have the keys of text_config at the top, or in both places.
+        flat = hf["model_type"] != "qwen3_vl"
+        nested = "text_config" in hf or not flat
+        text = {**(hf if flat else {}), **(_section(hf, "text_config") if nested else {})}
+        where = "text_config" if nested else "config.json"
         return cls(
             model_type=hf["model_type"],
             text=_text(text, where, family),
             vision=_vision(_section(hf, "vision_config"), family),
             **{name: _get(hf, "config.json", name) for name in ids},
+            token_dim=_token_dim(hf),
             task_names=tuple(hf.get("task_names") or ()),
         )
+
+
+def _token_dim(hf: Mapping[str, Any]) -> int | None:
+    dim = hf.get("multi_vector_projector_dim")
+    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
+        raise ValueError(f"config.json: multi_vector_projector_dim is {dim!r}, expected a positive integer")
+    return dim
 
 
 def _section(hf: Mapping[str, Any], name: str) -> Mapping[str, Any]:
