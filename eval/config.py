@@ -12,9 +12,10 @@ def default_config() -> ConfigDict:
     return ConfigDict(
         {
             "model": "tiny",  # a hub id, a folder, or "tiny"
-            "head": config_dict.placeholder(str),  # these three as in smart_jax.load; None = the checkpoint's
+            "head": config_dict.placeholder(str),  # these four as in smart_jax.load; None = the checkpoint's
             "pooling": config_dict.placeholder(str),
             "prompt": config_dict.placeholder(str),
+            "task": config_dict.placeholder(str),
             "adapter": config_dict.placeholder(str),  # folder or adapter.pt; None = no adapter rows
             "dtype": config_dict.placeholder(str),  # of the backbone, float32 or bfloat16; None = by device
             "storage_dtype": "float32",  # of the embeddings; float16 halves their memory

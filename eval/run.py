@@ -92,7 +92,7 @@ def _load_encoder(config: ConfigDict, module: ModuleType) -> Any | None:
         return None
     if hasattr(module, "get_encoder"):
         return module.get_encoder(config)
-    how = {name: config[name] for name in ("head", "pooling", "prompt")}
+    how = {name: config[name] for name in ("head", "pooling", "prompt", "task")}
     return smart_jax.load(config.model, dtype=config.dtype, **how)
 
 

@@ -237,10 +237,10 @@ def fingerprint(config: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def weights_fingerprint(folder: str | Path) -> str:
-    """Short digest of a checkpoint folder's weights: names, sizes, and both ends of each safetensors file."""
+def weights_fingerprint(*folders: str | Path) -> str:
+    """Short digest of the weights in folders: names, sizes, and both ends of each safetensors file."""
     digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(Path(folder).glob("*.safetensors")):
+    for file in (file for folder in folders for file in sorted(Path(folder).glob("*.safetensors"))):
         size = file.stat().st_size
         digest.update(f"{file.name}\0{size}\0".encode())
         with file.open("rb") as handle:

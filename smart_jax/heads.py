@@ -134,9 +134,7 @@ HEADS: dict[str, Head] = {
 HEADS = {name: row._replace(settings=dataclasses.replace(row.settings, head=name)) for name, row in HEADS.items()}
 
 
-def open_settings(
-    folder: str | Path, model_type: str, *, base: str | Path | None = None, **overrides: Any
-) -> Settings:
+def open_settings(folder: str | Path, model_type: str, *, base: str | Path | None = None, **overrides: Any) -> Settings:
     """Settings of a checkpoint: its head's, changed by its smart_jax.json and then by `overrides`.
 
     Args:

@@ -20,9 +20,12 @@ import pytest
 
 from smart_jax import encode
 from smart_jax.adapter import Adapter
+from smart_jax.checkpoint import weights_fingerprint
 from smart_jax.maxsim import maxsim, projected
 from smart_jax.sharding import make_mesh
+from tests.checkpoints import write_processor
 from tests.golden.make_video import clip
+from tests.lora import write_lora
 from tests.training import make_config, page, write_inputs
 from train.batches import Batcher
 from train.config import DataConfig
@@ -30,7 +33,7 @@ from train.convert import convert
 from train.data import Example, Examples, open_split
 from train.loop import read_metrics
 from train.posttrain import train
-from train.run import Run, load_encoder, make_objective
+from train.run import Run, export_model, load_encoder, make_objective, weight_folders
 
 ROOT = Path(__file__).parent.parent
 
@@ -260,6 +263,36 @@ def test_trains_all_weights_and_exports_a_model(inputs, tmp_path):
     }
     texts = ["page number 3"]
     assert not np.allclose(model.encode_query(texts).pooled, start.encode_query(texts).pooled, atol=1e-3)
+
+
+def test_a_model_with_a_peft_adapter(inputs, tmp_path):
+    """Read with the run's own preprocessing, told apart by its weights, and exported with the adapter merged."""
+    query = {"model.language_model.layers.0.self_attn.q_proj": (32, 32)}
+    write_lora(tmp_path / "alone", query, base_model_name_or_path="../base")
+    write_processor(tmp_path / "alone")
+    template = tmp_path / "alone" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant", "helper"))
+    base = shutil.copytree(inputs / "model", tmp_path / "base")
+    (base / "chat_template.json").write_text(json.dumps({"chat_template": (base / template.name).read_text()}))
+    tasks = shutil.copytree(inputs / "model", tmp_path / "tasks")
+    hf = json.loads((tasks / "config.json").read_text())
+    (tasks / "config.json").write_text(json.dumps(hf | {"task_names": ["retrieval", "code"]}))
+    write_lora(tasks / "adapters", query, ["retrieval", "code"])
+    for name in ("alone", "tasks"):
+        config = make_config(inputs, tmp_path, model=str(tmp_path / name), data__max_pixels=8192)
+        encoder = load_encoder(config, make_mesh(devices=jax.devices()[:1]))
+        assert encoder.preprocessor.settings.max_pixels == 8192
+        exported = export_model(tmp_path / f"{name}_exported", encoder, encoder.params, config)
+        assert not any("adapter" in file.name for file in exported.rglob("*"))
+        texts = ["page number 3"]
+        np.testing.assert_array_equal(
+            encode.load(exported).encode_query(texts).pooled, encoder.encode_query(texts).pooled
+        )
+        weights = weights_fingerprint(*weight_folders(encoder))
+        file = next((tmp_path / name).rglob("adapter_model.safetensors"))
+        file.write_bytes(file.read_bytes()[:-4] + b"1234")
+        assert weights_fingerprint(*weight_folders(encoder)) != weights
+    assert weight_folders(load_encoder(make_config(inputs, tmp_path), make_mesh())) == [inputs / "model"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(inputs, tmp_path):

@@ -110,10 +110,11 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    model: str = ""  # what `smart_jax.load` takes, and the next three: None = the checkpoint's
+    model: str = ""  # what `smart_jax.load` takes, and the next four: None = the checkpoint's
     head: str | None = None
     pooling: str | None = None
     prompt: str | None = None
+    task: str | None = None
     output: str = ""  # run directory
     resume: bool = False  # go on with the run that is there (or start it)
     overwrite: bool = False  # delete the run that is there

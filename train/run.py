@@ -19,7 +19,10 @@ from smart_jax import encode
 from smart_jax.adapter import Adapter, AdapterConfig, parse_layers
 from smart_jax.checkpoint import Checkpoints, fingerprint, weights_fingerprint
 from smart_jax.encode import Encoder
+from smart_jax.hub import resolve_base
+from smart_jax.models.peft import CONFIG_FILE, find_adapter, having
 from smart_jax.models.weights import save_weights
+from smart_jax.prompt import TOKENIZER_FILES
 from smart_jax.settings import SETTINGS_FILE, Settings, read_settings
 from smart_jax.sharding import make_mesh, replicated
 from train.batches import Batcher
@@ -180,7 +183,7 @@ class Run:
             "trainable": self.config.trainable,
             "adapter": None if adapter is None else dataclasses.asdict(adapter_config(self.config, self.encoder)),
             # An adapter belongs to the states of one backbone; full training holds all weights itself.
-            "weights": None if adapter is None else weights_fingerprint(source_folder(self.encoder)),
+            "weights": None if adapter is None else weights_fingerprint(*weight_folders(self.encoder)),
         }
 
 
@@ -191,7 +194,7 @@ def load_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:
     dtypes = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
     # Weights that are trained are kept, and updated, in float32.
     dtype = dtypes[config.dtype] if config.trainable == "adapter" else jnp.float32
-    return encode.load(config.model, dtype=dtype, mesh=mesh, settings=preprocessing_overrides(config))
+    return encode.load(config.model, dtype=dtype, mesh=mesh, task=config.task, settings=preprocessing_overrides(config))
 
 
 def source_folder(encoder: Encoder) -> Path:
@@ -199,6 +202,12 @@ def source_folder(encoder: Encoder) -> Path:
     if encoder.folder is None:
         raise ValueError("the encoder was not loaded from a folder, and a run needs its files: use smart_jax.load")
     return encoder.folder
+
+
+def weight_folders(encoder: Encoder) -> list[Path]:
+    """That the encoder's weights were read from: a checkpoint's, and those of a PEFT adapter or of its base."""
+    source = source_folder(encoder)
+    return list(dict.fromkeys(place for place in (source, find_adapter(source), resolve_base(source)) if place))
 
 
 def preprocessing_overrides(config: TrainConfig) -> dict[str, Any]:
@@ -239,11 +248,19 @@ def adapter_config(config: TrainConfig, encoder: Encoder) -> AdapterConfig:
 def export_model(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:
     """A Hugging Face folder: the weights, and the source's config, tokenizer and preprocessing files."""
     source = source_folder(encoder)
-    for file in sorted((*source.iterdir(), *source.glob("*/config.json"))):  # the latter of sentence-transformers
-        if file.is_file() and not file.name.startswith((".", "model")) and file.suffix != ".safetensors":
-            target = folder / file.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+    base = resolve_base(source)
+    words = having(source, base, *TOKENIZER_FILES)
+    for place in filter(None, (base, source)):  # a PEFT adapter's files replace its base's
+        # Weights are written anew, with an adapter merged into them; the template comes with the tokenizer.
+        left_out = (".", "model", CONFIG_FILE, *(() if place == words else ("chat_template",)))
+        for file in sorted((*place.iterdir(), *place.glob("*/config.json"))):  # the latter of sentence-transformers
+            if file.is_file() and not file.name.startswith(left_out) and file.suffix != ".safetensors":
+                target = folder / file.relative_to(place)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+    hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if hf.pop("task_names", None):  # of adapters, one of which is merged
+        (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
     overrides = preprocessing_overrides(config)
     if isinstance(settings := encoder.preprocessor.settings, Settings):  # the folder's name may tell it no longer
         overrides["head"] = settings.head
