@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -16,10 +17,13 @@ import smart_jax
 from smart_jax.adapter import Adapter, AdapterConfig
 from smart_jax.models import load_config
 from smart_jax.models.weights import SINGLE_FILE, load_weights, save_weights
+from smart_jax.sharding import make_mesh
 from tests.checkpoints import noise_page, write_processor
 from tests.lora import write_lora
 from tests.parity.qwen2_vl import CONFIGS, to_v4, torch_model
 from tests.parity.qwen3_vl import BROKEN, TOLERANCE, Inputs
+from tests.training import make_config
+from train.run import load_encoder, make_objective
 
 TASKS = ("retrieval", "text-matching", "code")
 WIDTH, DIM, LAYERS = 64, 24, 4
@@ -132,6 +136,16 @@ def test_an_adapter_takes_the_states(jina):
     found = encoder.with_adapter(adapter).encode_document(DOCUMENTS)
     for i, row in enumerate(rows):
         np.testing.assert_allclose(found[i].tokens, adapter(states[i][row.keep][:, None]), atol=TOLERANCE)
+
+
+def test_full_training_sees_the_token_vectors(jina, tmp_path):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    config = make_config(tmp_path, tmp_path, model=str(jina[0]), trainable="full")
+    encoder = load_encoder(config, mesh)
+    params, frozen, objective = make_objective(config, encoder, mesh, steps=1)
+    batch = encoder.preprocessor.collate([encoder.preprocessor.row(document) for document in DOCUMENTS])
+    found = jax.jit(objective.encode)(params, frozen, batch).tokens
+    np.testing.assert_allclose(found, encoder.embed(batch)[1], atol=TOLERANCE)
 
 
 def test_weights_round_trip(jina, tmp_path):
