@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 SUBFOLDER = "adapters"
-CHUNK = 2**24  # values of a weight that are merged at a time: bounds what is held beside the weight itself
+CHUNK = 2**22  # values of a weight that are merged at a time: bounds what is held beside the weight itself
 
 _PREFIX = "base_model.model."
 # <module>.lora_A[.<task>].weight; the factors of an embedding and a magnitude are no modules and end earlier.
