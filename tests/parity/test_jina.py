@@ -117,14 +117,17 @@ def test_token_vectors_of_each_task(jina):
     assert default.pooled.shape == (len(DOCUMENTS), WIDTH)
 
 
-def test_every_attended_token_is_projected(jina):
-    """Special tokens, too, which the keep mask leaves out."""
+def test_single_vector_and_all_tokens(jina):
+    """The mean of the states from <|vision_start|> to <|vision_end|>, or of all; special tokens have vectors, too."""
     encoder = smart_jax.load(jina[0], task="code")
+    found = encoder.encode_document(DOCUMENTS)
     rows = [encoder.preprocessor.row(document) for document in DOCUMENTS]
-    tokens = encoder.embed(encoder.preprocessor.collate(rows))[1]
-    for i, (row, expected) in enumerate(zip(rows, expected_tokens(jina, "code", rows), strict=True)):
-        assert not row.keep.all()
-        np.testing.assert_allclose(tokens[i, : len(row.input_ids)], expected, atol=TOLERANCE)
+    states = last_states(jina, "code", rows)
+    for i, (row, tokens) in enumerate(zip(rows, expected_tokens(jina, "code", rows), strict=True)):
+        ids = row.input_ids.tolist()
+        pooled = states[i][ids.index(3) : ids.index(4) + 1].mean(0) if 3 in ids else states[i].mean(0)
+        np.testing.assert_allclose(found.pooled[i], pooled / np.linalg.norm(pooled), atol=TOLERANCE)
+        np.testing.assert_allclose(found[i].tokens, tokens, atol=TOLERANCE)
 
 
 def test_an_adapter_takes_the_states(jina):
