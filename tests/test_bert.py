@@ -247,6 +247,16 @@ def test_characters_of_a_pdf_that_are_no_text():
 # --- weights -----------------------------------------------------------------------------------------------------
 
 
+def test_norms_of_the_first_checkpoints(tmp_path, embedded):
+    write_sentence_transformer(tmp_path)
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    tensors = load_file(tmp_path / "model.safetensors")
+    renamed = {n.replace(end := ".".join(n.split(".")[-2:]), old.get(end, end)): v for n, v in tensors.items()}
+    assert sum("gamma" in name for name in renamed) == 5
+    save_file(renamed, tmp_path / "model.safetensors")
+    assert_close(smart_jax.load(tmp_path).encode_document(TEXTS), embedded)
+
+
 def test_names_with_prefix_and_the_heads_of_pre_training(tmp_path, embedded):
     write_sentence_transformer(tmp_path)
     tensors = {f"bert.{name}": value for name, value in load_file(tmp_path / SINGLE_FILE).items()}

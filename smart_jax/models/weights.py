@@ -146,8 +146,10 @@ def _changes(folder: str | Path, config: ModelConfig, task: str | None) -> dict[
 
 
 def _bare(name: str) -> str:
-    """Without the prefixes, of which versions of transformers wrote different ones for the same tensor."""
-    return re.sub(r"^(model\.|language_model\.|bert\.)+", "", name)
+    """Without the prefixes, of which versions of transformers wrote different ones for the same tensor; the first BERTs
+    call a norm's weight and bias gamma and beta."""
+    name = re.sub(r"^(model\.|language_model\.|bert\.)+", "", name)
+    return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
 
 
 def _dotted(path: tuple) -> str:
