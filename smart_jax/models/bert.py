@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from smart_jax.models import layers as L
+from smart_jax.models.attention import attention
 from smart_jax.models.bert_config import BertConfig
 from smart_jax.typing import Batch, Hidden
 
@@ -52,7 +53,7 @@ class Projections(nnx.Module):
     def __call__(self, x: Float[Array, "B L H"], segment: Int[Array, "B L"]) -> Float[Array, "B L H"]:
         heads = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
         q, k, v = (project(x).reshape(heads) for project in (self.query, self.key, self.value))  # [B, L, A, K]
-        return L.attention(q, k, v, segment, causal=False).reshape(x.shape)
+        return attention(q, k, v, segment, causal=False).reshape(x.shape)
 
 
 class Output(nnx.Module):

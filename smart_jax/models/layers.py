@@ -22,12 +22,6 @@ ACTIVATIONS: dict[str, Callable] = {
     "quick_gelu": quick_gelu,
 }
 
-# Attention scores held at once, in query positions x key positions of one head and row. An accelerator takes every head
-# in one step until a long image would fill its memory. A CPU is bound by its cache: past 256 positions, one group of
-# heads and 256 queries at a time is 2.3 times faster than the whole (measured at 4 x 1,024 patches, 6 heads of 64).
-SCORES_AT_ONCE = 2**21
-CPU_ROWS, CPU_WHOLE = 256, 256
-
 
 def linear(din: int, dout: int, *, bias: bool, std: float, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(din, dout, use_bias=bias, kernel_init=nnx.initializers.normal(std), rngs=rngs)
@@ -71,92 +65,6 @@ def mrope_angles(
         axis = jnp.repeat(jnp.arange(3), jnp.asarray(sections), total_repeat_length=half)
     angles = position_ids.astype(jnp.float32)[..., None] * inverse_frequencies(dim, theta)  # [3, B, L, half]
     return jnp.take_along_axis(angles, axis[None, None, None, :], axis=0)[0]
-
-
-def attention(
-    q: Float[Array, "B L A K"],
-    k: Float[Array, "B L G K"],
-    v: Float[Array, "B L G K"],
-    segment: Int[Array, "B L"],
-    *,
-    causal: bool,
-) -> Float[Array, "B L A K"]:
-    """Softmax attention within segments (softmax in float32); A query heads share G key heads in groups of A / G.
-
-    Padding has a segment number of its own, so it attends to padding only: its state is finite and reaches nobody.
-    """
-    _, length, heads, _ = q.shape
-    groups = k.shape[2]
-    group_step, rows = _step(length, groups)
-    if group_step == groups and rows == length:
-        return _attend(q, k, v, segment, segment, jnp.arange(length), causal)
-    head_step, blocks = group_step * heads // groups, length // rows
-
-    @jax.checkpoint  # a backward pass recomputes the scores of a step instead of storing those of every step
-    def attend_step(i: jax.Array) -> jax.Array:
-        g, start = i // blocks, i % blocks * rows
-
-        def some_rows(x: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(x, start, rows, axis=1)
-
-        def some_heads(x: jax.Array, step: int) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(x, g * step, step, axis=2)
-
-        return _attend(
-            some_heads(some_rows(q), head_step),
-            some_heads(k, group_step),
-            some_heads(v, group_step),
-            some_rows(segment),
-            segment,
-            start + jnp.arange(rows),
-            causal,
-        )
-
-    out = jax.lax.map(attend_step, jnp.arange(groups // group_step * blocks))  # [steps, B, rows, head_step, K]
-    out = out.reshape(groups // group_step, blocks, *out.shape[1:])
-    return out.transpose(2, 1, 3, 0, 4, 5).reshape(q.shape)
-
-
-def _step(length: int, groups: int) -> tuple[int, int]:
-    """Key heads and query rows of one step."""
-    if jax.default_backend() == "cpu":
-        if length <= CPU_WHOLE:
-            return groups, length
-        return 1, _power_of_two_divisor(length, CPU_ROWS)
-    if length * length <= SCORES_AT_ONCE:
-        return groups, length
-    return groups, _power_of_two_divisor(length, SCORES_AT_ONCE // length)
-
-
-def _power_of_two_divisor(length: int, most: int) -> int:
-    divisor = 1
-    while length % (2 * divisor) == 0 and 2 * divisor <= most:
-        divisor *= 2
-    return divisor if divisor >= 32 else length  # an odd length that no bucket gives is not worth many tiny steps
-
-
-def _attend(
-    q: Float[Array, "B Q A K"],
-    k: Float[Array, "B L G K"],
-    v: Float[Array, "B L G K"],
-    q_segment: Int[Array, "B Q"],
-    k_segment: Int[Array, "B L"],
-    q_index: Int[Array, " Q"],
-    causal: bool,
-) -> Float[Array, "B Q A K"]:
-    batch, rows, heads, width = q.shape
-    groups = k.shape[2]
-    mask = q_segment[:, :, None] == k_segment[:, None, :]  # [B, Q, L]
-    if causal:
-        mask &= q_index[:, None] >= jnp.arange(k.shape[1])[None, :]
-    # Scaling q and dividing the result touches K values a row where the usual order touches L scores.
-    q = (q * width**-0.5).reshape(batch, rows, groups, heads // groups, width)
-    scores = jnp.einsum("bqghk,blgk->bghql", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    out = jnp.einsum("bghql,blgk->bghqk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    out = (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, rows, heads, width)
 
 
 class GatedMLP(nnx.Module):

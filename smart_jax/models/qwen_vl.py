@@ -15,9 +15,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from smart_jax.models import layers as L
+from smart_jax.models.attention import attention, window_attention
 from smart_jax.models.qwen_vl_config import QwenVLConfig, TextConfig, VisionConfig
 from smart_jax.typing import Batch, Hidden, VisionBatch
 
@@ -59,12 +60,21 @@ class VisionAttention(nnx.Module):
         self.heads = c.num_heads
 
     def __call__(
-        self, x: Float[Array, "B P W"], angles: Float[Array, "B P half"], segment: Int[Array, "B P"]
+        self,
+        x: Float[Array, "B P W"],
+        angles: Float[Array, "B P half"],
+        segment: Int[Array, "B P"],
+        longest: int | None = None,
     ) -> Float[Array, "B P W"]:
+        """Attention within segments; `longest`: each of them is one run of at most so many patches."""
         batch, patches, width = x.shape
         qkv = self.qkv(x).reshape(batch, patches, 3, self.heads, width // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, P, A, K]
-        out = L.attention(L.rotate(q, angles), L.rotate(k, angles), v, segment, causal=False)
+        q, k = L.rotate(q, angles), L.rotate(k, angles)
+        if longest is None:
+            out = attention(q, k, v, segment, causal=False)
+        else:
+            out = window_attention(q, k, v, segment, longest=longest)
         return self.proj(out.reshape(batch, patches, width))
 
 
@@ -80,8 +90,8 @@ class VisionBlock(nnx.Module):
         else:
             self.mlp = VisionMLP(c, rngs=rngs)
 
-    def __call__(self, x: Array, angles: Array, segment: Array) -> Array:
-        x = x + self.attn(self.norm1(x), angles, segment)
+    def __call__(self, x: Array, angles: Array, segment: Array, longest: int | None = None) -> Array:
+        x = x + self.attn(self.norm1(x), angles, segment, longest)
         return x + self.mlp(self.norm2(x))
 
 
@@ -142,16 +152,21 @@ class VisionModel(nnx.Module):
         if v.interp_idx is not None and v.interp_w is not None:
             weights = v.interp_w.astype(x.dtype)
             x = x + jnp.einsum("bpiw,bpi->bpw", self.pos_embed.embedding[v.interp_idx], weights)
-        angles = self._angles(v.coords)
+        coords, segment, window, order = v.coords, v.segment, v.window, None
+        if window is not None:  # as in the reference, the patches of a window are neighbours until the merger
+            order = jnp.argsort(window, axis=1)
+            x, coords, segment, window = (_reorder(values, order) for values in (x, coords, segment, window))
+        angles = self._angles(coords)
         deepstack = []
         for i, block in enumerate(self.blocks):
-            # The reference sorts patches by window first; the segment numbers of windows give the same sums unsorted.
-            segment = v.segment if v.window is None or i in c.fullatt_block_indexes else v.window
-            x = _call(block, remat, x, angles, segment)
+            if window is None or c.window_patches is None or i in c.fullatt_block_indexes:
+                x = _call(block, remat, x, angles, segment)
+            else:
+                x = _call(block, remat, x, angles, window, longest=c.window_patches**2)
             if i in c.deepstack_visual_indexes:
                 tap = c.deepstack_visual_indexes.index(i)
-                deepstack.append(self.deepstack_merger_list[tap](x))
-        return self.merger(x), deepstack
+                deepstack.append(self.deepstack_merger_list[tap](_restore(x, order)))
+        return self.merger(_restore(x, order)), deepstack
 
     def _angles(self, coords: Int[Array, "B P 2"]) -> Float[Array, "B P half"]:
         frequencies = L.inverse_frequencies(
@@ -182,7 +197,7 @@ class TextAttention(nnx.Module):
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = L.rotate(q, angles), L.rotate(k, angles)  # [B, L, A, K], [B, L, G, K]
-        out = L.attention(q, k, v, segment, causal=True)
+        out = attention(q, k, v, segment, causal=True)
         return self.o_proj(out.reshape(*x.shape[:2], -1))
 
 
@@ -294,5 +309,18 @@ def _gather(features: Float[Array, "G V H"], index: Int[Array, "B L"]) -> Float[
     return jnp.where((index >= 0)[..., None], rows, 0)
 
 
-def _call(layer: nnx.Module, remat: bool, *args: Array) -> Array:
-    return nnx.remat(type(layer).__call__)(layer, *args) if remat else layer(*args)  # type: ignore[operator]
+def _reorder(x: Shaped[Array, "G P *rest"], order: Int[Array, "G P"]) -> Shaped[Array, "G P *rest"]:
+    return jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
+
+
+def _restore(x: Shaped[Array, "G P *rest"], order: Int[Array, "G P"] | None) -> Shaped[Array, "G P *rest"]:
+    return x if order is None else _reorder(x, jnp.argsort(order, axis=1))
+
+
+def _call(layer: nnx.Module, remat: bool, *args: Array, **options: Any) -> Array:
+    """The layer's result; `options` are static."""
+
+    def call(layer: Any, *args: Array) -> Array:
+        return layer(*args, **options)
+
+    return nnx.remat(call)(layer, *args) if remat else call(layer, *args)

@@ -109,6 +109,23 @@ def test_windows_of_ragged_images():
     assert patch_geometry([], merge=2, side=None, window=4).window.shape == (0,)
 
 
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen2_5_wide_windows"])
+def test_windows_of_large_images_match(pairs, monkeypatch, name):
+    """Several images a bin, more patches than the windows' mask is used for; with and without rematerialisation."""
+    model, config, graphdef, params, _ = pairs(name)
+    inputs = random_inputs([[3, (1, 14, 18), 4, (1, 6, 10), 2], [(1, 16, 10), 5]], config)
+    batch = inputs.batch(config, extra=3)
+    assert batch.vision.window.shape[1] > 3 * config.vision.window_patches**2
+    monkeypatch.setattr("smart_jax.models.attention.attention", None)  # which the windows may not call
+    assert max(errors(inputs.torch_states(model), our_states(graphdef, params, batch), inputs)) < TOLERANCE
+
+    def loss(p, remat):
+        return jnp.sum(nnx.merge(graphdef, p)(batch, remat=remat).pooled ** 2)
+
+    plain, saved = (jax.jit(jax.value_and_grad(lambda p, r=r: loss(p, r)))(params) for r in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, saved)
+
+
 def test_batch_carries_only_what_the_backbone_has(first):
     _, config, graphdef, params, _ = first
     batch = random_inputs(CASES["one_image"], config).batch(config)

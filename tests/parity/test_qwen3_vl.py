@@ -114,7 +114,7 @@ def test_batch_equals_single_rows(two_taps):
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", ["cpu", "accelerator"])
 def test_attention_in_steps_equals_whole(two_taps, monkeypatch, steps):
-    """Forward and gradient, by the CPU's steps (heads and rows) and by an accelerator's (rows)."""
+    """Forward and gradient, by the CPU's steps (heads and queries) and by an accelerator's (queries)."""
     _, config, graphdef, params = two_taps
     batch = Inputs.random([[3, (1, 16, 16), 59], [128]]).batch(config)
     assert batch.input_ids.shape[1] == 128
@@ -124,11 +124,10 @@ def test_attention_in_steps_equals_whole(two_taps, monkeypatch, steps):
 
     whole = pooled_and_gradient()
     if steps == "cpu":
-        monkeypatch.setattr("smart_jax.models.layers.CPU_WHOLE", 32)
-        monkeypatch.setattr("smart_jax.models.layers.CPU_ROWS", 32)
+        monkeypatch.setattr("smart_jax.models.attention.CPU_QUERIES", 32)
     else:
-        monkeypatch.setattr("smart_jax.models.layers.jax.default_backend", lambda: "gpu")
-        monkeypatch.setattr("smart_jax.models.layers.SCORES_AT_ONCE", 8192)
+        monkeypatch.setattr("smart_jax.models.attention.jax.default_backend", lambda: "gpu")
+        monkeypatch.setattr("smart_jax.models.attention.SCORES_AT_ONCE", 8192)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=TOLERANCE), whole, pooled_and_gradient())
 
 

@@ -1,0 +1,244 @@
+"""Softmax attention within segments, one function per way to compute it; `_choose` says which one where.
+
+A CPU is bound by its cache, so one head and a block of its queries go at a time. An accelerator takes all heads at
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from smart_jax.sharding import AXES, BATCH
+
+# Query positions of one step on a CPU, summed over the heads that share a key head: their scores with 1,024 keys are
+# the 1 MiB that a core's cache holds (measured: 128 to 512 are within 3 %, 64 and 1,024 slower).
+CPU_QUERIES = 256
+# Attention scores that an accelerator holds at once, in query positions x key positions of one head and row.
+SCORES_AT_ONCE = 2**21
+NOBODY, NOTHING = -2, -1  # segments of queries and keys that only fill up a block: they equal no other
+
+Way = Callable[..., Float[Array, "B L A K"]]  # of q, k, v and segment
+
+
+def attention(
+    q: Float[Array, "B L A K"],
+    k: Float[Array, "B L G K"],
+    v: Float[Array, "B L G K"],
+    segment: Int[Array, "B L"],
+    *,
+    causal: bool,
+) -> Float[Array, "B L A K"]:
+    """Softmax attention within segments (softmax in float32); A query heads share G key heads in groups of A / G.
+
+    Padding has a segment number of its own, so it attends to padding only: its state is finite and reaches nobody.
+    """
+    return partial(_choose(), causal=causal)(q, k, v, segment)
+
+
+def window_attention(
+    q: Float[Array, "B L A K"],
+    k: Float[Array, "B L G K"],
+    v: Float[Array, "B L G K"],
+    segment: Int[Array, "B L"],
+    *,
+    longest: int,
+) -> Float[Array, "B L A K"]:
+    """`attention`, not causal, within segments each of which is one run of at most `longest` neighbouring positions.
+
+    A position's segment ends less than `longest` positions before and after it, wherever the others begin: blocks of
+    queries see only the keys around them. So the cost is about L * 3 * longest, and the shapes depend on L alone.
+    Padding may be longer; it attends to the padding around it.
+    """
+    if q.shape[1] <= 3 * longest:
+        return attention(q, k, v, segment, causal=False)
+    if jax.default_backend() == "cpu":
+        return _on_each_device(partial(_by_head, causal=False, around=longest))(q, k, v, segment)
+    return _by_blocks(q, k, v, segment, block=longest)
+
+
+def _choose() -> Way:
+    return _by_head_on_each_device if jax.default_backend() == "cpu" else _by_rows
+
+
+def _on_each_device(way: Way) -> Way:
+    """The way on each device's own rows and heads: the compiler would split no loop over heads."""
+
+    def split(q: Array, k: Array, v: Array, segment: Array) -> Array:
+        mesh = jax.typeof(q).sharding.mesh
+        if set(mesh.axis_names) != set(AXES) or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+            return way(q, k, v, segment)  # one device, or a part of the batch already
+        across = mesh.shape["data"] * mesh.shape["fsdp"]
+        rows = BATCH[0] if q.shape[0] % across == 0 else None
+        heads = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None
+        by_head = PartitionSpec(rows, None, heads)
+        split_way = jax.shard_map(
+            way,
+            mesh=mesh,
+            in_specs=(by_head, by_head, by_head, PartitionSpec(rows)),
+            out_specs=by_head,
+        )
+        return split_way(q, k, v, segment)
+
+    return split
+
+
+def _by_head_on_each_device(q: Array, k: Array, v: Array, segment: Array, *, causal: bool) -> Array:
+    return _on_each_device(partial(_by_head, causal=causal))(q, k, v, segment)
+
+
+def _by_head(
+    q: Float[Array, "B L A K"],
+    k: Float[Array, "B L G K"],
+    v: Float[Array, "B L G K"],
+    segment: Int[Array, "B L"],
+    *,
+    causal: bool,
+    around: int | None = None,
+) -> Float[Array, "B L A K"]:
+    """One key head of one row, and a block of its queries, at a time; of the keys those `around` the block, or all."""
+    batch, length, heads, width = q.shape
+    groups = k.shape[2]
+    shared = heads // groups
+    blocks, rows = _blocks(length, max(1, CPU_QUERIES // shared))
+    if around is not None:
+        blocks, rows = _blocks(length, around)
+    index = jnp.arange(blocks * rows).reshape(blocks, rows)
+    q_segment = _pad(segment, 0, blocks * rows - length, NOBODY).reshape(batch, blocks, rows)
+    q = _pad(q * width**-0.5, 0, blocks * rows - length).reshape(batch, blocks, rows, groups, shared, width)
+    q = q.transpose(0, 3, 1, 4, 2, 5)  # [B, G, blocks, shared, rows, K]
+    if around is None:
+        k_segment, keys = segment, length
+    else:
+        after, keys = blocks * rows - length + around, rows + 2 * around
+        k, v = _pad(k, around, after), _pad(v, around, after)
+        k_segment = _pad(segment, around, after, NOTHING)
+    k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)  # [B, G, K, L], [B, G, L, K]
+
+    def one_head(row: tuple[Array, ...]) -> Array:
+        q, k, v, q_segment, k_segment = row
+
+        @jax.checkpoint  # a backward pass recomputes the scores of a block instead of storing those of every block
+        def one_block(block: tuple[Array, ...]) -> Array:
+            q, q_segment, index = block
+
+            def near(x: Array, axis: int) -> Array:
+                return x if around is None else jax.lax.dynamic_slice_in_dim(x, index[0], keys, axis)
+
+            mask = q_segment[:, None] == near(k_segment, 0)[None, :]
+            if causal:
+                mask &= index[:, None] >= jnp.arange(keys)[None, :]
+            scores = jnp.matmul(q.reshape(-1, width), near(k, 1), preferred_element_type=jnp.float32)
+            scores = jnp.where(mask, scores.reshape(shared, rows, keys), jnp.finfo(jnp.float32).min)
+            weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+            out = jnp.matmul(
+                weights.astype(v.dtype).reshape(-1, keys), near(v, 0), preferred_element_type=jnp.float32
+            ).reshape(shared, rows, width)
+            return (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
+
+        return jax.lax.map(one_block, (q, q_segment, index))  # [blocks, shared, rows, K]
+
+    def by_head(x: Array) -> Array:
+        return x.reshape(batch * groups, *x.shape[2:])
+
+    segments = (jnp.repeat(q_segment, groups, axis=0), jnp.repeat(k_segment, groups, axis=0))
+    out = jax.lax.map(one_head, (by_head(q), by_head(k), by_head(v), *segments))
+    out = out.reshape(batch, groups, blocks, shared, rows, width).transpose(0, 2, 4, 1, 3, 5)
+    return out.reshape(batch, blocks * rows, heads, width)[:, :length]
+
+
+def _by_rows(
+    q: Float[Array, "B L A K"],
+    k: Float[Array, "B L G K"],
+    v: Float[Array, "B L G K"],
+    segment: Int[Array, "B L"],
+    *,
+    causal: bool,
+) -> Float[Array, "B L A K"]:
+    """All heads of all rows, and so many queries at a time that their scores stay below `SCORES_AT_ONCE`."""
+    batch, length, heads, width = q.shape
+    blocks, rows = _blocks(length, max(1, SCORES_AT_ONCE // length))
+    if blocks == 1:
+        return _attend(q, k, v, segment, segment, jnp.arange(length), causal)
+
+    def by_block(x: Array, fill: int = 0) -> Array:
+        x = _pad(x, 0, blocks * rows - length, fill)
+        return x.reshape(batch, blocks, rows, *x.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def one_block(block: tuple[Array, ...]) -> Array:
+        q, q_segment, index = block
+        return _attend(q, k, v, q_segment, segment, index, causal)
+
+    index = jnp.arange(blocks * rows).reshape(blocks, rows)
+    out = jax.lax.map(one_block, (by_block(q), by_block(segment, NOBODY), index))  # [blocks, B, rows, A, K]
+    return out.swapaxes(0, 1).reshape(batch, blocks * rows, heads, width)[:, :length]
+
+
+def _by_blocks(
+    q: Float[Array, "B L A K"],
+    k: Float[Array, "B L G K"],
+    v: Float[Array, "B L G K"],
+    segment: Int[Array, "B L"],
+    *,
+    block: int,
+) -> Float[Array, "B L A K"]:
+    """All blocks of queries at once, each with the keys of its own block and of the two beside it."""
+    batch, length = segment.shape
+    blocks = -(-length // block)
+    after = blocks * block - length
+
+    def own(x: Array, fill: int = 0) -> Array:
+        return _pad(x, 0, after, fill).reshape(batch * blocks, block, *x.shape[2:])
+
+    def around(x: Array, fill: int = 0) -> Array:
+        x = _pad(x, block, after + block, fill).reshape(batch, blocks + 2, block, *x.shape[2:])
+        beside = jnp.concatenate([x[:, i : i + blocks] for i in range(3)], axis=2)
+        return beside.reshape(batch * blocks, 3 * block, *x.shape[3:])
+
+    segments = own(segment, NOBODY), around(segment, NOTHING)
+    out = _attend(own(q), around(k), around(v), *segments, jnp.arange(block), False)
+    return out.reshape(batch, blocks * block, *q.shape[2:])[:, :length]
+
+
+def _attend(
+    q: Float[Array, "B Q A K"],
+    k: Float[Array, "B L G K"],
+    v: Float[Array, "B L G K"],
+    q_segment: Int[Array, "B Q"],
+    k_segment: Int[Array, "B L"],
+    q_index: Int[Array, " Q"],
+    causal: bool,
+) -> Float[Array, "B Q A K"]:
+    """In one piece."""
+    batch, rows, heads, width = q.shape
+    groups = k.shape[2]
+    mask = q_segment[:, :, None] == k_segment[:, None, :]  # [B, Q, L]
+    if causal:
+        mask &= q_index[:, None] >= jnp.arange(k.shape[1])[None, :]
+    # Scaling q and dividing the result touches K values a row where the usual order touches L scores.
+    q = (q * width**-0.5).reshape(batch, rows, groups, heads // groups, width)
+    scores = jnp.einsum("bqghk,blgk->bghql", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    out = jnp.einsum("bghql,blgk->bghqk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, rows, heads, width)
+
+
+def _blocks(length: int, most: int) -> tuple[int, int]:
+    """Number and size of equal blocks of at most about `most` positions; the last one may need filling up."""
+    blocks = -(-length // most)
+    return blocks, -(-length // blocks)
+
+
+def _pad(x: Array, before: int, after: int, fill: int = 0) -> Array:
+    """Of [B, L, ...], at both ends of L."""
+    if before == after == 0:
+        return x
+    return jnp.pad(x, [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)

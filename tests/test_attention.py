@@ -1,0 +1,156 @@
+"""Every way to compute attention against NumPy in float64."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from smart_jax.models import attention as A
+from smart_jax.sharding import BATCH, make_mesh
+
+PADDINGS = {
+    "none": lambda n: [[1] * n, [1] * n],
+    "right": lambda n: [[1] * n, [1] * (n // 3) + [0] * (n - n // 3)],
+    "left": lambda n: [[0] * (n - n // 3) + [1] * (n // 3), [1] * n],
+    "segments": lambda n: [[1] * (n // 4) + [2] * (n // 2) + [0] * (n - n // 4 - n // 2), [3] + [4] * (n - 1)],
+}
+
+
+def oracle(q, k, v, segment, causal):
+    q, k, v = (np.float64(x) for x in (q, k, v))
+    k, v = (np.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    scores = np.einsum("bqhk,blhk->bhql", q, k) * q.shape[-1] ** -0.5
+    mask = segment[:, None, :, None] == segment[:, None, None, :]
+    if causal:
+        mask = mask & np.tri(q.shape[1], dtype=bool)
+    weights = np.where(mask, np.exp(scores - scores.max(-1, keepdims=True)), 0)
+    return np.einsum("bhql,blhk->bqhk", weights / weights.sum(-1, keepdims=True), v)
+
+
+def arrays(length, heads=4, groups=2, width=16, batch=2, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(batch, length, h, width)).astype(np.float32) for h in (heads, groups, groups)]
+
+
+def value_and_gradients(way, q, k, v, segment, **options):
+    """Gradients of a weighted sum over what is not padding."""
+    attended = np.asarray(segment) > 0
+    weights = np.random.default_rng(1).normal(size=q.shape).astype(np.float32) * attended[..., None, None]
+
+    def weighted(*x):
+        out = way(*x, segment, **options)
+        return jnp.sum(out.astype(jnp.float32) * weights), out
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(weighted, (0, 1, 2), has_aux=True))(q, k, v)
+    return out, *gradients
+
+
+def check(way, q, k, v, segment, causal, atol=3e-6):
+    """The value against NumPy, the gradients against those of attention in one piece."""
+    segment = np.asarray(segment, np.int32)
+    whole = partial(A._attend, q_segment=segment, k_segment=segment, q_index=np.arange(q.shape[1]), causal=causal)
+    out, *gradients = value_and_gradients(way, q, k, v, segment, causal=causal)
+    assert np.isfinite(np.asarray(out, np.float32)).all()
+    np.testing.assert_allclose(out, oracle(q, k, v, segment, causal), atol=atol)
+    _, *expected = value_and_gradients(lambda q, k, v, _: whole(q, k, v), q, k, v, segment)
+    for a, b in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=10 * atol)
+
+
+@pytest.fixture(params=PADDINGS)
+def padding(request):
+    return PADDINGS[request.param]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("length", "most"), [(40, 256), (37, 16)])
+def test_by_head(monkeypatch, padding, causal, length, most):
+    """In one block and in several, the last of them full or not."""
+    monkeypatch.setattr(A, "CPU_QUERIES", most)
+    check(A.attention, *arrays(length), padding(length), causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("length", "most"), [(40, 2**21), (37, 400)])
+def test_by_rows(monkeypatch, padding, causal, length, most):
+    monkeypatch.setattr(A, "SCORES_AT_ONCE", most)
+    check(A._by_rows, *arrays(length), padding(length), causal)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("length", [25, 64, 71])
+def test_windows(monkeypatch, backend, length):
+    """Runs of one to eight positions, in every place towards the blocks; longer ones of padding."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    rng = np.random.default_rng(length)
+    sizes = [rng.permutation([8, 8, 8, 7, 5, 4, 3, 2, 1, 8, 8, 6, 3]) for _ in range(4)]
+    segment = np.stack([np.repeat(np.arange(1, 14), some)[:length] for some in sizes])
+    segment[1, length - 20 :] = 0
+    segment[2, :20] = 0
+    q, k, v = arrays(length, batch=4)
+    with pytest.MonkeyPatch.context() as patch:  # padding may see less of itself than in one piece
+        patch.setattr(A, "attention", None)
+        out, *gradients = value_and_gradients(A.window_attention, q, k, v, segment, longest=8)
+    attended = segment > 0
+    assert np.isfinite(np.asarray(out)).all()
+    np.testing.assert_allclose(np.asarray(out)[attended], oracle(q, k, v, segment, False)[attended], atol=3e-6)
+    _, *expected = value_and_gradients(A.attention, q, k, v, segment, causal=False)
+    for a, b in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-5)
+
+
+def test_a_run_longer_than_said_shows():
+    q, k, v = arrays(64)
+    segment = np.ones((2, 64), np.int32)
+    out = A.window_attention(q, k, v, segment, longest=8)
+    assert np.abs(out - oracle(q, k, v, segment, False)).max() > 0.01
+
+
+def test_short_rows_have_no_windows(monkeypatch):
+    monkeypatch.setattr(A, "_by_head", None)
+    monkeypatch.setattr(A, "attention", lambda *_, causal: causal)
+    assert A.window_attention(*arrays(24), np.ones((2, 24), np.int32), longest=8) is False
+
+
+def test_scores_of_windows_grow_with_the_length():
+    """No array of 4,096 x 4,096 anywhere, and twice the patches are twice the arithmetic."""
+
+    def flops(length):
+        shapes = [jax.ShapeDtypeStruct(x, jnp.float32) for x in [(1, length, 4, 16)] * 3]
+        f = jax.jit(partial(A._by_blocks, block=64))
+        return f.lower(*shapes, jax.ShapeDtypeStruct((1, length), jnp.int32)).compile().cost_analysis()["flops"]
+
+    assert flops(4096) < 2.1 * flops(2048) < 1.5 * 2 * 2 * 2 * 2048 * 192 * 4 * 16
+
+
+# --- several devices ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (8, 1, 1)])
+def test_over_a_mesh(sizes):
+    """Rows and heads stay on their devices: no collective operation but those of a gradient."""
+    mesh = make_mesh(*sizes)
+    q, k, v = arrays(40, batch=8)
+    segment = np.ones((8, 40), np.int32)
+    segment[:, 30:] = 0
+    placed = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(*BATCH, None, "tensor"))) for x in (q, k, v)]
+    placed.append(jax.device_put(segment, NamedSharding(mesh, BATCH)))
+    run = jax.jit(partial(A.attention, causal=True))
+    text = run.lower(*placed).compile().as_text()
+    assert not any(word in text for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
+    np.testing.assert_allclose(run(*placed), oracle(q, k, v, segment, True), atol=3e-6)
+    weighted = jax.jit(jax.grad(lambda *x: jnp.sum(A.attention(*x, causal=True) ** 2), (0, 1, 2)))
+    for a, b in zip(weighted(*placed), weighted(q, k, v, segment), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-5)
+
+
+def test_rows_and_heads_that_do_not_divide():
+    mesh = make_mesh(2, 1, 4)
+    q, k, v = arrays(40, batch=3)
+    segment = np.ones((3, 40), np.int32)
+    placed = [jax.device_put(x, NamedSharding(mesh, PartitionSpec())) for x in (q, k, v, segment)]
+    out = jax.jit(partial(A.attention, causal=False))(*placed)
+    np.testing.assert_allclose(out, oracle(q, k, v, segment, False), atol=3e-6)
