@@ -1,4 +1,4 @@
-"""Every way to compute attention against NumPy in float64."""
+"""Every way to compute attention against NumPy in float64; those of accelerators interpreted or lowered."""
 
 from functools import partial
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
 from smart_jax.models import attention as A
@@ -126,6 +127,104 @@ def test_scores_of_windows_grow_with_the_length():
     assert flops(4096) < 2.1 * flops(2048) < 1.5 * 2 * 2 * 2 * 2048 * 192 * 4 * 16
 
 
+# --- GPU ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_arguments_for_cudnn(padding, causal):
+    """The same call of the same function, computed by XLA instead."""
+    q, k, v = arrays(40)
+    check(partial(A._by_cudnn, implementation="xla"), q, k, v, padding(40), causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_cudnn_is_called(monkeypatch, causal):
+    """Lowered for CUDA, with the gradient, as where cuDNN is found; head widths of Qwen3-VL's two towers."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+
+    def loss(*x):
+        return jnp.sum(jax.checkpoint(partial(A._by_cudnn, causal=causal))(*x).astype(jnp.float32))
+
+    width = 128 if causal else 72
+    shapes = [jax.ShapeDtypeStruct((2, 64, h, width), jnp.bfloat16) for h in (4, 2, 2)]
+    shapes.append(jax.ShapeDtypeStruct((2, 64), jnp.int32))
+    text = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaScaleBiasSoftmax(" in text and "__cudnn$fmhaScaleBiasSoftmaxBackward(" in text
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "shape", "taken"),
+    [
+        ("9.0", "bfloat16", (2, 64, 4, 128), True),
+        ("8.0", "float16", (2, 64, 4, 72), True),
+        ("8.0", "bfloat16", (2, 64, 4, 256), False),
+        ("9.0", "bfloat16", (2, 64, 4, 256), True),
+        ("10.3", "bfloat16", (2, 64, 4, 80), True),
+        ("7.5", "float16", (2, 64, 4, 64), False),
+        ("9.0", "float32", (2, 64, 4, 64), False),
+        ("9.0", "bfloat16", (2, 63, 4, 64), False),
+        ("9.0", "bfloat16", (2, 64, 4, 60), False),
+        ("gfx942", "bfloat16", (2, 64, 4, 64), False),
+    ],
+)
+def test_what_cudnn_takes(monkeypatch, capability, dtype, shape, taken):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [type("Device", (), {"compute_capability": capability})])
+    assert A._choose(jax.ShapeDtypeStruct(shape, dtype)) is (A._by_cudnn if taken else A._by_rows)
+
+
+# --- TPU ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backend", "length", "dtype", "way"),
+    [
+        ("cpu", 4096, "float32", "_by_head_on_each_device"),
+        ("tpu", 511, "bfloat16", "_by_rows"),
+        ("tpu", 512, "bfloat16", "_by_flash_on_each_device"),
+        ("tpu", 512, "float32", "_by_flash_on_each_device"),
+        ("tpu", 512, "float16", "_by_rows"),
+    ],
+)
+def test_choice(monkeypatch, backend, length, dtype, way):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert A._choose(jax.ShapeDtypeStruct((2, length, 4, 64), dtype)) is getattr(A, way)
+
+
+@pytest.mark.parametrize(("causal", "length", "width"), [(True, 300, 32), (False, 256, 72)])
+@pytest.mark.parametrize("padding", ["left", "segments"])
+def test_flash(monkeypatch, padding, causal, length, width):
+    """Interpreted: blocks of 128, so that there are several, and of 256; lengths that are filled up and not."""
+    if causal:
+        monkeypatch.setattr(A, "FLASH_BLOCKS", (128,))
+    with pltpu.force_tpu_interpret_mode():
+        check(A._by_flash, *arrays(length, 2, 1, width), PADDINGS[padding](length), causal, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("causal", "length", "heads", "groups", "width"),
+    [
+        (True, 512, 16, 8, 128),
+        (True, 1000, 4, 2, 64),
+        (False, 1024, 16, 16, 72),
+        (False, 7200, 16, 16, 80),
+        (False, 640, 2, 2, 256),
+    ],
+)
+def test_mosaic_accepts_flash(monkeypatch, dtype, causal, length, heads, groups, width):
+    """With the gradient; head widths of Qwen3-VL (72, 128) and Qwen2.5-VL (80)."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+
+    def loss(q, k, v, segment):
+        return jnp.sum(jax.checkpoint(partial(A.attention, causal=causal))(q, k, v, segment).astype(jnp.float32))
+
+    shapes = [jax.ShapeDtypeStruct((2, length, h, width), dtype) for h in (heads, groups, groups)]
+    shapes.append(jax.ShapeDtypeStruct((2, length), jnp.int32))
+    for f in (partial(A.attention, causal=causal), jax.grad(loss, (0, 1, 2))):
+        assert "tpu_custom_call" in jax.jit(f).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
+
+
 # --- several devices ------------------------------------------------------------------------------------------------
 
 
@@ -145,6 +244,19 @@ def test_over_a_mesh(sizes):
     weighted = jax.jit(jax.grad(lambda *x: jnp.sum(A.attention(*x, causal=True) ** 2), (0, 1, 2)))
     for a, b in zip(weighted(*placed), weighted(q, k, v, segment), strict=True):
         np.testing.assert_allclose(a, b, atol=3e-5)
+
+
+def test_mosaic_accepts_flash_over_a_mesh(monkeypatch):
+    """The compiler splits no kernel: each device runs one on what it has."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    mesh = make_mesh(2, 2, 2)
+    placed = NamedSharding(mesh, PartitionSpec(*BATCH, None, "tensor"))
+    shapes = [jax.ShapeDtypeStruct((4, 512, h, 64), jnp.bfloat16, sharding=placed) for h in (4, 2, 2)]
+    shapes.append(jax.ShapeDtypeStruct((4, 512), jnp.int32, sharding=NamedSharding(mesh, BATCH)))
+    loss = jax.jit(jax.grad(lambda *x: jnp.sum(A.attention(*x, causal=True).astype(jnp.float32)), (0, 1, 2)))
+    text = loss.trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") == 3
+    assert "tensor<1x2x512x64xbf16>" in text  # a row and two heads
 
 
 def test_rows_and_heads_that_do_not_divide():

@@ -1,13 +1,14 @@
 """Softmax attention within segments, one function per way to compute it; `_choose` says which one where.
 
 A CPU is bound by its cache, so one head and a block of its queries go at a time. An accelerator takes all heads at
-once.
+once: cuDNN's fused attention on a GPU, Pallas' flash attention for long rows on a TPU, otherwise XLA alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ from smart_jax.sharding import AXES, BATCH
 CPU_QUERIES = 256
 # Attention scores that an accelerator holds at once, in query positions x key positions of one head and row.
 SCORES_AT_ONCE = 2**21
+FLASH_LENGTH = 512  # positions from which on a TPU does not write its scores to memory; not measured on one
+FLASH_BLOCKS = (512, 256, 128)  # query and key positions at a time: the largest that divides the length
 NOBODY, NOTHING = -2, -1  # segments of queries and keys that only fill up a block: they equal no other
 
 Way = Callable[..., Float[Array, "B L A K"]]  # of q, k, v and segment
@@ -38,7 +41,7 @@ def attention(
 
     Padding has a segment number of its own, so it attends to padding only: its state is finite and reaches nobody.
     """
-    return partial(_choose(), causal=causal)(q, k, v, segment)
+    return partial(_choose(q), causal=causal)(q, k, v, segment)
 
 
 def window_attention(
@@ -62,12 +65,19 @@ def window_attention(
     return _by_blocks(q, k, v, segment, block=longest)
 
 
-def _choose() -> Way:
-    return _by_head_on_each_device if jax.default_backend() == "cpu" else _by_rows
+def _choose(q: Float[Array, "B L A K"]) -> Way:
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return _by_head_on_each_device
+    if backend == "gpu" and _cudnn_takes(q):
+        return _by_cudnn
+    if backend == "tpu" and q.shape[1] >= FLASH_LENGTH and q.dtype in (jnp.bfloat16, jnp.float32):
+        return _by_flash_on_each_device
+    return _by_rows
 
 
 def _on_each_device(way: Way) -> Way:
-    """The way on each device's own rows and heads: the compiler would split no loop over heads."""
+    """The way on each device's own rows and heads: of a loop over heads, or a kernel, the compiler would split none."""
 
     def split(q: Array, k: Array, v: Array, segment: Array) -> Array:
         mesh = jax.typeof(q).sharding.mesh
@@ -82,6 +92,7 @@ def _on_each_device(way: Way) -> Way:
             mesh=mesh,
             in_specs=(by_head, by_head, by_head, PartitionSpec(rows)),
             out_specs=by_head,
+            check_vma=False,  # Pallas' kernels do not say over which axes their results vary
         )
         return split_way(q, k, v, segment)
 
@@ -90,6 +101,73 @@ def _on_each_device(way: Way) -> Way:
 
 def _by_head_on_each_device(q: Array, k: Array, v: Array, segment: Array, *, causal: bool) -> Array:
     return _on_each_device(partial(_by_head, causal=causal))(q, k, v, segment)
+
+
+def _by_flash_on_each_device(q: Array, k: Array, v: Array, segment: Array, *, causal: bool) -> Array:
+    return _on_each_device(partial(_by_flash, causal=causal))(q, k, v, segment)
+
+
+def _cudnn_takes(q: Float[Array, "B L A K"]) -> bool:
+    """What cuDNN's fused attention asks for: a GPU from Ampere on, 16 bits, some head widths, even lengths."""
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    if not capability.replace(".", "").isdigit():  # not NVIDIA's
+        return False
+    major = int(capability.split(".")[0])
+    return (
+        major >= 8
+        and q.dtype in (jnp.bfloat16, jnp.float16)
+        and q.shape[1] % 2 == 0
+        and q.shape[3] % 8 == 0
+        and q.shape[3] <= (256 if major >= 9 else 128)
+    )
+
+
+def _by_cudnn(
+    q: Float[Array, "B L A K"],
+    k: Float[Array, "B L G K"],
+    v: Float[Array, "B L G K"],
+    segment: Int[Array, "B L"],
+    *,
+    causal: bool,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "B L A K"]:
+    """Segments are a mask of L x L, one for all heads: lengths would say only that a row is padded on the right."""
+    mask = segment[:, None, :, None] == segment[:, None, None, :]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=implementation)
+
+
+def _by_flash(
+    q: Float[Array, "B L A K"],
+    k: Float[Array, "B L G K"],
+    v: Float[Array, "B L G K"],
+    segment: Int[Array, "B L"],
+    *,
+    causal: bool,
+) -> Float[Array, "B L A K"]:
+    """The kernel has as many key heads as query heads, and lengths that are a multiple of its blocks'."""
+    from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, SegmentIds, flash_attention
+
+    length, width = q.shape[1], q.shape[3]
+    after = -length % FLASH_BLOCKS[-1]
+    block = next(size for size in FLASH_BLOCKS if (length + after) % size == 0)
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    q, k, v = (_pad(x, 0, after).transpose(0, 2, 1, 3) for x in (q, k, v))
+    segment = _pad(segment, 0, after, NOTHING)
+    out = flash_attention(
+        q,
+        k,
+        v,
+        segment_ids=SegmentIds(segment, segment),
+        causal=causal,
+        sm_scale=width**-0.5,
+        block_sizes=BlockSizes(
+            block_b=1,
+            **dict.fromkeys(("block_q", "block_k_major", "block_k"), block),
+            **dict.fromkeys(("block_q_major_dkv", "block_k_major_dkv", "block_k_dkv", "block_q_dkv"), block),
+            **dict.fromkeys(("block_k_major_dq", "block_k_dq", "block_q_dq"), block),
+        ),
+    )
+    return out.transpose(0, 2, 1, 3)[:, :length]
 
 
 def _by_head(
