@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from benchmarks.shapes import QWEN3_VL_2B
 from smart_jax.adapter import Adapter, AdapterConfig
 from smart_jax.models import ARCHITECTURES
 from smart_jax.models.qwen_vl_config import QwenVLConfig
@@ -32,33 +33,6 @@ from train.config import LossConfig, OptimizerConfig
 from train.optimizer import make_optimizer, make_schedule
 from train.step import Objective, TrainBatch, TrainState, make_train_step, take_apart
 
-QWEN3_VL_2B = {
-    "model_type": "qwen3_vl",
-    "image_token_id": 151655,
-    "video_token_id": 151656,
-    "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653,
-    "text_config": {
-        "vocab_size": 151936,
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "rope_theta": 5000000,
-        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
-    },
-    "vision_config": {
-        "depth": 24,
-        "hidden_size": 1024,
-        "num_heads": 16,
-        "intermediate_size": 4096,
-        "out_hidden_size": 2048,
-        "num_position_embeddings": 2304,
-        "deepstack_visual_indexes": [5, 11, 17],
-    },
-}
 GIB = 2**30
 
 

@@ -1,7 +1,12 @@
-"""Encoding against torch (sdpa) on the same weights and batches: `python -m benchmarks.encode [--threads 1|2]`.
+"""Encoding against torch (sdpa) on the same weights and batches: `python -m benchmarks.encode`.
+
+    python -m benchmarks.encode --model qwen2_5_vl --model bert --workload "text 8 x 128" --repeats 7
+    python -m benchmarks.encode --device               # pages a second on an accelerator, see encode_device.py
 
 Needs the test extra (torch). Both run interleaved, A B A B, in one process that is pinned to so many cores; the figure
-is the process's CPU seconds divided by the cores, median of 9, with the spread. Ratio above 1 = ours is faster.
+is the process's CPU seconds divided by the cores, median of 9, with the spread. The ratio is the median of the rounds'
+ratios; above 1 = ours is faster. Of single images also the memory: by how much the peak of resident memory in a second
+call exceeds what was resident before it, in a process of its own for each.
 """
 
 from __future__ import annotations
@@ -13,35 +18,32 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-WORKLOADS = {  # rows of (text tokens, image grid, text tokens), and the bins that `Preprocessor.collate` gives them
+from benchmarks.processes import ENVIRONMENT, answer_request, in_process, keep_freed_memory, peak_growth
+
+WORKLOADS: dict[str, tuple[list, int]] = {  # the rows, and the bins that `Preprocessor.collate` gives them
     "text 8 x 128": ([[128]] * 8, 8),
     "4 images of 256 patches": ([[12, (1, 16, 16), 12]] * 4, 4),
     "4 images of 1,024 patches": ([[12, (1, 32, 32), 12]] * 4, 4),
     "mixed sizes": ([[12, (1, 8, 8), 12], [12, (1, 16, 8), 20], [12, (1, 16, 16), 4], [60]], 1),
 }
-MODELS = {  # (text, vision, mrope sections): the embedded default's shape is read from its config.json
-    "12 layers": (
-        {
-            "hidden_size": 512,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "head_dim": 64,
-        },
-        {
-            "depth": 12,
-            "hidden_size": 384,
-            "intermediate_size": 1536,
-            "num_heads": 6,
-            "out_hidden_size": 512,
-            "num_position_embeddings": 2304,
-            "deepstack_visual_indexes": [2, 5, 8],
-        },
-        [12, 10, 10],
-    ),
+IMAGES: dict[str, tuple[list, int]] = {
+    "1 image of 256 patches": ([[12, (1, 16, 16), 12]], 1),
+    "1 image of 1,024 patches": ([[12, (1, 32, 32), 12]], 1),
+    "1 image of 4,096 patches": ([[12, (1, 64, 64), 12]], 1),
 }
+MODELS = ("qwen3_vl", "qwen2_vl", "qwen2_5_vl", "bert", "tiny")
+HEADER = (
+    "| model | batch | ours | torch sdpa | ratio | max error | memory, ours / torch |\n|---|---|---|---|---|---|---|"
+)
+
+
+def workloads_of(model: str) -> dict[str, tuple[list, int]]:
+    """What is measured of a model unless the command line says."""
+    if model == "bert":
+        return {name: rows for name, rows in WORKLOADS.items() if name.startswith("text")}
+    return WORKLOADS | IMAGES if model == "qwen3_vl" else WORKLOADS
 
 
 def cpu_seconds(run: Callable[[], object]) -> float:
@@ -59,66 +61,78 @@ def compare(ours: Callable, theirs: Callable, repeats: int) -> tuple[list[float]
 
 def spread(times: list[float], cores: int) -> str:
     ms = [t / cores * 1e3 for t in times]
-    return f"{statistics.median(ms):8.1f} ms [{min(ms):.1f}, {max(ms):.1f}]"
+    return f"{statistics.median(ms):,.1f} ms [{min(ms):,.1f}, {max(ms):,.1f}]"
 
 
-def measure(name: str, folder: Path, model, cores: int, repeats: int) -> None:
-    import jax
+def measure(model: str, folder: Path, workload: str, cores: list[int], repeats: int) -> str:
+    """A row of the table."""
     import numpy as np
-    from flax import nnx
 
-    from smart_jax.models import load_config
-    from smart_jax.models.weights import load_weights
-    from tests.parity.qwen3_vl import Inputs
+    from benchmarks import encode_models
 
-    config = load_config(folder)
-    graphdef, params = load_weights(folder, config)
-    run = jax.jit(lambda p, b: nnx.merge(graphdef, p)(b).states[:, :, 0])
-    ids = (config.vision_start_token_id, config.image_token_id, config.vision_end_token_id)
-    for workload, (spec, bins) in WORKLOADS.items():
-        inputs = Inputs.random(spec, ids=ids)
-        batch = jax.device_put(inputs.batch(config, bins=bins))
-        ours, theirs = compare(
-            lambda b=batch: run(params, b).block_until_ready(),
-            lambda i=inputs: i.torch_last(model),
-            repeats,
-        )
-        error = max(
-            float(np.abs(a[: len(r[0])] - b[: len(r[0])]).max())
-            for a, b, r in zip(np.asarray(run(params, batch)), inputs.torch_last(model), inputs.rows, strict=True)
-        )
-        ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
-        print(
-            f"{name:10s} {workload:26s} ours {spread(ours, cores)}  torch sdpa {spread(theirs, cores)}  "
-            f"ratio {ratio:.2f}  max error {error:.1e}",
-            flush=True,
-        )
+    spec, bins = (WORKLOADS | IMAGES)[workload]
+    ours, theirs = (side(folder, spec, bins) for side in (encode_models.ours, encode_models.theirs))
+    rows = encode_models.inputs(encode_models.config_of(folder), spec).rows
+    error = max(
+        float(np.abs(a[: len(row[0])] - b[: len(row[0])]).max())
+        for a, b, row in zip(ours(), theirs(), rows, strict=True)
+    )
+    taken, taken_by_torch = compare(ours, theirs, repeats)
+    ratio = statistics.median(b / a for a, b in zip(taken, taken_by_torch, strict=True))
+    memory = ""
+    if workload in IMAGES:
+        request: dict[str, Any] = {"folder": str(folder), "workload": workload, "module": "benchmarks.encode"}
+        sizes = [in_process("memory", cores[0], side=side, **request) for side in ("ours", "theirs")]
+        memory = " / ".join(f"{size / 2**20:,.0f}" for size in sizes) + " MiB"
+    times = " | ".join(spread(t, len(cores)) for t in (taken, taken_by_torch))
+    return f"| {model} | {workload} | {times} | {ratio:.2f} | {error:.1e} | {memory} |"
+
+
+def memory(request: dict[str, Any]) -> int:
+    """Bytes that one side takes for a call; the first, which compiles, does not count."""
+    from benchmarks import encode_models
+
+    side = {"ours": encode_models.ours, "theirs": encode_models.theirs}[request["side"]]
+    run = side(Path(request["folder"]), *(WORKLOADS | IMAGES)[request["workload"]])
+    run()
+    keep_freed_memory(False)
+    return peak_growth(run)[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", choices=MODELS, help="may be repeated; all by default")
+    parser.add_argument("--workload", action="append", choices=[*WORKLOADS, *IMAGES], help="may be repeated")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--core", type=int, default=min(os.sched_getaffinity(0)), help="the first one")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--device", action="store_true", help="pages a second on the default device")
+    parser.add_argument("--shape", choices=("2b", "small"), default="2b", help="of the model of --device")
+    parser.add_argument("--pages", type=int, default=8, help="in a batch of --device")
+    parser.add_argument("--task", choices=["memory"], help=argparse.SUPPRESS)
+    parser.add_argument("files", nargs="*", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))[: options.threads]
+    if options.task:
+        return answer_request(memory, options.core, *options.files)
+    if options.device:
+        from benchmarks.encode_device import measure as measure_device
+
+        return print(measure_device(options.shape, options.pages, options.repeats))
+    cores = [core for core in sorted(os.sched_getaffinity(0)) if core >= options.core][: options.threads]
     os.sched_setaffinity(0, cores)  # before either library starts its threads
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # spinning torch threads would be charged to it
+    os.environ["OMP_WAIT_POLICY"] = ENVIRONMENT["OMP_WAIT_POLICY"]  # spinning torch threads would be charged to it
 
     import torch
 
-    from smart_jax.hub import resolve
-    from tests.parity.qwen3_vl import save, torch_model
+    from benchmarks.encode_models import checkpoint
 
     torch.set_num_threads(len(cores))
+    print(HEADER, flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        for name, shape in MODELS.items():
-            model = torch_model(shape)
-            folder = save(model, Path(scratch) / name.replace(" ", "_"))
-            measure(name, folder, model, len(cores), options.repeats)
-    from transformers import Qwen3VLModel
-
-    tiny = resolve("tiny")
-    measure("tiny", tiny, Qwen3VLModel.from_pretrained(tiny, dtype=torch.float32).eval(), len(cores), options.repeats)
+        for model in options.model or MODELS:
+            for workload in options.workload or workloads_of(model):
+                folder = checkpoint(model, Path(scratch))
+                print(measure(model, folder, workload, cores, options.repeats), flush=True)
 
 
 if __name__ == "__main__":

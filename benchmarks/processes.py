@@ -31,13 +31,13 @@ class RunError(Exception):
     """A process that ended without a result; the message says how."""
 
 
-def in_process(task: str, core: int, **request: Any) -> Any:
-    """The result of one of the tasks of `benchmarks.maxsim` in a fresh process on one core."""
+def in_process(task: str, core: int, *, module: str = "benchmarks.maxsim", **request: Any) -> Any:
+    """The result of one of the module's tasks in a fresh process on one core."""
     with tempfile.TemporaryDirectory() as folder:
         asked, answer, said = (Path(folder) / name for name in ("request.json", "answer.json", "output.txt"))
         asked.write_text(json.dumps(request))
         files = [str(asked), str(answer)]
-        command = [sys.executable, "-m", "benchmarks.maxsim", "--task", task, "--core", str(core), *files]
+        command = [sys.executable, "-m", module, "--task", task, "--core", str(core), *files]
         environment = os.environ | ENVIRONMENT
         with said.open("w") as output:
             try:

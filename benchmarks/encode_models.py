@@ -1,0 +1,157 @@
+"""Random checkpoints of every family and the batches that they encode, as torch and as this library take them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+
+from smart_jax.hub import resolve
+from smart_jax.models import load_config
+from smart_jax.models.weights import load_weights
+from smart_jax.typing import Batch
+from tests.parity import qwen2_vl, qwen3_vl
+
+Spec = Sequence[Sequence[int | tuple[int, int, int]]]  # rows of numbers of text tokens and (1, rows, columns) of images
+
+TEXT = {
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+}
+VISION = {
+    "qwen3_vl": {
+        "depth": 12,
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_heads": 6,
+        "out_hidden_size": 512,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [2, 5, 8],
+    },
+    "qwen2_vl": {"depth": 12, "embed_dim": 384, "num_heads": 6, "mlp_ratio": 4, "hidden_size": 512},
+    "qwen2_5_vl": {
+        "depth": 12,
+        "hidden_size": 384,
+        "intermediate_size": 1024,  # of a gated MLP
+        "num_heads": 6,
+        "out_hidden_size": 512,
+        "window_size": 112,
+        "fullatt_block_indexes": [2, 5, 8, 11],
+    },
+}
+SECTIONS = [12, 10, 10]
+MINILM = {
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "vocab_size": 200,
+}
+
+
+def _bert(folder: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    BertModel(BertConfig(**MINILM)).eval().save_pretrained(folder)
+
+
+def _qwen3(folder: Path) -> None:
+    qwen3_vl.torch_model((TEXT, VISION["qwen3_vl"], SECTIONS)).save_pretrained(folder)
+
+
+def _qwen2(family: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        qwen2_vl.torch_model((family, TEXT, VISION[family], SECTIONS)).save_pretrained(folder)
+
+    return write
+
+
+WRITE: dict[str, Callable[[Path], None]] = {
+    "qwen3_vl": _qwen3,
+    "qwen2_vl": _qwen2("qwen2_vl"),
+    "qwen2_5_vl": _qwen2("qwen2_5_vl"),
+    "bert": _bert,
+}
+MODELS = (*WRITE, "tiny")  # tiny: the embedded Qwen3-VL
+
+
+def checkpoint(model: str, scratch: Path) -> Path:
+    """A folder with its random weights; the embedded model has its own."""
+    if model == "tiny":
+        return resolve("tiny")
+    folder = scratch / model
+    if not folder.exists():
+        WRITE[model](folder)
+    return folder
+
+
+@dataclasses.dataclass
+class Texts:
+    """Rows without padding for a text encoder."""
+
+    rows: list[tuple[np.ndarray]]
+
+    def batch(self, *_: Any, **__: Any) -> Batch:
+        ids = np.stack([row for (row,) in self.rows]).astype(np.int32)
+        mask = np.ones(ids.shape, bool)
+        positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), (3, *ids.shape))
+        return Batch(ids, mask, positions, np.zeros_like(mask), np.full(ids.shape, -1, np.int32), None)
+
+    def torch_last(self, model: Any) -> np.ndarray:
+        ids = torch.tensor(np.stack([row for (row,) in self.rows]))
+        with torch.no_grad():
+            return model(ids, attention_mask=torch.ones_like(ids)).last_hidden_state.numpy()
+
+
+def inputs(config: Any, spec: Spec) -> Texts | qwen3_vl.Inputs:
+    if config.model_type == "bert":
+        rng = np.random.default_rng(0)
+        return Texts([(rng.integers(20, 180, length),) for (length,) in spec])
+    ids = (config.vision_start_token_id, config.image_token_id, config.vision_end_token_id)
+    return qwen3_vl.Inputs.random(spec, ids=ids, values=config.vision.patch_values)
+
+
+def config_of(folder: Path) -> Any:
+    try:
+        return load_config(folder)
+    except ValueError:  # a BERT that does not say how it pools
+        return load_config(folder, pooling="mean")
+
+
+def ours(folder: Path, spec: Spec, bins: int) -> Callable[[], np.ndarray]:
+    """A call that computes the final hidden states [B, L, H]."""
+    config = config_of(folder)
+    graphdef, params = load_weights(folder, config)
+    run = jax.jit(lambda p, b: nnx.merge(graphdef, p)(b).states[:, :, 0])
+    batch = jax.device_put(inputs(config, spec).batch(config, bins=bins))
+    return lambda: np.asarray(run(params, batch))
+
+
+def theirs(folder: Path, spec: Spec, bins: int) -> Callable[[], np.ndarray]:
+    """The same by transformers and torch, whose rows never share anything (`bins` is not used)."""
+    import transformers
+
+    config = config_of(folder)
+    classes = {
+        "qwen3_vl": "Qwen3VLModel",
+        "qwen2_vl": "Qwen2VLForConditionalGeneration",
+        "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+        "bert": "BertModel",
+    }
+    kind = getattr(transformers, classes[config.model_type])
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    if config.model_type.startswith("qwen2"):
+        model = model.model
+    given = inputs(config, spec)
+    return lambda: given.torch_last(model)
