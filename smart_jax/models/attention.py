@@ -20,6 +20,8 @@ from smart_jax.sharding import AXES, BATCH
 # Query positions of one step on a CPU, summed over the heads that share a key head: their scores with 1,024 keys are
 # the 1 MiB that a core's cache holds (measured: 128 to 512 are within 3 %, 64 and 1,024 slower).
 CPU_QUERIES = 256
+# Positions up to which a CPU takes all heads at once (measured: of 96 and fewer the scores stay in the cache anyway).
+CPU_WHOLE = 96
 # Attention scores that an accelerator holds at once, in query positions x key positions of one head and row.
 SCORES_AT_ONCE = 2**21
 FLASH_LENGTH = 512  # positions from which on a TPU does not write its scores to memory; not measured on one
@@ -68,7 +70,7 @@ def window_attention(
 def _choose(q: Float[Array, "B L A K"]) -> Way:
     backend = jax.default_backend()
     if backend == "cpu":
-        return _by_head_on_each_device
+        return _by_rows if q.shape[1] <= CPU_WHOLE else _by_head_on_each_device
     if backend == "gpu" and _cudnn_takes(q):
         return _by_cudnn
     if backend == "tpu" and q.shape[1] >= FLASH_LENGTH and q.dtype in (jnp.bfloat16, jnp.float32):
@@ -186,24 +188,25 @@ def _by_head(
     blocks, rows = _blocks(length, max(1, CPU_QUERIES // shared))
     if around is not None:
         blocks, rows = _blocks(length, around)
-    index = jnp.arange(blocks * rows).reshape(blocks, rows)
+    index = jnp.tile(jnp.arange(blocks * rows).reshape(blocks, rows), (1, shared))
+    filled = _pad(q * width**-0.5, 0, blocks * rows - length).reshape(batch, blocks, rows, groups, shared, width)
+    q = filled.transpose(0, 3, 1, 4, 2, 5).reshape(batch * groups, blocks, shared * rows, width)
     q_segment = _pad(segment, 0, blocks * rows - length, NOBODY).reshape(batch, blocks, rows)
-    q = _pad(q * width**-0.5, 0, blocks * rows - length).reshape(batch, blocks, rows, groups, shared, width)
-    q = q.transpose(0, 3, 1, 4, 2, 5)  # [B, G, blocks, shared, rows, K]
-    if around is None:
-        k_segment, keys = segment, length
-    else:
+    q_segment = jnp.repeat(jnp.tile(q_segment, (1, 1, shared)), groups, axis=0)
+    keys, k_segment = length, segment
+    if around is not None:
         after, keys = blocks * rows - length + around, rows + 2 * around
-        k, v = _pad(k, around, after), _pad(v, around, after)
-        k_segment = _pad(segment, around, after, NOTHING)
-    k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)  # [B, G, K, L], [B, G, L, K]
+        k, v, k_segment = _pad(k, around, after), _pad(v, around, after), _pad(segment, around, after, NOTHING)
+    k = k.transpose(0, 2, 3, 1).reshape(batch * groups, width, -1)
+    v = v.transpose(0, 2, 1, 3).reshape(batch * groups, -1, width)
+    k_segment = jnp.repeat(k_segment, groups, axis=0)
 
     def one_head(row: tuple[Array, ...]) -> Array:
         q, k, v, q_segment, k_segment = row
 
         @jax.checkpoint  # a backward pass recomputes the scores of a block instead of storing those of every block
         def one_block(block: tuple[Array, ...]) -> Array:
-            q, q_segment, index = block
+            q, q_segment, index = block  # [shared * rows, K], [shared * rows], [shared * rows]
 
             def near(x: Array, axis: int) -> Array:
                 return x if around is None else jax.lax.dynamic_slice_in_dim(x, index[0], keys, axis)
@@ -211,21 +214,17 @@ def _by_head(
             mask = q_segment[:, None] == near(k_segment, 0)[None, :]
             if causal:
                 mask &= index[:, None] >= jnp.arange(keys)[None, :]
-            scores = jnp.matmul(q.reshape(-1, width), near(k, 1), preferred_element_type=jnp.float32)
-            scores = jnp.where(mask, scores.reshape(shared, rows, keys), jnp.finfo(jnp.float32).min)
+            scores = jnp.matmul(q, near(k, 1), preferred_element_type=jnp.float32)
+            scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
             weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-            out = jnp.matmul(
-                weights.astype(v.dtype).reshape(-1, keys), near(v, 0), preferred_element_type=jnp.float32
-            ).reshape(shared, rows, width)
+            out = jnp.matmul(weights.astype(v.dtype), near(v, 0), preferred_element_type=jnp.float32)
             return (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
-        return jax.lax.map(one_block, (q, q_segment, index))  # [blocks, shared, rows, K]
+        if blocks == 1:  # a loop less to compile
+            return one_block((q[0], q_segment[0], index[0]))
+        return jax.lax.map(one_block, (q, q_segment, index))
 
-    def by_head(x: Array) -> Array:
-        return x.reshape(batch * groups, *x.shape[2:])
-
-    segments = (jnp.repeat(q_segment, groups, axis=0), jnp.repeat(k_segment, groups, axis=0))
-    out = jax.lax.map(one_head, (by_head(q), by_head(k), by_head(v), *segments))
+    out = jax.lax.map(one_head, (q, k, v, q_segment, k_segment))
     out = out.reshape(batch, groups, blocks, shared, rows, width).transpose(0, 2, 4, 1, 3, 5)
     return out.reshape(batch, blocks * rows, heads, width)[:, :length]
 
