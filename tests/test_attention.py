@@ -70,6 +70,7 @@ def padding(request):
 @pytest.mark.parametrize(("length", "most"), [(40, 256), (37, 16)])
 def test_by_head(monkeypatch, padding, causal, length, most):
     """In one block and in several, the last of them full or not."""
+    monkeypatch.setattr(A, "CPU_SCORES", 0)
     monkeypatch.setattr(A, "CPU_QUERIES", most)
     check(A._by_head, *arrays(length), padding(length), causal)
 

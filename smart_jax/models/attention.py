@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from smart_jax.sharding import AXES, BATCH
 
-# Query positions of one step on a CPU, summed over the heads that share a key head: their scores with 1,024 keys are
-# the 1 MiB that a core's cache holds (measured: 128 to 512 are within 3 %, 64 and 1,024 slower).
-CPU_QUERIES = 256
+# Scores of one step on a CPU: those of a key head, the query heads that share it and some queries. They fill the 1 MiB
+# that a core's cache holds, but fewer than 128 queries would leave the matrix products too small.
+CPU_SCORES, CPU_QUERIES = 2**18, 128
 # Positions up to which a CPU takes all heads at once (measured: of 96 and fewer the scores stay in the cache anyway).
 CPU_WHOLE = 96
 # Attention scores that an accelerator holds at once, in query positions x key positions of one head and row.
@@ -185,9 +185,7 @@ def _by_head(
     batch, length, heads, width = q.shape
     groups = k.shape[2]
     shared = heads // groups
-    blocks, rows = _blocks(length, max(1, CPU_QUERIES // shared))
-    if around is not None:
-        blocks, rows = _blocks(length, around)
+    blocks, rows = _blocks(length, around or max(CPU_QUERIES, CPU_SCORES // length) // shared or 1)
     index = jnp.tile(jnp.arange(blocks * rows).reshape(blocks, rows), (1, shared))
     filled = _pad(q * width**-0.5, 0, blocks * rows - length).reshape(batch, blocks, rows, groups, shared, width)
     q = filled.transpose(0, 3, 1, 4, 2, 5).reshape(batch * groups, blocks, shared * rows, width)

@@ -125,6 +125,7 @@ def test_attention_in_steps_equals_whole(two_taps, monkeypatch, steps):
     whole = pooled_and_gradient()
     if steps == "cpu":
         monkeypatch.setattr("smart_jax.models.attention.CPU_WHOLE", 32)
+        monkeypatch.setattr("smart_jax.models.attention.CPU_SCORES", 0)
         monkeypatch.setattr("smart_jax.models.attention.CPU_QUERIES", 32)
     else:
         monkeypatch.setattr("smart_jax.models.attention.jax.default_backend", lambda: "gpu")
