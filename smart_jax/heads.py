@@ -96,8 +96,8 @@ HEADS: dict[str, Head] = {
     "vlm2vec": Head(
         Settings(
             prompt=(
-                "{% for _ in range(images) %}{{ image_token }} {% endfor %}"
                 "{% for _ in range(videos) %}{{ video_token }} {% endfor %}"
+                "{% for _ in range(images) %}{{ image_token }} {% endfor %}"
                 "{% if instruction or texts %}{{ (([instruction] if instruction else []) + texts) | join(' ') }}"
                 "{% else %}Represent the given {{ 'image' if images else 'video' }}.{% endif %}"
             ),

@@ -123,6 +123,9 @@ class Preprocessor:
                 f"the chat template or prompt does not write the backbone's image token '{self._image_token}' (id "
                 f"{self.config.image_token_id}) for an image: tokenizer, template and config.json do not match"
             )
+        both = self.prompt(["text"], 1, video_count=1)
+        if both.rfind(self._video_token) > both.find(self._image_token):
+            raise ValueError("the prompt writes images before videos, whose patches come first: turn them round")
         if self._pooling_id is not None and np.sum(ids == self._pooling_id) != 1:
             raise ValueError(
                 f"pooling is '{self.settings.pooling}', but the prompt does not hold '{self.settings.pooling_token}' "

@@ -318,6 +318,10 @@ BAD = [
     ({"prompt": "{% if %}"}, "the prompt is not a Jinja template"),
     ({"prompt": "{{ text }}"}, "can not be rendered.*'text' is undefined"),
     ({"prompt": "{{ texts | join }}"}, "does not write the backbone's image token"),
+    (
+        {"prompt": "{{ image * images }}{{ video * videos }}{{ texts | join }}"},
+        "the prompt writes images before videos",
+    ),
     ({"first_pixels": 3}, "first_pixels is 3, expected a list of positive integers"),
 ]
 
