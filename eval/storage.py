@@ -13,7 +13,6 @@ are left out there.
 
 from __future__ import annotations
 
-import bisect
 import csv
 import io
 import json
@@ -21,13 +20,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
 from eval.lazy import LazyItems, batches
+from eval.parquet import Rows
 from smart_jax.images import ImageLike, open_rgb
 from smart_jax.items import parse_item
 
@@ -192,24 +191,8 @@ def _read_parquet(path: Path) -> tuple[list[str], LazyItems, list[str] | None]:
         texts = file.read(["page_text"])["page_text"].to_pylist() if "page_text" in file.schema_arrow.names else []
     except pa.ArrowException as error:
         raise ValueError(f"{path} is corrupt ({error}): save the benchmark again") from error
-    items = LazyItems(len(ids), _ParquetRows(file))
-    return ids, items, texts if texts and None not in texts else None
-
-
-class _ParquetRows:
-    """Items of a parquet file by row number; holds one row group at a time."""
-
-    def __init__(self, file: pq.ParquetFile):
-        self._file = file
-        sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-        self._held: tuple[int, list[dict[str, Any]]] = (-1, [])
-
-    def __call__(self, index: int) -> Any:
-        group = bisect.bisect_right(self._starts, index) - 1
-        if self._held[0] != group:
-            self._held = (group, self._file.read_row_group(group, columns=ITEM_COLUMNS).to_pylist())
-        return _from_row(self._held[1][index - self._starts[group]])
+    rows = Rows([file], ITEM_COLUMNS)
+    return ids, LazyItems(len(ids), lambda i: _from_row(rows(i))), texts if texts and None not in texts else None
 
 
 def _from_jsonl(row: Mapping[str, Any], folder: Path) -> Any:
