@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from eval.bootstrap import interval, resampled_means
 from eval.evaluate import Result
+from eval.groups import Group, check_groups
 
 # What SMART (arXiv:2605.24938) claims: late interaction adds to the pooled score, and the adapter to late interaction.
 DIFFERENCES = (
@@ -28,6 +29,7 @@ Estimate = dict[str, float]  # mean, low, high
 def summarise(
     results: Sequence[Result],
     *,
+    groups: Sequence[Group] = (),
     differences: Sequence[tuple[str, str]] = DIFFERENCES,
     samples: int = 2000,
     seed: int = 0,
@@ -37,18 +39,23 @@ def summarise(
 
     Args:
       results: one per benchmark, all of the same metrics.
+      groups: of benchmarks; each is averaged by itself, and there is no average of all.
       differences: pairs (row, minus row), bootstrapped in pairs of the same queries; those whose rows are missing are
         left out.
       samples, seed, level: of the bootstrap.
 
     Returns:
-      {"level", "samples", "benchmarks": [{"name", "queries", "documents", "ranking", "seconds", "rows": {row: {metric:
-      {"mean", "low", "high"}}}, "differences": [{"row", "minus", "metrics": {metric: ...}}]}, ...]}. Several benchmarks
-      are followed by their unweighted average, over the rows that all of them have; its intervals resample the queries
-      within each benchmark.
+      {"level", "samples", "metrics", "benchmarks": [{"name", "queries", "documents", "ranking", "seconds", "rows":
+      {row: {metric: {"mean", "low", "high"}}}, "differences": [{"row", "minus", "metrics": {metric: ...}}]}, ...]}.
+      Several benchmarks are followed by their unweighted average, over the rows that all of them have; its intervals
+      resample the queries within each benchmark.
+      With groups there is "groups": [{"name", "benchmarks": {name: primary metric}, "missing": [those not run], "rows":
+      {row: {"mean", "low", "high"}}, "differences": [{"row", "minus", "mean", "low", "high"}], "published": [{"model",
+      "source", "date", "figures": {name: figure}, "average"}]}, ...]: averages over the benchmarks that were run, by
+      their primary metrics. A published average is over the same benchmarks, or None where that can not be told.
 
     Raises:
-      ValueError: no results, or results of different metrics.
+      ValueError: no results, results of different metrics, or a group whose primary metric is not among them.
     """
     if not results:
         raise ValueError("no results to report: run at least one benchmark")
@@ -56,6 +63,7 @@ def summarise(
     for result in results:
         if _metrics(result) != metrics:
             raise ValueError(f"benchmark {result.benchmark} has metrics {_metrics(result)}, the first has {metrics}")
+    check_groups(groups, [result.benchmark for result in results], metrics)
     draws = [_draws(result, samples, seed + i) for i, result in enumerate(results)]
     entries = []
     for result, drawn in zip(results, draws, strict=True):
@@ -68,9 +76,12 @@ def summarise(
             "seconds": {stage: round(seconds, 3) for stage, seconds in result.seconds.items()},
         }
         entries.append(facts | _figures(means, drawn, differences, level))
+    summary = {"level": level, "samples": samples, "metrics": metrics, "benchmarks": entries}
+    if groups:
+        return summary | {"groups": [_group(group, entries, draws, differences, level) for group in groups]}
     if len(results) > 1:
         entries.append(_average(entries, draws, differences, level))
-    return {"level": level, "samples": samples, "metrics": metrics, "benchmarks": entries}
+    return summary
 
 
 def _metrics(result: Result) -> list[str]:
@@ -129,10 +140,57 @@ def _average(
     return facts | _figures(means, drawn, differences, level)
 
 
+def _group(
+    group: Group,
+    entries: Sequence[Mapping[str, Any]],
+    draws: Sequence[Mapping[str, Mapping[str, np.ndarray]]],
+    differences: Sequence[tuple[str, str]],
+    level: float,
+) -> dict[str, Any]:
+    found = {entry["name"]: (entry["rows"], drawn) for entry, drawn in zip(entries, draws, strict=True)}
+    run = {name: metric for name, metric in group.metrics.items() if name in found}
+    rows = [dict.fromkeys(found[name][0]) for name in run]
+    shared = [row for row in rows[0] if all(row in others for others in rows)] if rows else []
+    parts = [(*found[name], metric) for name, metric in run.items()]
+    means = {r: {"": float(np.mean([figures[r][m]["mean"] for figures, _, m in parts]))} for r in shared}
+    drawn = {r: {"": np.mean([d[r][m] for _, d, m in parts], axis=0)} for r in shared}
+    averaged = _figures(means, drawn, differences, level)
+    return {
+        "name": group.name,
+        "benchmarks": run,
+        "missing": [name for name in group.metrics if name not in run],
+        "rows": {row: figures[""] for row, figures in averaged["rows"].items()},
+        "differences": [
+            {"row": pair["row"], "minus": pair["minus"], **pair["metrics"][""]} for pair in averaged["differences"]
+        ],
+        "published": _published(group, run),
+    }
+
+
+def _published(group: Group, run: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Of the benchmarks that were run; entries without any figure of them are left out."""
+    found = []
+    for entry in group.published:
+        figures = {name: x for name, m in run.items() if (x := entry.figures.get(m, {}).get(name)) is not None}
+        average = float(np.mean(list(figures.values()))) if run and len(figures) == len(run) else None
+        metrics = set(group.metrics.values())
+        if average is None and len(run) == len(group.metrics) and len(metrics) == 1:
+            average = entry.averages.get(metrics.pop(), {}).get(group.name)
+        if figures or average is not None:
+            about = {"model": entry.model, "source": entry.source, "date": str(entry.date)}
+            found.append({**about, "figures": figures, "average": average})
+    return found
+
+
 def markdown(summary: Mapping[str, Any]) -> str:
-    """A table per benchmark: rows by metrics, "mean [low, high]"; then the differences, a star where 0 is outside."""
+    """Tables as text, figures as "mean [low, high]", differences with a star where 0 is outside.
+
+    One of each group: benchmarks by rows, in the primary metric, and what is published; then one of each benchmark:
+    rows by metrics.
+    """
     level = f"{100 * summary['level']:g} %"
-    parts = []
+    benchmarks = {entry["name"]: entry for entry in summary["benchmarks"]}
+    parts = [_group_table(group, benchmarks) for group in summary.get("groups", [])]
     for entry in summary["benchmarks"]:
         metrics = summary["metrics"]
         head = f"{entry['queries']} queries, {entry['documents']} documents"
@@ -147,6 +205,38 @@ def markdown(summary: Mapping[str, Any]) -> str:
         parts.append("\n".join(lines))
     parts.append(f"Brackets: {level} bootstrap interval over queries (paired for differences); * = it excludes 0.")
     return "\n\n".join(parts) + "\n"
+
+
+def _group_table(group: Mapping[str, Any], benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
+    run, missing, published = group["benchmarks"], group["missing"], group["published"]
+    rows = list(dict.fromkeys(row for name in run for row in benchmarks[name]["rows"]))
+    lines = [f"### {group['name']}: {len(run)} of {len(run) + len(missing)} benchmarks", ""]
+    if run:
+        head = ["benchmark", "metric", *rows, *(f"{entry['model']}, published" for entry in published)]
+        lines += [_line(head), "|---" * len(head) + "|"]
+        for name, metric in run.items():
+            own = benchmarks[name]["rows"]
+            cells = [_cell(own[row][metric]) if row in own else "" for row in rows]
+            lines.append(_line([name, metric, *cells, *(_share(entry["figures"].get(name)) for entry in published)]))
+        cells = [_cell(group["rows"][row]) if row in group["rows"] else "" for row in rows]
+        title = f"average of {len(run)}"
+        lines.append(_line([title, "", *cells, *(_share(entry["average"]) for entry in published)]))
+        lines.append("")
+    for pair in group["differences"]:
+        lines.append(f"- {pair['row']} − {pair['minus']}, average: {_cell(pair, signed=True)}")
+    if missing:
+        lines.append(f"- missing: {', '.join(missing)}")
+    for entry in published:
+        lines.append(f"- {entry['model']}: {entry['source']} ({entry['date']})")
+    return "\n".join(lines).rstrip()
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _share(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:.3f}"
 
 
 def _cell(figure: Estimate, *, signed: bool = False) -> str:

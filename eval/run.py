@@ -1,8 +1,9 @@
 """Evaluates an encoder on benchmarks: python -m eval.run --config configs/eval_pdf.py --config.path=file.pdf
 
 A config file has `get_config(arg="") -> ConfigDict` (start from `eval.config.default_config`) and
-`get_benchmarks(config) -> list[Benchmark]`; a `get_encoder(config)` there replaces `smart_jax.load`. Any key is changed
-on the command line (--config.adapter=runs/x/adapter); unknown keys are refused.
+`get_benchmarks(config) -> list[Benchmark]`; a `get_encoder(config)` there replaces `smart_jax.load`, and a
+`get_groups(config) -> list[Group]` says which benchmarks are averaged. Any key is changed on the command line
+(--config.adapter=runs/x/adapter); unknown keys are refused.
 """
 
 from __future__ import annotations
@@ -25,28 +26,34 @@ from tqdm import tqdm
 import smart_jax
 from eval.benchmark import Benchmark
 from eval.evaluate import ADAPTER_ROWS, MODEL_ROWS, run_benchmark
+from eval.groups import Group, check_groups
 from eval.report import markdown, summarise, write
 from smart_jax import compilation_cache
 
 STORAGE_DTYPES = ("float32", "float16")
 
 
-def evaluate(config: ConfigDict, benchmarks: Sequence[Benchmark], encoder: Any | None) -> dict[str, Any]:
+def evaluate(
+    config: ConfigDict, benchmarks: Sequence[Benchmark], encoder: Any | None, groups: Sequence[Group] = ()
+) -> dict[str, Any]:
     """Runs every benchmark, writes the report to config.output and returns it with "files" added.
 
     Args:
       config: keys as in `eval.config.default_config`.
       benchmarks: at least one, of distinct names.
       encoder: an `Encoder`, or None if config.rows needs none; config.adapter is added with its `with_adapter`.
+      groups: as in `eval.report.summarise`.
 
     Raises:
-      ValueError: no benchmarks, two of one name, an adapter without an encoder, or as `run_benchmark`.
+      ValueError: no benchmarks, two of one name, an adapter without an encoder, a group whose primary metric is not in
+        config.metrics, or as `run_benchmark`.
     """
     names = [benchmark.name for benchmark in benchmarks]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"the benchmarks are {names}: there must be at least one, and their names must differ")
     if config.storage_dtype not in STORAGE_DTYPES:
         raise ValueError(f"storage_dtype is {config.storage_dtype!r}: use one of {', '.join(STORAGE_DTYPES)}")
+    check_groups(groups, names, tuple(config.metrics))
     adapter_encoder = None
     if config.adapter:
         if encoder is None:
@@ -71,7 +78,7 @@ def evaluate(config: ConfigDict, benchmarks: Sequence[Benchmark], encoder: Any |
                 query_block=config.query_block,
             )
         )
-    summary = summarise(results, **config.bootstrap.to_dict())
+    summary = summarise(results, groups=groups, **config.bootstrap.to_dict())
     summary |= {"config": config.to_dict(), "environment": _environment(), "seconds": time.perf_counter() - start}
     return summary | {"files": {kind: str(path) for kind, path in write(summary, config.output).items()}}
 
@@ -120,7 +127,8 @@ def main() -> None:
         module = _load_module(path)
         compilation_cache.enable()
         benchmarks = module.get_benchmarks(config)
-        summary = evaluate(config, benchmarks, _load_encoder(config, module))
+        groups = module.get_groups(config) if hasattr(module, "get_groups") else ()
+        summary = evaluate(config, benchmarks, _load_encoder(config, module), groups)
         print(f"\n{markdown(summary)}")
         for path in summary["files"].values():
             print(path)

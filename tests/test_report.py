@@ -1,12 +1,16 @@
 """Reports: means, paired intervals, the average, and the files."""
 
+import datetime
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from eval.bootstrap import interval, resampled_means
 from eval.evaluate import Result
+from eval.groups import Group, check_groups
+from eval.published import Published
 from eval.report import excludes_zero, markdown, plot, summarise, write
 
 
@@ -117,3 +121,86 @@ def test_bad_results_are_refused():
         summarise([])
     with pytest.raises(ValueError, match="benchmark b has metrics"):
         summarise([result("a"), result("b", metrics=("mrr",))])
+
+
+SOURCE = {"source": "a paper", "date": datetime.date(2026, 1, 2)}
+
+
+def grouped(*, metrics, published=(), samples=200):
+    made = [result("a", 1, 30), result("b", 2, 120, rows=("bm25", "pooled", "hybrid"))]
+    return summarise(made, groups=[Group("both", metrics, published)], samples=samples), made
+
+
+def test_group_averages_the_primary_metrics_of_what_was_run():
+    summary, made = grouped(metrics={"b": "hit@1", "a": "ndcg@5", "c": "ndcg@5"})
+    assert [entry["name"] for entry in summary["benchmarks"]] == ["a", "b"]
+    (group,) = summary["groups"]
+    assert list(group["benchmarks"].items()) == [("b", "hit@1"), ("a", "ndcg@5")]
+    assert group["missing"] == ["c"] and list(group["rows"]) == ["pooled", "hybrid"]
+    values = {row: [made[1].values[row]["hit@1"], made[0].values[row]["ndcg@5"]] for row in ("pooled", "hybrid")}
+    seeds = (1, 0)  # each benchmark's place in the run
+    means = {
+        row: np.mean([resampled_means(v[None], samples=200, seed=s)[0] for v, s in zip(x, seeds, strict=True)], axis=0)
+        for row, x in values.items()
+    }
+    for row in values:
+        low, high = interval(means[row])
+        expected = {"mean": np.mean([v.mean() for v in values[row]]), "low": low, "high": high}
+        assert group["rows"][row] == pytest.approx(expected, abs=1e-12)
+    (pair,) = group["differences"]
+    low, high = interval(means["hybrid"] - means["pooled"])
+    assert (pair["row"], pair["minus"]) == ("hybrid", "pooled")
+    assert (pair["low"], pair["high"]) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_group_of_which_nothing_was_run():
+    summary = summarise([result()], groups=[Group("other", {"x": "ndcg@5"})], samples=20)
+    (group,) = summary["groups"]
+    assert (group["benchmarks"], group["missing"], group["rows"], group["differences"]) == ({}, ["x"], {}, [])
+    assert markdown(summary).startswith("### other: 0 of 1 benchmarks\n\n- missing: x\n")
+
+
+def test_group_table():
+    published = [Published("rival", figures={"ndcg@5": {"a": 0.5, "b": 0.25}}, **SOURCE)]
+    summary, _ = grouped(metrics={"a": "ndcg@5", "b": "ndcg@5", "c": "ndcg@5"}, published=published)
+    lines = markdown(summary).splitlines()
+    assert lines[0] == "### both: 2 of 3 benchmarks"
+    assert lines[2] == "| benchmark | metric | pooled | late | hybrid | bm25 | rival, published |"
+    assert lines[4].startswith("| a | ndcg@5 | 0.") and lines[4].endswith(" |  | 0.500 |")
+    assert lines[5].startswith("| b | ndcg@5 | 0.") and lines[5].endswith(" | 0.250 |")
+    assert lines[6].startswith("| average of 2 |  | 0.") and lines[6].endswith(" |  | 0.375 |")
+    assert {line.count("|") for line in lines[2:7]} == {8}
+    assert lines[8].startswith("- hybrid − pooled, average: +0.1") and lines[8].endswith(" *")
+    assert lines[9:11] == ["- missing: c", "- rival: a paper (2026-01-02)"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "figures", "averages", "expected"),
+    [
+        (("a", "b"), {"a": 0.5, "b": 0.25}, {}, 0.375),
+        (("a", "b"), {"a": 0.5}, {}, None),
+        (("a", "b"), {}, {"both": 0.7}, 0.7),
+        (("a", "b"), {"a": 0.5, "b": 0.25}, {"both": 0.7}, 0.375),  # the figures are more exact
+        (("a", "b", "c"), {}, {"both": 0.7}, "left out"),  # c was not run: nothing to compare
+        (("a", "b"), {}, {"other": 0.7}, "left out"),
+    ],
+)
+def test_published_average_is_of_the_same_benchmarks(metrics, figures, averages, expected):
+    entry = Published("rival", figures={"ndcg@5": figures}, averages={"ndcg@5": averages}, **SOURCE)
+    summary, _ = grouped(metrics=dict.fromkeys(metrics, "ndcg@5"), published=[entry], samples=20)
+    shown = summary["groups"][0]["published"]
+    assert [x["average"] for x in shown] == ([] if expected == "left out" else [expected])
+    other, _ = grouped(metrics=dict.fromkeys(metrics, "hit@1"), published=[entry], samples=20)
+    assert other["groups"][0]["published"] == []  # of another metric
+
+
+def test_group_needs_its_metric():
+    with pytest.raises(ValueError, match="group both is reported by mrr, and the metrics are ndcg@5, hit@1"):
+        grouped(metrics={"a": "mrr", "c": "map"})
+    check_groups([Group("g", {"x": "mrr"})], ["a"], ["ndcg@5"])  # x is not run
+
+
+def test_files_of_groups(tmp_path):
+    summary, _ = grouped(metrics={"a": "ndcg@5"}, published=[Published("r", figures={"ndcg@5": {"a": 1.0}}, **SOURCE)])
+    paths = write(summary, tmp_path)
+    assert json.loads(paths["json"].read_text()) == summary
