@@ -23,6 +23,7 @@ DIFFERENCES = (
     ("adapter-hybrid", "pooled"),
 )
 AVERAGE = "average"
+DECIMALS = 7  # of the values per query
 Estimate = dict[str, float]  # mean, low, high
 
 
@@ -46,9 +47,10 @@ def summarise(
 
     Returns:
       {"level", "samples", "metrics", "benchmarks": [{"name", "queries", "documents", "ranking", "seconds", "rows":
-      {row: {metric: {"mean", "low", "high"}}}, "differences": [{"row", "minus", "metrics": {metric: ...}}]}, ...]}.
-      Several benchmarks are followed by their unweighted average, over the rows that all of them have; its intervals
-      resample the queries within each benchmark.
+      {row: {metric: {"mean", "low", "high"}}}, "differences": [{"row", "minus", "metrics": {metric: ...}}],
+      "query_ids", "values": {row: {metric: one per query}}}, ...]}. Several benchmarks are followed by their
+      unweighted average, over the rows that all of them have and without values; its intervals resample the queries
+      within each benchmark.
       With groups there is "groups": [{"name", "benchmarks": {name: primary metric}, "missing": [those not run], "rows":
       {row: {"mean", "low", "high"}}, "differences": [{"row", "minus", "mean", "low", "high"}], "published": [{"model",
       "source", "date", "figures": {name: figure}, "average"}]}, ...]: averages over the benchmarks that were run, by
@@ -75,7 +77,7 @@ def summarise(
             "ranking": "local" if result.local else "global",
             "seconds": {stage: round(seconds, 3) for stage, seconds in result.seconds.items()},
         }
-        entries.append(facts | _figures(means, drawn, differences, level))
+        entries.append(facts | _figures(means, drawn, differences, level) | _per_query(result))
     summary = {"level": level, "samples": samples, "metrics": metrics, "benchmarks": entries}
     if groups:
         return summary | {"groups": [_group(group, entries, draws, differences, level) for group in groups]}
@@ -86,6 +88,14 @@ def summarise(
 
 def _metrics(result: Result) -> list[str]:
     return list(next(iter(result.values.values())))
+
+
+def _per_query(result: Result) -> dict[str, Any]:
+    rounded = {
+        row: {metric: np.round(x, DECIMALS).tolist() for metric, x in values.items()}
+        for row, values in result.values.items()
+    }
+    return {"query_ids": list(result.query_ids), "values": rounded}
 
 
 def _draws(result: Result, samples: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
@@ -280,7 +290,18 @@ def write(summary: Mapping[str, Any], folder: str | Path) -> dict[str, Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {kind: folder / f"results.{kind}" for kind in ("json", "md", "png")}
-    paths["json"].write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    paths["json"].write_text(_json(summary) + "\n", encoding="utf-8")
     paths["md"].write_text(markdown(summary), encoding="utf-8")
     plot(summary, paths["png"])
     return paths
+
+
+def _json(value: Any, indent: str = "") -> str:
+    """As `json.dumps` with an indent of 2, except that a list of numbers or texts stays on one line."""
+    deeper = indent + "  "
+    if isinstance(value, Mapping) and value:
+        parts = [f"{json.dumps(key)}: {_json(item, deeper)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(deeper + part for part in parts) + f"\n{indent}}}"
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
+        return "[\n" + ",\n".join(deeper + _json(item, deeper) for item in value) + f"\n{indent}]"
+    return json.dumps(value)

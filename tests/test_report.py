@@ -108,6 +108,23 @@ def test_files_are_written_and_overwritten(tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["results.json", "results.md", "results.png"]
 
 
+def test_values_of_every_query_are_stored_on_a_line_each(tmp_path):
+    made = [result("a", 1, 30), result("b", 2, 40)]
+    paths = write(summarise(made, samples=20), tmp_path)
+    text = paths["json"].read_text()
+    *entries, average = json.loads(text)["benchmarks"]
+    for entry, its in zip(entries, made, strict=True):
+        assert entry["query_ids"] == its.query_ids
+        assert list(entry["values"]) == list(its.values)
+        for row, values in its.values.items():
+            for metric, expected in values.items():
+                np.testing.assert_allclose(entry["values"][row][metric], expected, rtol=0, atol=5.1e-8)
+    assert "values" not in average and "query_ids" not in average
+    lines = [line.strip() for line in text.splitlines()]
+    assert sum(line.startswith('"ndcg@5": [0.') for line in lines) == 2 * 3
+    assert sum(line.startswith('"query_ids": ["q0", "q1", ') for line in lines) == 2
+
+
 def test_plot_grows_with_the_number_of_benchmarks(tmp_path):
     sizes = []
     for count in (1, 2):
