@@ -1,0 +1,76 @@
+"""ViDoRe V1, V2 and V3: retrieval of document pages, set by set.
+
+    python -m eval.run --config configs/vidore_eval.py --config.model=Qwen/Qwen3-VL-Embedding-2B
+    python -m eval.run --config configs/vidore_eval.py --config.path=FOLDER --config.model=MODEL
+    python -m eval.run --config configs/vidore_eval.py --config.version=v1 --config.sets=docvqa,infovqa
+
+Sets come from the hub, downloaded once, or with path from FOLDER, in which each is a folder named as its repository
+(`hf download --repo-type dataset vidore/tatdqa_test_beir --local-dir FOLDER/tatdqa_test_beir`); sets that FOLDER lacks
+are reported as missing. `eval/vidore.py` has the table.
+
+Prints and writes to results/vidore a table of each version, in its primary metric (nDCG@5, V3 nDCG@10), with the
+average over the sets that were run and the published figures of the model, if `eval/published.toml` has some; then
+every set's own. Rows pooled, late and hybrid, with --config.adapter the adapter's, and BM25 where a set has its pages'
+text.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from eval import published, vidore
+from eval.benchmark import Benchmark
+from eval.config import default_config
+from eval.groups import Group
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The argument is `path`."""
+    config = default_config()
+    config.path = arg  # a local folder of sets; "" = the hub
+    config.version = ""  # some of v1, v2, v2-english, v3, separated by commas; "" = v1,v2,v3, or those of `sets`
+    config.sets = ""  # names, separated by commas; "" = all of the version
+    config.published = ""  # models whose figures to print: names separated by commas, or all; "" = the one evaluated
+    config.output = "results/vidore"
+    return config
+
+
+def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
+    """Those of the sets that are there.
+
+    Raises:
+      FileNotFoundError: the local folder lacks a set that is asked for by name, or all sets.
+      ConnectionError, ValueError: as `eval.vidore.fetch` and `load`.
+    """
+    chosen = vidore.select(_parts(config.sets), _parts(config.version))
+    if not config.path:
+        return [vidore.load(entry, vidore.fetch(entry)) for entry in chosen]
+    folders = {entry: vidore.find(entry, config.path) for entry in chosen}
+    lacking = [entry for entry, folder in folders.items() if folder is None]
+    if lacking and (config.sets or len(lacking) == len(chosen)):
+        commands = "\n".join(vidore.how_to_get(entry, Path(config.path) / vidore.stem(entry)) for entry in lacking)
+        names = ", ".join(entry.name for entry in lacking)
+        raise FileNotFoundError(f"'{config.path}' has no folder of {names}. To get them:\n{commands}")
+    return [vidore.load(entry, folder) for entry, folder in folders.items() if folder is not None]
+
+
+def get_groups(config: ConfigDict) -> list[Group]:
+    """One of each version; what is published is left out where only a sample is evaluated."""
+    versions = list(dict.fromkeys(_parts(config.version)))
+    if not versions:
+        named = vidore.select(_parts(config.sets)) if config.sets else []
+        versions = [v for v in vidore.VERSIONS if any(v in s.versions for s in named)] or list(vidore.DEFAULT_VERSIONS)
+    sampled = config.max_queries or config.max_corpus
+    figures = [] if sampled else published.choose(published.load(), config.published, config.model)
+    return [
+        Group(
+            vidore.VERSIONS[version],
+            {entry.name: entry.metric for entry in vidore.select(versions=[version])},
+            figures,
+        )
+        for version in versions
+    ]
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

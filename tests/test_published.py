@@ -1,0 +1,60 @@
+"""Published figures: the file that is here, and what is refused."""
+
+import datetime
+
+import pytest
+
+from eval import published, vidore
+
+
+def test_every_entry_is_of_a_known_benchmark_or_group():
+    entries = published.load()
+    assert len({(entry.model, entry.source) for entry in entries}) == len(entries)
+    metrics = {entry.name: entry.metric for entry in vidore.SETS}
+    for entry in entries:
+        assert entry.source and isinstance(entry.date, datetime.date)
+        assert entry.figures or entry.averages
+        for metric, values in entry.figures.items():
+            assert {name: metrics.get(name) for name in values} == dict.fromkeys(values, metric)
+        for values in entry.averages.values():
+            assert set(values) <= set(vidore.VERSIONS.values())
+
+
+def test_some_figures():
+    entries = {entry.model: entry for entry in published.load()}
+    assert entries["colpali-v1.3"].figures["ndcg@5"]["ViDoRe_docvqa"] == 0.592
+    assert entries["Qwen3-VL-Embedding-2B"].averages["ndcg@5"] == {"ViDoRe V1": 0.844, "ViDoRe V2": 0.653}
+
+
+def test_choose():
+    entries = published.load()
+    assert published.choose(entries, "all", "tiny") == entries
+    assert [e.model for e in published.choose(entries, "", "Qwen/qwen3-vl-embedding-8b")] == ["Qwen3-VL-Embedding-8B"]
+    assert published.choose(entries, "", "tiny") == []
+    assert [e.model for e in published.choose(entries, "lamra-ret, colpali-v1.3", "")] == ["LamRA-Ret", "colpali-v1.3"]
+    with pytest.raises(ValueError, match="no published figures of 'colpali': use some of gme-Qwen2-VL-2B-Instruct, "):
+        published.choose(entries, "colpali", "tiny")
+
+
+ENTRY = """[[published]]
+model = "m"
+source = "s"
+date = 2026-01-02
+[published.figures.mrr]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[published]", "not valid TOML"),
+        (ENTRY.replace("source", "sauce"), r"entry 1 has the keys \['date', 'figures', 'model', 'sauce'\]: it needs"),
+        (ENTRY + "a = 0.5\n" + ENTRY + "a = 50.5", r"entry 2 \(m\), figures, mrr, a: 50.5 is no number in \[0, 1\]"),
+        (ENTRY + "a = true", "True is no number"),
+    ],
+)
+def test_bad_files_are_refused(text, message, tmp_path):
+    path = tmp_path / "figures.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        published.load(path)
