@@ -104,11 +104,11 @@ class Benchmark:
         wrong = [i for i in ids if not isinstance(i, str) or not i or any(c in i for c in "\t\r\n")]
         if wrong:
             raise ValueError(
-                f"benchmark {self.name}: {kind} ids must be non-empty texts without tab or line break: {_some(wrong)}"
+                f"benchmark {self.name}: {kind} ids must be non-empty texts without tab or line break: {some(wrong)}"
             )
         twice = [i for i, n in Counter(ids).items() if n > 1]
         if twice:
-            raise ValueError(f"benchmark {self.name}: {kind} ids appear more than once: {_some(twice)}")
+            raise ValueError(f"benchmark {self.name}: {kind} ids appear more than once: {some(twice)}")
 
     def _check_qrels(self) -> None:
         documents = set(self.corpus_ids)
@@ -135,7 +135,7 @@ class Benchmark:
 
     def _refuse(self, offenders: Any, what: str) -> None:
         if offenders:
-            raise ValueError(f"benchmark {self.name}: {what}: {_some(offenders)}")
+            raise ValueError(f"benchmark {self.name}: {what}: {some(offenders)}")
 
 
 def item_text(item: Any) -> str:
@@ -153,7 +153,8 @@ def _draw(rng: np.random.Generator, indices: Sequence[int], count: int | None) -
     return sorted(rng.choice(np.asarray(indices), size=count, replace=False).tolist())
 
 
-def _some(offenders: Any) -> str:
+def some(offenders: Any) -> str:
+    """The first few, in order or sorted if they have none, and how many more there are."""
     offenders = list(offenders) if isinstance(offenders, Sequence) else sorted(offenders, key=str)
     more = len(offenders) - MAX_NAMED
     return ", ".join(repr(o) for o in offenders[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -208,9 +208,9 @@ def markdown(summary: Mapping[str, Any]) -> str:
         lines = [f"### {entry['name']} ({head})", "", "| row | " + " | ".join(metrics) + " |"]
         lines.append("|---|" + "---|" * len(metrics))
         for row, figures in entry["rows"].items():
-            lines.append(f"| {row} | " + " | ".join(_cell(figures[m]) for m in metrics) + " |")
+            lines.append(f"| {row} | " + " | ".join(cell(figures[m]) for m in metrics) + " |")
         for pair in entry["differences"]:
-            cells = " | ".join(_cell(pair["metrics"][m], signed=True) for m in metrics)
+            cells = " | ".join(cell(pair["metrics"][m], signed=True) for m in metrics)
             lines.append(f"| {pair['row']} − {pair['minus']} | {cells} |")
         parts.append("\n".join(lines))
     parts.append(f"Brackets: {level} bootstrap interval over queries (paired for differences); * = it excludes 0.")
@@ -226,14 +226,14 @@ def _group_table(group: Mapping[str, Any], benchmarks: Mapping[str, Mapping[str,
         lines += [_line(head), "|---" * len(head) + "|"]
         for name, metric in run.items():
             own = benchmarks[name]["rows"]
-            cells = [_cell(own[row][metric]) if row in own else "" for row in rows]
+            cells = [cell(own[row][metric]) if row in own else "" for row in rows]
             lines.append(_line([name, metric, *cells, *(_share(entry["figures"].get(name)) for entry in published)]))
-        cells = [_cell(group["rows"][row]) if row in group["rows"] else "" for row in rows]
+        cells = [cell(group["rows"][row]) if row in group["rows"] else "" for row in rows]
         title = f"average of {len(run)}"
         lines.append(_line([title, "", *cells, *(_share(entry["average"]) for entry in published)]))
         lines.append("")
     for pair in group["differences"]:
-        lines.append(f"- {pair['row']} − {pair['minus']}, average: {_cell(pair, signed=True)}")
+        lines.append(f"- {pair['row']} − {pair['minus']}, average: {cell(pair, signed=True)}")
     if missing:
         lines.append(f"- missing: {', '.join(missing)}")
     for entry in published:
@@ -249,7 +249,8 @@ def _share(figure: float | None) -> str:
     return "" if figure is None else f"{figure:.3f}"
 
 
-def _cell(figure: Estimate, *, signed: bool = False) -> str:
+def cell(figure: Estimate, *, signed: bool = False) -> str:
+    """The mean and in brackets its interval; signed, with a star where the interval excludes 0."""
     sign = "+" if signed else ""
     text = f"{figure['mean']:{sign}.3f} [{figure['low']:{sign}.3f}, {figure['high']:{sign}.3f}]"
     return text + " *" if signed and excludes_zero(figure) else text

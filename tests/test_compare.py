@@ -1,0 +1,177 @@
+"""Two runs compared: against plain float64 NumPy, and what is refused or listed."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from eval.compare import compare, main, markdown, read
+from eval.evaluate import Result
+from eval.report import summarise, write
+
+ROWS = ("pooled", "late", "hybrid")
+METRICS = ("ndcg@5", "mrr")
+SAMPLES = 300
+
+
+def run(seed, *, names=("first", "second"), rows=ROWS, metrics=METRICS, counts=(40, 70), documents=90):
+    """Values that seven decimals hold."""
+    rng = np.random.default_rng(seed)
+    results = []
+    for name, count in zip(names, counts, strict=True):
+        values = {row: {metric: rng.integers(0, 1000, count) / 1000 for metric in metrics} for row in rows}
+        results.append(Result(name, [f"{name}{i}" for i in range(count)], documents, False, values, {}))
+    return results
+
+
+def summary(results):
+    return summarise(results, samples=20)
+
+
+def shuffled(result, seed=0):
+    """The same, queries in another order."""
+    order = np.random.default_rng(seed).permutation(len(result.query_ids))
+    values = {row: {metric: x[order] for metric, x in of_row.items()} for row, of_row in result.values.items()}
+    return Result(result.benchmark, [result.query_ids[i] for i in order], result.documents, False, values, {})
+
+
+def oracle(first, second, row, metric, *, seed=0, level=0.95):
+    """Of every benchmark and of their average: mean and interval of the difference, one resample at a time."""
+    found, resamples = [], []
+    for place, (a, b) in enumerate(zip(first, second, strict=True)):
+        theirs = dict(zip(b.query_ids, b.values[row][metric].tolist(), strict=True))
+        difference = np.array([theirs[q] - x for q, x in zip(a.query_ids, a.values[row][metric].tolist(), strict=True)])
+        count = len(difference)
+        drawn = np.random.default_rng(seed + place).integers(count, size=(SAMPLES, count))
+        resamples.append(np.array([difference[sample].sum() / count for sample in drawn]))
+        found.append((difference.sum() / count, resamples[-1]))
+    found.append((np.mean([mean for mean, _ in found]), np.mean(resamples, axis=0)))
+    tail = 100 * (1 - level) / 2
+    return [(mean, *np.percentile(x, [tail, 100 - tail])) for mean, x in found]
+
+
+@pytest.mark.parametrize(("seed", "level"), [(0, 0.95), (3, 0.8)])
+def test_equals_the_oracle(seed, level):
+    first, second = run(1), [shuffled(result) for result in run(2)]
+    made = compare(summary(first), summary(second), samples=SAMPLES, seed=seed, level=level)
+    assert [(entry["name"], entry["queries"]) for entry in made["benchmarks"]] == [
+        *(("first", 40), ("second", 70), ("average", 110))
+    ]
+    for row in ROWS:
+        for metric in METRICS:
+            expected = oracle(first, second, row, metric, seed=seed, level=level)
+            for entry, figures in zip(made["benchmarks"], expected, strict=True):
+                figure = entry["rows"][row][metric]
+                assert (figure["mean"], figure["low"], figure["high"]) == pytest.approx(figures, abs=1e-12)
+            for side, results in (("a", first), ("b", second)):
+                means = [result.mean(row, metric) for result in results]
+                found = [entry["rows"][row][metric][side] for entry in made["benchmarks"]]
+                assert found == pytest.approx([*means, np.mean(means)], abs=1e-12)
+
+
+def test_a_run_against_itself():
+    made = compare(summary(run(1)), summary([shuffled(result) for result in run(1)]), samples=50)
+    figures = [x for entry in made["benchmarks"] for row in entry["rows"].values() for x in row.values()]
+    assert {(x["mean"], x["low"], x["high"]) for x in figures} == {(0, 0, 0)}
+    assert "*" not in markdown(made).partition("Brackets")[0]
+
+
+def test_what_has_no_counterpart_is_listed():
+    first = run(1, names=("first", "mine"), rows=("bm25", *ROWS), metrics=("mrr", "ndcg@5"))
+    second = run(2, names=("yours", "first"), counts=(70, 40), rows=(*ROWS, "adapter-late"), metrics=("ndcg@5", "map"))
+    made = compare(summary(first), summary(second), samples=50)
+    assert made["metrics"] == ["ndcg@5"]
+    assert made["without_counterpart"] == {"a": ["mine"], "b": ["yours"]}
+    assert made["metrics_without_counterpart"] == {"a": ["mrr"], "b": ["map"]}
+    (entry,) = made["benchmarks"]  # one: no average
+    assert list(entry["rows"]) == list(ROWS)
+    assert entry["rows_without_counterpart"] == {"a": ["bm25"], "b": ["adapter-late"]}
+    text = markdown(made)
+    for line in (
+        "rows that only a has: bm25",
+        "rows that only b has: adapter-late",
+        "benchmarks that only a has: mine",
+    ):
+        assert f"- {line}\n" in text
+    assert "- benchmarks that only b has: yours\n- metrics that only a has: mrr\n" in text
+
+
+def test_average_is_over_the_rows_of_all():
+    first = [*run(1, names=("first",), counts=(40,)), *run(1, names=("second",), counts=(70,), rows=("late", "bm25"))]
+    average = compare(summary(first), summary(first), samples=20)["benchmarks"][-1]
+    assert (average["name"], list(average["rows"])) == ("average", ["late"])
+
+
+def test_markdown():
+    first = run(1, names=("first",), counts=(40,), rows=("late",), metrics=("mrr",))
+    second = copy.deepcopy(first)
+    second[0].values["late"]["mrr"] = first[0].values["late"]["mrr"] + 0.125
+    a, b = (results[0].values["late"]["mrr"].mean() for results in (first, second))
+    lines = markdown(compare(summary(first), summary(second), samples=50)).splitlines()
+    assert lines == [
+        *("### first (40 queries)", "", "| b − a | mrr |", "|---|---|"),
+        f"| late | {a:.3f} → {b:.3f}, +0.125 [+0.125, +0.125] * |",
+        *("", "Brackets: 95 % paired bootstrap interval over queries; * = it excludes 0."),
+    ]
+
+
+def test_metrics_can_be_chosen():
+    a, b = summary(run(1)), summary(run(2))
+    assert compare(a, b, metrics=["mrr"], samples=20)["metrics"] == ["mrr"]
+    with pytest.raises(ValueError, match="map is not in both: a has ndcg@5, mrr, b has ndcg@5, mrr"):
+        compare(a, b, metrics=["map"])
+    with pytest.raises(ValueError, match="no metric is in both: a has ndcg@5, mrr, b has map"):
+        compare(a, summary(run(2, metrics=("map",))))
+
+
+def test_runs_that_can_not_be_compared():
+    first, second = run(1), run(2)
+    second[1].query_ids[3] = "stranger"
+    with pytest.raises(
+        ValueError, match="benchmark second has other queries .*: only a has 'second3'; only b has 'stranger'"
+    ):
+        compare(summary(first), summary(second))
+    with pytest.raises(ValueError, match="only a has 'first34', .* and 1 more. Run both with the same max_queries"):
+        compare(summary(first), summary(run(1, counts=(34, 70))))
+    with pytest.raises(ValueError, match="benchmark first: documents is 90 in a and 80 in b"):
+        compare(summary(first), summary(run(2, documents=80)))
+    with pytest.raises(ValueError, match="no benchmark is in both: a has 'first', 'second', b has 'x', 'y'"):
+        compare(summary(first), summary(run(2, names=("x", "y"))))
+
+
+def test_files_that_can_not_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file '.*results.json': give a folder"):
+        read(tmp_path)
+    path = tmp_path / "results.json"
+    path.write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        read(path)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="has no benchmarks"):
+        read(path)
+    old = summary(run(1))
+    del old["benchmarks"][0]["values"], old["benchmarks"][0]["query_ids"]
+    path.write_text(json.dumps(old))
+    with pytest.raises(ValueError, match="benchmark first has no values per query, .*: run it again"):
+        read(tmp_path)
+    short = summary(run(1))
+    short["benchmarks"][1]["values"]["late"]["mrr"].pop()
+    path.write_text(json.dumps(short))
+    with pytest.raises(ValueError, match="benchmark second, row late, mrr has 69 values for 70 queries"):
+        read(tmp_path)
+
+
+def test_command(tmp_path, capsys):
+    for seed, name in ((1, "a"), (2, "b")):
+        write(summary(run(seed)), tmp_path / name)
+    a, b, out = tmp_path / "a", tmp_path / "b" / "results.json", tmp_path / "deep" / "out.json"
+    main([str(a), str(b), "--metrics", "mrr", "--samples", "50", "--seed", "5", "--level", "0.9", "--out", str(out)])
+    printed = capsys.readouterr().out
+    stored = json.loads(out.read_text())
+    expected = compare(read(a), read(b), metrics=["mrr"], samples=50, seed=5, level=0.9)
+    assert stored == expected | {"a": str(a), "b": str(b)}
+    assert printed.startswith(f"a: {a}\nb: {b}\n\n### first (40 queries)") and "Brackets: 90 %" in printed
+    with pytest.raises(SystemExit):
+        main([str(a), str(tmp_path / "c")])
+    assert "no file" in capsys.readouterr().err
