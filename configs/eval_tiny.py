@@ -26,6 +26,7 @@ def get_config(arg: str = "128x256") -> ConfigDict:
     config.fill = MIN_FILL  # of a page, the least
     config.query_seeds = 3  # wording benchmarks
     config.meaning = True
+    config.storage_dtype = "float32"  # a few megabytes
     config.output = f"results/tiny-{arg}"
     return config
 

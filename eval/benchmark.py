@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,19 @@ class Benchmark:
     def _refuse(self, offenders: Any, what: str) -> None:
         if offenders:
             raise ValueError(f"benchmark {self.name}: {what}: {some(offenders)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Deferred:
+    """A benchmark that is opened when its turn comes, so that many of them need neither time nor memory before.
+
+    Attributes:
+      name: of the benchmark.
+      load: opens it.
+    """
+
+    name: str
+    load: Callable[[], Benchmark]
 
 
 def item_text(item: Any) -> str:

@@ -18,7 +18,17 @@ def default_config() -> ConfigDict:
             "task": config_dict.placeholder(str),
             "adapter": config_dict.placeholder(str),  # folder or adapter.pt; None = no adapter rows
             "dtype": config_dict.placeholder(str),  # of the backbone, float32 or bfloat16; None = by device
-            "storage_dtype": "float32",  # of the embeddings; float16 halves their memory
+            "storage_dtype": "float16",  # of the stored states, or float32
+            "cache": config_dict.placeholder(str),  # folder of states; None = OUTPUT/embeddings, "" = only memory
+            "layers": (),  # to keep in the cache beside those that the rows need, for adapters to come
+            "memory_gib": 8.0,  # of this host, for embeddings
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # this process's devices; the batch is split over data * fsdp
+            "distributed": {  # jax.distributed; on TPU pods and Slurm it finds out the three by itself
+                "enabled": False,
+                "coordinator": config_dict.placeholder(str),  # HOST:PORT
+                "processes": config_dict.placeholder(int),
+                "process": config_dict.placeholder(int),
+            },
             "rows": config_dict.placeholder(tuple),  # None = all that apply; names in eval/evaluate.py
             "metrics": METRICS,
             "pooled_weight": 1.0,

@@ -19,18 +19,24 @@ from tqdm import tqdm
 
 from eval.benchmark import Benchmark, item_text
 from eval.bm25 import BM25
+from eval.cache import Cache
 from eval.metrics import parse_metric
-from eval.ranking import Judge
+from eval.ranking import Block, Judge
+from eval.vectors import InMemory, OnDisk, ScoreFunction, Vectors, hybrid_scores
+from eval.workers import Worker
+from smart_jax.embeddings import Embeddings
 from smart_jax.score import score
+from smart_jax.states import LAST, States
 
 MODEL_ROWS = ("pooled", "late", "hybrid")
 ADAPTER_ROWS = ("adapter-pooled", "adapter-late", "adapter-hybrid")
 ROWS = ("chance", "bm25", *MODEL_ROWS, *ADAPTER_ROWS)  # in the order of the table
 METRICS = ("ndcg@5", "ndcg@10", "hit@1", "recall@10", "mrr")
 QUERY_BLOCK = 256  # queries scored at a time
+SHARE_OF_SCORES = 4  # of the cache's memory
 MAX_CHANCE_PAIRS = 10**7  # hashed in about 20 s: above it the chance row is given only where it is asked for
 
-Scorer = Callable[[np.ndarray, np.ndarray | None], dict[str, np.ndarray]]  # a `Block`'s scores [q, n] by row
+Scorer = Callable[[Block], dict[str, np.ndarray]]  # scores [q, n] by row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Result:
       local: whether each query ranked only its own candidates.
       values: float64 [Q] by row, then metric.
       seconds: wall time by stage: "encode", "encode with adapter", "score".
+      bytes_per_document: what a row's index takes, on average, by row; not of the rows without vectors.
     """
 
     benchmark: str
@@ -52,6 +59,7 @@ class Result:
     local: bool
     values: dict[str, dict[str, np.ndarray]]
     seconds: dict[str, float]
+    bytes_per_document: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def mean(self, row: str, metric: str) -> float:
         return float(self.values[row][metric].mean())
@@ -69,9 +77,15 @@ def run_benchmark(
     batch_size: int | None = None,
     dtype: Any = np.float32,
     query_block: int = QUERY_BLOCK,
+    cache: Cache | None = None,
+    layers: Sequence[int] = (),
+    score: ScoreFunction = score,
     progress: bool | None = None,
 ) -> Result:
-    """Encodes queries and corpus once (once more with the adapter), scores in blocks of queries, and measures.
+    """Encodes queries and corpus, scores in blocks of queries, and measures.
+
+    With a cache states are encoded once, for all rows and all later calls, and embeddings are read from there within
+    the cache's memory. Without one the embeddings are in memory, and made once more with the adapter.
 
     Args:
       encoder: has `encode_query` and `encode_document`; may be None if no row needs it.
@@ -81,7 +95,11 @@ def run_benchmark(
       metrics: names as in `eval.metrics.parse_metric`.
       pooled_weight, late_weight: of the hybrid rows.
       batch_size, dtype: as in `Encoder.encode`.
-      query_block: queries scored at a time: at most query_block x documents scores per row are in memory.
+      query_block: queries scored at a time: at most query_block x documents scores per row are in memory, and fewer
+        where the cache's memory asks for it.
+      cache: of states; its worker is this process.
+      layers: of the states in the cache, beside those that the rows need: for adapters to come.
+      score: `smart_jax.score`, or what is to stand in for it.
       progress: bars: True = always, False = never, None = for what takes longer than two seconds.
 
     Raises:
@@ -92,24 +110,41 @@ def run_benchmark(
         parse_metric(metric)
     seconds: dict[str, float] = {}
     values: dict[str, dict[str, np.ndarray]] = {}
+    sizes: dict[str, float] = {}
     encode = dict(batch_size=batch_size, dtype=dtype, progress=progress)
     weights = (pooled_weight, late_weight)
-    # One scorer at a time, so that only one set of embeddings is in memory.
-    for group, build in (
-        (MODEL_ROWS, lambda wanted: _model_scorer(encoder, benchmark, wanted, weights, encode)),
-        (ADAPTER_ROWS, lambda wanted: _model_scorer(adapter_encoder, benchmark, wanted, weights, encode)),
-        (("bm25",), lambda _: _bm25_scorer(benchmark)),
-        (("chance",), lambda _: _chance_scorer(benchmark)),
+    if cache is not None:
+        fitting = cache.memory // SHARE_OF_SCORES // (4 * 3 * len(benchmark.corpus))  # float32, three kinds
+        query_block = min(query_block, max(fitting, 1))
+
+    def vectors(model: Any) -> tuple[Vectors, Vectors]:
+        if cache is None:
+            return _in_memory(model, benchmark, encode)
+        both = [e for e in (encoder, adapter_encoder) if e is not None]
+        return _cached(cache, model, benchmark, _cached_layers(model, both, layers), encode)
+
+    # One scorer at a time, so that without a cache only one set of embeddings is in memory.
+    for stage, group, model in (
+        ("encode", MODEL_ROWS, encoder),
+        ("encode with adapter", ADAPTER_ROWS, adapter_encoder),
+        ("", ("bm25",), None),
+        ("", ("chance",), None),
     ):
         wanted = [row for row in rows if row in group]
         if not wanted:
             continue
         start = time.perf_counter()
-        scorer = build(wanted)
+        if stage:
+            queries, corpus = vectors(model)
+            scorer = _model_scorer(queries, corpus, wanted, weights, score)
+            sizes |= _sizes(corpus, wanted)
+        else:
+            scorer = _bm25_scorer(benchmark) if "bm25" in wanted else _chance_scorer(benchmark)
         encoded = time.perf_counter()
-        values |= _evaluate(scorer, benchmark, wanted, metrics, query_block, progress)
-        if group in (MODEL_ROWS, ADAPTER_ROWS):
-            seconds["encode" if group is MODEL_ROWS else "encode with adapter"] = encoded - start
+        worker = Worker() if cache is None else cache.worker
+        values |= _evaluate(scorer, benchmark, wanted, metrics, query_block, worker, progress)
+        if stage:
+            seconds[stage] = encoded - start
             seconds["score"] = seconds.get("score", 0.0) + time.perf_counter() - encoded
     return Result(
         benchmark=benchmark.name,
@@ -118,6 +153,7 @@ def run_benchmark(
         local=benchmark.candidates is not None,
         values={row: values[row] for row in rows},
         seconds=seconds,
+        bytes_per_document={row: sizes[row] for row in rows if row in sizes},
     )
 
 
@@ -179,25 +215,62 @@ def _adapter_rows(encoder: Any) -> tuple[str, ...]:
     return ADAPTER_ROWS if getattr(config, "pooled_dim", None) else ADAPTER_ROWS[1:]
 
 
-def _model_scorer(
-    encoder: Any, benchmark: Benchmark, rows: Sequence[str], weights: tuple[float, float], encode: dict[str, Any]
-) -> Scorer:
-    queries = encoder.encode_query(benchmark.queries, instruction=benchmark.instruction, **encode)
-    corpus = encoder.encode_document(benchmark.corpus, instruction=benchmark.document_instruction, **encode)
-    kinds = {row.removeprefix("adapter-"): row for row in rows}
+def _in_memory(model: Any, benchmark: Benchmark, encode: dict[str, Any]) -> tuple[Vectors, Vectors]:
+    queries = model.encode_query(benchmark.queries, instruction=benchmark.instruction, **encode)
+    corpus = model.encode_document(benchmark.corpus, instruction=benchmark.document_instruction, **encode)
+    return InMemory(queries), InMemory(corpus)
 
-    def scorer(query_indices: np.ndarray, documents: np.ndarray | None) -> dict[str, np.ndarray]:
-        q, d = queries[query_indices], corpus if documents is None else corpus[documents]
-        scores: dict[str, np.ndarray] = {}
-        if set(kinds) & {"pooled", "hybrid"}:
-            scores["pooled"] = np.asarray(score(q, d, late_weight=0.0))
-        if set(kinds) & {"late", "hybrid"}:
-            scores["late"] = np.asarray(score(q, d, pooled_weight=0.0))
-        if "hybrid" in kinds:
-            scores["hybrid"] = weights[0] * scores["pooled"] + weights[1] * scores["late"]
+
+def _cached(
+    cache: Cache, model: Any, benchmark: Benchmark, layers: Sequence[int] | None, encode: dict[str, Any]
+) -> tuple[Vectors, Vectors]:
+    def make(states: States) -> Embeddings:
+        return states.embeddings() if model.adapter is None else states.adapted(model.adapter)
+
+    b = benchmark
+    sides = ((b.queries, b.query_ids, b.instruction), (b.corpus, b.corpus_ids, b.document_instruction))
+    queries, corpus = (
+        cache.encode(model, b.name, items, ids, query=side == 0, instruction=said, layers=layers, **encode)
+        for side, (items, ids, said) in enumerate(sides)
+    )
+    return OnDisk(queries, make), OnDisk(corpus, make)
+
+
+def _cached_layers(model: Any, encoders: Sequence[Any], more: Sequence[int]) -> tuple[int, ...] | None:
+    """Layers to encode for one of the encoders, such that all of them can share the states; None = the last.
+
+    A model with a head of its own scores with that head's tokens; an adapter on it needs the states instead.
+    """
+    own_head = getattr(model.config, "token_dim", None) is not None
+    if own_head and model.adapter is None:
+        return None
+    count = model.config.text.num_hidden_layers + 1
+    asked = {*more, *(layer for e in encoders if e.adapter is not None for layer in e.adapter.config.layers)}
+    found = {layer % count - count for layer in asked} | (set() if own_head else {LAST})
+    return None if found == {LAST} and not own_head else tuple(sorted(found))
+
+
+def _model_scorer(
+    queries: Vectors, corpus: Vectors, rows: Sequence[str], weights: tuple[float, float], score: ScoreFunction
+) -> Scorer:
+    kinds = {_kind(row): row for row in rows}
+
+    def scorer(block: Block) -> dict[str, np.ndarray]:
+        scores = hybrid_scores(queries, corpus, block, list(kinds), weights, score)
         return {row: scores[kind] for kind, row in kinds.items()}
 
     return scorer
+
+
+def _kind(row: str) -> str:
+    return row.removeprefix("adapter-")
+
+
+def _sizes(corpus: Vectors, rows: Sequence[str]) -> dict[str, float]:
+    """Bytes of a document in the index that each row needs."""
+    bytes_of = corpus.mean_bytes()
+    needs = {"pooled": ("pooled",), "late": ("tokens",), "hybrid": ("pooled", "tokens")}
+    return {row: sum(bytes_of[part] for part in needs[_kind(row)]) for row in rows}
 
 
 def _bm25_scorer(benchmark: Benchmark) -> Scorer:
@@ -205,7 +278,8 @@ def _bm25_scorer(benchmark: Benchmark) -> Scorer:
     index = BM25(benchmark.texts)
     texts = [item_text(query) for query in benchmark.queries]
 
-    def scorer(query_indices: np.ndarray, documents: np.ndarray | None) -> dict[str, np.ndarray]:
+    def scorer(block: Block) -> dict[str, np.ndarray]:
+        query_indices, documents = block
         scores = index.score([texts[i] for i in query_indices])
         return {"bm25": scores if documents is None else scores[:, documents]}
 
@@ -213,7 +287,8 @@ def _bm25_scorer(benchmark: Benchmark) -> Scorer:
 
 
 def _chance_scorer(benchmark: Benchmark) -> Scorer:
-    def scorer(query_indices: np.ndarray, documents: np.ndarray | None) -> dict[str, np.ndarray]:
+    def scorer(block: Block) -> dict[str, np.ndarray]:
+        query_indices, documents = block
         count = len(benchmark.corpus) if documents is None else len(documents)
         return {"chance": np.zeros((len(query_indices), count), np.float32)}
 
@@ -226,21 +301,32 @@ def _evaluate(
     rows: Sequence[str],
     names: Sequence[str],
     query_block: int,
+    worker: Worker,
     progress: bool | None,
 ) -> dict[str, dict[str, np.ndarray]]:
     judge = Judge(benchmark)
-    parts: dict[str, list[dict[str, np.ndarray]]] = {row: [] for row in rows}
+    blocks = list(judge.blocks(query_block))
+    mine = worker.own(len(blocks))
+    found: dict[str, np.ndarray] = {}  # by "BLOCK/ROW/METRIC"
     bar = tqdm(
-        total=len(benchmark.queries),
+        total=sum(len(blocks[number][0]) for number in mine),
         desc=f"score {', '.join(rows)}",
         unit="query",
         delay=2.0 if progress is None else 0,
         disable=progress is False,
     )
     with bar:
-        for block in judge.blocks(query_block):
-            scores = scorer(*block)
+        for number in mine:
+            scores = scorer(blocks[number])
             for row in rows:
-                parts[row].append(judge.measure(block, scores[row], names))
-            bar.update(len(block[0]))
-    return {row: {name: np.concatenate([p[name] for p in parts[row]]) for name in names} for row in rows}
+                measured = judge.measure(blocks[number], scores[row], names)
+                found |= {f"{number}/{row}/{name}": values for name, values in measured.items()}
+            bar.update(len(blocks[number][0]))
+    everything: dict[str, np.ndarray] = {}
+    for part in worker.exchange(benchmark.name, ",".join(rows), found):
+        everything |= part
+    numbers = range(len(blocks))
+    return {
+        row: {name: np.concatenate([everything[f"{number}/{row}/{name}"] for number in numbers]) for name in names}
+        for row in rows
+    }

@@ -13,11 +13,15 @@ class LazyItems(Sequence[Any]):
     >>> squares = LazyItems(4, lambda i: i * i)
     >>> squares[-1], list(squares[1:3]), len(squares)
     (9, [1, 4], 4)
+
+    Attributes:
+      source: what the items are made of, for `eval.fingerprint`: equal if and only if the items are; None = not known.
     """
 
-    def __init__(self, count: int, make: Callable[[int], Any]):
+    def __init__(self, count: int, make: Callable[[int], Any], *, source: str | None = None):
         self._indices = range(count)
         self._make = make
+        self.source = source
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -30,7 +34,8 @@ class LazyItems(Sequence[Any]):
     def take(self, indices: Sequence[int]) -> LazyItems:
         """The items at these positions, still unmade."""
         chosen = [self._indices[i] for i in indices]
-        return LazyItems(len(chosen), lambda i: self._make(chosen[i]))
+        source = None if self.source is None else f"{self.source}: {chosen}"
+        return LazyItems(len(chosen), lambda i: self._make(chosen[i]), source=source)
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

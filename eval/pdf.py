@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from eval.benchmark import Benchmark
+from eval.fingerprint import of_files
 from eval.lazy import LazyItems
 from eval.pdf_text import Box, PageText, clean_title, fold
 
@@ -89,11 +90,12 @@ def pdf_benchmark(
     if not by_title:
         raise ValueError(f"{path}: no outline entry is left as a query; try white_out=False or a larger max_level")
     groups = list(by_title.values())
+    boxes = {i: texts[i].boxes(chars) for i, chars in masks.items()}
     return Benchmark(
         name=name or path.stem,
         queries=[group[0].title for group in groups],
         query_ids=[f"entry-{i:04d}" for i in range(len(groups))],
-        corpus=_Pages(document, kept, {i: texts[i].boxes(chars) for i, chars in masks.items()}, dpi).items(),
+        corpus=_Pages(document, kept, boxes, dpi).items(source=f"{of_files([path])} {kept} {boxes} {dpi}"),
         corpus_ids=[_page_id(i) for i in kept],
         qrels={f"entry-{i:04d}": {_page_id(e.page): 1 for e in group} for i, group in enumerate(groups)},
         texts=[texts[i].without(masks.get(i, set())) for i in kept],
@@ -186,8 +188,8 @@ class _Pages:
     def __init__(self, document: pdfium.PdfDocument, kept: Sequence[int], boxes: dict[int, list[Box]], dpi: float):
         self._document, self._kept, self._boxes, self._scale = document, kept, boxes, dpi / POINTS_PER_INCH
 
-    def items(self) -> LazyItems:
-        return LazyItems(len(self._kept), lambda i: self.render(self._kept[i]))
+    def items(self, source: str) -> LazyItems:
+        return LazyItems(len(self._kept), lambda i: self.render(self._kept[i]), source=source)
 
     def render(self, index: int) -> Image.Image:
         """RGB image of a page of the document."""

@@ -1,4 +1,4 @@
-"""Results as JSON, as a Markdown table and as a plot, with bootstrap intervals over queries."""
+"""Results as JSON and as Markdown tables, with bootstrap intervals over queries."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 
+from eval import plots
 from eval.bootstrap import interval, resampled_means
 from eval.evaluate import Result
 from eval.groups import Group, check_groups
@@ -46,11 +45,11 @@ def summarise(
       samples, seed, level: of the bootstrap.
 
     Returns:
-      {"level", "samples", "metrics", "benchmarks": [{"name", "queries", "documents", "ranking", "seconds", "rows":
-      {row: {metric: {"mean", "low", "high"}}}, "differences": [{"row", "minus", "metrics": {metric: ...}}],
-      "query_ids", "values": {row: {metric: one per query}}}, ...]}. Several benchmarks are followed by their
-      unweighted average, over the rows that all of them have and without values; its intervals resample the queries
-      within each benchmark.
+      {"level", "samples", "metrics", "benchmarks": [{"name", "queries", "documents", "ranking", "bytes_per_document":
+      {row: mean}, "rows": {row: {metric: {"mean", "low", "high"}}}, "differences": [{"row", "minus", "metrics":
+      {metric: ...}}], "query_ids", "values": {row: {metric: one per query}}}, ...]}. Several benchmarks are followed by
+      their unweighted average, over the rows that all of them have and without values; its intervals resample the
+      queries within each benchmark.
       With groups there is "groups": [{"name", "benchmarks": {name: primary metric}, "missing": [those not run], "rows":
       {row: {"mean", "low", "high"}}, "differences": [{"row", "minus", "mean", "low", "high"}], "published": [{"model",
       "source", "date", "figures": {name: figure}, "average"}]}, ...]: averages over the benchmarks that were run, by
@@ -75,7 +74,7 @@ def summarise(
             "queries": len(result.query_ids),
             "documents": result.documents,
             "ranking": "local" if result.local else "global",
-            "seconds": {stage: round(seconds, 3) for stage, seconds in result.seconds.items()},
+            "bytes_per_document": {row: round(size, 1) for row, size in result.bytes_per_document.items()},
         }
         entries.append(facts | _figures(means, drawn, differences, level) | _per_query(result))
     summary = {"level": level, "samples": samples, "metrics": metrics, "benchmarks": entries}
@@ -145,7 +144,7 @@ def _average(
         "queries": sum(entry["queries"] for entry in entries),
         "documents": sum(entry["documents"] for entry in entries),
         "ranking": None,
-        "seconds": {},
+        "bytes_per_document": {},
     }
     return facts | _figures(means, drawn, differences, level)
 
@@ -196,7 +195,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     """Tables as text, figures as "mean [low, high]", differences with a star where 0 is outside.
 
     One of each group: benchmarks by rows, in the primary metric, and what is published; then one of each benchmark:
-    rows by metrics.
+    rows by metrics. Benchmarks that failed, under "failed" in the summary, are named last.
     """
     level = f"{100 * summary['level']:g} %"
     benchmarks = {entry["name"]: entry for entry in summary["benchmarks"]}
@@ -213,6 +212,9 @@ def markdown(summary: Mapping[str, Any]) -> str:
             cells = " | ".join(cell(pair["metrics"][m], signed=True) for m in metrics)
             lines.append(f"| {pair['row']} − {pair['minus']} | {cells} |")
         parts.append("\n".join(lines))
+    if failed := summary.get("failed"):
+        lines = [f"- {entry['name']}: {entry['error']}" for entry in failed]
+        parts.append("\n".join([f"### {len(failed)} benchmarks failed", "", *lines]))
     parts.append(f"Brackets: {level} bootstrap interval over queries (paired for differences); * = it excludes 0.")
     return "\n\n".join(parts) + "\n"
 
@@ -261,40 +263,18 @@ def excludes_zero(figure: Estimate) -> bool:
     return figure["low"] > 0 or figure["high"] < 0
 
 
-def plot(summary: Mapping[str, Any], path: str | Path) -> None:
-    """Bars of every row, grouped by metric, with the intervals as error bars; one panel per benchmark."""
-    entries, metrics = summary["benchmarks"], summary["metrics"]
-    names = list(dict.fromkeys(row for entry in entries for row in entry["rows"]))
-    colours = {row: colormaps["tab10"](i % 10) for i, row in enumerate(names)}
-    size = (max(6.0, 1.2 + 0.24 * len(metrics) * (len(names) + 1)), 3.4 * len(entries))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(entries), 1, squeeze=False)
-    for axis, entry in zip(axes[:, 0], entries, strict=True):
-        width = 0.85 / max(len(entry["rows"]), 1)
-        for i, (row, figures) in enumerate(entry["rows"].items()):
-            means = np.array([figures[m]["mean"] for m in metrics])
-            low, high = (np.array([figures[m][side] for m in metrics]) for side in ("low", "high"))
-            at = np.arange(len(metrics)) + (i - (len(entry["rows"]) - 1) / 2) * width
-            # Rounding, or a skewed bootstrap, may put the mean a hair outside its interval.
-            bars = np.maximum([means - low, high - means], 0)
-            axis.bar(at, means, width, label=row, color=colours[row], yerr=bars, error_kw={"lw": 0.8}, capsize=1.5)
-        axis.set_xticks(np.arange(len(metrics)), metrics)
-        axis.set_ylim(0, 1)
-        axis.set_title(f"{entry['name']}: {entry['queries']} queries, {entry['documents']} documents", fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(fontsize=8, ncols=min(len(names), 4), frameon=False)
-    figure.savefig(path, dpi=150)
-
-
 def write(summary: Mapping[str, Any], folder: str | Path) -> dict[str, Path]:
-    """results.json, results.md and results.png in the folder (made if missing, overwritten if there): their paths."""
+    """results.json, results.md and the plots of `eval.plots` in the folder (made if missing, overwritten if there).
+
+    Returns:
+      Their paths, by what they are.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {kind: folder / f"results.{kind}" for kind in ("json", "md", "png")}
+    paths = {kind: folder / f"results.{kind}" for kind in ("json", "md")}
     paths["json"].write_text(_json(summary) + "\n", encoding="utf-8")
     paths["md"].write_text(markdown(summary), encoding="utf-8")
-    plot(summary, paths["png"])
-    return paths
+    return paths | plots.write(summary, folder)
 
 
 def _json(value: Any, indent: str = "") -> str:

@@ -1,17 +1,24 @@
 """Evaluates an encoder on benchmarks: python -m eval.run --config configs/eval_pdf.py --config.path=file.pdf
 
 A config file has `get_config(arg="") -> ConfigDict` (start from `eval.config.default_config`) and
-`get_benchmarks(config) -> list[Benchmark]`; a `get_encoder(config)` there replaces `smart_jax.load`, and a
-`get_groups(config) -> list[Group]` says which benchmarks are averaged. Any key is changed on the command line
-(--config.adapter=runs/x/adapter); unknown keys are refused.
+`get_benchmarks(config) -> list[Benchmark | Deferred]`; a `get_encoder(config)` there replaces `smart_jax.load`, a
+`get_groups(config) -> list[Group]` says which benchmarks are averaged, and a `write_extra(summary, folder) -> dict[str,
+Path]` writes further files. Any key is changed on the command line (--config.adapter=runs/x/adapter); unknown keys are
+refused.
+
+States are encoded once and kept (config.cache): a run that was killed goes on where it was, and a run with other rows,
+weights or adapters does not touch the model. Several processes share the work (--config.distributed.enabled=True).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import logging
 import platform
+import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -20,34 +27,48 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 import smart_jax
-from eval.benchmark import Benchmark
-from eval.evaluate import ADAPTER_ROWS, MODEL_ROWS, run_benchmark
+from eval.benchmark import Benchmark, Deferred
+from eval.cache import GIB, Cache
+from eval.evaluate import ADAPTER_ROWS, MODEL_ROWS, Result, run_benchmark
 from eval.groups import Group, check_groups
 from eval.report import markdown, summarise, write
+from eval.workers import Worker
 from smart_jax import compilation_cache
 
 STORAGE_DTYPES = ("float32", "float16")
 
+_logger = logging.getLogger(__name__)
+
 
 def evaluate(
-    config: ConfigDict, benchmarks: Sequence[Benchmark], encoder: Any | None, groups: Sequence[Group] = ()
+    config: ConfigDict,
+    benchmarks: Sequence[Benchmark | Deferred],
+    encoder: Any | None,
+    groups: Sequence[Group] = (),
+    worker: Worker | None = None,
 ) -> dict[str, Any]:
     """Runs every benchmark, writes the report to config.output and returns it with "files" added.
 
+    A benchmark that fails does not stop the others: it is in "failed", [{"name", "error"}], and missing in its groups.
+
     Args:
       config: keys as in `eval.config.default_config`.
-      benchmarks: at least one, of distinct names.
+      benchmarks: at least one, of distinct names; deferred ones are opened one at a time.
       encoder: an `Encoder`, or None if config.rows needs none; config.adapter is added with its `with_adapter`.
       groups: as in `eval.report.summarise`.
+      worker: this process, where there are several; the first writes the report, the others return it without files.
 
     Raises:
       ValueError: no benchmarks, two of one name, an adapter without an encoder, a group whose primary metric is not in
-        config.metrics, or as `run_benchmark`.
+        config.metrics.
+      Exception: what the first benchmark raised, where all of them fail.
     """
+    worker = worker or Worker()
     names = [benchmark.name for benchmark in benchmarks]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"the benchmarks are {names}: there must be at least one, and their names must differ")
@@ -59,28 +80,69 @@ def evaluate(
         if encoder is None:
             raise ValueError("config.adapter needs an encoder: list a model's row in config.rows, or drop the adapter")
         adapter_encoder = encoder.with_adapter(config.adapter)
+    cache = _open_cache(config, encoder, worker)
     start = time.perf_counter()
-    results = []
+    results: list[Result] = []
+    errors: dict[str, Exception] = {}
     for benchmark in tqdm(benchmarks, desc="benchmarks", unit="benchmark", disable=len(benchmarks) == 1):
-        if config.max_queries or config.max_corpus:
-            benchmark = benchmark.sample(queries=config.max_queries, corpus=config.max_corpus, seed=config.seed)
-        results.append(
-            run_benchmark(
-                encoder,
-                benchmark,
-                rows=config.rows,
-                adapter_encoder=adapter_encoder,
-                metrics=tuple(config.metrics),
-                pooled_weight=config.pooled_weight,
-                late_weight=config.late_weight,
-                batch_size=config.batch_size,
-                dtype=np.dtype(config.storage_dtype),
-                query_block=config.query_block,
-            )
-        )
+        try:
+            with worker.task(benchmark.name):
+                results.append(_run(config, benchmark, encoder, adapter_encoder, cache))
+        except Exception as error:
+            errors[benchmark.name] = error
+            _logger.error("benchmark %s failed", benchmark.name, exc_info=error)
+    if not results:
+        raise next(iter(errors.values()))
     summary = summarise(results, groups=groups, **config.bootstrap.to_dict())
-    summary |= {"config": config.to_dict(), "environment": _environment(), "seconds": time.perf_counter() - start}
-    return summary | {"files": {kind: str(path) for kind, path in write(summary, config.output).items()}}
+    summary |= {
+        "failed": [{"name": name, "error": _message(error)} for name, error in errors.items()],
+        "config": config.to_dict(),
+        "environment": _environment(),
+    }
+    if worker.index:
+        return summary
+    files = write(summary, config.output)
+    files["timing"] = Path(config.output) / "timing.json"
+    timing = {"seconds": time.perf_counter() - start, "benchmarks": {r.benchmark: r.seconds for r in results}}
+    files["timing"].write_text(json.dumps(timing, indent=2) + "\n", encoding="utf-8")
+    return summary | {"files": {kind: str(path) for kind, path in files.items()}}
+
+
+def _run(
+    config: ConfigDict, benchmark: Benchmark | Deferred, encoder: Any, adapter_encoder: Any, cache: Cache | None
+) -> Result:
+    if isinstance(benchmark, Deferred):
+        name, benchmark = benchmark.name, benchmark.load()
+        if benchmark.name != name:
+            raise ValueError(f"benchmark {name} calls itself {benchmark.name} when it is opened: use one name")
+    if config.max_queries or config.max_corpus:
+        benchmark = benchmark.sample(queries=config.max_queries, corpus=config.max_corpus, seed=config.seed)
+    return run_benchmark(
+        encoder,
+        benchmark,
+        rows=config.rows,
+        adapter_encoder=adapter_encoder,
+        metrics=tuple(config.metrics),
+        pooled_weight=config.pooled_weight,
+        late_weight=config.late_weight,
+        batch_size=config.batch_size,
+        dtype=np.dtype(config.storage_dtype),
+        query_block=config.query_block,
+        cache=cache,
+        layers=config.layers,
+    )
+
+
+def _message(error: Exception) -> str:
+    return " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+
+
+def _open_cache(config: ConfigDict, encoder: Any | None, worker: Worker) -> Cache | None:
+    """None = embeddings stay in memory, as asked or because there are none."""
+    if config.cache == "" or encoder is None:
+        return None
+    folder = Path(config.output) / "embeddings" if config.cache is None else Path(config.cache)
+    return Cache(folder, encoder.fingerprint(), memory=int(config.memory_gib * GIB), worker=worker)
 
 
 def _environment() -> dict[str, Any]:
@@ -100,7 +162,25 @@ def _load_encoder(config: ConfigDict, module: ModuleType) -> Any | None:
     if hasattr(module, "get_encoder"):
         return module.get_encoder(config)
     how = {name: config[name] for name in ("head", "pooling", "prompt", "task")}
-    return smart_jax.load(config.model, dtype=config.dtype, **how)
+    devices = jax.local_devices()
+    mesh = smart_jax.make_mesh(**config.mesh.to_dict(), devices=devices) if len(devices) > 1 else None
+    return smart_jax.load(config.model, dtype=config.dtype, mesh=mesh, **how)
+
+
+def _join(config: ConfigDict) -> Worker:
+    """This process among those that share the evaluation."""
+    how = config.distributed
+    if not how.enabled:
+        return Worker()
+    jax.distributed.initialize(how.coordinator, how.processes, how.process)
+    count, index = jax.process_count(), jax.process_index()
+    if count == 1:
+        return Worker()
+    if not config.cache:
+        raise ValueError("several processes exchange their work through files: set config.cache to a folder all see")
+    token = np.frombuffer(secrets.token_bytes(8), np.uint8)
+    run = bytes(np.asarray(multihost_utils.broadcast_one_to_all(token)).astype(np.uint8)).hex()
+    return Worker(index, count, Path(config.cache) / "runs" / run)
 
 
 def _load_module(path: str) -> ModuleType:
@@ -112,6 +192,10 @@ def _load_module(path: str) -> ModuleType:
     if not hasattr(module, "get_benchmarks"):
         raise ValueError(f"the config {path} has no get_benchmarks(config): python -m eval.run needs one")
     return module
+
+
+def _extra(module: ModuleType, summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    return module.write_extra(summary, folder) if hasattr(module, "write_extra") else {}
 
 
 def main() -> None:
@@ -126,12 +210,18 @@ def main() -> None:
         path, _, _ = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")  # the rest is the argument
         module = _load_module(path)
         compilation_cache.enable()
+        worker = _join(config)
         benchmarks = module.get_benchmarks(config)
         groups = module.get_groups(config) if hasattr(module, "get_groups") else ()
-        summary = evaluate(config, benchmarks, _load_encoder(config, module), groups)
-        print(f"\n{markdown(summary)}")
-        for path in summary["files"].values():
-            print(path)
+        summary = evaluate(config, benchmarks, _load_encoder(config, module), groups, worker)
+        if worker.index == 0:
+            files = summary["files"] | _extra(module, summary, Path(config.output))
+            print(f"\n{markdown(summary)}")
+            for path in files.values():
+                print(path)
+        worker.finish()
+        if failed := summary["failed"]:
+            raise SystemExit(f"{len(failed)} of {len(benchmarks)} benchmarks failed")
 
     app.run(run)
 

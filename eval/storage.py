@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
+from eval.fingerprint import of_files
 from eval.lazy import LazyItems, batches
 from eval.parquet import Rows
 from smart_jax.images import ImageLike, open_rgb
@@ -192,7 +193,8 @@ def _read_parquet(path: Path) -> tuple[list[str], LazyItems, list[str] | None]:
     except pa.ArrowException as error:
         raise ValueError(f"{path} is corrupt ({error}): save the benchmark again") from error
     rows = Rows([file], ITEM_COLUMNS)
-    return ids, LazyItems(len(ids), lambda i: _from_row(rows(i))), texts if texts and None not in texts else None
+    items = LazyItems(len(ids), lambda i: _from_row(rows(i)), source=of_files([path]))
+    return ids, items, texts if texts and None not in texts else None
 
 
 def _from_jsonl(row: Mapping[str, Any], folder: Path) -> Any:

@@ -32,6 +32,7 @@ from huggingface_hub.errors import (
 )
 
 from eval.benchmark import MAX_NAMED, Benchmark
+from eval.fingerprint import of_files
 from eval.lazy import LazyItems
 from eval.parquet import Table, shards
 
@@ -283,7 +284,7 @@ def _pages(entry: VidoreSet, table: Table) -> LazyItems:
             )
         return {"image": image["bytes"]}
 
-    return LazyItems(len(table), page)
+    return LazyItems(len(table), page, source=of_files(table.files))
 
 
 def _page_texts(entry: VidoreSet, table: Table) -> list[str] | None:

@@ -6,12 +6,14 @@ from smart_jax.encode import Encoder, load
 from smart_jax.maxsim import maxsim, maxsim_pairs
 from smart_jax.score import score, search
 from smart_jax.sharding import make_mesh
+from smart_jax.states import States
 
 __all__ = [
     "Adapter",
     "AdapterConfig",
     "Embeddings",
     "Encoder",
+    "States",
     "load",
     "make_mesh",
     "maxsim",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+
+from smart_jax.tensor_file import flush, map_file, write
 
 DTYPES = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16))
 INT8 = np.dtype(np.int8)
@@ -71,8 +72,8 @@ class Embeddings:
             object.__setattr__(self, name, array)
 
     @classmethod
-    def _checked(cls, pooled: Array, tokens: Array, offsets: Array, scales: Array | None = None) -> Embeddings:
-        """From parts of checked embeddings: no second pass over the values."""
+    def from_checked(cls, pooled: Array, tokens: Array, offsets: Array, scales: Array | None = None) -> Embeddings:
+        """From values that were checked before: no second pass over them."""
         new = object.__new__(cls)
         new._set(pooled, tokens, offsets, scales)
         return new
@@ -135,14 +136,14 @@ class Embeddings:
         first, last = self.offsets[start], self.offsets[stop]
         scales = None if self.scales is None else self.scales[first:last]
         offsets = self.offsets[start : stop + 1] - first
-        return self._checked(self.pooled[start:stop], self.tokens[first:last], offsets, scales)
+        return self.from_checked(self.pooled[start:stop], self.tokens[first:last], offsets, scales)
 
     def _take(self, items: Int[Array, " M"]) -> Embeddings:
         lengths = self.lengths[items]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         rows = np.arange(offsets[-1]) + np.repeat(self.offsets[items] - offsets[:-1], lengths)
         scales = None if self.scales is None else self.scales[rows]
-        return self._checked(self.pooled[items], self.tokens[rows], offsets, scales)
+        return self.from_checked(self.pooled[items], self.tokens[rows], offsets, scales)
 
     def astype(self, dtype: Any) -> Embeddings:
         """The same embeddings stored as float32, float16 or bfloat16, or with int8 tokens.
@@ -161,7 +162,7 @@ class Embeddings:
             return self
         if dtype == INT8:
             tokens, scales = _quantize(self.tokens)
-            return self._checked(self.pooled, tokens, self.offsets, scales)
+            return self.from_checked(self.pooled, tokens, self.offsets, scales)
         tokens = self.tokens if self.scales is None else self.tokens * self.scales[:, None]
         return Embeddings(_cast(self.pooled, dtype), _cast(tokens, dtype), self.offsets)
 
@@ -181,7 +182,7 @@ class Embeddings:
                 raise ValueError(f"part {i} is {part!r}, but part 0 is {parts[0]!r}: widths and dtype must be equal")
         offsets = np.concatenate([[0], np.cumsum(np.concatenate([p.lengths for p in parts]))]).astype(np.int64)
         arrays = {name: np.concatenate([p._arrays()[name] for p in parts]) for name in parts[0]._arrays()}
-        return Embeddings._checked(**(arrays | {"offsets": offsets}))
+        return Embeddings.from_checked(**(arrays | {"offsets": offsets}))
 
     def save(self, folder: str | Path) -> None:
         """Writes `embeddings.json` and the safetensors file that it names.
@@ -195,10 +196,9 @@ class Embeddings:
         former = _former_file(folder)
         tensors, text = folder / name, folder / f"{name}.json"
         try:
-            save_file({k: np.ascontiguousarray(array) for k, array in self._arrays().items()}, tensors)
-            _flush(tensors)
+            write(tensors, self._arrays())
             text.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-            _flush(text)
+            flush(text)
             text.replace(folder / INDEX)
         except BaseException:
             tensors.unlink(missing_ok=True)
@@ -226,12 +226,12 @@ class Embeddings:
         if not path.is_file():
             raise FileNotFoundError(f"no '{path}', which '{folder / INDEX}' names: copy the folder as a whole")
         try:
-            tensors = _map_file(path) if mmap else load_file(path)
+            tensors = map_file(path)[0] if mmap else load_file(path)
             parts = tensors["pooled"], tensors["tokens"], tensors["offsets"], tensors.get("scales")
             if mmap:
                 check_offsets(parts[2], items=len(parts[0]), tokens=len(parts[1]))
                 _check_scales(parts[3], parts[1])
-            found = Embeddings._checked(*parts) if mmap else Embeddings(*parts)
+            found = Embeddings.from_checked(*parts) if mmap else Embeddings(*parts)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is corrupt or truncated ({error}): encode and save again") from error
         for key, value in found._description().items():
@@ -351,26 +351,6 @@ def _cast(array: Array, dtype: np.dtype) -> Array:
 
 def _names(dtypes: Sequence[np.dtype] = DTYPES) -> str:
     return ", ".join(d.name for d in dtypes[:-1]) + f" or {dtypes[-1].name}"
-
-
-def _map_file(path: Path) -> dict[str, Array]:
-    """The tensors of a safetensors file as views of it: 8 bytes of header length, JSON header, data."""
-    data = np.memmap(path, np.uint8, mode="r")
-    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    header = json.loads(data[8:start].tobytes())
-    dtypes = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I8": np.int8, "I64": np.int64}
-    found = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        first, last = (start + at for at in entry["data_offsets"])
-        found[name] = data[first:last].view(dtypes[entry["dtype"]]).reshape(entry["shape"])
-    return found
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _former_file(folder: Path) -> Path | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from smart_jax.hub import resolve, resolve_base
 from smart_jax.items import check_items
 from smart_jax.models import ModelConfig, load_config
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.models.weights import Params, load_weights
+from smart_jax.models.weights import Params, checksum, load_weights
 from smart_jax.preprocess import Preprocessor
 from smart_jax.preprocess_text import AnyPreprocessor, open_preprocessor
+from smart_jax.rows import Row
 from smart_jax.sharding import batch_sharding
+from smart_jax.states import LAST, States
 from smart_jax.typing import Batch
 
 BATCH_SIZE = 8  # rows per device
@@ -160,30 +163,84 @@ class Encoder:
         Raises:
           ValueError, TypeError, OSError: an item can not be read; the message names the item and the remedy.
         """
-        items = check_items(items)
-        rows_at_once = self._batch_size(batch_size, len(items))
-        pooled: dict[int, np.ndarray] = {}
-        tokens: dict[int, np.ndarray] = {}
-        bar = tqdm(
-            total=len(items),
-            desc="encode",
-            unit="item",
-            delay=PROGRESS_AFTER_SECONDS if progress is None else 0,
-            disable=progress is False,
-        )
-        with bar:
-            for indices, keep, *vectors in self._pipelined(items, instruction, query, rows_at_once, dtype):
-                batch_pooled, batch_tokens = (np.asarray(v) for v in vectors)
-                for i, index in enumerate(indices):
-                    pooled[index], tokens[index] = batch_pooled[i], batch_tokens[i][keep[i]]
-                bar.update(len(indices))
-        in_order = range(len(items))
-        offsets = np.cumsum([0, *(len(tokens[i]) for i in in_order)], dtype=np.int64)
+
+        def compute(batch: Batch) -> tuple[jax.Array, ...]:
+            return self.embed(batch, dtype=dtype)
+
+        done: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for i, row, (pooled, tokens) in self._outputs(items, instruction, query, batch_size, progress, compute):
+            done[i] = pooled, tokens[: len(row.keep)][row.keep]
+        in_order = [done[i] for i in range(len(done))]
         return Embeddings(
-            pooled=np.stack([pooled[i] for i in in_order]),
-            tokens=np.concatenate([tokens[i] for i in in_order]),
-            offsets=offsets,
+            pooled=np.stack([pooled for pooled, _ in in_order]),
+            tokens=np.concatenate([tokens for _, tokens in in_order]),
+            offsets=np.cumsum([0, *(len(tokens) for _, tokens in in_order)], dtype=np.int64),
         )
+
+    def states(
+        self,
+        items: Sequence[Any],
+        *,
+        instruction: str | None = None,
+        query: bool = False,
+        layers: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        dtype: Any = np.float16,
+        progress: bool | None = None,
+    ) -> States:
+        """The backbone's states of items, from which embeddings of any kind follow; an adapter is left out.
+
+        Args:
+          items, instruction, query, batch_size, dtype, progress: as in `encode`.
+          layers: which, as indices into transformers' `hidden_states`; None = what `encode` scores with: the last,
+            through the model's own head where it has one.
+
+        Returns:
+          `States` whose `embeddings()` are those of `encode` if the last layer is among them.
+
+        Raises:
+          ValueError: a layer that there is not, or is named twice; and as `encode`.
+        """
+        chosen = self._layers((LAST,) if layers is None else layers)
+        own_head = layers is None
+
+        def compute(batch: Batch) -> tuple[jax.Array, ...]:
+            if self.mesh is not None:
+                batch = put_batch(batch, self.mesh)
+            return _states(self.graphdef, self.params, batch, chosen, own_head, np.dtype(dtype))
+
+        done: dict[int, tuple[Row, np.ndarray, np.ndarray, np.ndarray]] = {}
+        for i, row, (pooled, states, norms) in self._outputs(items, instruction, query, batch_size, progress, compute):
+            keep = np.flatnonzero(row.keep)
+            done[i] = row, pooled, states[keep], norms[keep]
+        rows, pooled, states, norms = zip(*(done[i] for i in range(len(done))), strict=True)
+        grids = [[i, *grid] for i, row in enumerate(rows) for grid in self._grids(row)]
+        found = States(
+            pooled=np.stack(pooled),
+            states=np.concatenate(states),
+            norms=np.concatenate(norms),
+            ids=np.concatenate([row.input_ids[row.keep] for row in rows]),
+            offsets=np.cumsum([0, *(int(row.keep.sum()) for row in rows)], dtype=np.int64),
+            grids=np.array(grids, np.int32).reshape(-1, 4),
+            visual_ids=self._visual_ids,
+            layers=chosen,
+            depth=self.config.text.num_hidden_layers,
+        )
+        found.check_finite()
+        return found
+
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits of the weights, their dtype, the config, and all that preprocessing depends on.
+
+        Equal for encoders that give equal states, up to rounding on other devices. The adapter is left out.
+        """
+        about = repr((self.config, self.preprocessor.description()))
+        return checksum(self.params) + hashlib.blake2b(about.encode(), digest_size=8).hexdigest()
+
+    @property
+    def max_tokens(self) -> int:
+        """Of one item, at most."""
+        return self.preprocessor.length_buckets[-1]
 
     @property
     def _devices(self) -> int:
@@ -197,13 +254,70 @@ class Encoder:
         rows = min(asked or BATCH_SIZE * self._devices, 1 << (items - 1).bit_length())
         return -(-rows // self._devices) * self._devices
 
+    @property
+    def _visual_ids(self) -> tuple[int, ...]:
+        if not isinstance(self.config, QwenVLConfig):
+            return ()
+        return (self.config.image_token_id, self.config.video_token_id)
+
+    def _layers(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """As negative indices; ValueError where a backbone of this depth has no such layers."""
+        count = self.config.text.num_hidden_layers + 1
+        if outside := [layer for layer in layers if not -count <= layer < count]:
+            raise ValueError(
+                f"layers {outside} are not of this backbone of {count - 1} blocks: it has 0 to {count - 1}"
+            )
+        chosen = tuple(layer % count - count for layer in layers)
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise ValueError(f"layers {tuple(layers)}: name at least one, and none twice")
+        return chosen
+
+    def _grids(self, row: Row) -> list[tuple[int, int, int]]:
+        """Of the row's kept visual tokens, which are all of them or none."""
+        if not np.isin(row.input_ids[row.keep], self._visual_ids).any():
+            return []
+        assert isinstance(self.preprocessor, Preprocessor)
+        merge = self.preprocessor.images.merge_size
+        return [(t, h // merge, w // merge) for t, h, w in row.grids]
+
+    def _outputs(
+        self,
+        items: Sequence[Any],
+        instruction: str | None,
+        query: bool,
+        batch_size: int | None,
+        progress: bool | None,
+        compute: Callable[[Batch], tuple[jax.Array, ...]],
+    ) -> Iterator[tuple[int, Row, tuple[np.ndarray, ...]]]:
+        """Of each item, in order of computation, its index, its row and its part of what `compute` makes of a batch."""
+        items = check_items(items)
+        rows_at_once = self._batch_size(batch_size, len(items))
+        bar = tqdm(
+            total=len(items),
+            desc="encode",
+            unit="item",
+            delay=PROGRESS_AFTER_SECONDS if progress is None else 0,
+            disable=progress is False,
+        )
+        with bar:
+            for rows, results in self._pipelined(items, instruction, query, rows_at_once, compute):
+                arrays = [np.asarray(result) for result in results]
+                for b, (i, row) in enumerate(rows.items()):
+                    yield i, row, tuple(array[b] for array in arrays)
+                bar.update(len(rows))
+
     def _pipelined(
-        self, items: Sequence[Any], instruction: str | None, query: bool, rows_at_once: int, dtype: Any
-    ) -> Iterator[tuple[list[int], np.ndarray, jax.Array, jax.Array]]:
+        self,
+        items: Sequence[Any],
+        instruction: str | None,
+        query: bool,
+        rows_at_once: int,
+        compute: Callable[[Batch], tuple[jax.Array, ...]],
+    ) -> Iterator[tuple[dict[int, Row], tuple[jax.Array, ...]]]:
         """Results one batch late: the host prepares a batch while the device computes the one before."""
         waiting = None
-        for indices, batch in self._batches(items, instruction, query, rows_at_once):
-            result = (indices, np.asarray(batch.keep_mask), *self.embed(batch, dtype=dtype))
+        for rows, batch in self._batches(items, instruction, query, rows_at_once):
+            result = rows, compute(batch)
             if waiting is not None:
                 yield waiting
             waiting = result
@@ -212,7 +326,7 @@ class Encoder:
 
     def _batches(
         self, items: Sequence[Any], instruction: str | None, query: bool, rows_at_once: int
-    ) -> Iterator[tuple[list[int], Batch]]:
+    ) -> Iterator[tuple[dict[int, Row], Batch]]:
         for window in _chunks(range(len(items)), WINDOW * rows_at_once):
             rows = {
                 i: self.preprocessor.row(items[i], instruction=instruction, query=query, name=f"item {i}")
@@ -220,10 +334,9 @@ class Encoder:
             }
             by_length = sorted(rows, key=lambda i: (len(rows[i].patches), len(rows[i].input_ids)))
             for indices in _chunks(by_length, rows_at_once):
-                batch = self.preprocessor.collate(
-                    [rows[i] for i in indices], batch_size=rows_at_once, shards=self._devices
-                )
-                yield list(indices), batch
+                chosen = {i: rows[i] for i in indices}
+                batch = self.preprocessor.collate(list(chosen.values()), batch_size=rows_at_once, shards=self._devices)
+                yield chosen, batch
 
     def embed(self, batch: Batch, *, dtype: Any = np.float32) -> tuple[jax.Array, jax.Array]:
         """L2-normalised pooled vectors [B, H] and token vectors [B, L, D] of one batch, on the device."""
@@ -251,6 +364,16 @@ def _embed(
         hidden = model(batch, layers=adapter.config.layers)
         pooled, tokens = adapter.pooled(hidden.pooled), adapter(hidden.states)
     return pooled.astype(dtype), tokens.astype(dtype)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "layers", "own_head", "dtype"))
+def _states(
+    graphdef: nnx.GraphDef, params: Params, batch: Batch, layers: tuple[int, ...], own_head: bool, dtype: np.dtype
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    hidden = nnx.merge(graphdef, params)(batch, layers=layers)
+    states = hidden.states if hidden.tokens is None or not own_head else hidden.tokens[:, :, None]
+    norms = jnp.linalg.norm(states.astype(jnp.float32), axis=-1)
+    return _l2(hidden.pooled).astype(dtype), _l2(states).astype(dtype), norms
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

@@ -52,7 +52,7 @@ class Preprocessor:
     ):
         self.tokenizer, self.config = tokenizer, config
         self.images, self.settings = images, settings
-        self._prompt = Prompt(settings.prompt, tokenizer, config, chat_template)
+        self._prompt, self._chat_template = Prompt(settings.prompt, tokenizer, config, chat_template), chat_template
         unit = images.merge_size**2
         longest = settings.max_length
         self.length_buckets = buckets(settings.length_buckets or octaves(SMALLEST_LENGTH, longest), longest, 1)
@@ -103,6 +103,10 @@ class Preprocessor:
         tokenizer = read_tokenizer(words, added=settings.pooling_token)
         chat_template = None if isinstance(settings.prompt, str) else read_chat_template(words, tokenizer)
         return cls(tokenizer, chat_template, config, images, settings)
+
+    def description(self) -> tuple[Any, ...]:
+        """All that rows depend on beside the config; its `repr` is the same in every process."""
+        return self.settings, self.images, self._chat_template, self.tokenizer.backend_tokenizer.to_str()
 
     def _check(self) -> None:
         if self.config.vision.in_channels != 3:

@@ -124,6 +124,10 @@ class TextPreprocessor:
         lower_case = bool(transformer.get("do_lower_case", False))
         return cls(read_tokenizer(having(folder, base, *TOKENIZER_FILES)), config, settings, lower_case=lower_case)
 
+    def description(self) -> tuple[Any, ...]:
+        """All that rows depend on beside the config; its `repr` is the same in every process."""
+        return self.settings, self.lower_case, self.tokenizer.backend_tokenizer.to_str()
+
     def row(self, item: Any, *, instruction: str | None = None, query: bool = False, name: str = "item") -> Row:
         """Token ids and keep mask of one text: [CLS] instruction text [SEP], all but special tokens kept.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from smart_jax.embeddings import Embeddings
 from smart_jax.items import parse_item
+from smart_jax.states import States
 
 
 @dataclasses.dataclass
@@ -32,6 +33,34 @@ class FakeEncoder:
     def encode_document(self, items: Any, *, instruction: str | None = None, **options: Any) -> Embeddings:
         self.calls.append(("document", len(items), instruction))
         return self._encode(items, **{"dtype": np.float32, **options})
+
+    @property
+    def config(self) -> SimpleNamespace:
+        return SimpleNamespace(text=SimpleNamespace(hidden_size=self.width, num_hidden_layers=1))
+
+    @property
+    def max_tokens(self) -> int:
+        return 64
+
+    def fingerprint(self) -> str:
+        return f"fake-{self.width}-{self.noise}"
+
+    def states(self, items: Any, *, instruction: str | None, query: bool, layers: Any, **options: Any) -> States:
+        assert layers is None and self.adapter is None
+        self.calls.append(("states of queries" if query else "states of documents", len(items), instruction))
+        found = self._encode(items, **options)
+        count = len(found.tokens)
+        return States(
+            pooled=found.pooled,
+            states=found.tokens[:, None],
+            norms=np.ones((count, 1), np.float32),
+            ids=np.zeros(count, np.int32),
+            offsets=found.offsets,
+            grids=np.zeros((0, 4), np.int32),
+            visual_ids=(),
+            layers=(-1,),
+            depth=1,
+        )
 
     def _encode(self, items: Any, *, dtype: Any, batch_size: Any = None, progress: Any = None) -> Embeddings:
         tokens = [self.tokens(item) for item in items]

@@ -264,9 +264,9 @@ def test_a_save_that_is_cut_off_leaves_the_former_one(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("no space left on device")
 
-    for step in ("save_file", "_flush", "json.dumps"):
+    for step in ("tensor_file.save_file", "tensor_file.flush", "embeddings.flush", "embeddings.json.dumps"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"smart_jax.embeddings.{step}", full)
+            patch.setattr(f"smart_jax.{step}", full)
             with pytest.raises(OSError, match="no space left"):
                 make((9,), seed=5).save(tmp_path)
         assert items(Embeddings.load(tmp_path)) == items(make())

@@ -179,7 +179,7 @@ def config(tmp_path, **changes):
 
 def test_evaluate_writes_the_report(tmp_path):
     benchmarks = [made(), made(name="second", local=True)]
-    summary = evaluate(config(tmp_path, adapter="turn"), benchmarks, FakeEncoder(noise=1.0))
+    summary = evaluate(config(tmp_path, adapter="turn", cache=""), benchmarks, FakeEncoder(noise=1.0))
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [b["name"] for b in stored["benchmarks"]] == ["made", "second", "average"]
     assert stored["config"]["adapter"] == "turn" and "jax" in stored["environment"]["packages"]
@@ -195,8 +195,8 @@ def test_evaluate_samples(tmp_path):
 
 
 def test_float16_storage_keeps_the_figures(tmp_path):
-    full = evaluate(config(tmp_path), [made()], FakeEncoder())
-    half = evaluate(config(tmp_path, storage_dtype="float16"), [made()], FakeEncoder())
+    full = evaluate(config(tmp_path, storage_dtype="float32"), [made()], FakeEncoder())
+    half = evaluate(config(tmp_path), [made()], FakeEncoder())
     for row in ("pooled", "late", "hybrid"):
         mean = [s["benchmarks"][0]["rows"][row]["mrr"]["mean"] for s in (full, half)]
         assert mean[0] == pytest.approx(mean[1], abs=0.05)
@@ -243,9 +243,10 @@ def test_command(tmp_path):
     done = run_command(where, "--config.noise=3.0", "--config.metrics=('mrr',)", "--config.rows=('pooled','hybrid')")
     assert done.returncode == 0, done.stderr
     assert "| row | mrr |" in done.stdout and "| hybrid − pooled | +" in done.stdout and "| late" not in done.stdout
-    for kind in ("json", "md", "png"):
-        assert str(tmp_path / "out" / f"results.{kind}") in done.stdout
-        assert (tmp_path / "out" / f"results.{kind}").stat().st_size > 0
+    plots = ("results.png", "gains.png", "hybrid_pooled.png", "storage.png")
+    for name in ("results.json", "results.md", "timing.json", *plots):
+        assert str(tmp_path / "out" / name) in done.stdout
+        assert (tmp_path / "out" / name).stat().st_size > 0
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored["config"]["noise"] == 3.0
     expected = run_benchmark(FakeEncoder(noise=3.0), made(), rows=["hybrid"], progress=False).mean("hybrid", "mrr")

@@ -1,0 +1,56 @@
+"""Plots: what is drawn, and when."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from eval import plots
+from eval.groups import Group
+from eval.report import summarise
+from tests.test_report import result
+
+
+def summary(count, *, sizes=True, rows=("pooled", "late", "hybrid"), groups=()):
+    of = {"pooled": 100.0, "late": 4000.0, "hybrid": 4100.0} if sizes else {}
+    made = [dataclasses.replace(result(f"t{i}", i, rows=rows), bytes_per_document=of) for i in range(count)]
+    return summarise(made, samples=20, groups=groups)
+
+
+def test_files(tmp_path):
+    found = plots.write(summary(2), tmp_path)
+    assert {path.name for path in found.values()} == {path.name for path in tmp_path.iterdir()}
+    assert set(found) == {"png", "gains", "hybrid_pooled", "storage"}
+    many = plots.write(summary(plots.MOST_PANELS), tmp_path)  # and their average: one panel too many
+    assert set(many) == {"gains", "hybrid_pooled", "storage"}
+    assert not (tmp_path / "results.png").exists()  # of the other results
+    only = plots.write(summary(1, sizes=False, rows=("bm25",)), tmp_path)
+    assert set(only) == {"png"} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_gains_are_sorted_and_of_the_primary_metric():
+    made = summary(3, groups=[Group("g", {"t0": "ndcg@5", "t1": "hit@1", "t2": "ndcg@5"})])
+    for i, gain in enumerate((0.2, -0.1, 0.05)):
+        (pair,) = made["benchmarks"][i]["differences"]
+        pair["metrics"] = {m: {"mean": gain + (m == "hit@1"), "low": gain, "high": gain + 1} for m in pair["metrics"]}
+    (axis,) = plots.gains(made).axes
+    assert axis.get_title() == "hybrid − pooled"
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["t2 (ndcg@5)", "t0 (ndcg@5)", "t1 (hit@1)"]
+    assert [bar.get_width() for bar in axis.patches] == pytest.approx([0.05, 0.2, 0.9])
+
+
+def test_points_of_hybrid_against_pooled():
+    made = summary(2)
+    (axis,) = plots.hybrid_against_pooled(made).axes
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines[1:]]
+    rows = [entry["rows"] for entry in made["benchmarks"][:2]]
+    assert points == [(row["pooled"]["ndcg@5"]["mean"], row["hybrid"]["ndcg@5"]["mean"]) for row in rows]
+
+
+def test_storage_has_a_mean_of_every_row():
+    made = summary(3)
+    (axis,) = plots.storage(made).axes
+    means = {line.get_label().split(":")[0]: line for line in axis.lines if ":" in str(line.get_label())}
+    assert list(means) == ["pooled", "late", "hybrid"] and axis.get_xscale() == "log"
+    values = [entry["rows"]["late"]["ndcg@5"]["mean"] for entry in made["benchmarks"][:3]]
+    assert means["late"].get_xdata()[0] == pytest.approx(4000) and means["late"].get_ydata()[0] == np.mean(values)
