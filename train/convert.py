@@ -80,8 +80,7 @@ def convert(
       ImportError: there are video files, and PyAV is not installed.
       ValueError: a missing column, a corrupt file, a document that can not be read, an empty split.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ValueError(f"data set name '{name}': use lower-case letters, digits and underscores, a letter first")
+    check_name(name)
     if not 0 <= validation_ratio < 1:
         raise ValueError(f"validation_ratio={validation_ratio}: expected 0 <= ratio < 1")
     if shards is not None and shards < 1:
@@ -119,21 +118,9 @@ def _write(
     seed: int,
     examples_per_shard: int,
 ) -> dict[str, int]:
-    """Writes in one pass, in the source's order (reading shuffles); returns the number of examples per split.
-
-    With tensorflow_datasets' SequentialWriter: its GeneratorBasedBuilder shuffles what it writes, and for that needs
-    tensorflow as soon as a split exceeds 1 GB.
-    """
+    """Writes in one pass, in the source's order (reading shuffles); returns the number of examples per split."""
     counts = {"train": 0, "validation": 0} if validation_ratio else {"train": 0}
-    folder.mkdir(parents=True)
-    identity = tfds.core.DatasetIdentity(
-        name=name, version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=__name__
-    )
-    info = tfds.core.DatasetInfo(
-        builder=identity, description="Query-document pairs for contrastive training.", features=_features(rows)
-    )
-    writer = tfds.core.SequentialWriter(info, examples_per_shard, file_format="array_record")
-    writer.initialize_splits(list(counts))
+    writer = open_writer(folder, name, _features(rows), list(counts), examples_per_shard)
     while some := list(itertools.islice(pairs, WRITE_AT_ONCE)):  # each call rewrites the metadata
         parts: dict[str, list[dict[str, Any]]] = {split: [] for split in counts}
         for content, example in some:
@@ -143,6 +130,32 @@ def _write(
         counts = {split: counts[split] + len(part) for split, part in parts.items()}
     writer.close_all()
     return counts
+
+
+def open_writer(
+    folder: Path, name: str, features: tfds.features.FeaturesDict, splits: list[str], examples_per_shard: int
+) -> tfds.core.SequentialWriter:
+    """Of a new data set; the folder is its version's, and made.
+
+    tensorflow_datasets' GeneratorBasedBuilder would shuffle what it writes, and for that needs tensorflow as soon as a
+    split exceeds 1 GB.
+    """
+    folder.mkdir(parents=True)
+    identity = tfds.core.DatasetIdentity(
+        name=name, version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=__name__
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity, description="Query-document pairs for contrastive training.", features=features
+    )
+    writer = tfds.core.SequentialWriter(info, examples_per_shard, file_format="array_record")
+    writer.initialize_splits(splits)
+    return writer
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError: a data set can not be called so."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(f"data set name '{name}': use lower-case letters, digits and underscores, a letter first")
 
 
 def _features(rows: ParquetFolder) -> tfds.features.FeaturesDict:

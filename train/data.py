@@ -131,20 +131,11 @@ def open_split(data_dir: str | Path, name: str, split: str = "train") -> Split:
       FileNotFoundError: no such data set, or one of its files is missing.
       ValueError: no such split, a truncated or corrupt file, or a data set with other features.
     """
-    versions = sorted(path.parent for path in (Path(data_dir) / name).glob("*/dataset_info.json"))
-    if not versions:
-        raise FileNotFoundError(
-            f"no data set '{name}' in '{data_dir}': write it with `python -m train.data --source FOLDER_OR_HUB_ID "
-            f"--name {name} --out {data_dir}`"
-        )
-    try:
-        builder = tfds.builder_from_directory(versions[-1])
-    except (ParseError, ValueError, KeyError) as error:
-        raise ValueError(f"the metadata in '{versions[-1]}' are corrupt ({error}): convert the data again") from error
+    builder = _open(data_dir, name)
     features = builder.info.features
     document = next((key for key in ("image", "video", "text") if key in features), None)
     if document is None or not {"id", "query", "source"} <= set(features):
-        raise ValueError(f"'{versions[-1]}' was not written by train.data: it has the features {sorted(features)}")
+        raise ValueError(f"'{builder.data_path}' was not written by train.data: it has the features {sorted(features)}")
     negatives = None
     if "negatives" in features:
         negatives = "image" if _holds_images(features["negatives"]) else "text"
@@ -157,6 +148,24 @@ def open_split(data_dir: str | Path, name: str, split: str = "train") -> Split:
         _check_file(Path(path), count)
     folder = (Path(data_dir) / name).resolve()
     return Split(builder.as_data_source(split, decoders=decoders), document, negatives, folder)
+
+
+def split_names(data_dir: str | Path, name: str) -> list[str]:
+    """Of a data set that `python -m train.data` wrote; errors as of `open_split`."""
+    return list(_open(data_dir, name).info.splits)
+
+
+def _open(data_dir: str | Path, name: str) -> tfds.core.DatasetBuilder:
+    versions = sorted(path.parent for path in (Path(data_dir) / name).glob("*/dataset_info.json"))
+    if not versions:
+        raise FileNotFoundError(
+            f"no data set '{name}' in '{data_dir}': write it with `python -m train.data --source FOLDER_OR_HUB_ID "
+            f"--name {name} --out {data_dir}`"
+        )
+    try:
+        return tfds.builder_from_directory(versions[-1])
+    except (ParseError, ValueError, KeyError) as error:
+        raise ValueError(f"the metadata in '{versions[-1]}' are corrupt ({error}): convert the data again") from error
 
 
 def _holds_images(feature: tfds.features.FeatureConnector) -> bool:
