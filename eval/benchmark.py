@@ -66,9 +66,9 @@ class Benchmark:
         storage.save({field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, folder)
 
     @classmethod
-    def load(cls, folder: str | Path, *, name: str | None = None) -> Benchmark:
-        """Opens a folder written by `save`, or a BEIR folder (jsonl); see `eval.storage`."""
-        return cls(**storage.load(folder, name=name))
+    def load(cls, folder: str | Path, *, name: str | None = None, split: str = storage.SPLIT) -> Benchmark:
+        """Opens a folder written by `save`, or a BEIR folder; see `eval.storage`."""
+        return cls(**storage.load(folder, name=name, split=split))
 
     def sample(self, *, queries: int | None = None, corpus: int | None = None, seed: int = 0) -> Benchmark:
         """A smaller benchmark: that many queries drawn at random, and a corpus cut to about that many documents.

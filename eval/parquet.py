@@ -16,6 +16,12 @@ import pyarrow.parquet as pq
 _SHARD = re.compile(r"(?P<split>\w+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]+)?\.parquet")
 
 
+def splits(folder: Path) -> list[str]:
+    """Names of the splits that a folder has parquet files of; none where it is no folder."""
+    matches = (_SHARD.fullmatch(path.name) for path in sorted(folder.glob("*.parquet")))
+    return list(dict.fromkeys(match["split"] for match in matches if match))
+
+
 def shards(folder: Path, split: str) -> list[Path]:
     """The parquet files of a split, in order.
 

@@ -6,17 +6,22 @@ A folder written by `save`:
   qrels.tsv                 query-id, corpus-id, score, with that header
   candidates.jsonl          {"id": query, "candidates": [document, ...]}, only for local ranking
 
-`load` also opens a BEIR folder: queries.jsonl and corpus.jsonl (_id or id; title, text, image = a path inside the
-folder, page_text = for BM25 only) with qrels.tsv or qrels/test.tsv; queries without a relevant document
-are left out there.
+`load` also opens a BEIR folder, unpacked from its zip or as on the hub:
+  queries.jsonl, corpus.jsonl   also .jsonl.gz: _id or id; title, text, image = a path inside the folder, page_text =
+                            for BM25 only; or folders queries and corpus of parquet files with _id or id, title, text
+  qrels/SPLIT.tsv           query-id, corpus-id, score; or with these names qrels/SPLIT.jsonl, qrels/SPLIT-*.parquet (or
+                            in a folder data or default); or qrels.tsv or qrels.jsonl, which are of the split test
+Queries without a relevant document in the split are left out there, and a document without content is the text NULL.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +32,7 @@ from tqdm import tqdm
 
 from eval.fingerprint import of_files
 from eval.lazy import LazyItems, batches
-from eval.parquet import Rows
+from eval.parquet import Rows, Table, shards, splits
 from smart_jax.images import ImageLike, open_rgb
 from smart_jax.items import parse_item
 
@@ -43,6 +48,10 @@ ITEM_COLUMNS = [name for name, _ in ITEM_FIELDS[1:]]
 QUERY_SCHEMA = pa.schema(ITEM_FIELDS)
 CORPUS_SCHEMA = pa.schema([*ITEM_FIELDS, ("page_text", pa.string())])
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
+SPLIT = "test"
+EMPTY = "NULL"  # the text of a document without content, as in the reference of SMART (arXiv:2605.24938)
+
+_logger = logging.getLogger(__name__)
 
 
 def save(fields: Mapping[str, Any], folder: str | Path) -> None:
@@ -76,15 +85,16 @@ def save(fields: Mapping[str, Any], folder: str | Path) -> None:
     (folder / "benchmark.json").write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder: str | Path, *, name: str | None = None) -> dict[str, Any]:
+def load(folder: str | Path, *, name: str | None = None, split: str = SPLIT) -> dict[str, Any]:
     """The fields of the `Benchmark` in a folder of `save`, or in a BEIR folder; items are read when asked for.
 
     Args:
       folder: as in this module's docstring.
       name: replaces the stored one (BEIR folders store none: the folder's name is the default).
+      split: of a BEIR folder's judgements.
 
     Raises:
-      FileNotFoundError: the folder or one of its files is missing.
+      FileNotFoundError: the folder, one of its files, or the split is missing; the message names the splits there are.
       ValueError: a file is corrupt, of another version, or contradicts another.
     """
     folder = Path(folder)
@@ -93,7 +103,7 @@ def load(folder: str | Path, *, name: str | None = None) -> dict[str, Any]:
     header = _read_header(folder)
     query_ids, queries, _ = _read_items(folder, "queries")
     corpus_ids, corpus, texts = _read_items(folder, "corpus")
-    qrels = _read_qrels(folder)
+    qrels = _read_qrels(folder, split)
     if header is None:
         judged = [i for i, q in enumerate(query_ids) if any(grade > 0 for grade in qrels.get(q, {}).values())]
         queries, query_ids = queries.take(judged), [query_ids[i] for i in judged]
@@ -174,12 +184,40 @@ def _read_items(folder: Path, kind: str) -> tuple[list[str], LazyItems, list[str
     """Ids, lazy items, and the page texts if every item has one."""
     if (path := folder / f"{kind}.parquet").exists():
         return _read_parquet(path)
-    if (path := folder / f"{kind}.jsonl").exists():
-        rows = list(_read_jsonl(path))
-        ids = [str(row.get("_id", row.get("id", ""))) for row in rows]
-        texts = [row.get("page_text") or _beir_text(row) or "" for row in rows]
-        return ids, LazyItems(len(rows), lambda i: _from_jsonl(rows[i], folder)), texts if any(texts) else None
-    raise FileNotFoundError(f"{folder} has neither {kind}.parquet nor {kind}.jsonl: it is not a benchmark folder")
+    rows = _beir_rows(folder, kind)
+    ids = [str(row.get("_id", row.get("id", ""))) for row in rows]
+    texts = [row.get("page_text") or _beir_text(row) or "" for row in rows]
+    empty = [i for i, row in zip(ids, rows, strict=True) if not _beir_text(row) and row.get("image") is None]
+    if empty and kind == "queries":
+        raise ValueError(
+            f"'{folder}': {len(empty)} queries have no text, the first is {empty[0]}: fill it in or drop it"
+        )
+    if empty:
+        _logger.warning("'%s': %d documents without content are read as the text %s", folder, len(empty), EMPTY)
+    return ids, LazyItems(len(rows), lambda i: _from_beir(rows[i], folder)), texts if any(texts) else None
+
+
+def _beir_rows(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Of queries or corpus: in jsonl, or in the hub's parquet files, of which there is one split."""
+    for name in (f"{kind}.jsonl", f"{kind}.jsonl.gz"):
+        if (path := folder / name).exists():
+            return list(_read_jsonl(path))
+    if found := splits(folder / kind):
+        split = SPLIT if SPLIT in found else found[0]
+        if split != SPLIT and len(found) > 1:
+            raise ValueError(f"'{folder / kind}' has files of {', '.join(found)}: keep those of one split")
+        return _read_table(Table(shards(folder / kind, split)), ("_id", "id", "title", "text"))
+    raise FileNotFoundError(
+        f"{folder} has neither {kind}.parquet nor {kind}.jsonl nor a folder {kind} of parquet files: it is not a "
+        "benchmark folder"
+    )
+
+
+def _read_table(table: Table, columns: Iterable[str]) -> list[dict[str, Any]]:
+    """Its rows, of those of the columns that are there."""
+    there = [name for name in columns if name in table.schema.names]
+    values = [table.column(name) for name in there]
+    return [dict(zip(there, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _read_parquet(path: Path) -> tuple[list[str], LazyItems, list[str] | None]:
@@ -197,10 +235,10 @@ def _read_parquet(path: Path) -> tuple[list[str], LazyItems, list[str] | None]:
     return ids, items, texts if texts and None not in texts else None
 
 
-def _from_jsonl(row: Mapping[str, Any], folder: Path) -> Any:
+def _from_beir(row: Mapping[str, Any], folder: Path) -> Any:
     text, image = _beir_text(row), row.get("image")
     if image is None:
-        return text
+        return {"text": text or EMPTY} if not text or Path(text).suffix else text  # never taken for a file's name
     item: dict[str, Any] = {"image": folder / image}
     return {**item, "text": text} if text else item
 
@@ -210,7 +248,7 @@ def _beir_text(row: Mapping[str, Any]) -> str:
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as file:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -223,25 +261,76 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _read_qrels(folder: Path) -> dict[str, dict[str, int]]:
-    paths = [folder / "qrels.tsv", folder / "qrels" / "test.tsv"]
-    path = next((p for p in paths if p.exists()), None)
-    if path is None:
-        raise FileNotFoundError(f"{folder} has neither qrels.tsv nor qrels/test.tsv")
+def _read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
+    for place, (query, document, grade) in _judgements(folder, split):
+        if document in qrels.setdefault(query, {}):
+            raise ValueError(f"{place}: query {query}, document {document} is judged twice")
+        qrels[query][document] = grade
+    return qrels
+
+
+def _judgements(folder: Path, split: str) -> Iterator[tuple[str, tuple[str, str, int]]]:
+    """Where each is, for messages, and its query, document and grade."""
+    single = [folder / "qrels.tsv", folder / "qrels.jsonl"]
+    named = [folder / "qrels" / f"{split}.{suffix}" for suffix in ("tsv", "jsonl")]
+    path = next((p for p in (*named, *(single if split == SPLIT else ())) if p.exists()), None)
+    if path is None:
+        parent = next((folder / name for name in _QRELS_FOLDERS if split in splits(folder / name)), None)
+        if parent is None:
+            raise FileNotFoundError(_no_qrels(folder, split))
+        return _of_table(Table(shards(parent, split)))
+    return _of_tsv(path) if path.suffix == ".tsv" else _of_jsonl(path)
+
+
+_QRELS_FOLDERS = ("qrels", "data", "default")
+
+
+def _no_qrels(folder: Path, split: str) -> str:
+    there = [path.stem for path in sorted((folder / "qrels").glob("*")) if path.suffix in (".tsv", ".jsonl")]
+    there += [found for name in _QRELS_FOLDERS for found in splits(folder / name)]
+    if there:
+        return f"{folder} has no judgements of the split {split!r}; it has {', '.join(map(repr, dict.fromkeys(there)))}"
+    if split != SPLIT:
+        return f"{folder} has no judgements of the split {split!r}: no file qrels/{split}.tsv"
+    return f"{folder} has neither qrels.tsv nor qrels/{split}.tsv, nor one of them as jsonl or parquet"
+
+
+def _of_tsv(path: Path) -> Iterator[tuple[str, tuple[str, str, int]]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         fields = line.split("\t")
         if not line or (number == 1 and fields == QRELS_HEADER):
             continue
         try:
             query, document, grade = fields
-            value = int(grade)
+            yield f"{path}, line {number}", (query, document, _grade(grade))
         except ValueError:
             raise ValueError(f"{path}, line {number}: expected query, document, integer score, not {line!r}") from None
-        if document in qrels.setdefault(query, {}):
-            raise ValueError(f"{path}, line {number}: query {query}, document {document} is judged twice")
-        qrels[query][document] = value
-    return qrels
+
+
+def _of_jsonl(path: Path) -> Iterator[tuple[str, tuple[str, str, int]]]:
+    for number, row in enumerate(_read_jsonl(path), 1):
+        yield f"{path}, judgement {number}", _of_row(row, f"{path}, judgement {number}")
+
+
+def _of_table(table: Table) -> Iterator[tuple[str, tuple[str, str, int]]]:
+    for number, row in enumerate(_read_table(table, QRELS_HEADER)):
+        yield table.place(number), _of_row(row, table.place(number))
+
+
+def _of_row(row: Mapping[str, Any], place: str) -> tuple[str, str, int]:
+    try:
+        return str(row["query-id"]), str(row["corpus-id"]), _grade(row["score"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{place}: expected {', '.join(QRELS_HEADER)} (an integer), not {dict(row)!r}") from None
+
+
+def _grade(value: Any) -> int:
+    """An integer, also where it is written 1.0."""
+    grade = int(float(value))
+    if grade != float(value):
+        raise ValueError(value)
+    return grade
 
 
 def _read_candidates(folder: Path) -> dict[str, list[str]] | None:

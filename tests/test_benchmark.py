@@ -1,10 +1,12 @@
 """Benchmarks: what is refused, samples, and folders on disk."""
 
 import dataclasses
+import gzip
 import io
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -205,6 +207,132 @@ def test_beir_folder(tmp_path, header):
     assert benchmark.texts == ["Pumps move water", "valves stop water"]
     assert benchmark.corpus[0] == "Pumps move water"
     np.testing.assert_array_equal(np.asarray(open_rgb(benchmark.corpus[1]["image"])), np.asarray(picture(1)))
+
+
+CORPUS = [{"_id": "d1", "title": "Pumps", "text": "move water"}, {"_id": "d2", "title": "", "text": "valves stop it"}]
+QUERIES = [{"_id": "1", "text": "what moves?"}, {"_id": "2", "text": "unjudged"}, {"_id": "3", "text": "stops?"}]
+QRELS = [("1", "d1", 3), ("1", "d2", 1), ("3", "d2", 2), ("3", "d1", 0)]
+GRADES = {"1": {"d1": 3, "d2": 1}, "3": {"d2": 2, "d1": 0}}
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def named(rows, score=int):
+    return [dict(zip(storage.QRELS_HEADER, (q, d, score(g)), strict=True)) for q, d, g in rows]
+
+
+def write_zip(folder):
+    """As BEIR's zips are, with the judgements of two splits."""
+    (folder / "corpus.jsonl").write_text(lines(CORPUS))
+    (folder / "queries.jsonl").write_text(lines(row | {"metadata": {}} for row in QUERIES))
+    (folder / "qrels").mkdir()
+    for split, rows in (("test", QRELS), ("dev", [("2", "d1", 1)])):
+        table = "".join(f"{q}\t{d}\t{g}\n" for q, d, g in rows)
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + table)
+
+
+def write_gz(folder):
+    """As the hub's BeIR/NAME, whose judgements are in a repository of their own, here beside it."""
+    for name, rows in (("corpus", CORPUS), ("queries", QUERIES)):
+        with gzip.open(folder / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.write(lines(rows))
+    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{g}\n" for q, d, g in QRELS))
+
+
+def write_jsonl(folder):
+    """As the hub's mteb/NAME used to be, grades as floats."""
+    (folder / "corpus.jsonl").write_text(lines(CORPUS))
+    (folder / "queries.jsonl").write_text(lines(QUERIES))
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.jsonl").write_text(lines(named(QRELS, float)))
+
+
+def write_limit(folder):
+    """As LIMIT, with one file of judgements."""
+    (folder / "corpus.jsonl").write_text(lines(CORPUS))
+    (folder / "queries.jsonl").write_text(lines(QUERIES))
+    (folder / "qrels.jsonl").write_text(lines(named(QRELS)))
+
+
+def write_parquet(folder, *, qrels="data", splits=("test",)):
+    """As the hub's mteb/NAME are, converted; the corpus in two files."""
+    for part in ("corpus", "queries", qrels):
+        (folder / part).mkdir(exist_ok=True)
+    for i in range(2):
+        table = pa.Table.from_pylist([{"id": CORPUS[i]["_id"], **CORPUS[i]}]).drop(["_id"])
+        pq.write_table(table, folder / "corpus" / f"corpus-{i:05}-of-00002.parquet")
+    pq.write_table(pa.Table.from_pylist(QUERIES), folder / "queries" / "queries-00000-of-00001.parquet")
+    for split in splits:
+        pq.write_table(pa.Table.from_pylist(named(QRELS)), folder / qrels / f"{split}-00000-of-00001.parquet")
+
+
+def write_parquet_qrels(folder):
+    write_parquet(folder, qrels="qrels", splits=("dev", "test"))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [write_zip, write_gz, write_jsonl, write_limit, write_parquet, write_parquet_qrels],
+    ids=lambda f: f.__name__,
+)
+def test_layouts_of_beir(tmp_path, layout):
+    layout(tmp_path)
+    benchmark = Benchmark.load(tmp_path, name="set")
+    assert benchmark.query_ids == ["1", "3"] and list(benchmark.queries) == ["what moves?", "stops?"]
+    assert benchmark.corpus_ids == ["d1", "d2"]
+    assert list(benchmark.corpus) == benchmark.texts == ["Pumps move water", "valves stop it"]
+    assert benchmark.qrels == GRADES  # as they are graded
+
+
+def test_split_of_a_beir_folder(tmp_path):
+    write_zip(tmp_path)
+    benchmark = Benchmark.load(tmp_path, split="dev")
+    assert (benchmark.query_ids, benchmark.qrels) == (["2"], {"2": {"d1": 1}})
+    with pytest.raises(FileNotFoundError, match="no judgements of the split 'train'; it has 'dev', 'test'"):
+        Benchmark.load(tmp_path, split="train")
+    (tmp_path / "single").mkdir()
+    write_limit(tmp_path / "single")
+    with pytest.raises(FileNotFoundError, match="no judgements of the split 'dev': no file qrels/dev.tsv"):
+        Benchmark.load(tmp_path / "single", split="dev")
+    (tmp_path / "parquet").mkdir()
+    write_parquet(tmp_path / "parquet", splits=("dev", "train"))
+    with pytest.raises(FileNotFoundError, match="no judgements of the split 'test'; it has 'dev', 'train'"):
+        Benchmark.load(tmp_path / "parquet")
+
+
+def test_missing_and_wrong_parts_of_a_beir_folder(tmp_path):
+    write_zip(tmp_path)
+    rows = (tmp_path / "queries.jsonl").read_text()
+    (tmp_path / "queries.jsonl").write_text(lines([*QUERIES, {"_id": "4", "text": " "}]))
+    with pytest.raises(ValueError, match="1 queries have no text, the first is 4"):
+        Benchmark.load(tmp_path)
+    (tmp_path / "queries.jsonl").write_text(rows)
+    judgements = tmp_path / "qrels" / "test.tsv"
+    judgements.write_text("1\td1\t1.0\n")
+    assert Benchmark.load(tmp_path).qrels == {"1": {"d1": 1}}
+    judgements.write_text("1\td1\t0.5\n")
+    with pytest.raises(ValueError, match=r"test\.tsv, line 1: expected query, document, integer score"):
+        Benchmark.load(tmp_path)
+    judgements.unlink()
+    (tmp_path / "qrels" / "test.jsonl").write_text(lines([*named(QRELS), {"query-id": "1", "score": 1}]))
+    with pytest.raises(ValueError, match=r"test\.jsonl, judgement 5: expected query-id, corpus-id, score"):
+        Benchmark.load(tmp_path)
+    (tmp_path / "corpus.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"neither corpus\.parquet nor corpus\.jsonl nor a folder corpus"):
+        Benchmark.load(tmp_path)
+
+
+def test_documents_of_a_beir_folder_that_could_be_taken_for_something_else(tmp_path, caplog):
+    write_limit(tmp_path)
+    (tmp_path / "corpus.jsonl").write_text(
+        lines([CORPUS[0], {"_id": "d2", "title": None, "text": "photo.png"}, {"_id": "e"}])
+    )
+    benchmark = Benchmark.load(tmp_path)
+    assert list(benchmark.corpus) == ["Pumps move water", {"text": "photo.png"}, {"text": "NULL"}]
+    assert benchmark.texts == ["Pumps move water", "photo.png", ""]
+    assert "1 documents without content" in caplog.text
 
 
 def test_saving_over_something_is_refused(tmp_path):

@@ -263,7 +263,7 @@ def test_command_on_a_saved_folder(tmp_path):
     benchmark = dataclasses.replace(made(), corpus=list(made().texts))
     benchmark.save(tmp_path / "saved")
     done = run_command(
-        f"--config=configs/eval_beir_folder.py:{tmp_path / 'saved'}",
+        f"--config=configs/beir_folder.py:{tmp_path / 'saved'}",
         *("--config.rows=('chance','bm25')", f"--config.output={tmp_path / 'out'}"),
     )
     assert done.returncode == 0, done.stderr
