@@ -3,8 +3,9 @@
     python -m eval.compare results/a results/b
     python -m eval.compare a/results.json b/results.json --metrics ndcg@5,hit@1 --out difference.json
 
-For every benchmark and row that both have, and for the average over the benchmarks: the difference b − a with a paired
-bootstrap interval over queries, * = it excludes 0. What one of them lacks is listed below the tables.
+For every benchmark and row that both have, for the average over the benchmarks, and for every group of benchmarks in
+its primary metrics: the difference b − a with a paired bootstrap interval over queries, * = it excludes 0. What one of
+them lacks is listed below the tables.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def compare(
 
     Args:
       a, b: as from `read`; a query is known by its id, the order does not matter.
-      metrics: names; None = those that both have.
+      metrics: names; None = those that both have. Groups keep their own.
       samples, seed, level: of the bootstrap. The queries of each benchmark are resampled, the same for every row.
 
     Returns:
@@ -78,17 +79,24 @@ def compare(
       "low", "high"}}}, "rows_without_counterpart": {"a", "b"}}, ...], "without_counterpart": {"a", "b"},
       "metrics_without_counterpart": {"a", "b"}}; mean, low and high are of the difference. Several benchmarks are
       followed by their unweighted average, over the rows that all of them have on both sides.
+      Where both have groups there is "groups": [{"name", "benchmarks": {name: primary metric}, "rows": {row: {"a", "b",
+      "mean", "low", "high"}}, "without_counterpart": {"a", "b"}}, ...]: of the groups of the same name, unweighted
+      averages over the benchmarks that both have run, in their primary metrics; and "groups_without_counterpart".
 
     Raises:
-      ValueError: nothing to compare, a metric that one of them lacks, or a benchmark with other queries, another number
-        of documents or another way of ranking.
+      ValueError: nothing to compare, a metric that one of them lacks, a benchmark with other queries, another number
+        of documents or another way of ranking, or one with another primary metric in a's group than in b's.
     """
     ours, theirs = _entries(a), _entries(b)
     shared = [name for name in ours if name in theirs]
     if not shared:
         raise ValueError(f"no benchmark is in both: a has {some(ours)}, b has {some(theirs)}")
     chosen = _metrics(a["metrics"], b["metrics"], metrics)
-    parts = [_part(ours[name], theirs[name], chosen, samples, seed + i) for i, name in enumerate(shared)]
+    groups = _shared_groups(a, b)
+    primary = [metric for group in groups for metric in group["benchmarks"].values()]
+    needed = list(dict.fromkeys([*chosen, *primary]))
+    drawn = {name: _part(ours[name], theirs[name], needed, samples, seed + i) for i, name in enumerate(shared)}
+    parts = [{key: x for key, x in part.items() if key[1] in chosen} for part in drawn.values()]
     entries: list[dict[str, Any]] = [
         {
             "name": name,
@@ -102,7 +110,7 @@ def compare(
         average = {"name": AVERAGE, "queries": sum(entry["queries"] for entry in entries)}
         none: dict[str, list[str]] = {"a": [], "b": []}
         entries.append(average | {"rows": _figures(_averaged(parts), level), "rows_without_counterpart": none})
-    return {
+    found = {
         "level": level,
         "samples": samples,
         "metrics": chosen,
@@ -110,6 +118,10 @@ def compare(
         "without_counterpart": _lacking(ours, theirs),
         "metrics_without_counterpart": _lacking(a["metrics"], b["metrics"]),
     }
+    if groups:
+        found["groups"] = [group | {"rows": _group_rows(group["benchmarks"], drawn, level)} for group in groups]
+        found["groups_without_counterpart"] = _lacking(_groups(a), _groups(b))
+    return found
 
 
 def _entries(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -121,6 +133,39 @@ def _lacking(a: Iterable[str], b: Iterable[str]) -> dict[str, list[str]]:
     """What only one of them has."""
     first, second = dict.fromkeys(a), dict.fromkeys(b)  # sets in order
     return {"a": [name for name in first if name not in second], "b": [name for name in second if name not in first]}
+
+
+def _groups(summary: Mapping[str, Any]) -> dict[str, Mapping[str, str]]:
+    """By name: the primary metric of each of their benchmarks that were run."""
+    return {group["name"]: group["benchmarks"] for group in summary.get("groups", ())}
+
+
+def _shared_groups(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of the same name, with the benchmarks that both have run; without rows."""
+    ours, theirs = _groups(a), _groups(b)
+    found = []
+    for group in (name for name in ours if name in theirs):
+        metrics = {name: metric for name, metric in ours[group].items() if name in theirs[group]}
+        for name, metric in metrics.items():
+            if theirs[group][name] != metric:
+                raise ValueError(
+                    f"group {group}: the primary metric of {name} is {metric} in a and {theirs[group][name]} in b: "
+                    "run both with the same groups"
+                )
+        found.append(
+            {"name": group, "benchmarks": metrics, "without_counterpart": _lacking(ours[group], theirs[group])}
+        )
+    return found
+
+
+def _group_rows(metrics: Mapping[str, str], parts: Mapping[str, Part], level: float) -> dict[str, dict[str, float]]:
+    """Averages over a group's benchmarks, each in its primary metric, of the rows that all of them have."""
+    own = [
+        {(row, ""): x for (row, metric), x in parts[name].items() if metric == primary}
+        for name, primary in metrics.items()
+    ]
+    averaged = _figures(_averaged(own), level) if own else {}
+    return {row: by_metric[""] for row, by_metric in averaged.items()}
 
 
 def _metrics(a: Sequence[str], b: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
@@ -180,23 +225,37 @@ def _figures(part: Part, level: float) -> dict[str, dict[str, dict[str, float]]]
 
 
 def markdown(comparison: Mapping[str, Any]) -> str:
-    """A table per benchmark, rows by metrics, "a → b, difference [low, high]"; then what has no counterpart."""
+    """Tables of "a → b, difference [low, high]": one per group, one per benchmark; then what has no counterpart."""
     metrics = comparison["metrics"]
-    parts = []
+    parts = [_group_table(group) for group in comparison.get("groups", ())]
     for entry in comparison["benchmarks"]:
         lines = [f"### {entry['name']} ({entry['queries']} queries)", "", f"| b − a | {' | '.join(metrics)} |"]
         lines.append("|---|" + "---|" * len(metrics))
         for row, figures in entry["rows"].items():
-            cells = [f"{x['a']:.3f} → {x['b']:.3f}, {cell(x, signed=True)}" for x in map(figures.get, metrics) if x]
+            cells = [_cell(x) for x in map(figures.get, metrics) if x]
             lines.append(f"| {row} | {' | '.join(cells)} |")
         only = _only("row", entry["rows_without_counterpart"])
         parts.append("\n".join([*lines, *([""] if only else []), *only]))
     parts.append(
         f"Brackets: {100 * comparison['level']:g} % paired bootstrap interval over queries; * = it excludes 0."
     )
-    only = _only("benchmark", comparison["without_counterpart"])
+    only = _only("group", comparison.get("groups_without_counterpart", {}))
+    only += _only("benchmark", comparison["without_counterpart"])
     only += _only("metric", comparison["metrics_without_counterpart"])
     return "\n\n".join([*parts, "\n".join(only)] if only else parts) + "\n"
+
+
+def _group_table(group: Mapping[str, Any]) -> str:
+    metrics = list(dict.fromkeys(group["benchmarks"].values()))
+    head = [f"### {group['name']}: average of {len(group['benchmarks'])}", ""]
+    rows = [f"| {row} | {_cell(figure)} |" for row, figure in group["rows"].items()]
+    table = [f"| b − a | {' or '.join(metrics)} |", "|---|---|", *rows] if rows else ["nothing that both have run"]
+    only = _only("benchmark", group["without_counterpart"])
+    return "\n".join([*head, *table, *([""] if only else []), *only])
+
+
+def _cell(figure: Mapping[str, float]) -> str:
+    return f"{figure['a']:.3f} → {figure['b']:.3f}, {cell(dict(figure), signed=True)}"
 
 
 def _only(what: str, lacking: Mapping[str, Sequence[str]]) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 
 from eval.compare import compare, main, markdown, read
 from eval.evaluate import Result
+from eval.groups import Group
 from eval.report import summarise, write
 
 ROWS = ("pooled", "late", "hybrid")
@@ -114,6 +115,71 @@ def test_markdown():
         f"| late | {a:.3f} → {b:.3f}, +0.125 [+0.125, +0.125] * |",
         *("", "Brackets: 95 % paired bootstrap interval over queries; * = it excludes 0."),
     ]
+
+
+NAMES = ("first", "second", "third")
+GROUP = {"first": "mrr", "second": "ndcg@5", "third": "ndcg@5", "never": "mrr"}
+
+
+def grouped(results, *groups):
+    return summarise(results, samples=20, groups=[Group(name, metrics) for name, metrics in groups])
+
+
+def test_groups_are_averaged_in_their_primary_metrics():
+    counts = (40, 70, 20)
+    first, second = run(1, names=NAMES, counts=counts), run(2, names=NAMES, counts=counts)
+    second = [shuffled(result) for result in second]
+    groups = [("all", GROUP), ("one", {"third": "mrr"})]
+    made = compare(grouped(first, *groups), grouped(second, *groups), metrics=["mrr"], samples=SAMPLES, seed=4)
+    assert made["metrics"] == ["mrr"]  # a group's own are not among them
+    assert [(group["name"], group["benchmarks"]) for group in made["groups"]] == [
+        ("all", {name: GROUP[name] for name in NAMES}),
+        ("one", {"third": "mrr"}),
+    ]
+    for row in ROWS:
+        draws, means = [], {"a": [], "b": []}
+        for place, (a, b) in enumerate(zip(first, second, strict=True)):
+            metric = GROUP[a.benchmark]
+            theirs = dict(zip(b.query_ids, b.values[row][metric].tolist(), strict=True))
+            pairs = np.array([[x, theirs[q]] for q, x in zip(a.query_ids, a.values[row][metric].tolist(), strict=True)])
+            drawn = np.random.default_rng(4 + place).integers(len(pairs), size=(SAMPLES, len(pairs)))
+            draws.append([pairs[sample, 1].mean() - pairs[sample, 0].mean() for sample in drawn])
+            for side, x in zip(means, pairs.mean(axis=0), strict=True):
+                means[side].append(x)
+        low, high = np.percentile(np.mean(draws, axis=0), [2.5, 97.5])
+        a, b = np.mean(means["a"]), np.mean(means["b"])
+        expected = {"a": a, "b": b, "mean": b - a, "low": low, "high": high}
+        assert made["groups"][0]["rows"][row] == pytest.approx(expected, abs=1e-12)
+        third = next(entry for entry in made["benchmarks"] if entry["name"] == "third")
+        assert made["groups"][1]["rows"][row] == pytest.approx(third["rows"][row]["mrr"], abs=1e-12)
+    text = markdown(made)
+    assert text.startswith("### all: average of 3\n\n| b − a | mrr or ndcg@5 |\n|---|---|\n| pooled | ")
+    assert "\n### one: average of 1\n\n| b − a | mrr |\n" in text
+    assert text.index("### one") < text.index("### first") and "groups that" not in text
+
+
+def test_groups_of_one_side_only():
+    first, second = run(1, names=("first", "mine"), rows=("late", "bm25")), run(2, names=("first", "yours"))
+    a = grouped(
+        first, ("both", {"first": "mrr", "mine": "mrr"}), ("mine", {"first": "mrr"}), ("empty", {"mine": "mrr"})
+    )
+    b = grouped(second, ("both", {"first": "mrr", "yours": "mrr"}), ("empty", {"yours": "mrr"}))
+    made = compare(a, b, samples=SAMPLES)
+    assert made["groups_without_counterpart"] == {"a": ["mine"], "b": []}
+    both, empty = made["groups"]
+    assert both["without_counterpart"] == {"a": ["mine"], "b": ["yours"]} and list(both["rows"]) == ["late"]
+    assert (empty["benchmarks"], empty["rows"]) == ({}, {})
+    text = markdown(made)
+    assert "- benchmarks that only a has: mine\n- benchmarks that only b has: yours\n\n### empty" in text
+    assert "### empty: average of 0\n\nnothing that both have run\n" in text
+    assert "- groups that only a has: mine\n- benchmarks that only a has: mine\n" in text
+    assert "groups" not in compare(a, summary(second), samples=20)
+
+
+def test_groups_of_different_metrics_are_refused():
+    a, b = (grouped(run(1), ("all", {"first": metric})) for metric in METRICS)
+    with pytest.raises(ValueError, match="group all: the primary metric of first is ndcg@5 in a and mrr in b"):
+        compare(a, b)
 
 
 def test_metrics_can_be_chosen():
