@@ -10,51 +10,61 @@ from eval import bootstrap
 from eval.bootstrap import interval, resampled_means
 from eval.metrics import METRICS, compute, ndcg, parse_metric
 
-TREC_NAMES = {
-    "ndcg@1": "ndcg_cut_1",
-    "ndcg@5": "ndcg_cut_5",
-    "ndcg@10": "ndcg_cut_10",
-    "ndcg@100": "ndcg_cut_100",
-    "hit@1": "success_1",
-    "hit@5": "success_5",
-    "recall@5": "recall_5",
-    "recall@10": "recall_10",
-    "precision@5": "P_5",
-    "precision@10": "P_10",
-    "map": "map",
-    "map@10": "map_cut_10",
-    "mrr": "recip_rank",
-}
+CUTOFFS = (1, 5, 10)
+TREC = {"ndcg": "ndcg_cut", "hit": "success", "recall": "recall", "precision": "P", "map": "map_cut"}
+CASES = 200
 
 
-def random_run(rng, *, queries, documents, negative):
-    """Random judgements and scores; some relevant documents are never ranked, some lists are shorter than a cut-off."""
+def random_run(rng, *, queries, documents, negative, levels):
+    """Random judgements and scores; few candidates are judged, some relevant documents are never ranked, some lists are
+    shorter than a cut-off, and with few levels of score there are ties, which trec_eval breaks by descending name.
+    """
     qrels, run, ranked, judged = {}, {}, [], []
     for q in range(queries):
-        names = [f"d{i}" for i in range(documents)]
+        names = [f"d{i:03}" for i in range(documents)]
         grades = {n: int(g) for n, g in zip(names, rng.integers(-1 if negative else 0, 4, documents), strict=True)}
         grades = {n: g for n, g in grades.items() if rng.random() < 0.3} or {names[0]: 1}
-        retrieved = rng.permutation(names)[: rng.integers(1, documents)]
-        # trec_eval reads scores as float32: distinct integers leave no ties to break.
-        scores = rng.permutation(documents)[: len(retrieved)].astype(float)
-        qrels[f"q{q}"], run[f"q{q}"] = grades, dict(zip(retrieved.tolist(), scores.tolist(), strict=True))
-        ordered = [n for _, n in sorted(zip(scores, retrieved, strict=True), reverse=True)]
+        retrieved = rng.permutation(names)[: rng.integers(1, documents + 1)].tolist()
+        # trec_eval reads scores as float32: integers are what they were.
+        scores = dict(zip(retrieved, rng.integers(0, levels, len(retrieved)).astype(float).tolist(), strict=True))
+        qrels[f"q{q}"], run[f"q{q}"] = grades, scores
+        ordered = sorted(retrieved, key=lambda n: (scores[n], n), reverse=True)
         ranked.append([grades.get(n, 0) for n in ordered] + [0] * (documents - len(ordered)))
         judged.append(list(grades.values()) + [0] * (documents - len(grades)))
     return qrels, run, np.array(ranked), np.array(judged)
 
 
+def trec_eval(qrels, run, measures):
+    """Values [Q] by measure, queries in order."""
+    found = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
+    return {name: np.array([found[query][name] for query in qrels]) for name in next(iter(found.values()))}
+
+
+def cut(run, k):
+    """The k best of every query."""
+    best = {q: sorted(s, key=lambda n: (s[n], n), reverse=True)[:k] for q, s in run.items()}
+    return {query: {name: run[query][name] for name in names} for query, names in best.items()}
+
+
+@pytest.mark.parametrize("levels", [4, 10**6])
 @pytest.mark.parametrize("negative", [False, True])
-@pytest.mark.parametrize("documents", [3, 8, 150])
-def test_equal_to_trec_eval(documents, negative):
+@pytest.mark.parametrize("documents", [1, 3, 8, 150])
+def test_equal_to_trec_eval(documents, negative, levels):
     rng = np.random.default_rng(documents)
-    qrels, run, ranked, judged = random_run(rng, queries=60, documents=documents, negative=negative)
-    measures = {"ndcg_cut.1,5,10,100", "success.1,5", "recall.5,10", "P.5,10", "map", "map_cut.10", "recip_rank"}
-    expected = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
-    ours = compute(list(TREC_NAMES), ranked, judged)
-    for name, trec in TREC_NAMES.items():
-        theirs = np.array([expected[f"q{q}"][trec] for q in range(60)])
-        np.testing.assert_allclose(ours[name], theirs, rtol=0, atol=1e-6, err_msg=name)
+    qrels, run, ranked, judged = random_run(rng, queries=CASES, documents=documents, negative=negative, levels=levels)
+    gains = {q: {name: 2 ** max(grade, 0) - 1 for name, grade in grades.items()} for q, grades in qrels.items()}
+    whole = trec_eval(qrels, run, {"map", "recip_rank"})
+    at = trec_eval(qrels, run, {f"{measure}.{','.join(map(str, CUTOFFS))}" for measure in TREC.values()})
+    exponential = trec_eval(gains, run, {f"ndcg_cut.{','.join(map(str, CUTOFFS))}"})
+    expected = {"map": whole["map"], "mrr": whole["recip_rank"]}
+    for k in CUTOFFS:
+        expected |= {f"{ours}@{k}": at[f"{theirs}_{k}"] for ours, theirs in TREC.items()}
+        expected[f"ndcg_exp@{k}"] = exponential[f"ndcg_cut_{k}"]
+        expected[f"mrr@{k}"] = trec_eval(qrels, cut(run, k), {"recip_rank"})["recip_rank"]
+    assert {name.partition("@")[0] for name in expected} == set(METRICS)
+    values = compute(list(expected), ranked, judged)
+    for name, theirs in expected.items():
+        np.testing.assert_allclose(values[name], theirs, rtol=0, atol=1e-6, err_msg=name)
 
 
 def test_values_by_hand():
