@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections import Counter
 
 import pytest
 
@@ -45,7 +46,8 @@ def test_draws():
     some = limit.make(24, queries=30, seed=1)
     assert len(some.queries) == 30 and len({asked(query) for query in some.queries}) == 30
     pairs = {frozenset(grades) for grades in some.qrels.values()}
-    assert len(pairs) == 30 and len(set().union(*pairs)) > 15  # drawn among all, not the first ones
+    busiest = Counter(name for pair in pairs for name in pair).most_common(1)[0][1]
+    assert len(pairs) == 30 and busiest < 10  # drawn among all; of the first 30, one person is in 23
 
 
 def test_own_words():
