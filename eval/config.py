@@ -33,6 +33,7 @@ def default_config() -> ConfigDict:
             "metrics": METRICS,
             "pooled_weight": 1.0,
             "late_weight": 1.0,
+            "scorer": "fast",  # or "reference": the paper's own order of operations, slowly
             "batch_size": config_dict.placeholder(int),  # None = the encoder's default
             "query_block": QUERY_BLOCK,  # queries scored at a time
             "max_queries": config_dict.placeholder(int),  # a random sample; None = all

@@ -32,6 +32,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 import smart_jax
+from eval import reference
 from eval.benchmark import Benchmark, Deferred
 from eval.cache import GIB, Cache
 from eval.evaluate import ADAPTER_ROWS, MODEL_ROWS, Result, run_benchmark
@@ -41,6 +42,7 @@ from eval.workers import Worker
 from smart_jax import compilation_cache
 
 STORAGE_DTYPES = ("float32", "float16")
+SCORERS = {"fast": smart_jax.score, "reference": reference.scores}
 
 _logger = logging.getLogger(__name__)
 
@@ -74,6 +76,8 @@ def evaluate(
         raise ValueError(f"the benchmarks are {names}: there must be at least one, and their names must differ")
     if config.storage_dtype not in STORAGE_DTYPES:
         raise ValueError(f"storage_dtype is {config.storage_dtype!r}: use one of {', '.join(STORAGE_DTYPES)}")
+    if config.scorer not in SCORERS:
+        raise ValueError(f"scorer is {config.scorer!r}: use one of {', '.join(SCORERS)}")
     check_groups(groups, names, tuple(config.metrics))
     adapter_encoder = None
     if config.adapter:
@@ -130,6 +134,7 @@ def _run(
         query_block=config.query_block,
         cache=cache,
         layers=config.layers,
+        score=SCORERS[config.scorer],
     )
 
 

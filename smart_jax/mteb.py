@@ -6,7 +6,6 @@ The corpus is encoded row by row from its data set, kept packed, and searched ex
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from flax import nnx
 from smart_jax.embeddings import Embeddings
 from smart_jax.encode import Encoder, load
 from smart_jax.hub import EMBEDDED
+from smart_jax.models.weights import checksum
 from smart_jax.preprocess_text import TextPreprocessor
 from smart_jax.score import score, search
 
@@ -277,21 +277,21 @@ def _meta(model: MtebModel, name: str) -> Any:
     """mteb's `ModelMeta`."""
     from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-    encoder, settings = model.encoder, model.encoder.preprocessor.settings
+    encoder = model.encoder
     about = {
         **model._weights,
-        "adapter": None if encoder.adapter is None else _digest(_values(nnx.state(encoder.adapter))),
+        "adapter": None if encoder.adapter is None else checksum(nnx.state(encoder.adapter)),
         "dtype": str(jax.tree.leaves(encoder.params)[0].dtype),
         "instruction": model._instructions["query"],
         "document_instruction": model._instructions["document"],
         "task_prompts": ",".join(model._prompted) or None,
-        "settings": _digest([repr(settings)]),
+        "fingerprint": encoder.fingerprint(),
         "storage_dtype": str(model._dtype),
     }
     return ModelMeta.create_empty(
         {
             "name": name,
-            "revision": _revision(encoder),
+            "revision": _snapshot(encoder.folder)[1] or encoder.fingerprint(),
             "modalities": model.modalities,
             "framework": ["JAX"],
             "model_type": ["late-interaction"] if model._weights["late_weight"] else ["dense"],
@@ -317,27 +317,6 @@ def _snapshot(folder: Path | None) -> tuple[str | None, str | None]:
     if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
         return parts[-3].removeprefix("models--").replace("--", "/"), parts[-1]
     return None, None
-
-
-def _revision(encoder: Encoder) -> str:
-    """Of the hub, or a digest of the folder's files by size and time, or of the weights where there is no folder."""
-    if revision := _snapshot(encoder.folder)[1]:
-        return revision
-    if encoder.folder is None:
-        return _digest(_values(encoder.params))
-    files = sorted(path for path in encoder.folder.rglob("*") if path.is_file())
-    return _digest(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
-
-
-def _values(params: Any) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
-
-
-def _digest(parts: Any) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update((part if isinstance(part, bytes) else part.encode("utf-8")) + b"\0")
-    return digest.hexdigest()
 
 
 def _import_mteb() -> None:

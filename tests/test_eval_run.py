@@ -202,7 +202,18 @@ def test_float16_storage_keeps_the_figures(tmp_path):
         assert mean[0] == pytest.approx(mean[1], abs=0.05)
 
 
+@pytest.mark.parametrize("local", [False, True])
+def test_the_references_scorer_gives_the_same_values(tmp_path, local):
+    fast, slow = (
+        evaluate(config(tmp_path / name, scorer=name), [made(local=local)], FakeEncoder(noise=1.0))["benchmarks"][0]
+        for name in ("fast", "reference")
+    )
+    assert fast["values"] == slow["values"] and "hybrid" in fast["values"]
+
+
 def test_bad_configs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="scorer is 'slow'"):
+        evaluate(config(tmp_path, scorer="slow"), [made()], FakeEncoder())
     with pytest.raises(ValueError, match="at least one"):
         evaluate(config(tmp_path), [], FakeEncoder())
     with pytest.raises(ValueError, match="names must differ"):
