@@ -59,9 +59,15 @@ def save(fields: Mapping[str, Any], folder: str | Path) -> None:
 
     Raises:
       FileExistsError: the folder is not empty.
-      ValueError, TypeError, OSError: an item can not be stored; the message names it.
+      ValueError, TypeError, OSError: an item can not be stored, or an id has a tab or a line break in it; the message
+        names it.
     """
     folder = Path(folder)
+    if wrong := [i for i in (*fields["query_ids"], *fields["corpus_ids"]) if "\t" in i or i.splitlines() != [i]]:
+        raise ValueError(
+            f"benchmark {fields['name']}: ids with a tab or a line break can not be stored, such as {wrong[0]!r}: "
+            "rename them"
+        )
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: remove it or save benchmark {fields['name']} elsewhere")
     folder.mkdir(parents=True, exist_ok=True)
