@@ -1,7 +1,7 @@
 """The ViDoRe benchmarks V1, V2 and V3 as a table of sets, and a loader of their layout on the hub.
 
-A set is a data set repository of the hub with the folders `queries`, `corpus` and `qrels`, each of parquet files of the
-split "test". Columns that are read, others are not:
+A set is a data set repository of the hub with the folders `queries`, `corpus` and `qrels`, each of parquet files of one
+split, "test". Columns that are read, others are not:
 
   queries   query-id (integer or string), query (string), language (string, "english"; V2 and V3)
   corpus    corpus-id, image (struct{bytes, path}), and where there is one the page's text, for BM25 only
@@ -37,7 +37,6 @@ from eval.lazy import LazyItems
 from eval.parquet import Table, shards
 
 INSTRUCTION = "Find a document image that matches the given query."
-SPLIT = "test"
 PARTS = ("queries", "corpus", "qrels")
 
 _logger = logging.getLogger(__name__)
@@ -67,6 +66,7 @@ class VidoreSet:
       metric: the primary one.
       layout: of its files.
       language: value that the queries' column `language` must have; None = all queries.
+      split: of its files.
     """
 
     name: str
@@ -75,6 +75,7 @@ class VidoreSet:
     metric: str = "ndcg@5"
     layout: Layout = HYPHENS
     language: str | None = None
+    split: str = "test"
 
 
 VERSIONS = {  # names for people
@@ -158,7 +159,7 @@ def fetch(entry: VidoreSet, revision: str | None = None) -> Path:
       FileNotFoundError: no such repository or revision.
       ConnectionError: it is not in the cache and the hub is offline or out of reach.
     """
-    patterns = [f"{part}/{SPLIT}-*.parquet" for part in PARTS]
+    patterns = [f"{part}/{entry.split}-*.parquet" for part in PARTS]
     try:
         return Path(
             huggingface_hub.snapshot_download(
@@ -175,11 +176,15 @@ def fetch(entry: VidoreSet, revision: str | None = None) -> Path:
         ) from error
 
 
-def load(entry: VidoreSet, folder: str | Path) -> Benchmark:
+def load(entry: VidoreSet, folder: str | Path, *, page_file: Callable[[str], Path] | None = None) -> Benchmark:
     """The benchmark in a set's folder; pages are read when asked for, one row group at a time.
 
     Queries of another language than the entry's are left out, and, with a warning, those without a relevant page. Of a
     page that is judged several times for a query the highest grade counts.
+
+    Args:
+      entry, folder: the set and where it is.
+      page_file: the image file of a page, by its id; where there is such a file it is used instead of the set's bytes.
 
     Raises:
       FileNotFoundError: a part, or one of its files, is missing; the message says what to download and where it goes.
@@ -187,7 +192,7 @@ def load(entry: VidoreSet, folder: str | Path) -> Benchmark:
     """
     folder, layout = Path(folder), entry.layout
     try:
-        queries, corpus, qrels = (Table(shards(folder / part, SPLIT)) for part in PARTS)
+        queries, corpus, qrels = (Table(shards(folder / part, entry.split)) for part in PARTS)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"set {entry.name}: {error}. `{how_to_get(entry, folder)}` gets the set") from error
     query_ids = _ids(entry, queries, layout.query_id)
@@ -219,7 +224,7 @@ def load(entry: VidoreSet, folder: str | Path) -> Benchmark:
         name=entry.name,
         queries=[{"text": texts[i]} for i in judged],
         query_ids=kept,
-        corpus=_pages(entry, corpus),
+        corpus=_pages(entry, corpus, corpus_ids, page_file),
         corpus_ids=corpus_ids,
         qrels={query: grades[query] for query in kept},
         texts=_page_texts(entry, corpus),
@@ -271,11 +276,13 @@ def _grades(
     return grades
 
 
-def _pages(entry: VidoreSet, table: Table) -> LazyItems:
+def _pages(entry: VidoreSet, table: Table, ids: Sequence[str], page_file: Callable[[str], Path] | None) -> LazyItems:
     _field(entry, table, "image", _is_image, "struct{bytes: binary, path: string}")
     rows = table.rows(["image"])
 
     def page(row: int) -> dict[str, Any]:
+        if page_file is not None and (file := page_file(ids[row])).is_file():
+            return {"image": file}
         image: Mapping[str, Any] = rows(row)["image"] or {}
         if not image.get("bytes"):
             raise ValueError(
