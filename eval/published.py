@@ -20,7 +20,8 @@ class Published:
       model: its name.
       source, date: where the figures were read, and the day that they are from.
       figures: in [0, 1], by metric, then benchmark.
-      averages: likewise by metric, then group of benchmarks.
+      averages: likewise by metric, then group of benchmarks; a group of several metrics is under all of them, "hit@1,
+        ndcg@5".
     """
 
     model: str

@@ -182,9 +182,9 @@ def _published(group: Group, run: Mapping[str, str]) -> list[dict[str, Any]]:
     for entry in group.published:
         figures = {name: x for name, m in run.items() if (x := entry.figures.get(m, {}).get(name)) is not None}
         average = float(np.mean(list(figures.values()))) if run and len(figures) == len(run) else None
-        metrics = set(group.metrics.values())
-        if average is None and len(run) == len(group.metrics) and len(metrics) == 1:
-            average = entry.averages.get(metrics.pop(), {}).get(group.name)
+        if average is None and len(run) == len(group.metrics):
+            metrics = ", ".join(sorted(set(group.metrics.values())))
+            average = entry.averages.get(metrics, {}).get(group.name)
         if figures or average is not None:
             about = {"model": entry.model, "source": entry.source, "date": str(entry.date)}
             found.append({**about, "figures": figures, "average": average})

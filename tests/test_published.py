@@ -5,31 +5,35 @@ import datetime
 import pytest
 
 from eval import published, vidore
+from eval.mmeb_v2 import table
 
 
 def test_every_entry_is_of_a_known_benchmark_or_group():
     entries = published.load()
     assert len({(entry.model, entry.source) for entry in entries}) == len(entries)
-    metrics = {entry.name: entry.metric for entry in vidore.SETS}
+    metrics = {entry.name: entry.metric for entry in (*vidore.SETS, *table.TASKS)}
     for entry in entries:
         assert entry.source and isinstance(entry.date, datetime.date)
         assert entry.figures or entry.averages
         for metric, values in entry.figures.items():
             assert {name: metrics.get(name) for name in values} == dict.fromkeys(values, metric)
         for values in entry.averages.values():
-            assert set(values) <= set(vidore.VERSIONS.values())
+            assert set(values) <= {*vidore.VERSIONS.values(), *table.groups()}
 
 
 def test_some_figures():
     entries = {entry.model: entry for entry in published.load()}
     assert entries["colpali-v1.3"].figures["ndcg@5"]["ViDoRe_docvqa"] == 0.592
-    assert entries["Qwen3-VL-Embedding-2B"].averages["ndcg@5"] == {"ViDoRe V1": 0.844, "ViDoRe V2": 0.653}
+    averages = entries["Qwen3-VL-Embedding-2B"].averages
+    assert (averages["ndcg@5"]["ViDoRe V1"], averages["ndcg@5"]["ViDoRe V2"]) == (0.844, 0.653)
+    assert averages["ndcg@5"]["MMEB-V2, visual documents"] == 0.792
+    assert averages["hit@1, ndcg@5"] == {"MMEB-V2": 0.732}
 
 
 def test_choose():
     entries = published.load()
     assert published.choose(entries, "all", "tiny") == entries
-    assert [e.model for e in published.choose(entries, "", "Qwen/qwen3-vl-embedding-8b")] == ["Qwen3-VL-Embedding-8B"]
+    assert {e.model for e in published.choose(entries, "", "Qwen/qwen3-vl-embedding-8b")} == {"Qwen3-VL-Embedding-8B"}
     assert published.choose(entries, "", "tiny") == []
     assert [e.model for e in published.choose(entries, "lamra-ret, colpali-v1.3", "")] == ["LamRA-Ret", "colpali-v1.3"]
     with pytest.raises(ValueError, match="no published figures of 'colpali': use some of gme-Qwen2-VL-2B-Instruct, "):
