@@ -5,6 +5,8 @@ import json
 import logging
 import re
 import shutil
+import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from tests import mmeb_folders as folders
 from tests import vidore_folders
 from tests.mmeb_folders import IMAGE_TO_IMAGE, MVBENCH, OOD, TO_IMAGE, TO_TEXT, V1, V2, VISRAG, Watcher, words_of
 
+ROOT = Path(__file__).parent.parent
 TABLE = {task.name: task for task in TASKS}
 PAGE_INSTRUCTION = "Find a document image that matches the given query."
 CHOOSE = (
@@ -657,8 +660,18 @@ def rewrite(name, root, row, **changes):
 
 @pytest.fixture
 def copy(root, tmp_path):
-    """A folder of its own with the same files."""
-    return Path(shutil.copytree(root, tmp_path / "copy", ignore=shutil.ignore_patterns("vidore", "openbmb")))
+    """Copies the files of tasks to a folder of the test's own."""
+
+    def make(*names):
+        for name in names:
+            parts = [f"ziyjiang/MMEB_Test_Instruct/{name}", f"image-tasks/{name}"]
+            if name in VIDEOS:
+                parts = [TABLE[name].source.repository, next(m for m in TABLE[name].media if (root / m).is_dir())]
+            for part in parts:
+                shutil.copytree(root / part, tmp_path / "copy" / part)
+        return tmp_path / "copy"
+
+    return make
 
 
 BAD = [
@@ -713,43 +726,46 @@ BAD = [
 
 @pytest.mark.parametrize(("name", "row", "changes", "message"), BAD, ids=[f"{b[0]}-{next(iter(b[2]))}" for b in BAD])
 def test_bad_rows_are_named(name, row, changes, message, copy):
-    path = rewrite(name, copy, row, **changes)
+    here = copy(name)
+    path = rewrite(name, here, row, **changes)
     with pytest.raises(ValueError, match=f"task {name}: .*" + message.replace("{path}", re.escape(str(path)))):
-        opened(name, copy)
+        opened(name, here)
 
 
 def test_bad_files_are_named(copy):
-    path, _ = annotated("HMDB51", copy)
+    here = copy("HMDB51", "MSVD", "VATEX")
+    path, _ = annotated("HMDB51", here)
     path.write_text('{"video_id": "a"\n')
     with pytest.raises(ValueError, match=f"task HMDB51: '{path}', line 1 is not valid JSON .*download it again"):
-        opened("HMDB51", copy)
+        opened("HMDB51", here)
     path.write_bytes(b'{"video_id": "\xff"}\n')
     with pytest.raises(ValueError, match="line 1 is not valid JSON"):
-        opened("HMDB51", copy)
+        opened("HMDB51", here)
     path.write_text("\n[1]\n")
     with pytest.raises(ValueError, match=rf"row 0 of '{path}' is \[1\], expected an object"):
-        opened("HMDB51", copy)
+        opened("HMDB51", here)
     path.write_text("\n")
     with pytest.raises(ValueError, match=f"task HMDB51: {path} has no rows: download it again"):
-        opened("HMDB51", copy)
-    path, _ = annotated("MSVD", copy)
+        opened("HMDB51", here)
+    path, _ = annotated("MSVD", here)
     path.write_text('{"a": []}')
     with pytest.raises(ValueError, match=f"task MSVD: '{path}' is no JSON list of rows"):
-        opened("MSVD", copy)
-    path, _ = annotated("VATEX", copy)
+        opened("MSVD", here)
+    path, _ = annotated("VATEX", here)
     path.write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(ValueError, match=f"task VATEX: '{path}' is no parquet file, or corrupt"):
-        opened("VATEX", copy)
+        opened("VATEX", here)
     path.rename(path.with_name("test-00000-of-00002.parquet"))
     with pytest.raises(FileNotFoundError, match="task VATEX: .*lacks test-00001-of-00002.parquet: download the rest"):
-        opened("VATEX", copy)
+        opened("VATEX", here)
 
 
 def test_moments_need_a_positive_clip(copy):
+    here = copy("QVHighlight")
     for clip in ("positive_1", "positive_2"):
-        shutil.rmtree(copy / FRAMES / "video_mret" / "QVHighlight" / "two" / clip)
+        shutil.rmtree(here / FRAMES / "video_mret" / "QVHighlight" / "two" / clip)
     with pytest.raises(ValueError, match=r"row 1 of '.*': video 'two' has no folder positive\* among its clips \['neg"):
-        opened("QVHighlight", copy)
+        opened("QVHighlight", here)
 
 
 @pytest.mark.parametrize(
@@ -787,61 +803,95 @@ MISSING = [
 
 @pytest.mark.parametrize(("name", "path", "archive", "target"), MISSING, ids=[m[1] for m in MISSING])
 def test_missing_media_say_what_to_download_and_where_it_goes(name, path, archive, target, copy):
-    gone = copy / path
+    here = copy(name)
+    gone = here / path
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     command = (
-        f"`hf download --repo-type dataset TIGER-Lab/MMEB-V2 --include '{archive}' --local-dir {copy} && "
-        f"mkdir -p {copy / target} && cat {copy / archive} | tar -xzf - -C {copy / target}` gets them"
+        f"`hf download --repo-type dataset TIGER-Lab/MMEB-V2 --include '{archive}' --local-dir {here} && "
+        f"mkdir -p {here / target} && cat {here / archive} | tar -xzf - -C {here / target}` gets them"
     )
     what = r"task {}: \d+ images or folders of frames are missing \(.*'{}'.*\)\. {}"
     with pytest.raises(FileNotFoundError, match=what.format(name, re.escape(str(gone)), re.escape(command))):
-        opened(name, copy)
+        opened(name, here)
 
 
 def test_a_folder_without_frames_is_missing(copy):
-    folder = copy / FRAMES / "video_qa" / "egoschema" / "0a-1"
+    here = copy("EgoSchema", "Video-MME")
+    folder = here / FRAMES / "video_qa" / "egoschema" / "0a-1"
     (folder / "frame_9.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=f"missing .*'{folder}'"):
-        opened("EgoSchema", copy)
-    shutil.rmtree(copy / FRAMES / "video_qa")
-    looked = f"'{copy / FRAMES / 'video_qa'}/Video-MME' or '{copy / FRAMES / 'video_qa/video_qa'}/Video-MME'"
+        opened("EgoSchema", here)
+    shutil.rmtree(here / FRAMES / "video_qa")
+    looked = f"'{here / FRAMES / 'video_qa'}/Video-MME' or '{here / FRAMES / 'video_qa/video_qa'}/Video-MME'"
     with pytest.raises(FileNotFoundError, match=f"task Video-MME: there is no folder {looked}"):
-        opened("Video-MME", copy)
+        opened("Video-MME", here)
 
 
 # --- other places ----------------------------------------------------------------------------------------------------
 
 
 def test_annotations_and_media_in_their_other_places(copy):
-    before = {name: opened(name, copy) for name in ("OVEN", "K700", "MVBench", "VATEX")}
+    here = copy("OVEN", "K700", "MVBench", "VATEX")
+    before = {name: opened(name, here) for name in ("OVEN", "K700", "MVBench", "VATEX")}
     seen = {name: list(map(words, [*old.queries, *old.corpus])) for name, old in before.items()}
-    (copy / "ziyjiang" / "MMEB_Test_Instruct").rename(copy / "MMEB_Test_Instruct")
-    (copy / "image-tasks" / "OVEN").rename(copy / "image-tasks" / "kept")
-    (copy / "image-tasks" / "MMEB").mkdir()
-    (copy / "image-tasks" / "kept").rename(copy / "image-tasks" / "MMEB" / "OVEN")
-    data = copy / "video-tasks" / "data"
+    (here / "ziyjiang" / "MMEB_Test_Instruct").rename(here / "MMEB_Test_Instruct")
+    (here / "image-tasks" / "OVEN").rename(here / "image-tasks" / "kept")
+    (here / "image-tasks" / "MMEB").mkdir()
+    (here / "image-tasks" / "kept").rename(here / "image-tasks" / "MMEB" / "OVEN")
+    data = here / "video-tasks" / "data"
     data.mkdir()
-    (copy / "VLM2Vec" / "Kinetics-700" / "data" / "test.jsonl").rename(data / "k700.jsonl")
-    (copy / "VLM2Vec" / "MVBench" / "json").rename(data / "mvbench")
-    qa = copy / FRAMES / "video_qa"
-    (qa / "MVBench").rename(copy / "kept")
+    (here / "VLM2Vec" / "Kinetics-700" / "data" / "test.jsonl").rename(data / "k700.jsonl")
+    (here / "VLM2Vec" / "MVBench" / "json").rename(data / "mvbench")
+    qa = here / FRAMES / "video_qa"
+    (qa / "MVBench").rename(here / "kept")
     (qa / "video_qa").mkdir()
-    (copy / "kept").rename(qa / "video_qa" / "MVBench")
-    folders.jsonl(data / "vatex.jsonl", annotated("VATEX", copy)[1])
-    shutil.rmtree(copy / "VLM2Vec" / "VATEX")
-    ret = copy / FRAMES / "video_ret"
+    (here / "kept").rename(qa / "video_qa" / "MVBench")
+    folders.jsonl(data / "vatex.jsonl", annotated("VATEX", here)[1])
+    shutil.rmtree(here / "VLM2Vec" / "VATEX")
+    ret = here / FRAMES / "video_ret"
     (ret / "data" / "ziyan" / "video_retrieval" / "VATEX" / "frames").rename(ret / "VATEX")
     for name, old in before.items():
-        new = opened(name, copy)
+        new = opened(name, here)
         assert (new.qrels, new.candidates, new.corpus_ids) == (old.qrels, old.candidates, old.corpus_ids)
         assert list(map(words, [*new.queries, *new.corpus])) == seen[name]
 
 
 def test_image_annotations_beside_the_images(copy):
-    path, rows = annotated("CIRR", copy)
+    here = copy("CIRR")
+    path, rows = annotated("CIRR", here)
     path.unlink()
-    folders.parquet(copy / "image-tasks" / "CIRR", rows)
-    assert len(opened("CIRR", copy).queries) == 3
+    folders.parquet(here / "image-tasks" / "CIRR", rows)
+    assert len(opened("CIRR", here).queries) == 3
+
+
+def printed(root, *tasks):
+    command = [sys.executable, "-m", "eval.mmeb_v2", str(root), *tasks]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_command_that_lists_what_is_lacking(copy):
+    here = copy(*IMAGES, *VIDEOS)
+    done = printed(here, "OVEN", "MVBench", "QVHighlight")
+    assert done.stdout == "# 3 of 3 tasks have their annotations and folders of images or frames\n"
+    (here / "VLM2Vec" / "MVBench" / "json" / f"{MVBENCH[7]}.json").unlink()
+    shutil.rmtree(here / FRAMES / "video_mret")
+    lines = printed(here).stdout.splitlines()
+    assert lines[0] == (
+        f"hf download --repo-type dataset VLM2Vec/MVBench --include 'json/*.json' --local-dir {here}/VLM2Vec/MVBench"
+    )
+    target = here / FRAMES
+    assert lines[1] == (  # once for its three tasks
+        f"hf download --repo-type dataset TIGER-Lab/MMEB-V2 --include '{FRAMES}/video_mret.tar.gz' "
+        f"--local-dir {here} && mkdir -p {target} && cat {target}/video_mret.tar.gz | tar -xzf - -C {target}"
+    )
+    get = "hf download --repo-type dataset {0} --local-dir {1}/{0}"
+    left_out = [*(f"vidore/{stem}" for stem in (*V1.values(), *V2.values()))]
+    left_out += [f"openbmb/VisRAG-Ret-Test-{name}" for name in VISRAG]
+    left_out += [f"VLM2Vec/{stem}" for stem in OOD.values()]
+    assert lines[2:-1] == [get.format(name, here) for name in left_out]
+    assert lines[-1].startswith("# 50 of 78 tasks")
+    done = printed(here, "OVENS")
+    assert done.returncode == 2 and "unknown tasks 'OVENS'" in done.stderr
 
 
 # --- config ----------------------------------------------------------------------------------------------------------

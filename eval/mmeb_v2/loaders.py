@@ -67,6 +67,18 @@ def load(task: Task, root: str | Path) -> Benchmark:
     return benchmark
 
 
+def lacking(task: Task, root: str | Path) -> list[str]:
+    """Commands that get what a task lacks, as far as its files of annotations and its folders of media show it."""
+    root = Path(root)
+    if isinstance(task.layout, table.Pages):
+        return [] if _set_folder(task.layout, root) else [_get_set(task.layout, root)]
+    assert task.source is not None
+    commands = [] if records.are_there(task.source, root) else [records.how_to_get(task.source, root)]
+    if not any((root / name).is_dir() for name in task.media):
+        commands.append(table.how_to_unpack(task.archive, root))
+    return commands
+
+
 class _Collector:
     """Queries, candidates and labels, row by row; of candidates of one name the first counts, as in the reference."""
 
@@ -270,17 +282,16 @@ def _moments(rows: Iterable[Record], media: Media, out: _Collector) -> None:
     folder = out.task.media[0]
     for row in rows:
         video = PurePosixPath(row.text("video_path")).stem
-        clips = [clip for clip in media.folders(video) if clip != "query"]
-        names = [f"{folder}/{video}/{clip}" for clip in clips]
-        right = [name for name, clip in zip(names, clips, strict=True) if clip.startswith("positive")]
-        for name, clip in zip(names, clips, strict=True):
-            if name not in out.corpus:
+        found = media.folders(video)
+        clips = [clip for clip in found if clip != "query"]
+        for clip in clips:
+            if (name := f"{folder}/{video}/{clip}") not in out.corpus:
                 out.corpus[name] = _video(media, f"{video}/{clip}", CLIP_FRAMES)
-        query = {**_video(media, f"{video}/query"), "text": row.text("query")}
-        media.check()
-        if not right:
+        right = [clip for clip in clips if clip.startswith("positive")]
+        if found and not right:
             raise ValueError(f"{row.place}: video '{video}' has no folder positive* among its clips {clips}")
-        out.add(query, names, right)
+        query = {**_video(media, f"{video}/query"), "text": row.filled("query")}
+        out.add(query, *([f"{folder}/{video}/{clip}" for clip in part] for part in (clips, right)))
 
 
 def _clips(rows: Iterable[Record], media: Media, out: _Collector) -> None:
@@ -311,17 +322,24 @@ def _clip(path: str) -> str:
 
 
 def _pages(task: Task, layout: table.Pages, root: Path) -> Benchmark:
-    places = (root, root / "visdoc-tasks" / "data", root / "visdoc-tasks")
-    folder = next((found for place in places if (found := vidore.find(layout.vidore_set, place))), None)
+    folder = _set_folder(layout, root)
     if folder is None:
-        target = root / layout.vidore_set.repository
         raise FileNotFoundError(
-            f"task {task.name}: '{root}' has no folder '{layout.vidore_set.repository}'. "
-            f"`{vidore.how_to_get(layout.vidore_set, target)}` gets it"
+            f"task {task.name}: '{root}' has no folder '{layout.vidore_set.repository}'. `{_get_set(layout, root)}` "
+            "gets it"
         )
     images, name = root / task.media[0], _short_name if layout.short_names else _png
     page_file: Callable[[str], Path] | None = (lambda page: images / name(page)) if images.is_dir() else None
     return vidore.load(layout.vidore_set, folder, page_file=page_file)
+
+
+def _set_folder(layout: table.Pages, root: Path) -> Path | None:
+    places = (root, root / "visdoc-tasks" / "data", root / "visdoc-tasks")
+    return next((found for place in places if (found := vidore.find(layout.vidore_set, place))), None)
+
+
+def _get_set(layout: table.Pages, root: Path) -> str:
+    return vidore.how_to_get(layout.vidore_set, root / layout.vidore_set.repository)
 
 
 def _png(page: str) -> str:

@@ -93,6 +93,11 @@ def read(source: Source, root: str | Path) -> Iterator[Record]:
             raise ValueError(f"{_places(source, Path(root), subset)[0]} has no rows: download it again")
 
 
+def are_there(source: Source, root: str | Path) -> bool:
+    """Whether `read` finds all files."""
+    return all(_first(_places(source, Path(root), subset)) for subset in source.subsets or ("",))
+
+
 def how_to_get(source: Source, root: str | Path) -> str:
     """The command that puts the annotations where `read` finds them."""
     pattern = source.files.replace("{subset}", "*")
@@ -110,14 +115,17 @@ def _places(source: Source, root: Path, subset: str) -> list[Path]:
 
 def _find(source: Source, root: Path, subset: str) -> Path:
     places = _places(source, root, subset)
-    for place in places:
-        if place.is_file() or list(place.parent.glob(f"{place.name}-*.parquet")):
-            return place
-    looked = ", ".join(f"'{place}'" for place in places)
-    raise FileNotFoundError(
-        f"the annotations are in none of {looked} (parquet files are NAME-*-of-*.parquet). "
-        f"`{how_to_get(source, root)}` gets them"
-    )
+    if (found := _first(places)) is None:
+        looked = ", ".join(f"'{place}'" for place in places)
+        raise FileNotFoundError(
+            f"the annotations are in none of {looked} (parquet files are NAME-*-of-*.parquet). "
+            f"`{how_to_get(source, root)}` gets them"
+        )
+    return found
+
+
+def _first(places: Sequence[Path]) -> Path | None:
+    return next((p for p in places if p.is_file() or any(p.parent.glob(f"{p.name}-*.parquet"))), None)
 
 
 def _read(path: Path) -> Iterator[Record]:
