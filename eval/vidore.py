@@ -176,15 +176,11 @@ def fetch(entry: VidoreSet, revision: str | None = None) -> Path:
         ) from error
 
 
-def load(entry: VidoreSet, folder: str | Path, *, page_file: Callable[[str], Path] | None = None) -> Benchmark:
+def load(entry: VidoreSet, folder: str | Path) -> Benchmark:
     """The benchmark in a set's folder; pages are read when asked for, one row group at a time.
 
     Queries of another language than the entry's are left out, and, with a warning, those without a relevant page. Of a
     page that is judged several times for a query the highest grade counts.
-
-    Args:
-      entry, folder: the set and where it is.
-      page_file: the image file of a page, by its id; where there is such a file it is used instead of the set's bytes.
 
     Raises:
       FileNotFoundError: a part, or one of its files, is missing; the message says what to download and where it goes.
@@ -224,7 +220,7 @@ def load(entry: VidoreSet, folder: str | Path, *, page_file: Callable[[str], Pat
         name=entry.name,
         queries=[{"text": texts[i]} for i in judged],
         query_ids=kept,
-        corpus=_pages(entry, corpus, corpus_ids, page_file),
+        corpus=_pages(entry, corpus),
         corpus_ids=corpus_ids,
         qrels={query: grades[query] for query in kept},
         texts=_page_texts(entry, corpus),
@@ -276,13 +272,11 @@ def _grades(
     return grades
 
 
-def _pages(entry: VidoreSet, table: Table, ids: Sequence[str], page_file: Callable[[str], Path] | None) -> LazyItems:
+def _pages(entry: VidoreSet, table: Table) -> LazyItems:
     _field(entry, table, "image", _is_image, "struct{bytes: binary, path: string}")
     rows = table.rows(["image"])
 
     def page(row: int) -> dict[str, Any]:
-        if page_file is not None and (file := page_file(ids[row])).is_file():
-            return {"image": file}
         image: Mapping[str, Any] = rows(row)["image"] or {}
         if not image.get("bytes"):
             raise ValueError(

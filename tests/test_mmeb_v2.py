@@ -485,6 +485,10 @@ def test_pages_come_from_the_image_archive_where_it_has_them(tmp_path):
     pages = opened("ViDoRe_biomedical_lectures_v2_multilingual", tmp_path).corpus
     assert [words_of(page["image"]) for page in pages[1:3]] == [["fjord"], ["fjord", "amber"]]
     assert words_of(opened("ViDoSeek-page-fixed", tmp_path).corpus[1]["image"]) == ["delta", "ember"]
+    for page in (10, 11, 12, 13):
+        folders.picture(folder / "ViDoSeek-doc" / f"{page}.png", "fjord")
+    expected = [{"image": folder / "ViDoSeek-doc" / f"{page}.png"} for page in (10, 11, 12, 13)]
+    assert opened("ViDoSeek-doc", tmp_path).corpus == expected
 
 
 @pytest.mark.parametrize("place", ["ViDoSeek", "visdoc-tasks/data/ViDoSeek", "visdoc-tasks/ViDoSeek"])

@@ -13,18 +13,20 @@ exchange grades where a query has pages of several.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import logging
 import posixpath
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from eval import vidore
 from eval.benchmark import Benchmark
+from eval.lazy import LazyItems
 from eval.mmeb_v2 import records, table
 from eval.mmeb_v2.media import Media
 from eval.mmeb_v2.records import Record
@@ -328,9 +330,20 @@ def _pages(task: Task, layout: table.Pages, root: Path) -> Benchmark:
             f"task {task.name}: '{root}' has no folder '{layout.vidore_set.repository}'. `{_get_set(layout, root)}` "
             "gets it"
         )
-    images, name = root / task.media[0], _short_name if layout.short_names else _png
-    page_file: Callable[[str], Path] | None = (lambda page: images / name(page)) if images.is_dir() else None
-    return vidore.load(layout.vidore_set, folder, page_file=page_file)
+    benchmark = vidore.load(layout.vidore_set, folder)
+    return dataclasses.replace(benchmark, corpus=_page_files(benchmark, layout, root / task.media[0]))
+
+
+def _page_files(benchmark: Benchmark, layout: table.Pages, images: Path) -> Sequence[Any]:
+    """The pages, each the file of the image archive where that has one, as in the reference; the set's own else."""
+    if not images.is_dir():
+        return benchmark.corpus
+    name, pages = _short_name if layout.short_names else _png, benchmark.corpus
+    files = [images / name(page) for page in benchmark.corpus_ids]
+    there = [file.is_file() for file in files]
+    if all(there):
+        return [{"image": file} for file in files]
+    return LazyItems(len(files), lambda i: {"image": files[i]} if there[i] else pages[i]) if any(there) else pages
 
 
 def _set_folder(layout: table.Pages, root: Path) -> Path | None:
