@@ -23,6 +23,7 @@ from eval.evaluate import MODEL_ROWS, run_benchmark
 from eval.groups import Group
 from eval.lazy import LazyItems
 from eval.mmeb_v2 import leaderboard, table
+from eval.mmeb_v2.__main__ import main as mmeb_main
 from eval.mmeb_v2.loaders import load
 from eval.mmeb_v2.table import TASKS
 from eval.report import summarise
@@ -868,18 +869,20 @@ def test_image_annotations_beside_the_images(copy):
     assert len(opened("CIRR", here).queries) == 3
 
 
-def printed(root, *tasks):
-    command = [sys.executable, "-m", "eval.mmeb_v2", str(root), *tasks]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-
-def test_command_that_lists_what_is_lacking(copy):
-    here = copy(*IMAGES, *VIDEOS)
-    done = printed(here, "OVEN", "MVBench", "QVHighlight")
-    assert done.stdout == "# 3 of 3 tasks have their annotations and folders of images or frames\n"
-    (here / "VLM2Vec" / "MVBench" / "json" / f"{MVBENCH[7]}.json").unlink()
-    shutil.rmtree(here / FRAMES / "video_mret")
-    lines = printed(here).stdout.splitlines()
+def test_command_that_lists_what_is_lacking(root, tmp_path, capsys):
+    mmeb_main([str(root), "OVEN", "MVBench", "QVHighlight"])
+    assert capsys.readouterr().out == "# 3 of 3 tasks have their annotations and folders of images or frames\n"
+    here = tmp_path / "here"
+    parts = ["ziyjiang", "lmms-lab", "image-tasks", *(f"{FRAMES}/video_{kind}" for kind in ("cls", "qa", "ret"))]
+    parts += [f"VLM2Vec/{path.name}" for path in (root / "VLM2Vec").iterdir() if path.name not in OOD.values()]
+    parts.remove("VLM2Vec/MVBench")
+    for part in parts:
+        (here / part).parent.mkdir(parents=True, exist_ok=True)
+        (here / part).symlink_to(root / part)
+    for subset in MVBENCH[:-1]:
+        folders.json_list(here / "VLM2Vec" / "MVBench" / "json" / f"{subset}.json", [])
+    mmeb_main([str(here)])
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
         f"hf download --repo-type dataset VLM2Vec/MVBench --include 'json/*.json' --local-dir {here}/VLM2Vec/MVBench"
     )
@@ -888,14 +891,14 @@ def test_command_that_lists_what_is_lacking(copy):
         f"hf download --repo-type dataset TIGER-Lab/MMEB-V2 --include '{FRAMES}/video_mret.tar.gz' "
         f"--local-dir {here} && mkdir -p {target} && cat {target}/video_mret.tar.gz | tar -xzf - -C {target}"
     )
-    get = "hf download --repo-type dataset {0} --local-dir {1}/{0}"
     left_out = [*(f"vidore/{stem}" for stem in (*V1.values(), *V2.values()))]
     left_out += [f"openbmb/VisRAG-Ret-Test-{name}" for name in VISRAG]
     left_out += [f"VLM2Vec/{stem}" for stem in OOD.values()]
-    assert lines[2:-1] == [get.format(name, here) for name in left_out]
+    assert lines[2:-1] == [f"hf download --repo-type dataset {name} --local-dir {here}/{name}" for name in left_out]
     assert lines[-1].startswith("# 50 of 78 tasks")
-    done = printed(here, "OVENS")
-    assert done.returncode == 2 and "unknown tasks 'OVENS'" in done.stderr
+    with pytest.raises(SystemExit, match="2"):
+        mmeb_main([str(here), "OVENS"])
+    assert "unknown tasks 'OVENS'" in capsys.readouterr().err
 
 
 # --- config ----------------------------------------------------------------------------------------------------------
@@ -911,7 +914,7 @@ def config(root, arg="", **changes):
 
 def ran(settings, names, encoder=None):
     """The summary of some of the tasks that the config asks for."""
-    benchmarks = [task.load() for task in mmeb_v2.get_benchmarks(settings) if task.name in names]
+    benchmarks = [task for task in mmeb_v2.get_benchmarks(settings) if task.name in names]
     return evaluate(settings, benchmarks, encoder or Watcher(), mmeb_v2.get_groups(settings))
 
 
@@ -946,6 +949,35 @@ def test_missing_tasks_are_reported_as_missing(root, tmp_path):
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert "### MMEB-V2: 4 of 78 benchmarks" in text and "- missing: ImageNet-1K, N24News" in text
     assert "### MMEB-V2, videos, QA: 0 of 5 benchmarks" in text
+
+
+def test_a_task_that_fails_does_not_stop_the_others(copy, tmp_path):
+    here = copy("CIRR", "EDIS")
+    (here / "image-tasks" / "CIRR" / "b.png").unlink()
+    summary = ran(config(here, output=str(tmp_path / "out"), modality="image"), ("CIRR", "EDIS", "OVEN"))
+    assert [entry["name"] for entry in summary["benchmarks"]] == ["EDIS"]
+    assert [entry["name"] for entry in summary["failed"]] == ["CIRR", "OVEN"]
+    assert "1 images or folders of frames are missing" in summary["failed"][0]["error"]
+    assert "ziyjiang/MMEB_Test_Instruct --include 'OVEN/test-*.parquet'" in summary["failed"][1]["error"]
+    groups = {group["name"]: group for group in summary["groups"]}
+    assert {"CIRR", "OVEN"} < set(groups["MMEB-V2, images"]["missing"]) and "MMEB-V2, videos" not in groups
+
+
+@pytest.mark.slow
+def test_command_with_a_checkpoint(root, tmp_path, checkpoint):
+    options = {"path": root, "model": checkpoint, "output": tmp_path, "bootstrap.samples": 50}
+    options["tasks"] = "CIRR,MSR-VTT,VisRAG_ChartQA"
+    command = [sys.executable, "-m", "eval.run", "--config=configs/mmeb_v2.py:complete"]
+    command += [f"--config.{key}={value}" for key, value in options.items()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert [entry["name"] for entry in stored["benchmarks"]] == ["CIRR", "MSR-VTT", "VisRAG_ChartQA"]
+    whole = json.loads((tmp_path / "leaderboard" / "pooled" / f"{checkpoint.name}.json").read_text())
+    (entry,) = [entry for entry in stored["benchmarks"] if entry["name"] == "MSR-VTT"]
+    assert whole["metrics"]["video"]["MSR-VTT"]["hit@1"] == entry["rows"]["pooled"]["hit@1"]["mean"]
+    assert len(whole["metrics"]["visdoc"]["VisRAG_ChartQA"]) == 26
+    assert str(tmp_path / "leaderboard" / "hybrid") in done.stdout
 
 
 def test_groups_of_chosen_tasks():

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from eval.mmeb_v2.loaders import lacking
 from eval.mmeb_v2.table import select
 
 
-def main() -> None:
-    """The command."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command, by default with its own arguments."""
     parser = argparse.ArgumentParser(prog="python -m eval.mmeb_v2", description=__doc__)
     parser.add_argument("folder", help="a copy of the hub's TIGER-Lab/MMEB-V2, or where one shall be")
     parser.add_argument("tasks", nargs="*", help="their names; none = all 78")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         tasks = select(args.tasks)
     except ValueError as error:
