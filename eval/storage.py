@@ -148,6 +148,8 @@ def _write_items(
 
 def _to_row(item: Any, name: str) -> dict[str, Any]:
     parsed = parse_item(item, name=f"item {name}")
+    if parsed.videos:
+        raise ValueError(f"item {name} has a video: only texts and images can be stored")
     images = [_encode_image(image, f"item {name}") for image in parsed.images]
     return {"texts": list(parsed.texts), "images": images, "instruction": parsed.instruction}
 

@@ -174,6 +174,12 @@ def test_ids_that_a_line_can_not_hold_are_not_stored(name, tmp_path):
     assert not (tmp_path / "saved").exists()
 
 
+def test_videos_are_not_stored(tmp_path):
+    benchmark = small(queries=["eins", {"text": "zwei", "video": [picture(0)]}])
+    with pytest.raises(ValueError, match="item q1 has a video: only texts and images can be stored"):
+        benchmark.save(tmp_path / "saved")
+
+
 def test_only_the_asked_part_of_a_corpus_is_read(tmp_path, monkeypatch):
     count = 3 * storage.ROWS_AT_ONCE + 1
     ids = [f"d{i}" for i in range(count)]
