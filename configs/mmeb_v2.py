@@ -5,8 +5,9 @@
     python -m eval.run --config configs/mmeb_v2.py:complete --config.path=FOLDER --config.tasks=MSCOCO_t2i,K700
 
 FOLDER is a copy of the hub's data set TIGER-Lab/MMEB-V2 with its archives unpacked, for images and frames, and holds
-the tasks' annotations, each as FOLDER/OWNER/NAME of its repository. A task that lacks something is reported as missing,
-with the commands that get it; `eval/mmeb_v2/table.py` has all that is read.
+the tasks' annotations, each as FOLDER/OWNER/NAME of its repository; `python -m eval.mmeb_v2 FOLDER` prints the commands
+that get what it lacks. A task that lacks something is reported as missing; `eval/mmeb_v2/table.py` has all that is
+read. The archive of document images may be left out: pages that it lacks are read from their sets.
 
 Prints and writes to results/mmeb_v2 a table of the whole benchmark, of each modality and of each of its categories, in
 hit@1 (images, videos) and nDCG@5 (visual documents), with the average over the tasks that were run and the published

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def how_to_get(source: Source, root: str | Path) -> str:
     """The command that puts the annotations where `read` finds them."""
     pattern = source.files.replace("{subset}", "*")
     pattern = pattern if Path(pattern).suffix else f"{pattern}-*.parquet"
-    folder = Path(root) / source.repository
+    folder = shlex.quote(str(Path(root) / source.repository))
     return f"hf download --repo-type dataset {source.repository} --include '{pattern}' --local-dir {folder}"
 
 

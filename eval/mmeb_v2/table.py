@@ -18,6 +18,7 @@ VLM2Vec (SMART: the last one listed).
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -495,10 +496,10 @@ def groups() -> dict[str, list[Task]]:
 
 def how_to_unpack(archive: Archive, root: str | Path) -> str:
     """The commands that put a part of the hub's TIGER-Lab/MMEB-V2 into its folder."""
-    root = Path(root)
-    get = f"hf download --repo-type dataset TIGER-Lab/MMEB-V2 --include '{archive.files}' --local-dir {root}"
-    target = root / archive.folder
-    return f"{get} && mkdir -p {target} && cat {root / archive.files} | tar -xzf - -C {target}"
+    folder = shlex.quote(str(root))  # not the whole path: * stays a pattern
+    get = f"hf download --repo-type dataset TIGER-Lab/MMEB-V2 --include '{archive.files}' --local-dir {folder}"
+    target = f"{folder}/{archive.folder}"
+    return f"{get} && mkdir -p {target} && cat {folder}/{archive.files} | tar -xzf - -C {target}"
 
 
 def _quoted(names: Sequence[str]) -> str:
