@@ -753,8 +753,8 @@ def test_bad_files_are_named(copy):
     with pytest.raises(ValueError, match=f"task HMDB51: {path} has no rows: download it again"):
         opened("HMDB51", here)
     path, _ = annotated("MSVD", here)
-    path.write_text('{"a": []}')
-    with pytest.raises(ValueError, match=f"task MSVD: '{path}' is no JSON list of rows"):
+    path.write_text("[{]")
+    with pytest.raises(ValueError, match=f"task MSVD: '{path}' is not valid JSON .*download it again"):
         opened("MSVD", here)
     path, _ = annotated("VATEX", here)
     path.write_text("version https://git-lfs.github.com/spec/v1")
@@ -859,6 +859,13 @@ def test_annotations_and_media_in_their_other_places(copy):
         new = opened(name, here)
         assert (new.qrels, new.candidates, new.corpus_ids) == (old.qrels, old.candidates, old.corpus_ids)
         assert list(map(words, [*new.queries, *new.corpus])) == seen[name]
+
+
+def test_json_files_of_lines(copy):
+    here = copy("MSVD")
+    path, rows = annotated("MSVD", here)
+    folders.jsonl(path, rows)
+    assert opened("MSVD", here).queries[0] == {"text": " amber  basalt\n"}
 
 
 def test_image_annotations_beside_the_images(copy):

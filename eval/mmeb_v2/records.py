@@ -130,9 +130,11 @@ def _first(places: Sequence[Path]) -> Path | None:
 
 
 def _read(path: Path) -> Iterator[Record]:
-    if path.is_file():
-        return _lines(path) if path.suffix == ".jsonl" else _list(path)
-    return _parquet(shards(path.parent, path.name))
+    if not path.is_file():
+        return _parquet(shards(path.parent, path.name))
+    with open(path, "rb") as file:  # the hub's .json files may be either
+        first = next((line.lstrip()[:1] for line in file if line.strip()), b"")
+    return _list(path) if first == b"[" and path.suffix == ".json" else _lines(path)
 
 
 def _parquet(files: Sequence[Path]) -> Iterator[Record]:
@@ -150,8 +152,6 @@ def _lines(path: Path) -> Iterator[Record]:
 
 def _list(path: Path) -> Iterator[Record]:
     values = _json(path, path.read_bytes(), "")
-    if not isinstance(values, list):
-        raise ValueError(f"'{path}' is no JSON list of rows: download it again")
     return (_record(path, row, value) for row, value in enumerate(values))
 
 
