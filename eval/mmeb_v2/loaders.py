@@ -26,6 +26,7 @@ from typing import Any
 
 from eval import vidore
 from eval.benchmark import Benchmark
+from eval.fingerprint import of_files
 from eval.lazy import LazyItems
 from eval.mmeb_v2 import records, table
 from eval.mmeb_v2.media import Media
@@ -343,7 +344,10 @@ def _page_files(benchmark: Benchmark, layout: table.Pages, images: Path) -> Sequ
     there = [file.is_file() for file in files]
     if all(there):
         return [{"image": file} for file in files]
-    return LazyItems(len(files), lambda i: {"image": files[i]} if there[i] else pages[i]) if any(there) else pages
+    if not any(there):
+        return pages
+    source = f"{getattr(pages, 'source', None)} {of_files(f for f, known in zip(files, there, strict=True) if known)}"
+    return LazyItems(len(files), lambda i: {"image": files[i]} if there[i] else pages[i], source=source)
 
 
 def _set_folder(layout: table.Pages, root: Path) -> Path | None:
