@@ -14,12 +14,13 @@ every set's own. Rows pooled, late and hybrid, with --config.adapter the adapter
 text.
 """
 
+from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from eval import published, vidore
-from eval.benchmark import Benchmark
+from eval.benchmark import Benchmark, Deferred
 from eval.config import default_config
 from eval.groups import Group
 
@@ -35,30 +36,34 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
-def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
-    """Those of the sets that are there.
+def get_benchmarks(config: ConfigDict) -> list[Deferred]:
+    """Those of the sets that are there, each opened (and from the hub fetched) when its turn comes.
 
     Raises:
       FileNotFoundError: the local folder lacks a set that is asked for by name, or all sets.
-      ConnectionError, ValueError: as `eval.vidore.fetch` and `load`.
     """
-    chosen = vidore.select(_parts(config.sets), _parts(config.version))
+    chosen = vidore.select(parts(config.sets), parts(config.version))
     if not config.path:
-        return [vidore.load(entry, vidore.fetch(entry)) for entry in chosen]
+        return [Deferred(entry.name, partial(_fetched, entry)) for entry in chosen]
     folders = {entry: vidore.find(entry, config.path) for entry in chosen}
     lacking = [entry for entry, folder in folders.items() if folder is None]
     if lacking and (config.sets or len(lacking) == len(chosen)):
         commands = "\n".join(vidore.how_to_get(entry, Path(config.path) / vidore.stem(entry)) for entry in lacking)
         names = ", ".join(entry.name for entry in lacking)
         raise FileNotFoundError(f"'{config.path}' has no folder of {names}. To get them:\n{commands}")
-    return [vidore.load(entry, folder) for entry, folder in folders.items() if folder is not None]
+    there = {entry: folder for entry, folder in folders.items() if folder is not None}
+    return [Deferred(entry.name, partial(vidore.load, entry, folder)) for entry, folder in there.items()]
+
+
+def _fetched(entry: vidore.VidoreSet) -> Benchmark:
+    return vidore.load(entry, vidore.fetch(entry))
 
 
 def get_groups(config: ConfigDict) -> list[Group]:
     """One of each version; what is published is left out where only a sample is evaluated."""
-    versions = list(dict.fromkeys(_parts(config.version)))
+    versions = list(dict.fromkeys(parts(config.version)))
     if not versions:
-        named = vidore.select(_parts(config.sets)) if config.sets else []
+        named = vidore.select(parts(config.sets)) if config.sets else []
         versions = [v for v in vidore.VERSIONS if any(v in s.versions for s in named)] or list(vidore.DEFAULT_VERSIONS)
     sampled = config.max_queries or config.max_corpus
     figures = [] if sampled else published.choose(published.load(), config.published, config.model)
@@ -72,5 +77,5 @@ def get_groups(config: ConfigDict) -> list[Group]:
     ]
 
 
-def _parts(text: str) -> list[str]:
+def parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]

@@ -292,7 +292,7 @@ def config(root, **changes):
 def test_sets_of_the_hub_are_fetched(tmp_path, monkeypatch):
     monkeypatch.setattr(vidore, "fetch", lambda entry: write_set(entry, tmp_path))
     (benchmark,) = vidore_eval.get_benchmarks(config("", sets="v3_hr"))
-    assert benchmark.query_ids == V3["query_ids"]
+    assert benchmark.name == "ViDoRe_v3_hr" and benchmark.load().query_ids == V3["query_ids"]
 
 
 def test_missing_sets_are_reported_as_missing(tmp_path):
