@@ -12,34 +12,30 @@ weights or adapters does not touch the model. Several processes share the work (
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
-import platform
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import smart_jax
 from eval import reference
 from eval.benchmark import Benchmark, Deferred
 from eval.cache import GIB, Cache
+from eval.command import command, environment
 from eval.evaluate import ADAPTER_ROWS, MODEL_ROWS, Result, run_benchmark
 from eval.groups import Group, check_groups
 from eval.report import markdown, summarise, write
 from eval.workers import Worker
-from smart_jax import compilation_cache
 
 STORAGE_DTYPES = ("float32", "float16")
 SCORERS = {"fast": smart_jax.score, "reference": reference.scores}
@@ -101,7 +97,7 @@ def evaluate(
     summary |= {
         "failed": [{"name": name, "error": _message(error)} for name, error in errors.items()],
         "config": config.to_dict(),
-        "environment": _environment(),
+        "environment": environment(),
     }
     if worker.index:
         return summary
@@ -150,16 +146,6 @@ def _open_cache(config: ConfigDict, encoder: Any | None, worker: Worker) -> Cach
     return Cache(folder, encoder.fingerprint(), memory=int(config.memory_gib * GIB), worker=worker)
 
 
-def _environment() -> dict[str, Any]:
-    devices = jax.devices()
-    packages = ("smart_jax", "jax", "flax", "transformers", "numpy", "pillow")
-    return {
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
-        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "packages": {package: version(package) for package in packages},
-    }
-
-
 def _load_encoder(config: ConfigDict, module: ModuleType) -> Any | None:
     needed = config.rows is None or config.adapter or set(config.rows) & {*MODEL_ROWS, *ADAPTER_ROWS}
     if not needed:
@@ -188,33 +174,14 @@ def _join(config: ConfigDict) -> Worker:
     return Worker(index, count, Path(config.cache) / "runs" / run)
 
 
-def _load_module(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"the config {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_benchmarks"):
-        raise ValueError(f"the config {path} has no get_benchmarks(config): python -m eval.run needs one")
-    return module
-
-
 def _extra(module: ModuleType, summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return module.write_extra(summary, folder) if hasattr(module, "write_extra") else {}
 
 
 def main() -> None:
     """The command."""
-    flag = config_flags.DEFINE_config_file("config", None, "A config file; see configs/eval_*.py.", lock_config=True)
-    flags.mark_flag_as_required("config")
 
-    def run(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-        config = flag.value
-        path, _, _ = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")  # the rest is the argument
-        module = _load_module(path)
-        compilation_cache.enable()
+    def run(config: ConfigDict, module: ModuleType) -> None:
         worker = _join(config)
         benchmarks = module.get_benchmarks(config)
         groups = module.get_groups(config) if hasattr(module, "get_groups") else ()
@@ -228,7 +195,7 @@ def main() -> None:
         if failed := summary["failed"]:
             raise SystemExit(f"{len(failed)} of {len(benchmarks)} benchmarks failed")
 
-    app.run(run)
+    command(run, needs="get_benchmarks")
 
 
 if __name__ == "__main__":
