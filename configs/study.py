@@ -31,7 +31,7 @@ SINGLE = (
     *("first 3/4", "first 1/2", "first 1/4", "first 1/8"),
     *("pca 3/4", "pca 1/2", "pca 1/4", "pca 1/8"),
     *("centred pca 1/1", "centred pca 1/2", "centred pca 1/4", "centred pca 1/8"),
-    "binary both",
+    *("binary both", "own", "own + pool 2", "own + pool 4", "own + int8", "own + binary", "own + pool 2 + binary"),
 )
 COMBINED = (("", "pool 2", "pool 4", "pool 8"), ("", "pca 1/2", "pca 1/4"), ("", "int8", "binary"))
 

@@ -1,5 +1,6 @@
 """Reductions of stored states by name, one after another: "pool 4 + pca 1/2 + int8".
 
+  own              without the words of the prompt; must come first
   pool K           hierarchical token pooling to 1/K of a page's tokens
   runs K           means of K tokens that follow one another
   grid K           means of K x K neighbours among an image's visual tokens; must come first
@@ -22,15 +23,16 @@ from fractions import Fraction
 import numpy as np
 
 from smart_jax.embeddings import Embeddings
-from smart_jax.reductions import PCA, BinaryEmbeddings, pool_grid, pool_tokens, truncate
+from smart_jax.reductions import PCA, BinaryEmbeddings, keep_tokens, pool_grid, pool_tokens, truncate
 from smart_jax.states import States
 
 UNREDUCED = "float16"
 SEPARATOR = " + "
 _STEP = re.compile(
-    r"(pool|runs|grid) [1-9][0-9]*|(first|pca|centred pca) [1-9][0-9]*/[1-9][0-9]*|int8|binary both|binary"
+    r"own|(pool|runs|grid) [1-9][0-9]*|(first|pca|centred pca) [1-9][0-9]*/[1-9][0-9]*|int8|binary both|binary"
 )
 _BITS = ("int8", "binary", "binary both")
+_OF_STATES = ("own", "grid")
 Pair = tuple[Embeddings, Embeddings]  # of queries and documents
 
 
@@ -38,32 +40,35 @@ def parse(name: str) -> tuple[str, ...]:
     """The steps of a setting.
 
     Raises:
-      ValueError: a step is unknown, follows one that gives fewer bits, or is a grid that does not come first.
+      ValueError: a step is unknown or in the wrong place.
     """
     steps = () if name == UNREDUCED else tuple(name.split(SEPARATOR))
     for place, step in enumerate(steps):
         if not _STEP.fullmatch(step):
             raise ValueError(
-                f"setting {name!r}: unknown step {step!r}; there are pool K, runs K, grid K, first A/B, pca A/B, "
-                "centred pca A/B, int8, binary and binary both"
+                f"setting {name!r}: unknown step {step!r}; there are own, pool K, runs K, grid K, first A/B, "
+                "pca A/B, centred pca A/B, int8, binary and binary both"
             )
         if step in _BITS and place < len(steps) - 1:
             raise ValueError(f"setting {name!r}: {step} comes last")
-        if step.startswith("grid") and place:
-            raise ValueError(f"setting {name!r}: grid comes first")
+        if place and step.partition(" ")[0] in _OF_STATES:
+            raise ValueError(f"setting {name!r}: {step} comes first")
     return steps
 
 
 class Reducer:
-    """The reductions of one benchmark's states; steps that settings begin with alike are computed once."""
+    """The reductions of one benchmark's last states; steps that settings begin with alike are computed once."""
 
-    def __init__(self, queries: States, corpus: States, layer: int = -1):
-        self._queries, self._corpus, self._layer = queries, corpus, layer
-        self._done: dict[tuple[str, ...], Pair] = {(): (queries.embeddings(layer), corpus.embeddings(layer))}
+    def __init__(self, queries: States, corpus: States):
+        self._corpus = corpus
+        self._done: dict[tuple[str, ...], Pair] = {(): (queries.embeddings(), corpus.embeddings())}
 
     def applies(self, steps: tuple[str, ...]) -> bool:
-        """Whether there is something to reduce: a grid needs visual tokens."""
-        return bool(len(self._corpus.grids)) or not (steps and steps[0].startswith("grid"))
+        """Whether the first step has something to do: there are images, or a prompt has words."""
+        first = steps[0] if steps else ""
+        if first.startswith("grid"):
+            return bool(len(self._corpus.grids))
+        return first != "own" or bool(prompt_words(self._corpus).any())
 
     def __call__(self, steps: tuple[str, ...]) -> tuple[Embeddings, Embeddings, int]:
         """Queries and documents to score with, and the bytes that the documents take when stored."""
@@ -84,9 +89,11 @@ class Reducer:
         return self._done[steps]
 
     def _apply(self, step: str, q: Embeddings, d: Embeddings) -> Pair:
+        if step == "own":
+            return q, keep_tokens(d, ~prompt_words(self._corpus))
         kind, _, size = step.rpartition(" ")
         if kind == "grid":
-            return q, pool_grid(self._corpus, int(size)).embeddings(self._layer)
+            return q, pool_grid(self._corpus, int(size)).embeddings()
         if kind in _POOLINGS:
             return q, pool_tokens(d, int(size), _POOLINGS[kind])
         width = max(1, round(Fraction(size) * d.tokens.shape[1]))
@@ -100,3 +107,30 @@ _NARROWINGS: dict[str, Callable[[Embeddings, int], Callable[[Embeddings], Embedd
     "pca": lambda d, width: PCA.fit(d, width),
     "centred pca": lambda d, width: PCA.fit(d, width, centred=True),
 }
+
+
+def prompt_words(states: States) -> np.ndarray:
+    """bool [T]: tokens that all items begin with or end in, up to the first or last visual token.
+
+    These are the words of the template and of the instruction, given enough different items. Of a single item nothing
+    is known.
+    """
+    found = np.zeros(len(states.ids), bool)
+    if len(states) < 2:
+        return found
+    ids = np.where(states.visual, -1 - np.arange(len(states.ids)), states.ids)  # a visual token equals no other
+    starts, stops = states.offsets[:-1], states.offsets[1:]
+    shortest = int(states.lengths.min())
+    first = _shared(np.stack([ids[starts + i] for i in range(shortest)]))
+    last = min(_shared(np.stack([ids[stops - 1 - i] for i in range(shortest)])), shortest - first)
+    for i in range(first):
+        found[starts + i] = True
+    for i in range(last):
+        found[stops - 1 - i] = True
+    return found
+
+
+def _shared(ids: np.ndarray) -> int:
+    """How many rows of [places, items] are of one value, up to the first that is not."""
+    equal = (ids == ids[:, :1]).all(axis=1)
+    return len(equal) if equal.all() else int(equal.argmin())

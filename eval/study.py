@@ -27,9 +27,9 @@ from eval.cache import GIB, Cache
 from eval.command import command, environment
 from eval.evaluate import Result
 from eval.ranking import Judge
-from eval.reduce import UNREDUCED, Reducer, parse
+from eval.reduce import UNREDUCED, Reducer, parse, prompt_words
 from eval.report import summarise
-from eval.study_report import markdown, write
+from eval.study_report import CENTRED, markdown, write
 from smart_jax.embeddings import Embeddings
 from smart_jax.reductions import PCA, keep_tokens
 from smart_jax.score import score
@@ -111,14 +111,14 @@ def late_weights(queries: States, corpus: States, weights: Sequence[float]) -> I
 
 
 def layers(queries: States, corpus: States) -> Iterator[Row]:
-    """Late and hybrid of each layer's tokens, the pooled vectors being the last one's, also with tokens centred."""
-    pooled = _pooled(queries.embeddings(queries.layers[0]), corpus.embeddings(corpus.layers[0]))
+    """Late and hybrid of each layer's tokens, as they are and centred; the pooled vectors are the last layer's."""
+    pooled = _pooled(queries.embeddings(), corpus.embeddings())
     for layer in sorted(corpus.layers):
         q, d = queries.embeddings(layer), corpus.embeddings(layer)
         centre = PCA.fit(d, d.tokens.shape[1], centred=True)
-        centred = _with_pooled(pooled, _late(centre(q), centre(d)))
-        found = _with_pooled(pooled, _late(q, d)) | {f"{kind} centred": scores for kind, scores in centred.items()}
-        yield Row(f"{layer}", {"length": float(corpus.norms[:, corpus.layers.index(layer)].mean())}, found)
+        facts = {"length": float(corpus.norms[:, corpus.layers.index(layer)].mean())}
+        yield Row(f"{layer}", facts, _with_pooled(pooled, _late(q, d)))
+        yield Row(f"{layer}{CENTRED}", facts, _with_pooled(pooled, _late(centre(q), centre(d))))
 
 
 def words(queries: States, corpus: States) -> Iterator[Row]:
@@ -137,33 +137,6 @@ def words(queries: States, corpus: States) -> Iterator[Row]:
     for name, (some_q, some_d) in chosen.items():
         facts = {"query tokens": len(some_q.tokens) / len(q), "page tokens": len(some_d.tokens) / len(d)}
         yield Row(name, facts, _with_pooled(pooled, _late(some_q, some_d)))
-
-
-def prompt_words(states: States) -> np.ndarray:
-    """bool [T]: tokens that all items begin with or end in, up to the first or last visual token.
-
-    These are the words of the template and of the instruction, given enough different items. Of a single item nothing
-    is known.
-    """
-    found = np.zeros(len(states.ids), bool)
-    if len(states) < 2:
-        return found
-    ids = np.where(states.visual, -1 - np.arange(len(states.ids)), states.ids)  # a visual token equals no other
-    starts, stops = states.offsets[:-1], states.offsets[1:]
-    shortest = int(states.lengths.min())
-    first = _shared(np.stack([ids[starts + i] for i in range(shortest)]))
-    last = min(_shared(np.stack([ids[stops - 1 - i] for i in range(shortest)])), shortest - first)
-    for i in range(first):
-        found[starts + i] = True
-    for i in range(last):
-        found[stops - 1 - i] = True
-    return found
-
-
-def _shared(ids: np.ndarray) -> int:
-    """How many rows of [places, items] are of one value, up to the first that is not."""
-    equal = (ids == ids[:, :1]).all(axis=1)
-    return len(equal) if equal.all() else int(equal.argmin())
 
 
 def _pooled(q: Embeddings, d: Embeddings) -> np.ndarray:

@@ -16,6 +16,7 @@ from eval.report import cell
 
 COLOURS = {"float16": "tab:blue", "int8": "tab:orange", "binary": "tab:green", "binary both": "tab:red"}
 MARKERS = {"": "o", "pool": "v", "runs": "s", "grid": "D"}
+CENTRED = " centred"  # ends the name of a layer whose tokens' mean was subtracted
 ON_FRONT = "•"
 Table = Sequence[Mapping[str, Any]]  # rows as `eval.study` makes them
 
@@ -56,7 +57,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def _table(table: Table, metrics: Sequence[str], marks: Sequence[bool]) -> str:
-    kinds = list(dict.fromkeys(kind for row in table for kind in row if _is_kind(row[kind])))
+    kinds = [kind for kind in ("late", "hybrid") if any(kind in row for row in table)]
     facts = [fact for fact in table[-1] if fact != "name" and not _is_kind(table[-1][fact])]
     lines = ["| | " + " | ".join([*facts, *(head for kind in kinds for head in (kind, "difference"))]) + " |"]
     lines.append("|---" * (1 + len(facts) + 2 * len(kinds)) + "|")
@@ -134,10 +135,10 @@ def plot_storage(summary: Mapping[str, Any], path: Path) -> None:
         axis.set_xlabel("bytes a page (tokens, scales, offset, pooled vector)")
         axis.set_ylabel(f"hybrid {metric}")
         axis.grid(alpha=0.25)
-    keys = [(f"{name}", {"marker": "o", "color": colour}) for name, colour in COLOURS.items()]
-    keys += [(name or "all tokens", {"marker": marker, "color": "0.5"}) for name, marker in MARKERS.items()]
-    for name, style in keys:
-        axes[-1].plot([], [], ls="", ms=5, label=name, **style)
+    keys = [(name, "o", colour) for name, colour in COLOURS.items()]
+    keys += [(name or "all tokens", marker, "0.5") for name, marker in MARKERS.items()]
+    for name, marker, colour in keys:
+        axes[-1].plot([], [], ls="", ms=5, label=name, marker=marker, color=colour)
     axes[-1].legend(fontsize=7, frameon=False, loc="lower right", ncols=2)
     figure.savefig(path, dpi=110)
 
@@ -175,16 +176,18 @@ def plot_layers(summary: Mapping[str, Any], path: Path) -> None:
     """Late and hybrid by hidden layer, one panel a subject, beside the pooled vector's figure."""
     metric = summary["metrics"][0]
     figure, axes = _panels(summary, width=4.4, height=3.6)
-    styles = {"late": "-", "hybrid": "-", "late centred": "--", "hybrid centred": "--"}
     for axis, subject in zip(axes, summary["subjects"], strict=True):
         table = subject["sections"]["layers"]
-        for kind, style in styles.items():
-            colour = "tab:blue" if kind.startswith("late") else "tab:orange"
-            values = [row[kind][metric]["mean"] for row in table]
-            axis.plot([int(row["name"]) for row in table], values, style, marker=".", color=colour, label=kind)
+        plain = [row for row in table if not row["name"].endswith(CENTRED)]
+        numbers = [int(row["name"]) for row in plain]
+        centred = [row for row in table if row["name"].endswith(CENTRED)]
+        for kind, colour in (("late", "tab:blue"), ("hybrid", "tab:orange")):
+            for rows, style, note in ((plain, "-", ""), (centred, "--", CENTRED)):
+                values = [row[kind][metric]["mean"] for row in rows]
+                axis.plot(numbers, values, style, marker=".", color=colour, label=kind + note)
         pooled = subject["sections"]["storage"][0]["hybrid"][metric]["mean"]
         axis.axhline(pooled, color="black", lw=0.8, ls=":", label="pooled")
-        axis.set_xticks([int(row["name"]) for row in table])
+        axis.set_xticks(numbers)
         axis.set_xlabel("hidden layer (-1 = after the final norm)")
         axis.set_ylabel(metric)
         axis.grid(alpha=0.25)

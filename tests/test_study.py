@@ -1,0 +1,360 @@
+"""The study and token geometry: against plain NumPy and `run_benchmark`, on an encoder without a model."""
+
+import csv
+import dataclasses
+import itertools
+import json
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+import smart_jax
+from eval.benchmark import Benchmark
+from eval.evaluate import run_benchmark
+from eval.geometry import gaps, markdown, mean_cosine, run_geometry
+from eval.reduce import Reducer, parse, prompt_words
+from eval.study import Subject, encode, measure, run_study, sections
+from eval.study_report import front, pareto
+from smart_jax.items import parse_item
+from smart_jax.states import States
+from tests.fake_encoder import FakeEncoder
+
+WORDS = [f"word{i}" for i in range(40)]
+METRICS = ("ndcg@5", "hit@1")
+
+
+def benchmark(name="words", *, queries=30, pages=25, seed=0, local=False):
+    """Pages of words; queries are some of a page's words, and words of other pages."""
+    rng = np.random.default_rng(seed)
+    corpus = [" ".join(rng.choice(WORDS, 9)) for _ in range(pages)]
+    asked = rng.integers(pages, size=queries)
+    texts = [" ".join([*rng.choice(corpus[i].split(), 2), *rng.choice(WORDS, 2)]) for i in asked]
+    ids, candidates = [f"q{i}" for i in range(queries)], None
+    if local:
+        candidates = {
+            q: [f"d{i}" for i in {a, *rng.integers(pages, size=6).tolist()}] for q, a in zip(ids, asked, strict=True)
+        }
+    return Benchmark(
+        name=name,
+        queries=texts,
+        query_ids=ids,
+        corpus=corpus,
+        corpus_ids=[f"d{i}" for i in range(pages)],
+        qrels={q: {f"d{i}": 1} for q, i in zip(ids, asked, strict=True)},
+        candidates=candidates,
+    )
+
+
+@dataclasses.dataclass
+class Prompting(FakeEncoder):
+    """Two layers, and words of a prompt around every item; the lower layer is noisier."""
+
+    depth: int = 1
+    prompt: bool = True
+
+    @property
+    def config(self):
+        return SimpleNamespace(text=SimpleNamespace(hidden_size=self.width, num_hidden_layers=self.depth))
+
+    def states(self, items, *, instruction=None, query=False, layers, batch_size=None, dtype=np.float16, **options):
+        texts = [" ".join(parse_item(item).texts) for item in items]
+        start, end = ("query:" if query else "page:", "end") if self.prompt else ("", "")
+        texts = [f"{start} {text} {end}".strip() for text in texts]
+        found = self._encode(texts, dtype=dtype)
+        rng = np.random.default_rng(len(texts))
+        noisy = found.tokens[:, None] + np.abs([[[layer + 1]] for layer in layers])[:, 0] * 0.3 * rng.standard_normal(
+            (len(found.tokens), len(layers), self.width)
+        )
+        norms = np.linalg.norm(noisy, axis=-1)
+        ids = [zlib.crc32(word.encode()) >> 1 for text in texts for word in text.split()]
+        return States(
+            pooled=found.pooled,
+            states=(noisy / norms[:, :, None]).astype(dtype),
+            norms=norms.astype(np.float32),
+            ids=np.array(ids, np.int32),
+            offsets=found.offsets,
+            grids=np.zeros((0, 4), np.int32),
+            visual_ids=(),
+            layers=tuple(layers),
+            depth=self.depth,
+        )
+
+
+def config(tmp_path, **changes):
+    made = ConfigDict(
+        {
+            "settings": ("pool 2", "grid 2", "pca 1/2 + int8", "binary", "binary both", "own + pool 2"),
+            "weights": (0.0, 0.5, 2.0),
+            "layers": "all",
+            "metrics": METRICS,
+            "batch_size": 8,
+            "cache": "",
+            "memory_gib": 1.0,
+            "max_queries": None,
+            "max_corpus": None,
+            "seed": 0,
+            "bootstrap": {"samples": 200, "seed": 0, "level": 0.95},
+            "output": str(tmp_path / "study"),
+        }
+    )
+    with made.unlocked():
+        made.update(changes)
+    return made
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two subjects: one of two benchmarks with a prompt, one of a local benchmark without."""
+    subjects = [
+        Subject("with prompt", Prompting, [benchmark("first"), benchmark("second", seed=1, queries=20)]),
+        Subject("without", lambda: Prompting(prompt=False), [benchmark("local", seed=2, local=True)]),
+    ]
+    return run_study(config(tmp_path_factory.mktemp("study")), subjects)
+
+
+def row(study, subject, section, name):
+    return next(x for x in study["subjects"][subject]["sections"][section] if x["name"] == name)
+
+
+@dataclasses.dataclass
+class Plain:
+    """What `run_benchmark` needs, of the study's states."""
+
+    encoder: Prompting
+
+    def encode_query(self, items, **options):
+        return self.encoder.states(items, query=True, layers=(-2, -1)).embeddings()
+
+    def encode_document(self, items, **options):
+        return self.encoder.states(items, layers=(-2, -1)).embeddings()
+
+
+def test_unreduced_rows_are_those_of_an_evaluation(study):
+    for subject, prompt, made in (
+        (0, True, [benchmark("first"), benchmark("second", seed=1, queries=20)]),
+        (1, False, [benchmark("local", seed=2, local=True)]),
+    ):
+        encoder = Plain(Prompting(prompt=prompt))
+        results = [run_benchmark(encoder, b, rows=("pooled", "late", "hybrid"), metrics=METRICS) for b in made]
+        for metric in METRICS:
+            pooled, late, hybrid = (
+                np.mean([result.mean(kind, metric) for result in results]) for kind in ("pooled", "late", "hybrid")
+            )
+            unreduced = row(study, subject, "storage", "float16")
+            assert unreduced["late"][metric]["mean"] == pytest.approx(late, abs=1e-12)
+            assert unreduced["hybrid"][metric]["mean"] == pytest.approx(hybrid, abs=1e-12)
+            for section, name in (("storage", "pooled vector only"), ("late weight", "0")):
+                assert row(study, subject, section, name)["hybrid"][metric]["mean"] == pytest.approx(pooled, abs=1e-12)
+            assert row(study, subject, "late weight", "late only")["hybrid"][metric]["mean"] == pytest.approx(late)
+            for section, name in (("late weight", "1"), ("layers", "-1"), ("words", "all")):
+                assert row(study, subject, section, name)["hybrid"][metric]["mean"] == pytest.approx(hybrid)
+
+
+def test_differences_are_from_the_default(study):
+    for section, default in (("storage", "float16"), ("late weight", "1"), ("layers", "-1"), ("words", "all")):
+        first = row(study, 0, section, default)["hybrid"]["ndcg@5"]
+        assert first["difference"] == {"mean": 0, "low": 0, "high": 0}
+        for other in study["subjects"][0]["sections"][section]:
+            figure = other["hybrid"]["ndcg@5"]
+            assert figure["difference"]["mean"] == pytest.approx(figure["mean"] - first["mean"], abs=1e-12)
+            assert figure["difference"]["low"] <= figure["difference"]["mean"] <= figure["difference"]["high"]
+
+
+def test_bytes_of_a_page(study):
+    """Two benchmarks of 25 pages of 11 words, and one of 9; width 16, a pooled vector of 32 bytes, offsets of 8."""
+    offsets = 8 * 26 / 25
+    expected = {
+        "pooled vector only": 32,
+        "float16": 32 + offsets + 11 * 32,
+        "pool 2": 32 + offsets + 6 * 32,
+        "pca 1/2 + int8": 32 + offsets + 11 * (8 + 4),
+        "binary": 32 + offsets + 11 * 2,
+        "binary both": 32 + offsets + 11 * 2,
+        "own + pool 2": 32 + offsets + 5 * 32,
+    }
+    table = study["subjects"][0]["sections"]["storage"]
+    assert {x["name"]: x["bytes"] for x in table} == pytest.approx(expected)  # no grid without images
+    assert "own + pool 2" not in {x["name"] for x in study["subjects"][1]["sections"]["storage"]}  # no prompt
+
+
+def test_layers(study):
+    table = study["subjects"][0]["sections"]["layers"]
+    assert [x["name"] for x in table] == ["-2", "-2 centred", "-1", "-1 centred"]
+    assert table[0]["length"] > table[2]["length"] == pytest.approx(1, abs=1e-3)
+    assert table[0]["late"]["ndcg@5"]["mean"] != table[2]["late"]["ndcg@5"]["mean"]
+
+
+def test_words(study):
+    table = {x["name"]: x for x in study["subjects"][0]["sections"]["words"]}
+    sizes = {name: (x["query tokens"], x["page tokens"]) for name, x in table.items()}
+    assert sizes == {
+        "all": (6, 11),
+        "queries' own words": (4, 11),
+        "queries' prompt": (2, 11),
+        "pages' own tokens": (6, 9),
+        "own on both sides": (4, 9),
+    }
+    assert [x["name"] for x in study["subjects"][1]["sections"]["words"]] == ["all"]
+
+
+def test_files(study):
+    summary = json.loads(Path(study["files"]["study.json"]).read_text())
+    assert summary["subjects"] == study["subjects"]
+    with Path(study["files"]["study.csv"]).open() as file:
+        lines = list(csv.DictReader(file))
+    line = next(x for x in lines if (x["row"], x["kind"], x["metric"]) == ("binary", "late", "hit@1"))
+    assert float(line["mean"]) == row(study, 0, "storage", "binary")["late"]["hit@1"]["mean"]
+    text = Path(study["files"]["study.md"]).read_text()
+    assert "first, second (20 queries, 25 pages; 30 queries, 25 pages each)" in text
+    figure = row(study, 0, "storage", "pool 2")["hybrid"]
+    assert f"| {figure['ndcg@5']['mean']:.3f} / {figure['hit@1']['mean']:.3f} |" in text
+    for name in ("storage.png", "late_weight.png", "layers.png"):
+        assert Image.open(study["files"][name]).size[0] > 300
+
+
+def test_pareto_front(study):
+    rng = np.random.default_rng(0)
+    sizes, qualities = rng.integers(1, 9, 60).tolist(), rng.integers(0, 9, 60).tolist()
+    points = list(zip(sizes, qualities, strict=True))
+
+    def beaten(i, j):
+        return sizes[j] <= sizes[i] and qualities[j] >= qualities[i] and points[i] != points[j]
+
+    expected = [not any(beaten(i, j) for j in range(60)) for i in range(60)]
+    assert pareto(sizes, qualities) == expected
+    table = study["subjects"][0]["sections"]["storage"]
+    assert front(table, "ndcg@5")[0]  # the smallest
+    text = Path(study["files"]["study.md"]).read_text()
+    assert "| pooled vector only • | 32 | 0 |" in text
+
+
+def test_unknown_settings_and_subjects(tmp_path):
+    for name, message in (
+        ("pool", "unknown step 'pool'; there are own, pool K"),
+        ("pca 0/2", "unknown step"),
+        ("int8 + pool 2", "int8 comes last"),
+        ("pool 2 + grid 2", "grid 2 comes first"),
+        ("pool 2 + own", "own comes first"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sections(config(tmp_path, settings=(name,)))
+    assert parse("own + pool 2 + centred pca 1/4 + binary both") == ("own", "pool 2", "centred pca 1/4", "binary both")
+    with pytest.raises(ValueError, match=r"the subjects are \['a', 'a'\]"):
+        run_study(config(tmp_path), [Subject("a", Prompting, [benchmark()])] * 2)
+
+
+def test_prompt_words_are_what_all_items_share():
+    rng = np.random.default_rng(0)
+    image = 9
+    texts = [[1, 2, *rng.integers(10, 20, n).tolist(), *[image] * 4, *rng.integers(20, 30, n), 3] for n in (2, 5, 1, 3)]
+    texts[0][2], texts[1][2] = 10, 11
+    texts[0][-2], texts[1][-2] = 20, 21
+
+    def states(items):
+        ids = np.concatenate(items).astype(np.int32)
+        one = np.ones((len(ids), 1, 1), np.float32)
+        return States(
+            pooled=np.ones((len(items), 1), np.float32),
+            states=one,
+            norms=one[:, 0],
+            ids=ids,
+            offsets=np.cumsum([0, *map(len, items)]),
+            grids=np.array([[i, 1, 2, items[i].count(image) // 2] for i in range(len(items))], np.int32),
+            visual_ids=(image,),
+            layers=(-1,),
+            depth=1,
+        )
+
+    found = np.split(prompt_words(states(texts)), np.cumsum([len(text) for text in texts])[:-1])
+    assert [np.flatnonzero(x).tolist() for x in found] == [[0, 1, len(text) - 1] for text in texts]
+    pages = [[1, 2, image, image, 3], [1, 2, image, image, 3]]  # the images themselves are no words
+    assert prompt_words(states(pages)).tolist() == [True, True, False, False, True] * 2
+    nested = [[1, 1], [1, 1, 1]]  # first and last do not overlap
+    assert prompt_words(states(nested)).tolist() == [True, True, True, True, False]
+    assert not prompt_words(states(pages[:1])).any()
+
+
+def test_grids_are_pooled_before_the_rest(tmp_path):
+    """The embedded model on small pages: sizes, and hybrid scores of pooled states by hand."""
+    rng = np.random.default_rng(0)
+    pages = [Image.fromarray(rng.integers(0, 255, (64, 128, 3), np.uint8)) for _ in range(4)]
+    made = dataclasses.replace(benchmark(queries=6, pages=4), corpus=pages)
+    encoder = smart_jax.load("tiny")
+    queries, corpus = encode(encoder, made, config(tmp_path, layers="-1"))
+    reducer = Reducer(queries, corpus)
+    _, d, nbytes = reducer(parse("grid 2 + int8"))
+    words = int((~corpus.visual).sum())
+    assert corpus.grids[:, 1:].tolist() == [[1, 2, 4]] * 4
+    assert len(d.tokens) == 4 * 2 + words
+    assert nbytes == 4 * 192 * 2 + len(d.tokens) * (192 + 4) + 5 * 8
+    assert reducer.applies(parse("grid 2")) and reducer.applies(parse("own"))
+    assert len(reducer(parse("own"))[1].tokens) == 4 * 8
+
+
+def test_measure_is_of_all_queries():
+    for local in (False, True):
+        made = benchmark(local=local)
+        encoder = FakeEncoder()
+        result = run_benchmark(encoder, made, rows=("late",), metrics=METRICS, query_block=7)
+        scores = smart_jax.score(
+            encoder.encode_query(made.queries), encoder.encode_document(made.corpus), pooled_weight=0.0
+        )
+        for metric, values in measure(made, np.asarray(scores), METRICS).items():
+            np.testing.assert_array_equal(values, result.values["late"][metric])
+
+
+def test_mean_cosine_is_of_every_pair_of_different_items():
+    rng = np.random.default_rng(0)
+    lengths = [3, 1, 4]
+    x = rng.standard_normal((8, 5)) + 0.5
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    owner = np.repeat(range(3), lengths)
+    pairs = [x[i] @ x[j] for i, j in itertools.permutations(range(8), 2) if owner[i] != owner[j]]
+    assert mean_cosine(x.astype(np.float32), np.cumsum([0, *lengths])) == pytest.approx(np.mean(pairs), abs=1e-6)
+    with pytest.raises(ValueError, match="at least two items to compare, not 1"):
+        mean_cosine(x, np.array([0, 8]))
+
+
+def test_gaps():
+    made = benchmark(queries=12, pages=10)
+    scores = np.random.default_rng(0).standard_normal((12, 10))
+    plain, scaled = [], []
+    for i, query in enumerate(made.query_ids):
+        right = [j for j, d in enumerate(made.corpus_ids) if d in made.qrels[query]]
+        others = [scores[i, j] for j in range(10) if j not in right]
+        plain.append(np.mean(scores[i, right]) - np.mean(others))
+        scaled.append(plain[-1] / np.std(others))
+    assert gaps(made, scores) == pytest.approx((np.mean(plain), np.mean(scaled)), abs=1e-9)
+
+
+def test_geometry_along_models(tmp_path):
+    """Two runs of two models, all of them the embedded one: every figure is that of one evaluation."""
+    tiny = Path(smart_jax.load("tiny").folder)
+    for run, model in itertools.product("ab", ("new", "stage/model")):
+        (tmp_path / run / model).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / run / model).symlink_to(tiny)
+    rng = np.random.default_rng(0)
+    pages = [Image.fromarray(rng.integers(0, 255, (32, 64, 3), np.uint8)) for _ in range(5)]
+    made = dataclasses.replace(benchmark(queries=6, pages=5), corpus=pages)
+    settings = {"runs": f"{tmp_path / 'a'},{tmp_path / 'b'}", "models": ("new", "stage/model"), "metric": "ndcg@5"}
+    own = ConfigDict(settings | {"batch_size": None, "output": str(tmp_path / "out")})
+    summary = run_geometry(own, [made])
+    result = run_benchmark(smart_jax.load(tiny), made, rows=("pooled", "late", "hybrid"), metrics=("ndcg@5",))
+    for model in summary["models"]:
+        assert len(model["runs"]) == 2
+        for figures in model["runs"]:
+            for kind in ("pooled", "late", "hybrid"):
+                assert figures[kind] == pytest.approx(result.mean(kind, "ndcg@5"), abs=1e-12)
+    assert json.loads(Path(summary["files"]["geometry.json"]).read_text())["models"] == summary["models"]
+    text, late = markdown(summary), result.mean("late", "ndcg@5")
+    assert f"| {late:.3f} [{late:.3f}, {late:.3f}] |" in text and "| stage/model |" in text
+    assert Image.open(summary["files"]["geometry.png"]).size[0] > 300
+    with pytest.raises(FileNotFoundError, match="no model in .*later: train it, or leave it out"):
+        run_geometry(ConfigDict({**own.to_dict(), "models": ("new", "later")}), [made])
+    with pytest.raises(ValueError, match="at least one run"):
+        run_geometry(ConfigDict({**own.to_dict(), "runs": ""}), [made])
