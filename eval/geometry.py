@@ -1,9 +1,11 @@
 """Token geometry along training: python -m eval.geometry --config configs/geometry.py --config.runs=a,b,c
 
 Every run is a folder of model folders, of the same names in every run: the states of training, in order. Of each are
-measured pooled, late and hybrid on the benchmarks, and of its embeddings (means over the benchmarks):
+measured pooled, late and hybrid on the benchmarks, and "late, own words": without the words of the prompt on either
+side, one of which has the pooled state where a model pools its last token. Then, of the tokens that are left (means
+over the benchmarks):
   token cosine    mean cosine of two tokens of different pages: near 1 where all tokens point the same way
-  pooled cosine   mean cosine of the pooled vectors of different pages
+  pooled cosine   the same of the pages' pooled vectors
   gap             mean late score of queries with relevant pages minus that with other pages
   gap in sd       the same in standard deviations of a query's scores with other pages, mean over queries
 
@@ -26,11 +28,12 @@ from tqdm import tqdm
 import smart_jax
 from eval.benchmark import Benchmark
 from eval.command import command, environment
+from eval.reduce import prompt_words
 from eval.study import measure
-from smart_jax.embeddings import Embeddings
+from smart_jax.reductions import keep_tokens
 from smart_jax.score import score
 
-ROWS = ("pooled", "late", "hybrid")
+ROWS = ("pooled", "late", "late, own words", "hybrid")
 STATISTICS = ("token cosine", "pooled cosine", "gap", "gap in sd")
 Figures = dict[str, float]
 
@@ -74,15 +77,20 @@ def gaps(benchmark: Benchmark, scores: np.ndarray) -> tuple[float, float]:
 
 def measure_model(encoder: Any, benchmark: Benchmark, metric: str, batch_size: int | None = None) -> Figures:
     """The metric of every row, and the statistics."""
-    how: dict[str, Any] = {"batch_size": batch_size}
-    q: Embeddings = encoder.encode_query(benchmark.queries, instruction=benchmark.instruction, **how)
-    d: Embeddings = encoder.encode_document(benchmark.corpus, instruction=benchmark.document_instruction, **how)
-    scores = {"pooled": np.asarray(score(q, d, late_weight=0.0)), "late": np.asarray(score(q, d, pooled_weight=0.0))}
-    scores["hybrid"] = scores["pooled"] + scores["late"]
+    how: dict[str, Any] = {"batch_size": batch_size, "dtype": np.float32}
+    queries = encoder.states(benchmark.queries, instruction=benchmark.instruction, query=True, **how)
+    corpus = encoder.states(benchmark.corpus, instruction=benchmark.document_instruction, **how)
+    q, d = queries.embeddings(), corpus.embeddings()
+    own_q, own_d = keep_tokens(q, ~prompt_words(queries)), keep_tokens(d, ~prompt_words(corpus))
+    pooled, late, own = (
+        score(q, d, late_weight=0.0),
+        score(q, d, pooled_weight=0.0),
+        score(own_q, own_d, pooled_weight=0.0),
+    )
+    scores = dict(zip(ROWS, (pooled, late, own, pooled + late), strict=True))
     figures = {row: float(measure(benchmark, scores[row], [metric])[metric].mean()) for row in ROWS}
-    plain, scaled = gaps(benchmark, scores["late"])
-    found = (mean_cosine(d.tokens, d.offsets), mean_cosine(d.pooled, np.arange(len(d) + 1)), plain, scaled)
-    return figures | dict(zip(STATISTICS, found, strict=True))
+    cosines = mean_cosine(own_d.tokens, own_d.offsets), mean_cosine(d.pooled, np.arange(len(d) + 1))
+    return figures | dict(zip(STATISTICS, (*cosines, *gaps(benchmark, own)), strict=True))
 
 
 def run_geometry(config: ConfigDict, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:

@@ -351,6 +351,7 @@ def test_geometry_along_models(tmp_path):
             for kind in ("pooled", "late", "hybrid"):
                 assert figures[kind] == pytest.approx(result.mean(kind, "ndcg@5"), abs=1e-12)
     assert json.loads(Path(summary["files"]["geometry.json"]).read_text())["models"] == summary["models"]
+    assert {figures["late, own words"] for figures in summary["models"][0]["runs"]} != {result.mean("late", "ndcg@5")}
     text, late = markdown(summary), result.mean("late", "ndcg@5")
     assert f"| {late:.3f} [{late:.3f}, {late:.3f}] |" in text and "| stage/model |" in text
     assert Image.open(summary["files"]["geometry.png"]).size[0] > 300
