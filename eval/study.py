@@ -199,8 +199,8 @@ def encode(encoder: Any, benchmark: Benchmark, config: ConfigDict) -> tuple[Stat
     depth = encoder.config.text.num_hidden_layers
     layers = tuple(range(-depth - 1, 0)) if config.layers == "all" else (*map(int, config.layers.split(",")),)
     how: dict[str, Any] = {"layers": layers, "batch_size": config.batch_size, "dtype": np.float16}
-    queries = {"query": True, "instruction": benchmark.instruction}
-    corpus = {"query": False, "instruction": benchmark.document_instruction}
+    queries: dict[str, Any] = {"query": True, "instruction": benchmark.instruction}
+    corpus: dict[str, Any] = {"query": False, "instruction": benchmark.document_instruction}
     if config.cache == "":
         return encoder.states(benchmark.queries, **queries, **how), encoder.states(benchmark.corpus, **corpus, **how)
     folder = Path(config.output) / "embeddings" if config.cache is None else Path(config.cache)

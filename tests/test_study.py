@@ -296,6 +296,22 @@ def test_grids_are_pooled_before_the_rest(tmp_path):
     assert len(reducer(parse("own"))[1].tokens) == 4 * 8
 
 
+def test_states_are_kept(tmp_path):
+    made, own = benchmark(), config(tmp_path, cache=str(tmp_path / "states"), layers="-1,-2")
+    first = encode(Prompting(), made, own)
+
+    class Spent(Prompting):
+        def states(self, *arguments, **options):
+            raise AssertionError("the states were not kept")
+
+    in_memory = encode(Prompting(), made, config(tmp_path, layers="-1,-2"))
+    for states, again, fresh in zip(first, encode(Spent(), made, own), in_memory, strict=True):
+        assert again.layers == (-1, -2) and again.states.dtype == np.float16
+        for name in ("pooled", "states", "norms", "ids", "offsets"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(states, name))
+            np.testing.assert_array_equal(getattr(again, name), getattr(fresh, name))
+
+
 def test_measure_is_of_all_queries():
     for local in (False, True):
         made = benchmark(local=local)
