@@ -45,16 +45,8 @@ def settings() -> tuple[str, ...]:
 def get_config(arg: str = "") -> ConfigDict:
     """The argument is `path`."""
     config = default_config()
-    for name in (
-        "adapter",
-        "rows",
-        "storage_dtype",
-        "mesh",
-        "distributed",
-        "pooled_weight",
-        "late_weight",
-        "query_block",
-    ):
+    unused = ("adapter", "rows", "layers", "storage_dtype", "mesh", "distributed", "query_block")
+    for name in (*unused, "pooled_weight", "late_weight"):
         del config[name]  # of python -m eval.run
     config.model = ""  # of one's own, with `benchmarks`; "" = the subjects below
     config.benchmarks = ""  # folders, separated by commas

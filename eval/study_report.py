@@ -45,6 +45,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         names = ", ".join(b["name"] for b in subject["benchmarks"])
         parts.append(f"## {subject['name']}\n\n{names} ({'; '.join(sorted(counts))} each)")
         for name, table in subject["sections"].items():
+            if len(table) == 1:  # nothing to compare
+                continue
             marks = front(table, metrics[0]) if name == "storage" else [False] * len(table)
             parts.append(f"### {name}\n\n{_table(table, metrics, marks)}")
     parts.append(

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import smart_jax
+from configs import study as study_config
 from eval.benchmark import Benchmark
 from eval.evaluate import run_benchmark
 from eval.geometry import gaps, markdown, mean_cosine, run_geometry
@@ -246,6 +247,28 @@ def test_unknown_settings_and_subjects(tmp_path):
     assert parse("own + pool 2 + centred pca 1/4 + binary both") == ("own", "pool 2", "centred pca 1/4", "binary both")
     with pytest.raises(ValueError, match=r"the subjects are \['a', 'a'\]"):
         run_study(config(tmp_path), [Subject("a", Prompting, [benchmark()])] * 2)
+
+
+def test_config():
+    own = study_config.get_config("some.pdf")
+    assert own.subjects == "tiny,docstrings,pdf" and study_config.get_config().subjects == "tiny,docstrings"
+    assert len(sections(own)) == 4 and own.layers == "all"
+    for setting in ("pool 16", "grid 2", "pca 1/8", "pool 8 + pca 1/4 + binary", "own + pool 2 + binary"):
+        assert setting in own.settings
+    own.subjects = "tiny,large"
+    with pytest.raises(ValueError, match="unknown subjects large: there are tiny, docstrings, pdf"):
+        study_config.get_subjects(own)
+    own.model = "tiny"
+    with pytest.raises(ValueError, match="no benchmark for the model: add --config.benchmarks=FOLDER"):
+        study_config.get_subjects(own)
+
+
+def test_config_of_ones_own_model(tmp_path):
+    benchmark().save(tmp_path / "words")
+    own = study_config.get_config()
+    own.model, own.benchmarks = str(Path("models") / "mine"), str(tmp_path / "words")
+    (subject,) = study_config.get_subjects(own)
+    assert subject.name == "mine" and [b.name for b in subject.benchmarks] == ["words"]
 
 
 def test_prompt_words_are_what_all_items_share():
