@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from smart_jax import Embeddings, score
+from smart_jax import Embeddings, reductions, score
 from smart_jax.reductions import PCA, BinaryEmbeddings, keep_tokens, pool_grid, pool_tokens, truncate
 from smart_jax.states import States
 
@@ -254,3 +254,12 @@ def test_bits_that_do_not_fit():
         BinaryEmbeddings(binary.pooled, binary.bits, binary.offsets, 8)
     with pytest.raises(ValueError, match="offsets end at 20, but there are 19 tokens"):
         BinaryEmbeddings(binary.pooled, binary.bits[:-1], binary.offsets, 9)
+
+
+def test_chunks_do_not_matter(monkeypatch):
+    e, s = embeddings((1, 5, 12, 20)), states()
+    whole = pool_tokens(e, 3).tokens, PCA.fit(e, 3, centred=True)(e).tokens, pool_grid(s).states
+    monkeypatch.setattr(reductions, "CHUNK", 3)
+    parts = pool_tokens(e, 3).tokens, PCA.fit(e, 3, centred=True)(e).tokens, pool_grid(s).states
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
