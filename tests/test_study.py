@@ -16,6 +16,7 @@ from PIL import Image
 import smart_jax
 from configs import study as study_config
 from eval.benchmark import Benchmark
+from eval.command import load_module
 from eval.evaluate import run_benchmark
 from eval.geometry import gaps, markdown, mean_cosine, run_geometry
 from eval.reduce import Reducer, parse, prompt_words
@@ -333,6 +334,37 @@ def test_states_are_kept(tmp_path):
         for name in ("pooled", "states", "norms", "ids", "offsets"):
             np.testing.assert_array_equal(getattr(again, name), getattr(states, name))
             np.testing.assert_array_equal(getattr(again, name), getattr(fresh, name))
+
+
+def test_queries_follow_where_they_must():
+    """Of the reductions' two sides, against the definitions."""
+    made = benchmark()
+    encoder = Prompting()
+    states = [
+        encoder.states(items, query=items is made.queries, layers=(-2, -1)) for items in (made.queries, made.corpus)
+    ]
+    reducer, (q, d) = Reducer(*states), [side.embeddings() for side in states]
+    for steps in ("pool 2", "runs 3", "own", "int8", "binary", "pool 2 + binary"):
+        np.testing.assert_array_equal(reducer(parse(steps))[0].tokens, q.tokens)
+    np.testing.assert_array_equal(reducer(parse("first 1/4"))[0].tokens[:, 0] > 0, q.tokens[:, 0] > 0)
+    signs = [np.where(side.tokens > 0, 1, -1) / 4 for side in (q, d)]
+    for found, expected in zip(reducer(parse("binary both"))[:2], signs, strict=True):
+        np.testing.assert_allclose(found.astype(np.float32).tokens, expected, atol=1e-7)
+    for name, width in (("first 1/4", 4), ("pca 1/2", 8), ("centred pca 1/1 + int8", 16), ("pca 1/2 + binary both", 8)):
+        assert [side.tokens.shape[1] for side in reducer(parse(name))[:2]] == [width, width]
+    mean = d.tokens.astype(np.float64).mean(axis=0)
+    centred = [side.tokens - mean for side in (q, d)]
+    centred = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in centred]
+    products = np.matmul(*(x.T if i else x for i, x in enumerate(centred)))
+    q, d, _ = reducer(parse("centred pca 1/1"))
+    np.testing.assert_allclose(q.tokens.astype(np.float32) @ d.tokens.astype(np.float32).T, products, atol=5e-3)
+
+
+def test_config_files_that_are_none(tmp_path):
+    path = tmp_path / "empty.py"
+    path.write_text("x = 1\n")
+    with pytest.raises(ValueError, match=r"empty.py has no get_subjects\(config\)"):
+        load_module(str(path), needs="get_subjects")
 
 
 def test_measure_is_of_all_queries():
