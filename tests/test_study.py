@@ -403,6 +403,7 @@ def test_gaps():
     assert gaps(made, scores) == pytest.approx((np.mean(plain), np.mean(scaled)), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_geometry_along_models(tmp_path):
     """Two runs of two models, all of them the embedded one: every figure is that of one evaluation."""
     tiny = Path(smart_jax.load("tiny").folder)
