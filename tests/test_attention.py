@@ -66,6 +66,7 @@ def padding(request):
     return PADDINGS[request.param]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("length", "most"), [(40, 256), (37, 16)])
 def test_by_head(monkeypatch, padding, causal, length, most):
@@ -75,6 +76,7 @@ def test_by_head(monkeypatch, padding, causal, length, most):
     check(A._by_head, *arrays(length), padding(length), causal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("length", "most"), [(40, 2**21), (37, 400)])
 def test_by_rows(monkeypatch, padding, causal, length, most):
@@ -193,6 +195,7 @@ def test_choice(monkeypatch, backend, length, dtype, way):
     assert A._choose(jax.ShapeDtypeStruct((2, length, 4, 64), dtype)) is getattr(A, way)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("causal", "length", "width"), [(True, 300, 32), (False, 256, 72)])
 @pytest.mark.parametrize("padding", ["left", "segments"])
 def test_flash(monkeypatch, padding, causal, length, width):

@@ -43,6 +43,7 @@ def test_a_row_with_memory(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_flops_are_those_that_xla_counts(monkeypatch):
     """With attention in one piece, which XLA counts; it does not leave out what is not causal, nor padding."""
     config = QwenVLConfig.from_hf(encode_device.SHAPES["small"])
@@ -62,6 +63,7 @@ def test_flops_of_the_2b_model_are_twice_its_parameters_a_token():
     assert per_token == pytest.approx(2 * 1.41e9, rel=0.02)  # 1.72 billion less the embedding's 0.31
 
 
+@pytest.mark.slow
 def test_pages_a_second_of_both():
     text = encode_device.measure("small", 2, 1)
     assert "TFLOP a page" in text and re.search(r"\| ours \| [\d.]+ \|", text) and "unknown peak" in text

@@ -50,6 +50,7 @@ class TestPackedWithSmallTiles(MaxSimSuite):
         jax.clear_caches()
 
 
+@pytest.mark.slow
 class TestPallasTPU(MaxSimSuite):
     """Interpreted on a CPU."""
 

@@ -49,6 +49,7 @@ def test_three_bfloat16_terms_are_exact():
     np.testing.assert_array_equal(np.asarray(terms).astype(np.float64).reshape(64, 3, 50).sum(axis=1), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "query_length", "width", "shared_bytes", "thread_blocks"),
     [

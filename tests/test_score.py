@@ -71,6 +71,7 @@ def small_blocks(monkeypatch):
 # Against the oracle
 
 
+@pytest.mark.slow
 def test_ragged(request):
     """Ragged lengths, items without tokens, single tokens, all-negative similarities, k below and above N.
 

@@ -367,6 +367,7 @@ def test_primary_metric_must_be_measured(tmp_path):
     assert encoder.calls == []
 
 
+@pytest.mark.slow
 def test_command_with_a_checkpoint(tmp_path, checkpoint):
     write_set(TWO, tmp_path)
     write_set(THREE, tmp_path)

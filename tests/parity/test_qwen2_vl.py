@@ -89,6 +89,7 @@ def test_odd_image_at_the_pixel_floor(first):
     assert max(errors(inputs.torch_states(model), ours, inputs)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_bfloat16_pooled_cosine(pair, tmp_path):
     _, config, graphdef, params, folder = pair
     batch = random_inputs(CASES["image_and_text"], config).batch(config)
@@ -109,6 +110,7 @@ def test_windows_of_ragged_images():
     assert patch_geometry([], merge=2, side=None, window=4).window.shape == (0,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen2_5_wide_windows"])
 def test_windows_of_large_images_match(pairs, monkeypatch, name):
     """Several images a bin, more patches than the windows' mask is used for; with and without rematerialisation."""

@@ -133,6 +133,7 @@ def test_attention_in_steps_equals_whole(two_taps, monkeypatch, steps):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=TOLERANCE), whole, pooled_and_gradient())
 
 
+@pytest.mark.slow
 def test_remat_keeps_states_and_gradients(two_taps):
     _, config, graphdef, params = two_taps
     batch = Inputs.random(CASES["two_sizes"]).batch(config)
@@ -145,6 +146,7 @@ def test_remat_keeps_states_and_gradients(two_taps):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, saved)
 
 
+@pytest.mark.slow
 def test_bfloat16_pooled_cosine(pair, tmp_path):
     _, config, graphdef, params = pair
     batch = Inputs.random(CASES["image_and_text"]).batch(config)

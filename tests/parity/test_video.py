@@ -24,6 +24,8 @@ from tests.parity import qwen2_vl, qwen3_vl
 from tests.parity.qwen3_vl import our_states, save
 from tests.parity.test_qwen3_vl import BROKEN, TOLERANCE, errors
 
+pytestmark = pytest.mark.slow
+
 IDS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 3, "vision_end_token_id": 4}
 SIZES = {"min_pixels": 1024, "max_pixels": 16384, "video_min_pixels": 4096, "video_max_pixels": 16384}
 
