@@ -88,6 +88,24 @@ def test_hybrid_logits_by_hand():
     np.testing.assert_allclose(logits, [[2 * 3 + 0.5 * 12, 0.5 * 2]], rtol=1e-6)
 
 
+def test_two_cross_entropies_by_hand():
+    """CE(pooled / t) + CE(late / t), and with weights beside CE((pooled + late) / t)."""
+    pooled = jnp.array([[0.1, 0.0], [0.0, 0.1]]) * LN3  # over 0.1: odds 3 to 1 for the positive, log(4/3) each
+    late = jnp.array([[0.0, 0.1], [0.1, 0.0]]) * LN2  # over 0.1: odds 1 to 2, log 3 each
+    scores, at = {"pooled": pooled, "late": late}, jnp.array([0, 1])
+
+    def loss(**weights):
+        config = LossConfig("hybrid", temperature=0.1, **weights)
+        return contrastive(config, scores, start_temperatures(config), at, None, jnp.int32(1), 1)
+
+    both, metrics = loss(hybrid_loss_weight=0.0, pooled_loss_weight=1.0, late_loss_weight=1.0)
+    np.testing.assert_allclose(both, np.log(4 / 3) + LN3, rtol=1e-5)
+    np.testing.assert_allclose(metrics["pooled_loss"], np.log(4 / 3), rtol=1e-5)
+    np.testing.assert_allclose(loss()[0], np.log(5 / 3), rtol=1e-5)  # of the sum: odds 3 to 2
+    weighted = loss(hybrid_loss_weight=2.0, pooled_loss_weight=0.5, late_loss_weight=0.25)[0]
+    np.testing.assert_allclose(weighted, 2 * np.log(5 / 3) + 0.5 * np.log(4 / 3) + 0.25 * LN3, rtol=1e-5)
+
+
 def test_ramp_goes_from_the_first_step_to_the_last():
     values = [float(losses.linear_ramp(s, 5, 1.0, 3.0)) for s in (1, 2, 3, 5, 9)]
     np.testing.assert_allclose(values, [1.0, 1.5, 2.0, 3.0, 3.0])

@@ -27,13 +27,14 @@ class LossConfig:
     """What is minimised, see `train.losses`; CE is InfoNCE over the documents of the global batch.
 
     pooled: CE(pooled). late: CE(late). hybrid: hybrid_loss_weight * CE(pooled_weight * pooled + late_weight * late)
-    + late_loss_weight * CE(late), the scores divided by their temperatures.
+    + pooled_loss_weight * CE(pooled) + late_loss_weight * CE(late), the scores divided by their temperatures.
     """
 
     objective: str = "late"
     pooled_weight: float = 1.0  # of the two scores in the hybrid score
     late_weight: float = 1.0
-    hybrid_loss_weight: float = 1.0  # of the two losses of objective hybrid
+    hybrid_loss_weight: float = 1.0  # of the losses of objective hybrid
+    pooled_loss_weight: float = 0.0
     late_loss_weight: float = 0.0
     late_loss_weight_end: float | None = None  # reached linearly at the last step; None = no ramp
     temperature: float = 0.03

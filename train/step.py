@@ -214,10 +214,12 @@ def contrastive(
         late_temperature=temperatures["late"],
     )
     metrics["hybrid_loss"] = cross_entropy(logits, positives, excluded)
-    metrics["late_loss"] = cross_entropy(scores["late"] / temperatures["late"], positives, excluded)
+    for name in ("pooled", "late"):
+        metrics[f"{name}_loss"] = cross_entropy(scores[name] / temperatures[name], positives, excluded)
     start, end = config.late_loss_weight, config.late_loss_weight_end
     late_weight = losses.linear_ramp(step, steps, start, start if end is None else end)
-    return config.hybrid_loss_weight * metrics["hybrid_loss"] + late_weight * metrics["late_loss"], metrics
+    loss = config.hybrid_loss_weight * metrics["hybrid_loss"] + config.pooled_loss_weight * metrics["pooled_loss"]
+    return loss + late_weight * metrics["late_loss"], metrics
 
 
 def init_state(params: Params, config: LossConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
