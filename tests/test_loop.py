@@ -141,10 +141,10 @@ def test_unknown_keys_are_refused_with_the_nearest_known():
     ("values", "error"),
     [
         ({"batch_size": 1}, "batch_size is 1: a contrastive loss needs at least 2"),
-        ({"trainable": "lora"}, "choose one of adapter, full"),
+        ({"trainable": "lora+full"}, r"choose one of adapter, lora, full, adapter\+lora, adapter\+full"),
         ({"dtype": "float16"}, "choose one of auto, float32, bfloat16"),
         ({"loss": {"objective": "both"}}, "choose one of pooled, late, hybrid"),
-        ({"loss": {"objective": "pooled"}}, "no trainable part with trainable = 'adapter'"),
+        ({"loss": {"objective": "pooled"}}, "leaves the adapter of trainable = 'adapter' untrained"),
         ({"loss": {"temperature": 0.0}}, r"loss\.temperature is 0\.0: it must be positive"),
         ({"resume": True, "overwrite": True}, "choose one"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jax.sharding import Mesh
+from safetensors import safe_open
 
 from smart_jax import encode
 from smart_jax.adapter import Adapter
@@ -52,13 +55,14 @@ def examples(count: int = 8, negatives: int = 0) -> list[Example]:
     return [Example(str(i), {"text": f"find {i}"}, document(pages[i]), others[i]) for i in range(count)]
 
 
-def loss_and_gradient(config, devices: int, batch: list[Example], perturb: int | None = None):
-    mesh = make_mesh(devices=jax.devices()[:devices])
+def loss_and_gradient(config, mesh: Mesh | int, batch: list[Example], perturb: int | None = None):
+    mesh = make_mesh(devices=jax.devices()[:mesh]) if isinstance(mesh, int) else mesh
     encoder = load_encoder(config, mesh)
     params, frozen, objective = make_objective(config, encoder, mesh, steps=10)
     if perturb is not None:
         rng = np.random.default_rng(perturb)
-        params = {n: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32) for n, x in sorted(params.items())}
+        noise = {n: 0.1 * rng.standard_normal(x.shape).astype(np.float32) for n, x in sorted(params.items())}
+        params = {n: jax.device_put(x + noise[n], x.sharding) for n, x in params.items()}
     arrays = Batcher(encoder.preprocessor, config.data, mesh)(batch)
     function = jax.jit(jax.value_and_grad(objective, has_aux=True))
     (loss, metrics), gradient = function(params, frozen, arrays, jnp.int32(3))
@@ -107,29 +111,72 @@ def test_the_loss_is_that_of_the_encoders_scores(inputs, tmp_path):
     assert loss_and_gradient(unmasked, 1, batch, perturb=0)[0] > loss + 4e-3
 
 
+TRAINABLE = {
+    "adapter": {
+        "loss__objective": "hybrid",
+        "loss__late_loss_weight": 0.5,
+        "loss__diversity_weight": 0.1,
+        "loss__overlap_weight": 0.1,
+        "adapter__layers": "last 2",
+        "data__negatives": 1,
+    },
+    "full": {
+        "trainable": "full",
+        "weights": ".",
+        "loss__objective": "hybrid",
+        "loss__symmetric": True,
+        "loss__temperature": 0.3,
+    },
+    "adapter+lora": {
+        "trainable": "adapter+lora",
+        "lora__r": 4,
+        "lora__alpha": 8.0,
+        "lora__dropout": 0.3,
+        "lora__modules": r"_proj$|visual\.blocks\.1",
+        "loss__temperature": 0.3,
+    },
+    "nf4": {"trainable": "lora", "lora__r": 4, "lora__quantize": "nf4", "loss__temperature": 0.3},
+}
+
+
+@pytest.fixture(scope="module")
+def one_device(inputs, tmp_path_factory):
+    """By name in TRAINABLE: config, batch, and loss and gradient on one device."""
+
+    @functools.cache
+    def computed(name):
+        config = make_config(inputs, tmp_path_factory.mktemp(name), **TRAINABLE[name])
+        batch = examples(16, negatives=config.data.negatives)
+        return config, batch, loss_and_gradient(config, 1, batch, perturb=1)
+
+    return computed
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("name", "sizes"),
     [
-        {
-            "loss__objective": "hybrid",
-            "loss__late_loss_weight": 0.5,
-            "loss__diversity_weight": 0.1,
-            "loss__overlap_weight": 0.1,
-            "adapter__layers": "last 2",
-            "data__negatives": 1,
-        },
-        {"trainable": "full", "loss__objective": "hybrid", "loss__symmetric": True, "loss__temperature": 0.3},
+        ("adapter", (8, 1, 1)),
+        ("full", (2, 2, 2)),
+        ("adapter+lora", (2, 2, 2)),
+        slow("adapter", (2, 4, 1)),
+        slow("adapter", (2, 2, 2)),
+        *(slow(name, sizes) for name in ("full", "adapter+lora") for sizes in ((8, 1, 1), (2, 4, 1))),
+        slow("nf4", (2, 2, 2)),
     ],
-    ids=["adapter", "full"],
+    ids=str,
 )
-def test_eight_devices_equal_one(inputs, tmp_path, settings):
-    config = make_config(inputs, tmp_path, **settings)
-    batch = examples(16, negatives=config.data.negatives)
-    one, many = (loss_and_gradient(config, n, batch, perturb=1) for n in (1, 8))
+def test_eight_devices_equal_one(one_device, name, sizes):
+    """By data alone, with the parameters split over some, and with matrices split over some more."""
+    config, batch, one = one_device(name)
+    many = loss_and_gradient(config, make_mesh(*sizes), batch, perturb=1)
     assert many[0] == pytest.approx(one[0], abs=1e-5 * max(1, abs(one[0])))
     scale = max(np.abs(g).max() for g in one[2].values())
-    for name, gradient in one[2].items():
-        np.testing.assert_allclose(many[2][name], gradient, atol=1e-5 * max(1, scale), err_msg=name)
+    for parameter, gradient in one[2].items():
+        np.testing.assert_allclose(many[2][parameter], gradient, atol=1e-5 * max(1, scale), err_msg=parameter)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -241,6 +288,7 @@ def test_trains_all_weights_and_exports_a_model(inputs, tmp_path):
         inputs,
         tmp_path,
         trainable="full",
+        weights=".",
         steps=24,
         log_every=8,
         checkpoint__every=24,
@@ -332,10 +380,93 @@ def test_an_unknown_best_metric_is_named(inputs, tmp_path):
         run.evaluate(run.start_or_resume()[0])
 
 
+def test_what_is_trained_is_chosen_by_a_regular_expression(inputs, tmp_path):
+    def trained(**settings):
+        config, mesh = make_config(inputs, tmp_path, **settings), make_mesh(devices=jax.devices()[:1])
+        params, frozen, _ = make_objective(config, load_encoder(config, mesh), mesh, steps=1)
+        assert not params.keys() & frozen.keys()
+        return params.keys(), frozen.keys()
+
+    everything, none = trained(trainable="full", weights=".")
+    assert not none and any("visual" in name for name in everything)
+    params, frozen = trained(trainable="full")
+    assert params | frozen == everything and frozen == {n for n in everything if n.startswith("model.visual.")}
+    params, frozen = trained(trainable="adapter+full", weights=r"^language_model\.norm")
+    projection = {f"adapter.{name}" for name in ("norm.scale", "norm.bias", "proj.kernel")}
+    assert params == {"model.language_model.norm.scale"} | projection
+    params, frozen = trained(trainable="lora", lora__modules="qkv")
+    blocks = [f"lora.visual.blocks.{i}.attn.qkv" for i in (0, 1)]
+    assert params == {f"{block}.{factor}" for block in blocks for factor in "ab"} and frozen == everything
+    with pytest.raises(ValueError, match=r"weights 'nothing' matches no parameter of the backbone; it has lang"):
+        trained(trainable="full", weights="nothing")
+
+
+def test_dropout_follows_from_seed_and_step_and_is_off_in_evaluation(inputs, tmp_path):
+    config = make_config(inputs, tmp_path, trainable="lora", lora__r=2, lora__dropout=0.5, lora__modules="up_proj")
+    mesh = make_mesh(devices=jax.devices()[:1])
+    encoder = load_encoder(config, mesh)
+    params, frozen, objective = make_objective(config, encoder, mesh, steps=9)
+    params = {name: x + 0.3 for name, x in params.items()}
+    batch = Batcher(encoder.preprocessor, config.data, mesh)(examples())
+    function = jax.jit(objective, static_argnames="training")
+
+    def loss(step, training=True):
+        return float(function(params, frozen, batch, jnp.int32(step), training=training)[0])
+
+    assert loss(1) == loss(1) != loss(2)
+    assert loss(1, training=False) == loss(2, training=False) != loss(1)
+    other = dataclasses.replace(objective, dropout_seed=5)
+    assert float(jax.jit(other)(params, frozen, batch, jnp.int32(1))[0]) != loss(1)
+
+
+def test_branches_beside_those_of_an_adapter_are_refused(inputs, tmp_path):
+    write_lora(tmp_path, {"model.language_model.layers.0.self_attn.q_proj": (32, 32)}, base_model_name_or_path=".")
+    config = make_config(inputs, tmp_path, model=str(shutil.copytree(inputs / "model", tmp_path / "model")))
+    shutil.copy(tmp_path / "adapter_config.json", tmp_path / "model")
+    shutil.copy(tmp_path / "adapter_model.safetensors", tmp_path / "model")
+    config = dataclasses.replace(config, trainable="lora")
+    with pytest.raises(ValueError, match="model holds a PEFT adapter already"):
+        load_encoder(config, make_mesh())
+
+
 def test_a_checkpoint_of_another_adapter_is_refused(inputs, tmp_path):
     train(make_config(inputs, tmp_path, steps=1, eval__validation_batches=0))
     with pytest.raises(ValueError, match="of another model: adapter is"):
         train(make_config(inputs, tmp_path, steps=2, resume=True, adapter__dim=16))
+
+
+def test_trains_low_rank_branches_and_resumes_bit_identically(inputs, tmp_path):
+    """With dropout and an adapter: checkpoints, and what is exported, merged and not."""
+    seen = []
+
+    def eval_fn(encoder):
+        seen.append(encoder.encode_document(["a text"]))
+        return {}
+
+    settings = {"trainable": "adapter+lora", "lora.r": 2, "lora.dropout": 0.2, "checkpoint.every": 2, "steps": 4}
+    settings |= {"adapter.dim": 16, "optimizer.schedule": "constant", "eval.validation_batches": 0}
+    train(make_config(inputs, tmp_path, **settings), eval_fn)
+    files = [tmp_path / name for name in ("lora/adapter_model.safetensors", "adapter/adapter.safetensors")]
+    whole = [file.read_bytes() for file in files]
+    records = read_metrics(tmp_path / "metrics.jsonl")
+
+    merged, adapted, before = (encode.load(f) for f in (tmp_path / "model", tmp_path / "lora", inputs / "model"))
+    exported, found, start = (e.encode_document(["a text"]) for e in (merged, adapted, before))
+    np.testing.assert_array_equal(exported.tokens, found.tokens)
+    assert np.abs(found.pooled - start.pooled).max() > 1e-3
+    np.testing.assert_allclose(seen[0].pooled, found.pooled, atol=2e-5)
+    projected = adapted.with_adapter(tmp_path / "adapter").encode_document(["a text"])
+    np.testing.assert_allclose(seen[0].tokens, projected.tokens, atol=2e-5)
+    with safe_open(str(files[0]), "numpy") as file:
+        assert len(file.keys()) == 2 * 2 * 7 and not any("visual" in name for name in file.keys())  # noqa: SIM118
+
+    shutil.rmtree(tmp_path / "checkpoints" / "4")
+    for file in files:
+        file.unlink()
+    train(make_config(inputs, tmp_path, resume=True, **settings))
+    assert [file.read_bytes() for file in files] == whole
+    again = read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["loss"] for r in again] == [r["loss"] for r in records] and len(again) == 4
 
 
 @pytest.mark.slow

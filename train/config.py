@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -15,9 +16,10 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from smart_jax.lora import LoraConfig
 from train.optimizer import OptimizerConfig
 
-TRAINABLE = ("adapter", "full")
+TRAINABLE = ("adapter", "lora", "full", "adapter+lora", "adapter+full")
 OBJECTIVES = ("pooled", "late", "hybrid")
 DTYPES = ("auto", "float32", "bfloat16")
 
@@ -60,6 +62,13 @@ class AdapterOptions:
     dim: int | None = None  # token width; None = the backbone's
     layers: str = "-1"  # "-1", "last 4", "20-24,-1"
     pooled_dim: int | None = None  # truncates the pooled vector; None = unchanged
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraOptions(LoraConfig):
+    """The branches that trainable = "lora" learns, see `smart_jax.lora.LoraConfig`; the defaults are the paper's."""
+
+    merge: bool = True  # export model/ too: the base with the branches merged into its weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +128,8 @@ class TrainConfig:
     output: str = ""  # run directory
     resume: bool = False  # go on with the run that is there (or start it)
     overwrite: bool = False  # delete the run that is there
-    trainable: str = "adapter"  # adapter (the backbone is frozen) | full (all weights)
+    trainable: str = "adapter"  # adapter | lora | full (the backbone's own weights) | adapter+lora | adapter+full
+    weights: str = r"^(?!visual\.)"  # full only: regex of the parameters that are trained; "." = all, vision too
     batch_size: int = 64  # queries in the global batch, over all devices: it is the number of in-batch candidates
     epochs: float = 1.0
     steps: int | None = None  # overrides epochs
@@ -130,6 +140,7 @@ class TrainConfig:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     adapter: AdapterOptions = dataclasses.field(default_factory=AdapterOptions)
+    lora: LoraOptions = dataclasses.field(default_factory=LoraOptions)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
@@ -142,11 +153,20 @@ class TrainConfig:
             raise ValueError(f"batch_size is {self.batch_size}: a contrastive loss needs at least 2 queries")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both set: choose one")
-        if self.trainable == "adapter" and self.loss.objective == "pooled":
+        if "adapter" in self.parts and self.loss.objective == "pooled":
             raise ValueError(
-                "objective 'pooled' has no trainable part with trainable = 'adapter': the adapter projects tokens. "
-                "Use 'late' or 'hybrid', or trainable = 'full'"
+                f"objective 'pooled' leaves the adapter of trainable = '{self.trainable}' untrained: it projects "
+                "tokens. Use 'late' or 'hybrid', or trainable = 'lora' or 'full'"
             )
+        try:
+            re.compile(self.weights)
+        except re.error as error:
+            raise ValueError(f"weights {self.weights!r} is not a regular expression: {error}") from error
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Of `trainable`."""
+        return tuple(self.trainable.split("+"))
 
 
 def default_config() -> ConfigDict:

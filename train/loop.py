@@ -22,7 +22,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 T = TypeVar("T")
-PARTS = ("config.json", "metrics.jsonl", "tensorboard", "checkpoints", "adapter", "model")  # of a run directory
+PARTS = ("config.json", "metrics.jsonl", "tensorboard", "checkpoints", "adapter", "lora", "model")  # of a run directory
 _END = object()
 
 

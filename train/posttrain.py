@@ -1,8 +1,9 @@
 """Post-trains a retriever: `python -m train.posttrain --config configs/x.py[:ARG] [--config.KEY=VALUE ...]`.
 
-With trainable = "adapter" the backbone stays frozen and a token projection is learned (arXiv:2605.24938); with
-"full" all weights are. The run directory gets metrics.jsonl, tensorboard/, checkpoints/, config.json and, at the end,
-adapter/ or model/, which `smart_jax.load` opens.
+With trainable = "adapter" the backbone stays frozen and a token projection is learned (arXiv:2605.24938); with "lora"
+low-rank branches of its linear maps are, with "full" its own weights; "adapter+lora" and "adapter+full" learn both. The
+run directory gets metrics.jsonl, tensorboard/, checkpoints/, config.json and, at the end, adapter/, lora/ (which PEFT
+opens, too) and model/, for `smart_jax.load`.
 
 A config file has `get_config(arg="")` and, if the run is to be evaluated, `get_eval_fn(config: TrainConfig)`, which
 returns a function of an `Encoder` to metrics by name.
@@ -67,7 +68,7 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
                 print(f"\nstopped by SIGTERM after saving step {step}: --config.resume=True goes on from there")
                 return {}
     results = evaluated or run.evaluate(state)
-    where = run.export(state)
+    where = ", ".join(map(str, run.export(state)))
     print(format_table(results, f"after step {steps}; {where}:"))
     return results
 

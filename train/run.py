@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from functools import cached_property
@@ -20,6 +21,7 @@ from smart_jax.adapter import Adapter, AdapterConfig, parse_layers
 from smart_jax.checkpoint import Checkpoints, fingerprint, weights_fingerprint
 from smart_jax.encode import Encoder
 from smart_jax.hub import resolve_base
+from smart_jax.lora import add_lora, save_lora
 from smart_jax.models.peft import CONFIG_FILE, find_adapter, having
 from smart_jax.models.weights import save_weights
 from smart_jax.prompt import TOKENIZER_FILES
@@ -123,25 +125,37 @@ class Run:
 
     def trained(self, params: Params) -> Encoder:
         """An encoder with these parameters."""
-        if self.objective.adapter is not None:
-            return self.encoder.with_adapter(self.objective.adapter.merge(params))
-        backbone = self.objective.backbone
-        dtype = self.objective.dtype or jnp.float32
-        cast = {name: x.astype(dtype) for name, x in params.items() if name.startswith("model.")}
-        e = self.encoder
+        e, objective = self.encoder, self.objective
         return Encoder(
-            e.config, e.preprocessor, backbone.graphdef, backbone.state(cast), mesh=self.mesh, folder=e.folder
+            e.config,
+            e.preprocessor,
+            objective.backbone.graphdef,
+            objective.backbone.state(self.frozen | objective.cast(params)),
+            adapter=None if objective.adapter is None else objective.adapter.merge(params),
+            mesh=self.mesh,
+            folder=e.folder,
         )
 
-    def export(self, state: TrainState) -> Path:
-        """Writes adapter/ or model/ (the best checkpoint's, where a metric chooses it); returns the folder."""
+    def export(self, state: TrainState) -> list[Path]:
+        """Writes adapter/, lora/ and model/ (the best checkpoint's, where a metric chooses it); returns the folders."""
         best = self.checkpoints.best_step()
         params = state.params if best is None else self.checkpoints.restore_params(best, params=state.params)
+        written = []
         if self.objective.adapter is not None:
             adapter: Adapter = self.objective.adapter.merge(params)
             adapter.save(self.folder / "adapter")
-            return self.folder / "adapter"
-        return export_model(self.folder / "model", self.encoder, self.objective.backbone.state(params), self.config)
+            written.append(self.folder / "adapter")
+        if self.config.trainable == "adapter":
+            return written
+        weights = self.objective.backbone.state(self.frozen | params)
+        if "full" in self.config.parts:
+            return [*written, export_model(self.folder / "model", self.encoder, weights, self.config)]
+        written.append(export_lora(self.folder / "lora", self.encoder, weights, self.config))
+        if self.config.lora.merge:
+            # Merged into the weights as they are in the base's files, quantised or not in training.
+            merged = _load(written[-1], self.config, self.mesh)
+            written.append(export_model(self.folder / "model", merged, merged.params, self.config))
+        return written
 
     @cached_property
     def _validation(self) -> tuple[Any, int]:
@@ -178,23 +192,43 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         adapter = self.objective.adapter
-        return {
+        identity = {
             "architecture": fingerprint(self.encoder.config),
             "trainable": self.config.trainable,
             "adapter": None if adapter is None else dataclasses.asdict(adapter_config(self.config, self.encoder)),
-            # An adapter belongs to the states of one backbone; full training holds all weights itself.
-            "weights": None if adapter is None else weights_fingerprint(*weight_folders(self.encoder)),
+            # What is trained belongs to weights that are not; training of all weights holds them itself.
+            "weights": weights_fingerprint(*weight_folders(self.encoder)) if self.frozen else None,
         }
+        if "lora" in self.config.parts:
+            identity["lora"] = dataclasses.asdict(dataclasses.replace(self.config.lora, merge=False))
+        return identity
 
 
 def load_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:
-    """The backbone that is trained or frozen, with the preprocessing that the config asks for."""
+    """The backbone that is trained or frozen, with the preprocessing and low-rank branches that the config asks for.
+
+    Raises:
+      ValueError: no model is named, or low-rank branches are asked for beside those of an adapter that it has.
+    """
     if not config.model:
         raise ValueError("config.model is empty: name a checkpoint folder or hub id, --config.model=...")
+    encoder = _load(config.model, config, mesh, task=config.task)
+    if "lora" not in config.parts:
+        return encoder
+    if (adapter := find_adapter(source_folder(encoder))) is not None:
+        raise ValueError(
+            f"{adapter} holds a PEFT adapter already, and a second LoRA would have no base to be saved for: merge it "
+            "into the weights first (merge_and_unload of peft)"
+        )
+    graphdef, params = add_lora(encoder.graphdef, encoder.params, config.lora, seed=config.seed)
+    return Encoder(encoder.config, encoder.preprocessor, graphdef, params, mesh=mesh, folder=encoder.folder)
+
+
+def _load(model: str | Path, config: TrainConfig, mesh: Mesh, task: str | None = None) -> Encoder:
     dtypes = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
     # Weights that are trained are kept, and updated, in float32.
-    dtype = dtypes[config.dtype] if config.trainable == "adapter" else jnp.float32
-    return encode.load(config.model, dtype=dtype, mesh=mesh, task=config.task, settings=preprocessing_overrides(config))
+    dtype = jnp.float32 if "full" in config.parts else dtypes[config.dtype]
+    return encode.load(model, dtype=dtype, mesh=mesh, task=task, settings=preprocessing_overrides(config))
 
 
 def source_folder(encoder: Encoder) -> Path:
@@ -218,31 +252,54 @@ def preprocessing_overrides(config: TrainConfig) -> dict[str, Any]:
 
 
 def make_objective(config: TrainConfig, encoder: Encoder, mesh: Mesh, steps: int) -> tuple[Params, Params, Objective]:
-    """Trainable parameters, frozen parameters, and the loss of both."""
+    """Trainable parameters, frozen parameters, and the loss of both.
+
+    Raises:
+      ValueError: no weight of the backbone matches `config.weights`; and as `adapter_config`.
+    """
     backbone, weights = take_apart("model", encoder.graphdef, encoder.params)
-    if config.trainable == "full":
+    params = {name: x for name, x in weights.items() if name.startswith("lora.")}
+    dtype = None
+    if "full" in config.parts:
+        params = {name: x for name, x in weights.items() if re.search(config.weights, name.removeprefix("model."))}
+        if not params:
+            raise ValueError(
+                f"config.weights {config.weights!r} matches no parameter of the backbone; it has "
+                f"{', '.join(name.removeprefix('model.') for name in sorted(weights)[:4])}, ..."
+            )
         on_accelerator = config.dtype == "auto" and jax.default_backend() != "cpu"
         dtype = jnp.bfloat16 if on_accelerator or config.dtype == "bfloat16" else None
-        return weights, {}, Objective(config.loss, steps, mesh, backbone, dtype=dtype, remat=config.remat)
-    adapter = Adapter(adapter_config(config, encoder), rngs=nnx.Rngs(config.seed))
-    structure, params = take_apart("adapter", *nnx.split(adapter))
-    return (
-        jax.device_put(params, replicated(mesh)),
-        weights,
-        Objective(config.loss, steps, mesh, backbone, structure, remat=config.remat),
-    )
+    objective = Objective(config.loss, steps, mesh, backbone, dtype=dtype, remat=config.remat)
+    frozen = objective.cast({name: x for name, x in weights.items() if name not in params})
+    if "lora" in config.parts and config.lora.dropout:
+        objective = dataclasses.replace(objective, dropout_seed=config.seed)
+    if "adapter" in config.parts:
+        adapter = Adapter(adapter_config(config, encoder), rngs=nnx.Rngs(config.seed))
+        structure, projection = take_apart("adapter", *nnx.split(adapter))
+        objective = dataclasses.replace(objective, adapter=structure)
+        params |= jax.device_put(projection, replicated(mesh))
+    return params, frozen, objective
 
 
 def adapter_config(config: TrainConfig, encoder: Encoder) -> AdapterConfig:
     """Raises ValueError: layers that the backbone has not, or a regulariser without a trainable part."""
     text = encoder.config.text
     layers = parse_layers(config.adapter.layers, text.num_hidden_layers)
-    if len(layers) == 1 and (config.loss.diversity_weight or config.loss.overlap_weight):
+    frozen = config.trainable == "adapter"
+    if frozen and len(layers) == 1 and (config.loss.diversity_weight or config.loss.overlap_weight):
         raise ValueError(
             "diversity_weight and overlap_weight act on the fused states, which one layer of a frozen backbone leaves "
             "without a trainable part: set them to 0 or fuse more layers (config.adapter.layers)"
         )
     return AdapterConfig(text.hidden_size, config.adapter.dim, layers, config.adapter.pooled_dim)
+
+
+def export_lora(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:
+    """A folder that PEFT opens and, with the preprocessing of the run, `smart_jax.load`; both then need the base."""
+    base = Path(config.model).resolve() if Path(config.model).is_dir() else config.model
+    save_lora(folder, params, encoder.config, config.lora, base=base)
+    _write_settings(folder, encoder, config, read_settings(source_folder(encoder)))
+    return folder
 
 
 def export_model(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:
@@ -261,11 +318,15 @@ def export_model(folder: Path, encoder: Encoder, params: nnx.State, config: Trai
     hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if hf.pop("task_names", None):  # of adapters, one of which is merged
         (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
+    _write_settings(folder, encoder, config, read_settings(folder))
+    save_weights(folder, params, encoder.config)
+    return folder
+
+
+def _write_settings(folder: Path, encoder: Encoder, config: TrainConfig, known: dict[str, Any]) -> None:
     overrides = preprocessing_overrides(config)
     if isinstance(settings := encoder.preprocessor.settings, Settings):  # the folder's name may tell it no longer
         overrides["head"] = settings.head
     if overrides:
-        known = read_settings(folder) | overrides
-        (folder / SETTINGS_FILE).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-    save_weights(folder, params, encoder.config)
-    return folder
+        text = json.dumps(known | overrides, indent=2) + "\n"
+        (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from smart_jax.lora import drop_out
 from smart_jax.maxsim import maxsim
 from smart_jax.maxsim.projected import projected_maxsim
 from smart_jax.sharding import BATCH
@@ -21,7 +22,8 @@ from smart_jax.typing import Batch
 from train import losses
 from train.config import LossConfig
 
-Params = dict[str, jax.Array]  # by dotted name: "adapter.proj.kernel", "model.visual.blocks.0.norm1.scale", ...
+# By dotted name: "adapter.proj.kernel", "model.visual.blocks.0.norm1.scale", "lora.visual.blocks.0.attn.qkv.a", ...
+Params = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
@@ -59,11 +61,20 @@ class Structure(NamedTuple):
 
 
 def take_apart(prefix: str, graphdef: nnx.GraphDef, state: nnx.State) -> tuple[Structure, Params]:
-    """`nnx.split`'s result as a structure and parameters by dotted name, each name starting with `prefix`."""
+    """`nnx.split`'s result as a structure and parameters by dotted name.
+
+    A name starts with `prefix`, that of a low-rank factor with "lora": "lora.language_model.layers.0.mlp.up_proj.a".
+    """
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-    named = [(".".join(map(str, (prefix, *path))), path, leaf) for path, leaf in nnx.to_flat_state(abstract)]
+    named = [(_parameter_name(prefix, path), path, leaf) for path, leaf in nnx.to_flat_state(abstract)]
     arrays = dict(nnx.to_flat_state(state))
     return Structure(graphdef, tuple(named)), {name: arrays[path].get_value() for name, path, _ in named}
+
+
+def _parameter_name(prefix: str, path: tuple) -> str:
+    if path[-1] in ("lora_a", "lora_b"):
+        prefix, path = "lora", (*path[:-1], path[-1].removeprefix("lora_"))
+    return ".".join(map(str, (prefix, *path)))
 
 
 class Encoded(NamedTuple):
@@ -85,10 +96,12 @@ class Objective:
       config: which loss.
       steps: of the whole run, for the ramp.
       mesh: the batch is split over its data axes; the bank of documents is gathered from all of them.
-      backbone: structure of the backbone, parameters "model.*".
+      backbone: structure of the backbone, parameters "model.*" and "lora.*".
       adapter: structure of the adapter, parameters "adapter.*"; None = tokens are the last layer's states.
-      dtype: the backbone's parameters are cast to it for computing; None = as they are.
-      remat: compute again in the backward pass, to save memory: the backbone's layers, or the adapter's projection.
+      dtype: the backbone's trained weights are cast to it for computing; None = as they are.
+      remat: compute again in the backward pass, to save memory: the layers of a backbone that is trained, and the
+        adapter's projection.
+      dropout_seed: of the low-rank branches' dropout, which follows from it and the step; None = there is none.
     """
 
     config: LossConfig
@@ -98,16 +111,20 @@ class Objective:
     adapter: Structure | None = None
     dtype: Any = None
     remat: bool = False
+    dropout_seed: int | None = None
 
     def __call__(
-        self, params: Params, frozen: Params, batch: TrainBatch, step: Int[Array, ""]
+        self, params: Params, frozen: Params, batch: TrainBatch, step: Int[Array, ""], *, training: bool = True
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Loss of the batch at update `step` (1 .. steps), and metrics.
+        """Loss of the batch at update `step` (1 .. steps), and metrics; without dropout unless `training`.
 
-        The gradient reaches `params`; with an adapter the backbone is in `frozen`, and its states are constants.
+        The gradient reaches `params`; where none of them is the backbone's, its states are constants.
         """
-        queries = self.encode(params, frozen, batch.queries)
-        documents = self.encode(params, frozen, batch.documents)
+        keys: Any = (None, None)
+        if training and self.dropout_seed is not None:
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(self.dropout_seed), step))
+        queries = self.encode(params, frozen, batch.queries, keys[0])
+        documents = self.encode(params, frozen, batch.documents, keys[1])
         rows = len(batch.queries.input_ids)
         positives = jnp.arange(rows) * (len(batch.documents.input_ids) // rows)
         excluded = losses.false_negatives(batch.document_ids, positives) if self.config.mask_false_negatives else None
@@ -126,24 +143,31 @@ class Objective:
             metrics |= {f"temperature_{name}": t for name, t in temperatures.items()}
         return loss, metrics
 
-    def encode(self, params: Params, frozen: Params, batch: Batch) -> Encoded:
-        model = self.backbone.merge(self._cast(params if self.adapter is None else frozen))
+    def encode(self, params: Params, frozen: Params, batch: Batch, dropout: Array | None = None) -> Encoded:
+        """One side of a batch; `dropout` is the key of its masks."""
+        model = self.backbone.merge(frozen | self.cast(params))
+        if dropout is not None:
+            drop_out(model, dropout)
+        trained = any(name.startswith(("model.", "lora.")) for name in params)
+        layers = (-1,) if self.adapter is None else self.adapter.merge(params).config.layers
+        hidden = model(batch, layers=layers, remat=self.remat and trained)
+        if not trained:
+            hidden = jax.lax.stop_gradient(hidden)
         if self.adapter is None:
-            hidden = model(batch, remat=self.remat)
             fused = hidden.states[:, :, 0].astype(jnp.float32)
             pooled = hidden.pooled.astype(jnp.float32)
             tokens = fused if hidden.tokens is None else hidden.tokens.astype(jnp.float32)
             return Encoded(losses.unit(pooled), losses.unit(tokens), batch.keep_mask, pooled, fused, hidden.states)
         adapter = self.adapter.merge(params)
-        hidden = jax.lax.stop_gradient(model(batch, layers=adapter.config.layers))
         fused = adapter.fuse(hidden.states)
         pooled, raw_pooled = adapter.pooled(hidden.pooled), hidden.pooled.astype(jnp.float32)
         return Encoded(pooled, adapter.project(fused), batch.keep_mask, raw_pooled, fused, hidden.states)
 
-    def _cast(self, params: Params) -> Params:
+    def cast(self, params: Params) -> Params:
+        """The backbone's weights in `dtype`, the rest as they are."""
         if self.dtype is None:
             return params
-        return {name: x.astype(self.dtype) for name, x in params.items() if name.startswith("model.")}
+        return {name: x.astype(self.dtype) if name.startswith("model.") else x for name, x in params.items()}
 
     def _scores(self, params: Params, queries: Encoded, documents: Encoded) -> dict[str, Float[Array, "B N"]]:
         """Pooled and late scores of every query with every document of the global batch."""
@@ -260,7 +284,7 @@ def make_eval_step(objective: Objective) -> Callable[[TrainState, Params, TrainB
 
     @jax.jit
     def eval_step(state: TrainState, frozen: Params, batch: TrainBatch) -> Metrics:
-        loss, metrics = objective(state.params, frozen, batch, jnp.maximum(state.step, 1))
+        loss, metrics = objective(state.params, frozen, batch, jnp.maximum(state.step, 1), training=False)
         return metrics | {"loss": loss}
 
     return eval_step

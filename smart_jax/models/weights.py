@@ -105,7 +105,7 @@ def save_weights(folder: str | Path, params: Params, config: ModelConfig, *, dty
     tensors = {}
     for path, leaf in nnx.to_flat_state(params):
         value = np.asarray(jax.device_get(leaf[...]))
-        name, value = hf_name(path, config), _from_leaf(value, path, config)
+        name, value = hf_name(path, config), to_torch(value, path, config)
         tensors[name] = np.ascontiguousarray(value.astype(dtype or value.dtype))
     target = Path(folder) / SINGLE_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +120,17 @@ def hf_name(path: tuple, config: ModelConfig) -> str:
     for pattern, replacement in architecture.renames:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def torch_module(path: tuple, config: ModelConfig) -> str:
+    """Name of a linear map in transformers' module; its checkpoints of Qwen2-VL and Qwen2.5-VL have older prefixes.
+
+    ('visual', 'merger', 'linear_fc1') of a Qwen2-VL -> 'model.visual.merger.mlp.0'
+    """
+    name = hf_name((*path, "kernel"), config).removesuffix(".weight")
+    if path[0] not in ("visual", "language_model"):
+        return name
+    return f"model.{path[0]}.{_bare(name).removeprefix('visual.')}"
 
 
 def _changes(folder: str | Path, config: ModelConfig, task: str | None) -> dict[str, Change]:
@@ -168,7 +179,8 @@ def _to_leaf(value: np.ndarray, path: tuple, shape: tuple[int, ...], name: str) 
     return value
 
 
-def _from_leaf(value: np.ndarray, path: tuple, config: Any) -> np.ndarray:
+def to_torch(value: np.ndarray, path: tuple, config: Any) -> np.ndarray:
+    """A parameter in torch's layout: a kernel [out, in], of a convolution [out, in, ...]."""
     if path[-1] != "kernel":
         return value
     if path[-3:-1] == ("patch_embed", "proj"):
