@@ -13,7 +13,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class QuantizedKernel(nnx.Module):
 
 
 class LoraLinear(nnx.Module):
-    """A linear map with a low-rank branch; `dropout_key` is set for one call, see `drop_out`."""
+    """A linear map with a low-rank branch; `dropout_key`, one for each row, is set for one call, see `drop_out`."""
 
     def __init__(self, linear: nnx.Linear, config: LoraConfig, key: Key[Array, ""]):
         kernel = linear.kernel[...]
@@ -118,7 +118,8 @@ class LoraLinear(nnx.Module):
         if self.bias is not None:
             y = y + self.bias[...]
         if self.dropout_key is not None:
-            keep = jax.random.bernoulli(self.dropout_key[...], 1 - self.dropout, x.shape)
+            kept = partial(jax.random.bernoulli, p=1 - self.dropout, shape=x.shape[1:])
+            keep = jax.vmap(kept)(self.dropout_key[...])
             x = jnp.where(keep, x / (1 - self.dropout), 0)
         a, b = (factor[...].astype(y.dtype) for factor in (self.lora_a, self.lora_b))
         return y + self.scale * (x @ a @ b)
@@ -158,11 +159,19 @@ def add_lora(
     return nnx.split(model)
 
 
-def drop_out(model: nnx.Module, key: Key[Array, ""]) -> None:
-    """Makes the branches of `model` drop inputs, each by a key of its own; the same key gives the same masks."""
+def drop_out(model: nnx.Module, key: Key[Array, ""], rows: Int[Array, " B"]) -> None:
+    """Makes the branches of `model` drop inputs; a mask follows from the key, the branch and the row.
+
+    Args:
+      model: from `add_lora`, for one call.
+      key: the same key gives the same masks.
+      rows: the numbers of the batch's rows, so that some of them alone have the masks that they have in the whole. Each
+        has a bin of patches of its own.
+    """
     for i, (_, module) in enumerate(_branches(model)):
         if module.dropout:
-            module.dropout_key = nnx.data(nnx.Variable(jax.random.fold_in(key, i)))
+            keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, i)))(rows)
+            module.dropout_key = nnx.data(nnx.Variable(keys))
 
 
 def save_lora(

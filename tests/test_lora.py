@@ -103,7 +103,7 @@ def test_dropout_drops_inputs_of_the_branch_only():
     np.testing.assert_allclose(without, 1 + v["w"].sum(0) + v["b"] + np.zeros((200, 1)), atol=1e-4)
 
     def dropped(key):
-        drop_out(module, jax.random.key(key))
+        drop_out(module, jax.random.key(key), jnp.arange(200))
         return np.asarray(module(x)) - without + 1
 
     branch = dropped(0)
@@ -111,6 +111,8 @@ def test_dropout_drops_inputs_of_the_branch_only():
     assert np.abs(branch[~is_kept]).max() < 1e-4
     assert is_kept.mean() == pytest.approx(0.75, abs=0.02)
     np.testing.assert_array_equal(dropped(0), branch)
+    drop_out(module, jax.random.key(0), jnp.array([7, 3]))
+    np.testing.assert_allclose(np.asarray(module(x[:2])) - without[:2] + 1, branch[[7, 3]], atol=1e-4)
     assert np.abs(dropped(1) - branch).max() > 1
 
 
@@ -123,13 +125,14 @@ def test_branches_drop_apart_and_again_the_same_in_the_backward_pass(checkpoint)
 
     def value(params, remat):
         model = nnx.merge(encoder.graphdef, params)
-        drop_out(model, jax.random.key(7))
+        drop_out(model, jax.random.key(7), jnp.arange(3))
         return (model(batch, remat=remat).pooled ** 2).sum()
 
     model = nnx.merge(encoder.graphdef, encoder.params)
-    drop_out(model, jax.random.key(7))
+    drop_out(model, jax.random.key(7), jnp.arange(3))
     found = [m.dropout_key[...] for _, m in nnx.iter_modules(model) if isinstance(m, LoraLinear)]
-    assert len({tuple(np.asarray(jax.random.key_data(key))) for key in found}) == len(found)
+    keys = np.concatenate([jax.random.key_data(key) for key in found])
+    assert len({tuple(key) for key in keys}) == 3 * len(found)
     function = jax.jit(jax.value_and_grad(value), static_argnums=1)
     (a, gradient), (b, again) = (function(encoder.params, remat) for remat in (False, True))
     assert float(a) == pytest.approx(float(b), rel=1e-5)

@@ -25,6 +25,7 @@ from smart_jax import encode
 from smart_jax.adapter import Adapter
 from smart_jax.checkpoint import weights_fingerprint
 from smart_jax.maxsim import maxsim, projected
+from smart_jax.models.qwen_vl import QwenVL
 from smart_jax.sharding import make_mesh
 from tests.checkpoints import write_processor
 from tests.golden.make_video import clip
@@ -177,6 +178,28 @@ def test_eight_devices_equal_one(one_device, name, sizes):
     scale = max(np.abs(g).max() for g in one[2].values())
     for parameter, gradient in one[2].items():
         np.testing.assert_allclose(many[2][parameter], gradient, atol=1e-5 * max(1, scale), err_msg=parameter)
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "chunk"),
+    [("adapter+lora", 1, 4), slow("adapter", 1, 4), slow("full", 1, 5), slow("full", 8, 8), slow("adapter+lora", 8, 8)],
+)
+def test_chunks_change_nothing(one_device, monkeypatch, name, devices, chunk):
+    """GradCache: loss and gradient of the whole batch, with the same dropout, from a backbone that sees a chunk."""
+    config, batch, expected = one_device(name)
+    rows, call = [], QwenVL.__call__
+
+    def seen(self, batch, **options):
+        rows.append(len(batch.input_ids))
+        return call(self, batch, **options)
+
+    monkeypatch.setattr(QwenVL, "__call__", seen)
+    found = loss_and_gradient(dataclasses.replace(config, chunk_size=chunk), devices, batch, perturb=1)
+    assert set(rows) == {min(chunk, 4) if devices == 1 else 8}  # the largest that divides 16
+    assert found[0] == pytest.approx(expected[0], abs=1e-5 * max(1, abs(expected[0])))
+    scale = max(np.abs(g).max() for g in expected[2].values())
+    for parameter, gradient in expected[2].items():
+        np.testing.assert_allclose(found[2][parameter], gradient, atol=1e-5 * max(1, scale), err_msg=parameter)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -359,6 +382,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(inputs, tmp_path):
     ("settings", "error"),
     [
         ({"batch_size": 12}, "batch_size 12 does not divide by the 8 devices"),
+        ({"chunk_size": 4}, "chunk_size 4 is below the 8 devices"),
         ({"batch_size": 80}, "batch_size=80 exceeds the"),
         ({"model": ""}, "config.model is empty"),
         ({"loss.diversity_weight": 0.1}, "without a trainable part"),

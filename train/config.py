@@ -136,6 +136,7 @@ class TrainConfig:
     seed: int = 0
     dtype: str = "auto"  # backbone's computation: auto = bfloat16 on accelerators, float32 on CPU
     remat: bool = False  # compute again in the backward pass, to save memory: the adapter's projection, or all layers
+    chunk_size: int | None = None  # GradCache: so many rows pass through the backbone at a time; None = a whole side
     log_every: int = 10
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -151,6 +152,8 @@ class TrainConfig:
         _one_of("dtype", self.dtype, DTYPES)
         if self.batch_size < 2:
             raise ValueError(f"batch_size is {self.batch_size}: a contrastive loss needs at least 2 queries")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"chunk_size is {self.chunk_size}: it must be positive, or None")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both set: choose one")
         if "adapter" in self.parts and self.loss.objective == "pooled":

@@ -189,6 +189,8 @@ class Run:
                 f"batch_size {size} does not divide by the {self._shards()} devices that share the batch: choose a "
                 "multiple, or fewer devices (config.mesh.data)"
             )
+        if (chunk := self.config.chunk_size) is not None and chunk < self._shards():
+            raise ValueError(f"chunk_size {chunk} is below the {self._shards()} devices that share the batch: raise it")
 
     def _identity(self) -> dict[str, Any]:
         adapter = self.objective.adapter
@@ -269,7 +271,9 @@ def make_objective(config: TrainConfig, encoder: Encoder, mesh: Mesh, steps: int
             )
         on_accelerator = config.dtype == "auto" and jax.default_backend() != "cpu"
         dtype = jnp.bfloat16 if on_accelerator or config.dtype == "bfloat16" else None
-    objective = Objective(config.loss, steps, mesh, backbone, dtype=dtype, remat=config.remat)
+    objective = Objective(
+        config.loss, steps, mesh, backbone, dtype=dtype, remat=config.remat, chunk_size=config.chunk_size
+    )
     frozen = objective.cast({name: x for name, x in weights.items() if name not in params})
     if "lora" in config.parts and config.lora.dropout:
         objective = dataclasses.replace(objective, dropout_seed=config.seed)

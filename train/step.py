@@ -18,9 +18,10 @@ from smart_jax.lora import drop_out
 from smart_jax.maxsim import maxsim
 from smart_jax.maxsim.projected import projected_maxsim
 from smart_jax.sharding import BATCH
-from smart_jax.typing import Batch
+from smart_jax.typing import Batch, Hidden
 from train import losses
 from train.config import LossConfig
+from train.gradcache import in_chunks
 
 # By dotted name: "adapter.proj.kernel", "model.visual.blocks.0.norm1.scale", "lora.visual.blocks.0.attn.qkv.a", ...
 Params = dict[str, jax.Array]
@@ -101,7 +102,8 @@ class Objective:
       dtype: the backbone's trained weights are cast to it for computing; None = as they are.
       remat: compute again in the backward pass, to save memory: the layers of a backbone that is trained, and the
         adapter's projection.
-      dropout_seed: of the low-rank branches' dropout, which follows from it and the step; None = there is none.
+      dropout_seed: of the low-rank branches' dropout, which follows from it, the step and the row; None = no dropout.
+      chunk_size: rows of one side that pass through the backbone at a time, see `train.gradcache`; None = all.
     """
 
     config: LossConfig
@@ -112,6 +114,7 @@ class Objective:
     dtype: Any = None
     remat: bool = False
     dropout_seed: int | None = None
+    chunk_size: int | None = None
 
     def __call__(
         self, params: Params, frozen: Params, batch: TrainBatch, step: Int[Array, ""], *, training: bool = True
@@ -145,12 +148,17 @@ class Objective:
 
     def encode(self, params: Params, frozen: Params, batch: Batch, dropout: Array | None = None) -> Encoded:
         """One side of a batch; `dropout` is the key of its masks."""
-        model = self.backbone.merge(frozen | self.cast(params))
-        if dropout is not None:
-            drop_out(model, dropout)
         trained = any(name.startswith(("model.", "lora.")) for name in params)
         layers = (-1,) if self.adapter is None else self.adapter.merge(params).config.layers
-        hidden = model(batch, layers=layers, remat=self.remat and trained)
+
+        def compute(weights: Params, batch: Batch, rows: Int[Array, " B"]) -> Hidden:
+            model = self.backbone.merge(weights)
+            if dropout is not None:
+                drop_out(model, dropout, rows)
+            return model(batch, layers=layers, remat=self.remat and trained)
+
+        weights = frozen | self.cast(params)
+        hidden = in_chunks(compute, weights, batch, size=self.chunk_size, mesh=self.mesh, trained=trained)
         if not trained:
             hidden = jax.lax.stop_gradient(hidden)
         if self.adapter is None:
