@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -147,6 +148,9 @@ def test_unknown_keys_are_refused_with_the_nearest_known():
         ({"loss": {"objective": "pooled"}}, "leaves the adapter of trainable = 'adapter' untrained"),
         ({"loss": {"temperature": 0.0}}, r"loss\.temperature is 0\.0: it must be positive"),
         ({"resume": True, "overwrite": True}, "choose one"),
+        ({"chunk_size": 0}, "must be positive, or None"),
+        ({"weights": "("}, "weights '\\(' is not a regular expression"),
+        ({"lora": {"r": 0}}, "both must be positive"),
     ],
 )
 def test_values_out_of_range(values, error):
@@ -173,6 +177,32 @@ def test_the_papers_configs_hold_its_values():
         assert (optimizer.clip_norm, optimizer.schedule, config.epochs) == (1.0, "cosine", 2.0)
         assert (config.adapter.layers, config.adapter.dim, config.data.negatives) == ("-1", None, 0)
         assert config.batch_size == 8 * 64
+
+
+@pytest.mark.parametrize("arg", ["hybrid", "late", "pooled", "tiny,hybrid", "tiny,late"])
+def test_the_papers_lora_config_holds_its_values(arg):
+    from configs import lora_visdoc
+
+    config, objective = from_config_dict(lora_visdoc.get_config(arg)), arg.removeprefix("tiny,")
+    loss, optimizer = config.loss, config.optimizer
+    assert (config.trainable, loss.objective, loss.temperature) == ("lora", objective, 0.05)
+    assert loss.late_temperature is None  # the same for both
+    assert (loss.hybrid_loss_weight, loss.pooled_loss_weight, loss.late_loss_weight) == (0.0, 1.0, 1.0)
+    assert (optimizer.schedule, optimizer.warmup_ratio, optimizer.weight_decay) == ("cosine", 0.03, 0.0)
+    assert re.search(config.lora.modules, "language_model.layers.9.mlp.down_proj")
+    assert not re.search(config.lora.modules, "visual.blocks.0.attn.proj")
+    if arg == objective:
+        assert (config.lora.r, config.lora.alpha, optimizer.learning_rate) == (128, 256.0, 1e-4)
+        assert (config.epochs, config.steps, config.batch_size, config.remat) == (1.0, None, 8 * 64, True)
+        assert config.data.max_length == 1024 and config.data.max_pixels // 32**2 < 1000
+    assert (config.model == "tiny") == (arg != objective)
+
+
+def test_an_unknown_objective_is_named():
+    from configs import lora_visdoc
+
+    with pytest.raises(ValueError, match="argument is 'tiny': choose one of pooled, late, hybrid, or tiny,hybrid"):
+        lora_visdoc.get_config("tiny")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
