@@ -38,6 +38,7 @@ from train.data import Example, Examples, open_split
 from train.loop import read_metrics
 from train.posttrain import train
 from train.run import Run, export_model, load_encoder, make_objective, weight_folders
+from train.step import TrainState, make_eval_step
 
 ROOT = Path(__file__).parent.parent
 
@@ -182,7 +183,7 @@ def test_eight_devices_equal_one(one_device, name, sizes):
 
 @pytest.mark.parametrize(
     ("name", "devices", "chunk"),
-    [("adapter+lora", 1, 4), slow("adapter", 1, 4), slow("full", 1, 5), slow("full", 8, 8), slow("adapter+lora", 8, 8)],
+    [("adapter+lora", 8, 8), slow("adapter+lora", 1, 4), slow("adapter", 1, 4), slow("full", 1, 5), slow("full", 8, 8)],
 )
 def test_chunks_change_nothing(one_device, monkeypatch, name, devices, chunk):
     """GradCache: loss and gradient of the whole batch, with the same dropout, from a backbone that sees a chunk."""
@@ -439,6 +440,8 @@ def test_dropout_follows_from_seed_and_step_and_is_off_in_evaluation(inputs, tmp
 
     assert loss(1) == loss(1) != loss(2)
     assert loss(1, training=False) == loss(2, training=False) != loss(1)
+    evaluated = make_eval_step(objective)(TrainState(jnp.int32(1), params, ()), frozen, batch)
+    assert float(evaluated["loss"]) == pytest.approx(loss(1, training=False), rel=1e-6)
     other = dataclasses.replace(objective, dropout_seed=5)
     assert float(jax.jit(other)(params, frozen, batch, jnp.int32(1))[0]) != loss(1)
 
@@ -491,6 +494,17 @@ def test_trains_low_rank_branches_and_resumes_bit_identically(inputs, tmp_path):
     assert [file.read_bytes() for file in files] == whole
     again = read_metrics(tmp_path / "metrics.jsonl")
     assert [r["loss"] for r in again] == [r["loss"] for r in records] and len(again) == 4
+
+
+def test_a_checkpoint_belongs_to_its_branches_and_to_the_weights_that_are_frozen(inputs, tmp_path):
+    def identity(name, **settings):
+        return Run(make_config(inputs, tmp_path / name, steps=1, **settings)).checkpoints.identity
+
+    two, unmerged = (identity(f"{merge}", trainable="lora", lora__r=2, lora__merge=merge) for merge in (True, False))
+    three = identity("three", trainable="lora", lora__r=3)
+    assert two == unmerged and {key for key in two if two[key] != three[key]} == {"lora"}
+    text, everything = identity("text", trainable="full"), identity("full", trainable="full", weights=".")
+    assert two["weights"] == text["weights"] is not None and everything["weights"] is None
 
 
 @pytest.mark.slow
