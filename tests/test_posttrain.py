@@ -275,6 +275,27 @@ def test_trains_an_adapter_that_load_opens(inputs, tmp_path):
     assert not np.allclose(kernel, before["adapter.proj.kernel"], atol=1e-4)
 
 
+def test_trains_on_a_mixture_and_resumes(inputs, tmp_path):
+    rows = [{"text": f"the text of page {i}", "query": f"find {i}", "source": "texts"} for i in range(40)]
+    (tmp_path / "source").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "source" / "train-00000.parquet")
+    shutil.copytree(inputs / "data", tmp_path / "data")
+    convert(tmp_path / "source", "texts", tmp_path / "data", validation_ratio=0.3)
+    settings = {"data__dir": str(tmp_path / "data"), "data__name": "pages=1,texts=1", "steps": 6}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    results = train(make_config(inputs, whole, **settings))
+    assert np.isfinite(results["validation/loss"])
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoints" / "6")  # as if it had been killed after step 4
+    shutil.rmtree(cut / "adapter")
+    again = train(make_config(inputs, cut, **settings, resume=True))
+    assert again == results
+    files = [folder / "adapter" / "adapter.safetensors" for folder in (whole, cut)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with pytest.raises(ValueError, match="is of the mixture"):
+        train(make_config(inputs, cut, **(settings | {"data__name": "pages=2,texts=1"}), resume=True))
+
+
 def test_trains_on_videos_of_converted_data(inputs, tmp_path):
     """Clips as documents, by path and sampled row by row, several queries of each, one of them a film itself."""
     sizes = {"max_frames": 4, "video_min_pixels": 4096, "video_max_pixels": 8192}

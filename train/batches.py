@@ -17,6 +17,7 @@ from smart_jax.sharding import batch_sharding
 from smart_jax.typing import Batch
 from train.config import DataConfig
 from train.data import Example, Examples, content_hash
+from train.mixture import Mixture
 from train.step import TrainBatch
 
 
@@ -42,7 +43,7 @@ class Batcher:
         self._preprocessor, self._config, self._mesh = preprocessor, config, mesh
         self._threads = ThreadPoolExecutor(max(1, config.workers), thread_name_prefix="rows")
 
-    def prepare(self, examples: Examples) -> Iterator[Prepared]:
+    def prepare(self, examples: Examples | Mixture) -> Iterator[Prepared]:
         """The batches of `examples`, each with the position after it."""
         for batch in examples:
             yield Prepared([example.id for example in batch], self(batch), examples.get_state())

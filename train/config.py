@@ -73,10 +73,10 @@ class LoraOptions(LoraConfig):
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """A data set written by `python -m train.data`, and how its items are prepared."""
+    """Data sets written by `python -m train.data`, and how their items are prepared."""
 
     dir: str = ""
-    name: str = ""
+    name: str = ""  # of one, or of several with weights, "pages=2,charts=1": each batch is of one of them
     split: str = "train"
     validation_split: str = "validation"
     negatives: int = 0  # explicit negatives of each example that join the bank

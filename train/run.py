@@ -31,6 +31,7 @@ from train.batches import Batcher
 from train.config import TrainConfig
 from train.data import Examples, open_split
 from train.loop import check_run, open_run
+from train.mixture import Mixture, open_examples, parse_names
 from train.optimizer import make_optimizer, make_schedule
 from train.step import (
     Objective,
@@ -64,8 +65,8 @@ class Run:
         check_run(config.output, **mode)
         self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         self._check_batch_size(config.batch_size)
-        source = open_split(config.data.dir, config.data.name, config.data.split)
-        self._examples = Examples(source, config.batch_size, seed=config.seed)
+        data = config.data
+        self._examples = open_examples(data.dir, data.name, data.split, config.batch_size, seed=config.seed)
         epochs = int(config.epochs * self._examples.batches_per_epoch)
         self.steps = max(1, epochs) if config.steps is None else config.steps
         self.encoder = load_encoder(config, self.mesh)
@@ -97,7 +98,7 @@ class Run:
         state = TrainState(found.train_state["step"], found.params, found.train_state["optimizer"])
         return state, found.data
 
-    def examples(self, position: dict[str, Any] | None) -> Examples:
+    def examples(self, position: dict[str, Any] | None) -> Examples | Mixture:
         """Endless training examples, in this process's part of each batch, from a saved position on."""
         if position is not None:
             self._examples.set_state(position)
@@ -158,27 +159,31 @@ class Run:
         return written
 
     @cached_property
-    def _validation(self) -> tuple[Any, int]:
-        data = self.config.data
-        source = open_split(data.dir, data.name, data.validation_split)
-        shards, size = self._shards(), min(self.config.batch_size, len(source))
-        size -= size % shards
-        if size < 2:
-            raise ValueError(
-                f"split '{data.validation_split}' of {data.name} has {len(source)} examples, too few for a batch on "
-                f"{shards} devices: convert the data with more, or set config.eval.validation_batches=0"
-            )
-        return source, size
+    def _validation(self) -> list[tuple[Any, int]]:
+        """The validation split of every data set, and the size of its batches."""
+        data, shards, found = self.config.data, self._shards(), []
+        for name in parse_names(data.name):
+            source = open_split(data.dir, name, data.validation_split)
+            size = min(self.config.batch_size, len(source))
+            size -= size % shards
+            if size < 2:
+                raise ValueError(
+                    f"split '{data.validation_split}' of {name} has {len(source)} examples, too few for a batch on "
+                    f"{shards} devices: convert the data with more, or set config.eval.validation_batches=0"
+                )
+            found.append((source, size))
+        return found
 
     def _validate(self, state: TrainState) -> dict[str, float]:
-        source, size = self._validation
-        examples = Examples(source, size, seed=0, epochs=1)  # the same batches each time, and in each run
-        count = min(self.config.eval.validation_batches, len(source) // size)
+        """Mean over the batches of each data set, and over the data sets."""
         sums: dict[str, float] = {}
-        for _, prepared in zip(range(count), self.batcher.prepare(examples), strict=False):
-            for name, x in jax.device_get(self._eval_step(state, self.frozen, prepared.batch)).items():
-                sums[name] = sums.get(name, 0.0) + float(x)
-        return {f"validation/{name}": total / count for name, total in sums.items()}
+        for source, size in self._validation:
+            examples = Examples(source, size, seed=0, epochs=1)  # the same batches each time, and in each run
+            count = min(self.config.eval.validation_batches, len(source) // size)
+            for _, prepared in zip(range(count), self.batcher.prepare(examples), strict=False):
+                for name, x in jax.device_get(self._eval_step(state, self.frozen, prepared.batch)).items():
+                    sums[name] = sums.get(name, 0.0) + float(x) / count / len(self._validation)
+        return {f"validation/{name}": mean for name, mean in sums.items()}
 
     def _shards(self) -> int:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
