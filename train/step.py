@@ -159,8 +159,6 @@ class Objective:
 
         weights = frozen | self.cast(params)
         hidden = in_chunks(compute, weights, batch, size=self.chunk_size, mesh=self.mesh, trained=trained)
-        if not trained:
-            hidden = jax.lax.stop_gradient(hidden)
         if self.adapter is None:
             fused = hidden.states[:, :, 0].astype(jnp.float32)
             pooled = hidden.pooled.astype(jnp.float32)
