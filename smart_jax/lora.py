@@ -100,7 +100,7 @@ class LoraLinear(nnx.Module):
     """A linear map with a low-rank branch; `dropout_key`, one for each row, is set for one call, see `drop_out`."""
 
     def __init__(self, linear: nnx.Linear, config: LoraConfig, key: Key[Array, ""]):
-        kernel = linear.kernel[...]
+        kernel = linear.kernel.get_value()
         self.kernel: Any = linear.kernel if config.quantize == "none" else QuantizedKernel(kernel, config.quantize)
         self.bias = nnx.data(linear.bias)
         limit = linear.in_features**-0.5
