@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,14 @@ FORMAT = 1
 _END_BYTES = 1 << 20
 _ITEMS = ("params", "train_state", "info")
 
+_logger = logging.getLogger(__name__)
+
 # Orbax announces every file it handles at level INFO and WARNING; errors still come as exceptions.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno >= logging.ERROR)
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that is truncated or corrupt."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +163,8 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: there is no such checkpoint.
-          ValueError: it is truncated or corrupt, or of another model; the message names it and the remedy.
+          DamagedCheckpointError: it is truncated or corrupt; the message names it and the remedy.
+          ValueError: it is of another model.
         """
         step = self._existing(step)
         info = self._info(step)
@@ -166,6 +174,31 @@ class Checkpoints:
             train_state=self._tree(step, "train_state", train_state, info),
             data=info["data"],
         )
+
+    def restore_newest(self, *, params: Any, train_state: Any) -> Restored:
+        """Reads the newest checkpoint that is whole; arguments as in `restore`.
+
+        Damaged ones that are newer are moved to the folder "<checkpoints>-damaged" beside this one, and a warning says
+        so. With several processes they stay and raise: one process can not decide for the others.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+          DamagedCheckpointError: none of them is whole.
+          ValueError: as `restore`.
+        """
+        while True:
+            step = self._existing(None)
+            try:
+                return self.restore(step, params=params, train_state=train_state)
+            except DamagedCheckpointError as error:
+                if len(self.all_steps()) == 1 or jax.process_count() > 1:
+                    raise
+                aside = self.folder.with_name(f"{self.folder.name}-damaged") / str(step)
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.parent.mkdir(exist_ok=True)
+                (self.folder / str(step)).rename(aside)
+                self._manager.reload()
+                _logger.warning("%s. It is now '%s', and the one before is read", error, aside)
 
     def restore_params(self, step: int | None = None, *, params: Any) -> Any:
         """The parameters alone; arguments and errors as `restore`."""
@@ -221,11 +254,11 @@ class Checkpoints:
             raise self._damaged(step, item, ValueError(f"checksum of {', '.join(bad[:6])} differs"))
         return jax.tree.unflatten(jax.tree.structure(like), list(found.values()))
 
-    def _damaged(self, step: int, item: str, error: Exception) -> ValueError:
+    def _damaged(self, step: int, item: str, error: Exception) -> DamagedCheckpointError:
         others = [s for s in self.all_steps() if s != step]
         reason = " ".join(str(error).split())[:200]
         remedy = f"the run then resumes from step {others[-1]}" if others else "the run then starts again"
-        return ValueError(
+        return DamagedCheckpointError(
             f"checkpoint of step {step} is truncated or corrupt: {item} can not be read "
             f"({type(error).__name__}: {reason}). Delete the folder {self.folder / str(step)}: {remedy}"
         )

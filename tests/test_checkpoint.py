@@ -19,7 +19,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from smart_jax import compilation_cache
-from smart_jax.checkpoint import Checkpoints, fingerprint, weights_fingerprint
+from smart_jax.checkpoint import Checkpoints, DamagedCheckpointError, fingerprint, weights_fingerprint
 from smart_jax.sharding import make_mesh
 
 IDENTITY = {"architecture": "abc", "adapter": {"dim": 3, "layers": (-1,)}}
@@ -149,6 +149,30 @@ def test_damage_is_found_and_the_remedy_works(tmp_path, damage):
     shutil.rmtree(tmp_path / "2")
     found = Checkpoints(tmp_path, identity=IDENTITY).restore(params=params, train_state=train_state)
     assert_equal(found.params, make_state(1)[0])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_damaged_ones_are_set_aside(tmp_path, caplog):
+    folder, (params, train_state) = tmp_path / "checkpoints", make_state(0)
+    checkpoints = Checkpoints(folder, identity=IDENTITY)
+    for step in (1, 2, 3):
+        save(checkpoints, step)
+    for step in (2, 3):
+        shutil.rmtree(folder / str(step) / "params")
+    found = checkpoints.restore_newest(params=params, train_state=train_state)
+    assert (found.step, found.data) == (1, {"position": 1}) and checkpoints.all_steps() == [1]
+    assert_equal(found.params, make_state(1)[0])
+    assert sorted(path.name for path in (tmp_path / "checkpoints-damaged").iterdir()) == ["2", "3"]
+    assert "step 3 is truncated or corrupt" in caplog.text and "step 2 is truncated" in caplog.text
+    save(checkpoints, 2)  # the run comes by again
+    assert Checkpoints(folder, identity=IDENTITY).restore_newest(params=params, train_state=train_state).step == 2
+    for step in (1, 2):
+        shutil.rmtree(folder / str(step) / "train_state")
+    with pytest.raises(DamagedCheckpointError, match=r"step 1 .*the run then starts again"):
+        Checkpoints(folder, identity=IDENTITY).restore_newest(params=params, train_state=train_state)
+    assert (folder / "1").is_dir()  # the last one stays for whoever can mend it
+    with pytest.raises(ValueError, match="is of another model"):
+        Checkpoints(folder, identity={"other": 1}).restore_newest(params=params, train_state=train_state)
 
 
 def test_wrong_values_of_the_right_shape_are_found(tmp_path):

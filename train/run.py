@@ -87,12 +87,15 @@ class Run:
         )
 
     def start_or_resume(self) -> tuple[TrainState, dict[str, Any] | None]:
-        """The state to go on from, and the position in the data; None = its start."""
+        """The state to go on from, and the position in the data; None = its start.
+
+        A damaged checkpoint is set aside, and the one before it read.
+        """
         state = self._start
         del self._start  # the first update reuses its buffers
         if self.checkpoints.latest_step() is None:
             return state, None
-        found = self.checkpoints.restore(
+        found = self.checkpoints.restore_newest(
             params=state.params, train_state={"step": state.step, "optimizer": state.opt_state}
         )
         state = TrainState(found.train_state["step"], found.params, found.train_state["optimizer"])
