@@ -79,11 +79,25 @@ def test_the_log_drops_what_comes_after_the_checkpoint(tmp_path):
 
 def test_the_guard_reads_one_step_late():
     guard = LossGuard()
-    guard.push(1, ["a"], jnp.float32(2.0))
-    guard.push(2, ["b", "c"], jnp.float32(jnp.inf))
+    guard.push(1, ["a"], jnp.float32(2.0), jnp.float32(1.0))
+    guard.push(2, ["b", "c"], jnp.float32(jnp.inf), jnp.float32(jnp.nan))
     assert guard.last == 2.0
     with pytest.raises(FloatingPointError, match="loss is inf at step 2, on the examples b, c"):
-        guard.push(3, ["d"], jnp.float32(1.0))
+        guard.push(3, ["d"], jnp.float32(1.0), jnp.float32(1.0))
+    guard = LossGuard()
+    guard.push(1, ["a"], jnp.float32(2.0), jnp.float32(jnp.inf))
+    with pytest.raises(FloatingPointError, match="gradient's norm is inf at step 1, on the examples a"):
+        guard.flush()
+
+
+def test_some_losses_in_a_row_may_be_left_out(capsys):
+    guard = LossGuard(2)
+    bad, good = jnp.float32(jnp.nan), jnp.float32(1.0)
+    for step, loss in enumerate([bad, bad, good, bad, bad, bad]):
+        guard.push(step, ["x"], loss, good)
+    with pytest.raises(FloatingPointError, match="loss is nan at step 5"):
+        guard.flush()
+    assert capsys.readouterr().out.count("the update is left out") == 4
 
 
 def test_due():

@@ -31,6 +31,7 @@ from tests.checkpoints import write_processor
 from tests.golden.make_video import clip
 from tests.lora import write_lora
 from tests.training import make_config, page, write_inputs
+from train import step as train_step
 from train.batches import Batcher
 from train.config import DataConfig
 from train.convert import convert
@@ -400,6 +401,28 @@ def test_a_loss_that_is_not_finite_stops_the_run(inputs, tmp_path):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["1"]
 
 
+def test_updates_that_are_not_finite_are_left_out(inputs, tmp_path, monkeypatch):
+    """Steps 3 and 5 of 8 have no finite gradient; two in a row would be too many."""
+    contrastive, broken = train_step.contrastive, jnp.array([3, 5])
+
+    def sometimes_broken(*arguments):
+        loss, metrics = contrastive(*arguments)
+        return jnp.where(jnp.isin(arguments[5], broken), jnp.nan, 1.0) * loss, metrics
+
+    monkeypatch.setattr(train_step, "contrastive", sometimes_broken)
+    settings = {"optimizer.skip_nonfinite": 1, "optimizer.schedule": "constant", "optimizer.warmup_ratio": 0.0}
+    results = train(make_config(inputs, tmp_path / "a", **settings))
+    assert np.isfinite(results["validation/loss"])
+    records = read_metrics(tmp_path / "a" / "metrics.jsonl")
+    assert [int(r["skipped_updates"]) for r in records] == [0, 0, 1, 1, 2, 2, 2, 2]
+    assert [np.isfinite(r["loss"]) for r in records] == [i + 1 not in (3, 5) for i in range(8)]
+    broken = jnp.array([3, 4])
+    with pytest.raises(FloatingPointError, match="loss is nan at step 4"):
+        train(make_config(inputs, tmp_path / "b", **settings))
+    with pytest.raises(FloatingPointError, match="loss is nan at step 3"):
+        train(make_config(inputs, tmp_path / "c"))
+
+
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
@@ -551,6 +574,7 @@ from smart_jax import compilation_cache
 from tests.golden.make_video import clip
 from tests.training import make_config
 from train import run
+from train import step as train_step
 from train.posttrain import train
 inputs, output, event, at, resume = sys.argv[1:]
 compilation_cache.enable()

@@ -157,28 +157,38 @@ class Prefetch(Generic[T]):
 
 
 class LossGuard:
-    """Stops the run at a loss that is not finite. Each value is read one step late, while the device computes."""
+    """Stops the run where loss or gradient are not finite. Each is read one step late, while the device computes."""
 
-    def __init__(self) -> None:
-        self._pending: tuple[int, Sequence[str], jax.Array] | None = None
+    def __init__(self, allowed: int = 0) -> None:
+        """`allowed`: such steps in a row, whose updates the optimizer leaves out."""
+        self._pending: tuple[int, Sequence[str], dict[str, jax.Array]] | None = None
+        self._allowed, self._in_a_row = allowed, 0
         self.last = math.nan
 
-    def push(self, step: int, ids: Sequence[str], loss: jax.Array) -> None:
+    def push(self, step: int, ids: Sequence[str], loss: jax.Array, grad_norm: jax.Array) -> None:
         self.flush()
-        self._pending = (step, ids, loss)
+        self._pending = (step, ids, {"loss": loss, "gradient's norm": grad_norm})
 
     def flush(self) -> None:
         """Raises FloatingPointError, with the step and the ids of the batch's examples."""
         if self._pending is None:
             return
-        step, ids, loss = self._pending
-        self._pending, self.last = None, float(loss)
-        if not np.isfinite(self.last):
-            raise FloatingPointError(
-                f"loss is {self.last} at step {step}, on the examples {', '.join(map(str, ids))}. The last checkpoint "
-                "is from before it: look at these examples, lower the learning rate or the compute precision's risk "
-                "(--config.dtype=float32), and resume"
-            )
+        step, ids, values = self._pending
+        found = {name: float(value) for name, value in values.items()}
+        self._pending, self.last = None, found["loss"]
+        wrong = [f"{name} is {value}" for name, value in found.items() if not np.isfinite(value)]
+        self._in_a_row = self._in_a_row + 1 if wrong else 0
+        if not wrong:
+            return
+        what = f"{wrong[0]} at step {step}, on the examples {', '.join(map(str, ids))}"
+        if self._in_a_row <= self._allowed:
+            print(f"\n{what}: the update is left out")
+            return
+        raise FloatingPointError(
+            f"{what}. The last checkpoint is from before it: look at these examples, lower the learning rate or the "
+            "compute precision's risk (--config.dtype=float32), and resume; --config.optimizer.skip_nonfinite=N leaves "
+            "out up to N such updates in a row"
+        )
 
 
 class StopRequest:

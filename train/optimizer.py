@@ -34,7 +34,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # global norm of the gradient; 0 = no clipping
-
+    skip_nonfinite: int = 0  # updates in a row that are left out where their gradient is not finite; then the run stops
     momentum: float = 0.95  # muon only: of the linear maps, Nesterov's; b1, b2 and eps are the rest's
 
     def __post_init__(self):
@@ -45,7 +45,7 @@ class OptimizerConfig:
         for name in ("warmup_ratio", "decay_ratio", "final_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}: it is a share, between 0 and 1")
-        for name in ("learning_rate", "weight_decay", "clip_norm"):
+        for name in ("learning_rate", "weight_decay", "clip_norm", "skip_nonfinite"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}: it must not be negative")
 
@@ -87,6 +87,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
     Muon orthogonalises the momentum of each matrix that `decay_mask` names: for an update U of shape [m, n],
     0.2 * sqrt(max(m, n)) * U is applied (arXiv:2502.16982, section 2.2).
+
+    With `skip_nonfinite` the state is optax's `ApplyIfFiniteState`: an update that is left out changes nothing but its
+    counters.
     """
     rate = make_schedule(config, steps)
     if config.name == "adamw":
@@ -104,7 +107,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             consistent_rms=0.2,
             muon_weight_dimension_numbers=_matrices,
         )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
+    clipped = optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
+    return optax.apply_if_finite(clipped, config.skip_nonfinite) if config.skip_nonfinite else clipped
 
 
 def _matrices(params: dict[str, jax.Array]) -> dict[str, MuonDimensionNumbers | None]:

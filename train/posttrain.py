@@ -34,7 +34,8 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
     Raises:
       FileExistsError: the run directory is not empty, without `resume` or `overwrite`.
       ValueError: settings, data or checkpoints do not fit together; the message names the remedy.
-      FloatingPointError: the loss is not finite; the message names the step and the batch's examples.
+      FloatingPointError: loss or gradient are not finite, more often than `optimizer.skip_nonfinite` in a row; the
+        message names the step and the batch's examples.
     """
     run = Run(config, eval_fn)
     state, position = run.start_or_resume()
@@ -47,11 +48,11 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
         prepared = run.batcher.prepare(run.examples(position))
         batches = stack.enter_context(closing(Prefetch(prepared, config.data.prefetch)))
         progress = stack.enter_context(closing(Progress(start, steps, config.batch_size)))
-        guard = LossGuard()
+        guard = LossGuard(config.optimizer.skip_nonfinite)
         for step in range(start + 1, steps + 1):
             item = next(batches)
             state, metrics = run.train_step(state, run.frozen, item.batch)
-            guard.push(step, item.ids, metrics["loss"])
+            guard.push(step, item.ids, metrics["loss"], metrics["grad_norm"])
             progress.update(step, guard.last)
             stopping = stop.asked(step) and step < steps
             evaluating = due(step, config.eval.every, steps) and not stopping

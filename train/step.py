@@ -280,6 +280,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         params = {n: jnp.maximum(x, floor) if n.startswith("log_temperature.") else x for n, x in params.items()}
         metrics |= {"loss": loss, "grad_norm": optax.global_norm(gradient), "learning_rate": schedule(state.step)}
+        if isinstance(opt_state, optax.ApplyIfFiniteState):
+            metrics["skipped_updates"] = opt_state.total_notfinite
         return TrainState(step, params, opt_state), metrics
 
     return train_step
