@@ -6,8 +6,8 @@
     python -m train.posttrain --config configs/lora_visdoc.py:pooled
 
 The objectives, with t = 0.05 and the other pages of the batch, from all devices, as negatives: pooled = CE(pooled / t),
-late = CE(late / t), hybrid = CE(pooled / t) + CE(late / t). For one cross-entropy of the sum, CE((pooled + late) / t):
---config.loss.hybrid_loss_weight=1 --config.loss.pooled_loss_weight=0 --config.loss.late_loss_weight=0.
+late = CE(late / t), hybrid = CE(pooled / t + late / t). For a cross-entropy of each, CE(pooled / t) + CE(late / t):
+--config.loss.hybrid_loss_weight=0 --config.loss.pooled_loss_weight=1 --config.loss.late_loss_weight=1.
 
 runs/lora_visdoc-OBJECTIVE/lora is a PEFT adapter, runs/lora_visdoc-OBJECTIVE/model the merged model; `smart_jax.load`
 opens both. A base in 4 or 8 bits: --config.lora.quantize=nf4 or int8. Vision too: --config.lora.modules=. (a regular
@@ -49,8 +49,6 @@ def get_config(arg: str = "hybrid") -> ConfigDict:
 
     config.loss.objective = objective
     config.loss.temperature = 0.05
-    config.loss.hybrid_loss_weight = 0.0
-    config.loss.pooled_loss_weight = config.loss.late_loss_weight = 1.0
 
     config.optimizer.learning_rate = 1e-3 if small else 1e-4
     config.optimizer.schedule = "cosine"

@@ -201,7 +201,8 @@ def test_the_papers_lora_config_holds_its_values(arg):
     loss, optimizer = config.loss, config.optimizer
     assert (config.trainable, loss.objective, loss.temperature) == ("lora", objective, 0.05)
     assert loss.late_temperature is None  # the same for both
-    assert (loss.hybrid_loss_weight, loss.pooled_loss_weight, loss.late_loss_weight) == (0.0, 1.0, 1.0)
+    weights = (loss.pooled_weight, loss.late_weight, loss.hybrid_loss_weight)
+    assert (*weights, loss.pooled_loss_weight, loss.late_loss_weight) == (1.0, 1.0, 1.0, 0.0, 0.0)
     assert (optimizer.schedule, optimizer.warmup_ratio, optimizer.weight_decay) == ("cosine", 0.03, 0.0)
     assert re.search(config.lora.modules, "language_model.layers.9.mlp.down_proj")
     assert not re.search(config.lora.modules, "visual.blocks.0.attn.proj")
