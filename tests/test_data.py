@@ -163,6 +163,46 @@ def test_negatives_text_documents_and_images_in_files(tmp_path):
     assert {"image": page(7)} in [open_split(tmp_path / "out", "paths")[i].document for i in range(2)]
 
 
+def named(folder: Path, **change) -> Path:
+    """Rows whose negatives are the ids of others, as in vdr-multilingual-train; every fourth has no query."""
+    rows = [
+        pair(i, id=f"id {i}", query=f"q{i}" if i % 4 else None, negatives=[f"id {(i + k) % 12}" for k in (1, 4)])
+        for i in range(12)
+    ]
+    rows[1] |= change
+    write(folder / "train-00000-of-00001.parquet", rows, negatives=pa.list_(pa.string()))
+    return folder
+
+
+def test_negatives_by_id(tmp_path):
+    named(tmp_path / "src" / "en")
+    result = convert(tmp_path / "src", "a", tmp_path / "out", subset="en", validation_ratio=0)
+    assert result.examples == {"train": 9} and result.skipped == {"no query": 3}
+    convert(tmp_path / "src" / "en", "b", tmp_path / "out", max_negatives=1, validation_ratio=0)
+    every, one = (open_split(tmp_path / "out", name) for name in "ab")
+    for i in range(9):
+        number = int(every[i].id)
+        negatives = tuple({"image": pair((number + k) % 12)["image"]["bytes"]} for k in (1, 4))
+        assert every[i].negatives == negatives and one[i].negatives == negatives[:1]
+    kept = [file.name for file in (tmp_path / "out" / "a").rglob("*") if file.is_file()]
+    assert "images" not in kept and len(kept) == 3  # records, and two files that describe them
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"negatives": ["id 2", "id 99"]}, r"row 1 of '.*' names the negative 'id 99', which is no row's id"),
+        ({"id": "id 0"}, r"row 1 of '.*' has the id 'id 0' of another row"),
+        ({"image": None}, r"row 1 of '.*' has no image"),
+    ],
+)
+def test_negatives_that_name_no_image(tmp_path, change, message):
+    named(tmp_path / "src", **change)
+    with pytest.raises(ValueError, match=message):
+        convert(tmp_path / "src", "a", tmp_path / "out", validation_ratio=0)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def bomb() -> bytes:
     """A PNG whose header promises 60,000 x 60,000 pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
@@ -218,6 +258,8 @@ def test_bad_sources(tmp_path):
     refused(tmp_path / "one", ValueError, "split 'validation'.*validation_ratio 0", validation_ratio=1e-9)
     refused(tmp_path / "one", ValueError, "validation_ratio=1", validation_ratio=1)
     refused(tmp_path / "one", ValueError, "shards=0", shards=0)
+    refused(tmp_path / "one", ValueError, "max_negatives=-1", max_negatives=-1)
+    refused(tmp_path / "deep", FileNotFoundError, r"no subset 'b'; there are parquet files in \['a'\]", subset="b")
     with pytest.raises(ValueError, match="data set name 'A b'"):
         convert(tmp_path / "one", "A b", tmp_path / "out")
 

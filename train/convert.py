@@ -44,7 +44,9 @@ def convert(
     out: str | Path,
     *,
     split: str = "train",
+    subset: str | None = None,
     revision: str | None = None,
+    max_negatives: int | None = None,
     validation_ratio: float = 0.02,
     seed: int = 0,
     shards: int | None = None,
@@ -66,7 +68,9 @@ def convert(
       name: of the data set: lower-case letters, digits and underscores.
       out: the folder of all data sets.
       split: of the source, where the files' names tell splits apart (`train-00000-of-00082.parquet`).
+      subset: a folder of the source, such as a language; None = the whole of it.
       revision: of the hub data set.
+      max_negatives: keep at most so many of each row, the first ones: each is stored with every row that names it.
       validation_ratio: in [0, 1); 0 = no validation split.
       seed: of the choice of the validation split.
       shards: at most so many files per split; None = one for each 256 MiB of the source.
@@ -88,12 +92,15 @@ def convert(
     target, partial = Path(out) / name, Path(out) / f".{name}.partial"
     if target.exists() and not overwrite:
         raise FileExistsError(f"'{target}' exists: pass overwrite (--overwrite) to replace it, or choose another name")
-    rows = ParquetFolder(find_source(source, revision), split, videos=Path(source).is_dir())
+    if max_negatives is not None and max_negatives < 0:
+        raise ValueError(f"max_negatives={max_negatives}: expected at least 0, or None")
+    rows = ParquetFolder(find_source(source, revision, subset), split, videos=Path(source).is_dir())
     skipped: collections.Counter[str] = collections.Counter()
-    pairs = _pairs(rows, target, skip_unreadable, skipped)
     shards = shards or max(1, sum(file.stat().st_size for file in rows.files) // SHARD_BYTES)
     shutil.rmtree(partial, ignore_errors=True)
     try:
+        by_id = ImagesById(rows, partial) if rows.negatives == "id" else None
+        pairs = _pairs(rows, target, by_id, max_negatives, skip_unreadable, skipped)
         examples = _write(pairs, rows, partial / VERSION, name, validation_ratio, seed, math.ceil(len(rows) / shards))
         for key, count in examples.items():
             if not count:
@@ -101,6 +108,8 @@ def convert(
                     f"no row of '{rows.root}' falls into the split '{key}' (left out: {dict(skipped)}): give more "
                     "rows, another --validation_ratio or --seed, or --validation_ratio 0"
                 )
+        if by_id is not None:
+            by_id.remove()
         if target.exists():
             shutil.rmtree(target)
         partial.replace(target)
@@ -169,12 +178,52 @@ def _features(rows: ParquetFolder) -> tfds.features.FeaturesDict:
         features[prefix + "fps"] = tfds.features.Scalar(np.float32)  # 0 = not given
         features[prefix + "max_frames"] = tfds.features.Scalar(np.int64)
     if rows.negatives:
-        features["negatives"] = tfds.features.Sequence(kinds[rows.negatives]())
+        features["negatives"] = tfds.features.Sequence(kinds["text" if rows.negatives == "text" else "image"]())
     return tfds.features.FeaturesDict(features)
 
 
+class ImagesById:
+    """The images of all rows in one file beside what is written, since parquet reads no single row."""
+
+    def __init__(self, rows: ParquetFolder, folder: Path) -> None:
+        """Raises ValueError: two rows have one id."""
+        folder.mkdir(parents=True)
+        self._path = folder / "images"
+        self._places: dict[str, tuple[int, int]] = {}  # offset and size
+        with self._path.open("wb") as file:
+            for _, where, row in tqdm(rows, total=len(rows), desc="reading images", unit=" rows"):
+                if row["id"] in self._places:
+                    raise ValueError(f"{where} has the id '{row['id']}' of another row: negatives name rows by id")
+                try:
+                    data = rows.image(row["image"])
+                except ValueError:
+                    data = b""  # told of where it is needed
+                self._places[row["id"]] = file.tell(), len(data)
+                file.write(data)
+        self._file = self._path.open("rb")
+
+    def __getitem__(self, name: str) -> bytes:
+        """Raises ValueError: no row has that id, or no readable image."""
+        if name not in self._places:
+            raise ValueError(f"names the negative '{name}', which is no row's id")
+        offset, size = self._places[name]
+        if not size:
+            raise ValueError(f"names the negative '{name}', whose row has no readable image")
+        self._file.seek(offset)
+        return self._file.read(size)
+
+    def remove(self) -> None:
+        self._file.close()
+        self._path.unlink()
+
+
 def _pairs(
-    rows: ParquetFolder, target: Path, skip_unreadable: bool, skipped: collections.Counter[str]
+    rows: ParquetFolder,
+    target: Path,
+    by_id: ImagesById | None,
+    max_negatives: int | None,
+    skip_unreadable: bool,
+    skipped: collections.Counter[str],
 ) -> Iterator[tuple[Content, dict[str, Any]]]:
     """Each document's content and the example as the writer takes it; rows left out are counted in `skipped`."""
     for number, where, row in tqdm(rows, total=len(rows), desc="converting", unit=" rows"):
@@ -184,6 +233,9 @@ def _pairs(
             continue
         try:
             content, items = _items(rows, row, target)
+            if rows.negatives:
+                listed = (row["negatives"] or [])[:max_negatives]
+                items["negatives"] = [by_id[x] if by_id else _document(rows, rows.negatives, x) for x in listed]
         except ValueError as error:
             if not skip_unreadable:
                 remedy = "repair or drop the row, or skip such rows (skip_unreadable, --skip_unreadable)"
@@ -205,8 +257,6 @@ def _items(rows: ParquetFolder, row: dict[str, Any], target: Path) -> tuple[Cont
         items[rows.document] = content = _document(rows, rows.document, row[rows.document])
     elif not content:
         raise ValueError("has no video")
-    if rows.negatives:
-        items["negatives"] = [_document(rows, rows.negatives, item) for item in row["negatives"] or []]
     return content, items
 
 

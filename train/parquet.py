@@ -2,7 +2,9 @@
 
 The layout is that of the ColPali training set, which the paper trains on (arXiv:2605.24938): one row is one pair, with
 the columns `query` (string) and `image` (struct{bytes, path}, or binary), `video` or `text`, what the document is.
-Optional columns are `negatives` (a list of images or of strings) and `source` (string); others are not read.
+Optional columns are `negatives` (a list of images or of strings) and `source` (string); others are not read. Where
+documents are images and rows have an `id` (string), strings in `negatives` are the ids of other rows, whose documents
+are meant (as in llamaindex/vdr-multilingual-train); rows without a query serve as such negatives only.
 
 A video is the path of its file (string, or struct with `path`), or its frames (a list of images, or of their paths).
 The files of images are read, those of videos stay where they are; a path is relative to the folder, or for videos
@@ -39,18 +41,17 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SPLIT_NAME = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|dev)(?=[_.-])")
 
 
-def find_source(source: str | Path, revision: str | None = None) -> Path:
-    """The folder itself, or that of a hub data set's parquet files; raises as `train.convert.convert`."""
+def find_source(source: str | Path, revision: str | None = None, subset: str | None = None) -> Path:
+    """The folder itself, or that of a hub data set's parquet files, or `subset` in it; raises as `convert`."""
     if (folder := Path(source)).is_dir():
-        return folder
+        return _subset(folder, subset)
     name = str(source)
     if isinstance(source, Path) or not _HUB_ID.fullmatch(name):
         raise FileNotFoundError(f"'{name}' is not a folder: give one with parquet files, or a hub id 'owner/name'")
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, repo_type="dataset", revision=revision, allow_patterns=["*.parquet"]
-            )
+        files = "*.parquet" if subset is None else f"{subset}/*.parquet"
+        folder = Path(
+            huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=[files])
         )
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         at = f" at revision '{revision}'" if revision else ""
@@ -63,6 +64,14 @@ def find_source(source: str | Path, revision: str | None = None) -> Path:
             f"data set '{name}' is not in the local cache and the hub can not be reached (or HF_HUB_OFFLINE is set): "
             f"go online once, run `hf download --repo-type dataset {name}`, or pass the path of a local folder"
         ) from error
+    return _subset(folder, subset)
+
+
+def _subset(folder: Path, subset: str | None) -> Path:
+    if subset is None or (folder / subset).is_dir():
+        return folder / (subset or "")
+    names = sorted({str(file.parent.relative_to(folder)) for file in folder.rglob("*.parquet")})
+    raise FileNotFoundError(f"'{folder}' has no subset '{subset}'; there are parquet files in {names}")
 
 
 class _Layout(NamedTuple):
@@ -79,7 +88,7 @@ class ParquetFolder:
       root: the folder.
       files: the split's files.
       document: "image", "video" or "text", the column of the documents.
-      negatives: "image", "text" or None, what the column `negatives` lists.
+      negatives: "image", "text", "id" or None, what the column `negatives` lists.
       videos: "path" or "frames", what the columns `video` and `query_video` hold, of those that are there.
     """
 
@@ -123,10 +132,12 @@ class ParquetFolder:
             negatives = _kind(kind.value_type) if is_list else None
             if negatives is None:
                 raise ValueError(f"'{file}': column 'negatives' is {kind}, expected a list of images or of strings")
+            has_ids = "id" in schema.names and _is_text(schema.field("id").type)
+            negatives = "id" if (document, negatives, has_ids) == ("image", "text", True) else negatives
         has_source = "source" in schema.names and _is_text(schema.field("source").type)
         videos, sampling = _videos(schema, document, file)
         columns = list(dict.fromkeys(["query", document, *videos, *sampling]))
-        columns += ["negatives"] * bool(negatives) + ["source"] * has_source
+        columns += ["negatives"] * bool(negatives) + ["id"] * (negatives == "id") + ["source"] * has_source
         return _Layout(document, negatives, videos, columns)
 
     def __len__(self) -> int:
