@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 
 from train.config import TrainConfig, default_config, from_config_dict, to_config_dict
 from train.loop import LossGuard, MetricsLog, Prefetch, check_run, due, open_run, read_metrics
+from train.mixture import parse_names
 
 ROOT = Path(__file__).parent.parent
 MODE = {"resume": False, "overwrite": False}
@@ -211,6 +213,19 @@ def test_the_papers_lora_config_holds_its_values(arg):
         assert (config.epochs, config.steps, config.batch_size, config.remat) == (1.0, None, 8 * 64, True)
         assert config.data.max_length == 1024 and config.data.max_pixels // 32**2 < 1000
     assert (config.model == "tiny") == (arg != objective)
+
+
+@pytest.mark.parametrize("arg", ["", "tiny"])
+def test_the_mixture_s_config_is_the_lora_run_on_other_data(arg):
+    from configs import lora_visdoc, visdoc_mixture
+
+    config = from_config_dict(visdoc_mixture.get_config(arg))
+    single = from_config_dict(lora_visdoc.get_config("tiny,hybrid" if arg else "hybrid"))
+    assert set(parse_names(config.data.name).values()) == {None}  # shares by size
+    data = dataclasses.replace(config.data, name=single.data.name, negatives=0)
+    assert dataclasses.replace(config, output=single.output, data=data) == single
+    with pytest.raises(ValueError, match="argument is 'x': give none, or tiny"):
+        visdoc_mixture.get_config("x")
 
 
 def test_an_unknown_objective_is_named():
