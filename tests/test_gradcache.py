@@ -1,0 +1,55 @@
+"""GradCache's memory; that it changes neither loss nor gradient is tested with the trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import lora_visdoc
+from smart_jax.sharding import make_mesh
+from train.batches import Batcher
+from train.config import from_config_dict
+from train.data import Example
+from train.run import load_encoder, make_objective
+from train.step import TrainBatch
+
+
+def example(number: int) -> Example:
+    pixels = np.random.default_rng(number).integers(0, 255, (128, 256, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return Example(str(number), {"text": f"find {number}"}, {"image": buffer.getvalue()})
+
+
+def enlarged(batch: TrainBatch, rows: int) -> TrainBatch:
+    """Shapes of a batch of so many rows."""
+
+    def shape(x, axis=0):
+        return jax.ShapeDtypeStruct((*x.shape[:axis], rows, *x.shape[axis + 1 :]), x.dtype)
+
+    def side(part):
+        return dataclasses.replace(jax.tree.map(shape, part), position_ids=shape(part.position_ids, 1))
+
+    return TrainBatch(side(batch.queries), side(batch.documents), shape(batch.document_ids))
+
+
+@pytest.mark.slow
+def test_a_thousand_pages_take_less_memory_than_sixty_four_at_once():
+    config = from_config_dict(lora_visdoc.get_config("tiny,hybrid"))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    encoder = load_encoder(config, mesh)
+    batch = Batcher(encoder.preprocessor, config.data, mesh)([example(0), example(1)])
+
+    def bytes_needed(rows, chunk):
+        params, frozen, objective = make_objective(dataclasses.replace(config, chunk_size=chunk), encoder, mesh, 10)
+        step = jax.jit(jax.value_and_grad(objective, has_aux=True))
+        compiled = step.lower(params, frozen, enlarged(batch, rows), jnp.int32(1)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert bytes_needed(1024, 32) < bytes_needed(64, None)
