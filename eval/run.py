@@ -36,6 +36,8 @@ from eval.evaluate import ADAPTER_ROWS, MODEL_ROWS, Result, run_benchmark
 from eval.groups import Group, check_groups
 from eval.report import markdown, summarise, write
 from eval.workers import Worker
+from smart_jax import distributed
+from smart_jax.distributed import DistributedConfig
 
 STORAGE_DTYPES = ("float32", "float16")
 SCORERS = {"fast": smart_jax.score, "reference": reference.scores}
@@ -160,10 +162,7 @@ def _load_encoder(config: ConfigDict, module: ModuleType) -> Any | None:
 
 def _join(config: ConfigDict) -> Worker:
     """This process among those that share the evaluation."""
-    how = config.distributed
-    if not how.enabled:
-        return Worker()
-    jax.distributed.initialize(how.coordinator, how.processes, how.process)
+    distributed.initialize(DistributedConfig(**config.distributed))
     count, index = jax.process_count(), jax.process_index()
     if count == 1:
         return Worker()

@@ -26,7 +26,7 @@ from smart_jax.models.weights import Params, checksum, load_weights
 from smart_jax.preprocess import Preprocessor
 from smart_jax.preprocess_text import AnyPreprocessor, open_preprocessor
 from smart_jax.rows import Row
-from smart_jax.sharding import batch_sharding
+from smart_jax.sharding import batch_sharding, place, to_host
 from smart_jax.states import LAST, States
 from smart_jax.typing import Batch
 
@@ -301,7 +301,7 @@ class Encoder:
         )
         with bar:
             for rows, results in self._pipelined(items, instruction, query, rows_at_once, compute):
-                arrays = [np.asarray(result) for result in results]
+                arrays = [to_host(result) for result in results]
                 for b, (i, row) in enumerate(rows.items()):
                     yield i, row, tuple(array[b] for array in arrays)
                 bar.update(len(rows))
@@ -381,7 +381,7 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     rows = batch_sharding(mesh)
     shardings = jax.tree.map(lambda _: rows, batch)
     shardings = dataclasses.replace(shardings, position_ids=batch_sharding(mesh, leading=1))
-    return jax.device_put(batch, shardings)
+    return place(batch, shardings)
 
 
 def _l2(x: jax.Array) -> jax.Array:

@@ -25,10 +25,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, UInt
 from safetensors.numpy import save_file
 
+from smart_jax.distributed import is_main
 from smart_jax.models import ModelConfig
 from smart_jax.models.peft import CONFIG_FILE, WEIGHTS_FILE
 from smart_jax.models.weights import Params, to_torch, torch_module
-from smart_jax.sharding import sharding_for
+from smart_jax.sharding import place, sharding_for, to_host
 
 QUANTIZATIONS = ("none", "int8", "nf4")
 TEXT_PROJECTIONS = r"^language_model\..*_proj$"
@@ -180,7 +181,8 @@ def save_lora(
     """Writes adapter_config.json and adapter_model.safetensors as PEFT does, for transformers' class of the model.
 
     `PeftModel.from_pretrained(model, folder)` opens it in torch and `smart_jax.load(folder)` here. The names are those
-    of the class with a head where there is one (Qwen3VLForConditionalGeneration, ..., BertModel).
+    of the class with a head where there is one (Qwen3VLForConditionalGeneration, ..., BertModel). Of several processes
+    all call it, and the first writes.
 
     Args:
       folder: made if it is not there.
@@ -198,7 +200,7 @@ def save_lora(
         if leaf != "lora_a":
             continue
         path = tuple(module)
-        a, b = (np.asarray(jax.device_get(leaves[*path, part])).astype(np.float32) for part in ("lora_a", "lora_b"))
+        a, b = (to_host(leaves[*path, part]).astype(np.float32) for part in ("lora_a", "lora_b"))
         name = torch_module(path, model_config)
         a = to_torch(a, (*path, "kernel"), model_config)  # [r, in], of a convolution [r, in, ...]
         b = b.T.reshape(*b.T.shape, *[1] * (a.ndim - 2))  # [out, r], of a convolution [out, r, 1, ...]
@@ -220,6 +222,8 @@ def save_lora(
         "inference_mode": True,
     }
     folder = Path(folder)
+    if not is_main():
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
@@ -271,7 +275,7 @@ def _spec(x: Array) -> PartitionSpec | None:
 
 def _placed(x: Array, spec: PartitionSpec, like: Any) -> Array:
     """On the mesh of `like`, split where the axes divide."""
-    return jax.device_put(x, sharding_for("", x.shape, [("", spec)], like.sharding.mesh))
+    return place(x, sharding_for("", x.shape, [("", spec)], like.sharding.mesh))
 
 
 def _branches(model: nnx.Module) -> Iterator[tuple[str, LoraLinear]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -42,6 +44,56 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
+
+
+def place(tree: Any, sharding: Any) -> Any:
+    """`jax.device_put` of arrays that every process has whole; each process puts down the parts of its own devices.
+
+    Args:
+      tree: of arrays.
+      sharding: a NamedSharding, or a tree of them in the same structure.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def put(value: Any, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable or (isinstance(value, jax.Array) and not value.is_fully_addressable):
+            return jax.device_put(value, sharding)
+        # device_put would send the whole array around, to see whether all processes have the same one.
+        value = np.asarray(value)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    if isinstance(sharding, NamedSharding):
+        return jax.tree.map(lambda value: put(value, sharding), tree)
+    return jax.tree.map(put, tree, sharding)
+
+
+def to_host(x: Any) -> np.ndarray:
+    """The whole array. One that is split over processes is gathered from them, so every process has to ask for it."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+    """`(index, count)`: this process prepares part `index` of `count` equal parts of a batch.
+
+    Processes between which the axis "tensor" is split prepare the same part.
+
+    Raises:
+      ValueError: the devices of the processes do not make equal parts.
+    """
+    owned: dict[int, set[int]] = {}
+    for row, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["tensor"])):
+        for device in devices:
+            owned.setdefault(device.process_index, set()).add(row)
+    parts = sorted({tuple(sorted(rows)) for rows in owned.values()})
+    if len(set(map(len, parts))) > 1 or len(set().union(*parts)) < sum(map(len, parts)):
+        raise ValueError(
+            f"the processes' devices do not split the batch into equal parts (mesh {dict(mesh.shape)}): choose sizes "
+            "such that the axis tensor is within a process, or over whole ones"
+        )
+    return parts.index(tuple(sorted(owned[jax.process_index()]))), len(parts)
 
 
 def sharding_for(path: str, shape: Sequence[int], rules: Rules, mesh: Mesh) -> NamedSharding:

@@ -40,6 +40,8 @@ class Batcher:
                 "with several processes the shapes must be fixed: set config.data.query_length, document_length and "
                 "document_patches"
             )
+            if config.query_patches is None:
+                config = dataclasses.replace(config, query_patches=0)
         self._preprocessor, self._config, self._mesh = preprocessor, config, mesh
         self._threads = ThreadPoolExecutor(max(1, config.workers), thread_name_prefix="rows")
 
@@ -71,7 +73,7 @@ class Batcher:
         query_rows = self._rows(queries, config.query_instruction, query_names, query=True)
         document_rows = self._rows(documents, config.document_instruction, names)
         batch = TrainBatch(
-            queries=self._preprocessor.collate(query_rows, length=config.query_length),
+            queries=self._preprocessor.collate(query_rows, length=config.query_length, patches=config.query_patches),
             documents=self._preprocessor.collate(
                 document_rows, length=config.document_length, patches=config.document_patches
             ),

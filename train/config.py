@@ -16,6 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from smart_jax.distributed import DistributedConfig
 from smart_jax.lora import LoraConfig
 from train.optimizer import OptimizerConfig
 
@@ -88,6 +89,7 @@ class DataConfig:
     query_length: int | None = None  # fixed shapes, one compilation; None = the preprocessor's buckets, one for each
     document_length: int | None = None
     document_patches: int | None = None
+    query_patches: int | None = None  # 0 with several processes, whose queries are then texts
     workers: int = 2  # threads that prepare items
     prefetch: int = 2  # batches prepared ahead of the step
 
@@ -146,6 +148,7 @@ class TrainConfig:
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
     def __post_init__(self):
         _one_of("trainable", self.trainable, TRAINABLE)

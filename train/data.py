@@ -226,10 +226,14 @@ class Examples:
         self.batches_per_epoch = len(source) // batch_size
         self._settings = {"examples": len(source), "batch_size": batch_size, "seed": seed, "shuffle": shuffle}
         self._workers = workers
-        dataset = grain.MapDataset.source(source).seed(seed)
-        dataset = dataset.shuffle() if shuffle else dataset
-        dataset = dataset[: self.batches_per_epoch * batch_size][index::count]
-        self._batches = dataset.batch(batch_size // count, batch_fn=list).repeat(epochs)
+        # Of numbers, not of examples: a process reads its own alone. Those are neighbours, so that the rows of the
+        # global batch are in the same order however many processes there are.
+        numbers = grain.MapDataset.range(len(source)).seed(seed)
+        numbers = numbers.shuffle() if shuffle else numbers
+        numbers = numbers[: self.batches_per_epoch * batch_size].batch(batch_size)
+        size = batch_size // count
+        own = slice(index * size, (index + 1) * size)
+        self._batches = numbers.map(lambda batch: [source[i] for i in batch[own]]).repeat(epochs)
         self._start(0)
 
     def _start(self, position: int) -> None:

@@ -21,6 +21,8 @@ from jax.experimental import multihost_utils
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from smart_jax.distributed import is_main, wait_for_all
+
 T = TypeVar("T")
 PARTS = ("config.json", "metrics.jsonl", "tensorboard", "checkpoints", "adapter", "lora", "model")  # of a run directory
 _END = object()
@@ -43,7 +45,7 @@ def check_run(path: str | Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def open_run(path: str | Path, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path:
-    """Creates the run directory, or takes over the one that is there.
+    """Creates the run directory, or takes over the one that is there; one process writes for all.
 
     Args:
       path: the directory.
@@ -55,7 +57,15 @@ def open_run(path: str | Path, config: Mapping[str, Any], *, resume: bool, overw
       ValueError, FileExistsError: as `check_run`.
     """
     check_run(path, resume=resume, overwrite=overwrite)
+    wait_for_all("run directory checked")  # none is to find what another has written
     folder = Path(path)
+    if is_main():
+        _write_config(folder, config, overwrite=overwrite)
+    wait_for_all("run directory opened")
+    return folder
+
+
+def _write_config(folder: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
     for part in PARTS if overwrite else ():
         shutil.rmtree(folder / part) if (folder / part).is_dir() else (folder / part).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +75,6 @@ def open_run(path: str | Path, config: Mapping[str, Any], *, resume: bool, overw
             print(f"config differs from the run's start: {line}")
     else:
         _write_whole(written, json.dumps(config, indent=2) + "\n")
-    return folder
 
 
 def _changes(old: Any, new: Any, where: str = "") -> Iterator[str]:
@@ -86,23 +95,29 @@ def _write_whole(path: Path, text: str) -> None:
 class MetricsLog:
     """One line of metrics.jsonl and one point of each TensorBoard curve per logged step.
 
-    Records after `last_step`, of a run that was cut off, are dropped: a resumed run writes those steps again.
+    Records after `last_step`, of a run that was cut off, are dropped: a resumed run writes those steps again. Of
+    several processes one writes.
     """
 
     def __init__(self, folder: Path, last_step: int = 0):
         self.path = folder / "metrics.jsonl"
+        if not is_main():
+            return
         kept = [record for record in read_metrics(self.path) if record["step"] <= last_step]
         _write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        if not is_main():
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._writer.add_scalar(name.replace("@", "_at_"), value, step)  # TensorBoard takes no @
 
     def close(self) -> None:
-        self._writer.close()
+        if is_main():
+            self._writer.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -182,7 +197,7 @@ class LossGuard:
             return
         what = f"{wrong[0]} at step {step}, on the examples {', '.join(map(str, ids))}"
         if self._in_a_row <= self._allowed:
-            print(f"\n{what}: the update is left out")
+            announce(f"\n{what}: the update is left out")
             return
         raise FloatingPointError(
             f"{what}. The last checkpoint is from before it: look at these examples, lower the learning rate or the "
@@ -222,7 +237,12 @@ class Progress:
     def __init__(self, start: int, steps: int, batch_size: int):
         self._size, self._steps = batch_size, steps
         self._bar = tqdm(
-            total=steps * batch_size, initial=start * batch_size, unit="example", unit_scale=True, mininterval=1.0
+            total=steps * batch_size,
+            initial=start * batch_size,
+            unit="example",
+            unit_scale=True,
+            mininterval=1.0,
+            disable=not is_main(),
         )
         self._since, self._done = time.perf_counter(), 0
 
@@ -241,6 +261,12 @@ class Progress:
 
     def close(self) -> None:
         self._bar.close()
+
+
+def announce(text: str) -> None:
+    """Prints it, once however many processes there are."""
+    if is_main():
+        print(text, flush=True)
 
 
 def due(step: int, every: int, steps: int) -> bool:

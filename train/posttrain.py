@@ -19,9 +19,9 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from smart_jax import compilation_cache
+from smart_jax import compilation_cache, distributed
 from train.config import TrainConfig, from_config_dict
-from train.loop import LossGuard, MetricsLog, Prefetch, Progress, StopRequest, due, format_table
+from train.loop import LossGuard, MetricsLog, Prefetch, Progress, StopRequest, announce, due, format_table
 from train.run import EvalFn, Run
 
 
@@ -37,10 +37,11 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
       FloatingPointError: loss or gradient are not finite, more often than `optimizer.skip_nonfinite` in a row; the
         message names the step and the batch's examples.
     """
+    distributed.initialize(config.distributed)
     run = Run(config, eval_fn)
     state, position = run.start_or_resume()
     folder, start, steps = run.folder, int(state.step), run.steps
-    print(f"{folder}: steps {start + 1} to {steps}" if start < steps else f"{folder}: all {steps} steps are done")
+    announce(f"{folder}: steps {start + 1} to {steps}" if start < steps else f"{folder}: all {steps} steps are done")
     evaluated: dict[str, float] = {}
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
@@ -66,11 +67,11 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
                 guard.flush()
                 run.save(state, item.position, evaluated if evaluating else {})
             if stopping:
-                print(f"\nstopped by SIGTERM after saving step {step}: --config.resume=True goes on from there")
+                announce(f"\nstopped by SIGTERM after saving step {step}: --config.resume=True goes on from there")
                 return {}
     results = evaluated or run.evaluate(state)
     where = ", ".join(map(str, run.export(state)))
-    print(format_table(results, f"after step {steps}; {where}:"))
+    announce(format_table(results, f"after step {steps}; {where}:"))
     return results
 
 
@@ -89,6 +90,7 @@ def main() -> None:
             sys.exit("give a config file: python -m train.posttrain --config configs/vidore.py")
         compilation_cache.enable()
         config = from_config_dict(flag.value)
+        distributed.initialize(config.distributed)  # before get_eval_fn, which may use a device
         file = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
         spec = importlib.util.spec_from_file_location("run_config", file)
         module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from smart_jax import encode
 from smart_jax.adapter import Adapter, AdapterConfig, parse_layers
 from smart_jax.checkpoint import Checkpoints, fingerprint, weights_fingerprint
+from smart_jax.distributed import is_main, wait_for_all
 from smart_jax.encode import Encoder
 from smart_jax.hub import resolve_base
 from smart_jax.lora import add_lora, save_lora
@@ -26,7 +27,7 @@ from smart_jax.models.peft import CONFIG_FILE, find_adapter, having
 from smart_jax.models.weights import save_weights
 from smart_jax.prompt import TOKENIZER_FILES
 from smart_jax.settings import SETTINGS_FILE, Settings, read_settings
-from smart_jax.sharding import make_mesh, replicated
+from smart_jax.sharding import batch_part, make_mesh, place, replicated
 from train.batches import Batcher
 from train.config import TrainConfig
 from train.data import Examples, open_split
@@ -66,7 +67,11 @@ class Run:
         self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         self._check_batch_size(config.batch_size)
         data = config.data
-        self._examples = open_examples(data.dir, data.name, data.split, config.batch_size, seed=config.seed)
+        index, count = batch_part(self.mesh)
+        self._part: dict[str, Any] = {"process_index": index, "process_count": count}
+        self._examples = open_examples(
+            data.dir, data.name, data.split, config.batch_size, seed=config.seed, **self._part
+        )
         epochs = int(config.epochs * self._examples.batches_per_epoch)
         self.steps = max(1, epochs) if config.steps is None else config.steps
         self.encoder = load_encoder(config, self.mesh)
@@ -141,13 +146,17 @@ class Run:
         )
 
     def export(self, state: TrainState) -> list[Path]:
-        """Writes adapter/, lora/ and model/ (the best checkpoint's, where a metric chooses it); returns the folders."""
+        """Writes adapter/, lora/ and model/ (the best checkpoint's, where a metric chooses it); returns the folders.
+
+        Of several processes all take part, and the first writes.
+        """
         best = self.checkpoints.best_step()
         params = state.params if best is None else self.checkpoints.restore_params(best, params=state.params)
         written = []
         if self.objective.adapter is not None:
             adapter: Adapter = self.objective.adapter.merge(params)
-            adapter.save(self.folder / "adapter")
+            if is_main():
+                adapter.save(self.folder / "adapter")
             written.append(self.folder / "adapter")
         if self.config.trainable == "adapter":
             return written
@@ -156,6 +165,7 @@ class Run:
             return [*written, export_model(self.folder / "model", self.encoder, weights, self.config)]
         written.append(export_lora(self.folder / "lora", self.encoder, weights, self.config))
         if self.config.lora.merge:
+            wait_for_all("branches written")
             # Merged into the weights as they are in the base's files, quantised or not in training.
             merged = _load(written[-1], self.config, self.mesh)
             written.append(export_model(self.folder / "model", merged, merged.params, self.config))
@@ -181,7 +191,8 @@ class Run:
         """Mean over the batches of each data set, and over the data sets."""
         sums: dict[str, float] = {}
         for source, size in self._validation:
-            examples = Examples(source, size, seed=0, epochs=1)  # the same batches each time, and in each run
+            # The same batches each time, and in each run.
+            examples = Examples(source, size, seed=0, epochs=1, **self._part)
             count = min(self.config.eval.validation_batches, len(source) // size)
             for _, prepared in zip(range(count), self.batcher.prepare(examples), strict=False):
                 for name, x in jax.device_get(self._eval_step(state, self.frozen, prepared.batch)).items():
@@ -289,7 +300,7 @@ def make_objective(config: TrainConfig, encoder: Encoder, mesh: Mesh, steps: int
         adapter = Adapter(adapter_config(config, encoder), rngs=nnx.Rngs(config.seed))
         structure, projection = take_apart("adapter", *nnx.split(adapter))
         objective = dataclasses.replace(objective, adapter=structure)
-        params |= jax.device_put(projection, replicated(mesh))
+        params |= place(projection, replicated(mesh))
     return params, frozen, objective
 
 
@@ -310,29 +321,36 @@ def export_lora(folder: Path, encoder: Encoder, params: nnx.State, config: Train
     """A folder that PEFT opens and, with the preprocessing of the run, `smart_jax.load`; both then need the base."""
     base = Path(config.model).resolve() if Path(config.model).is_dir() else config.model
     save_lora(folder, params, encoder.config, config.lora, base=base)
-    _write_settings(folder, encoder, config, read_settings(source_folder(encoder)))
+    if is_main():
+        _write_settings(folder, encoder, config, read_settings(source_folder(encoder)))
     return folder
 
 
 def export_model(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:
-    """A Hugging Face folder: the weights, and the source's config, tokenizer and preprocessing files."""
+    """A Hugging Face folder: the weights, and the source's other files. Of several processes the first writes."""
+    if is_main():
+        _copy_files(folder, encoder, config)
+    save_weights(folder, params, encoder.config)
+    return folder
+
+
+def _copy_files(folder: Path, encoder: Encoder, config: TrainConfig) -> None:
+    """All but the weights: the source's config, tokenizer and preprocessing files, and the run's settings."""
     source = source_folder(encoder)
     base = resolve_base(source)
     words = having(source, base, *TOKENIZER_FILES)
-    for place in filter(None, (base, source)):  # a PEFT adapter's files replace its base's
+    for root in filter(None, (base, source)):  # a PEFT adapter's files replace its base's
         # Weights are written anew, with an adapter merged into them; the template comes with the tokenizer.
-        left_out = (".", "model", CONFIG_FILE, *(() if place == words else ("chat_template",)))
-        for file in sorted((*place.iterdir(), *place.glob("*/config.json"))):  # the latter of sentence-transformers
+        left_out = (".", "model", CONFIG_FILE, *(() if root == words else ("chat_template",)))
+        for file in sorted((*root.iterdir(), *root.glob("*/config.json"))):  # the latter of sentence-transformers
             if file.is_file() and not file.name.startswith(left_out) and file.suffix != ".safetensors":
-                target = folder / file.relative_to(place)
+                target = folder / file.relative_to(root)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)
     hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if hf.pop("task_names", None):  # of adapters, one of which is merged
         (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
     _write_settings(folder, encoder, config, read_settings(folder))
-    save_weights(folder, params, encoder.config)
-    return folder
 
 
 def _write_settings(folder: Path, encoder: Encoder, config: TrainConfig, known: dict[str, Any]) -> None:

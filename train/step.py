@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from smart_jax.lora import drop_out
 from smart_jax.maxsim import maxsim
 from smart_jax.maxsim.projected import projected_maxsim
-from smart_jax.sharding import BATCH
+from smart_jax.sharding import BATCH, place
 from smart_jax.typing import Batch, Hidden
 from train import losses
 from train.config import LossConfig
@@ -257,9 +257,9 @@ def init_state(params: Params, config: LossConfig, optimizer: optax.GradientTran
     everywhere = NamedSharding(mesh, PartitionSpec())
     if config.learn_temperature:
         logs = {f"log_temperature.{name}": jnp.log(jnp.float32(t)) for name, t in start_temperatures(config).items()}
-        params = params | jax.device_put(logs, everywhere)
+        params = params | place(logs, everywhere)
     opt_state = jax.tree.map(lambda x: _on_mesh(x, everywhere), optimizer.init(params))  # type: ignore[arg-type]
-    return TrainState(jax.device_put(jnp.int32(0), everywhere), params, opt_state)
+    return TrainState(place(jnp.int32(0), everywhere), params, opt_state)
 
 
 def make_train_step(
@@ -300,4 +300,4 @@ def make_eval_step(objective: Objective) -> Callable[[TrainState, Params, TrainB
 
 def _on_mesh(x: jax.Array, everywhere: NamedSharding) -> jax.Array:
     # Moments are made like their parameters, on the mesh; counters are not, and would cause a second compilation.
-    return x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, everywhere)
+    return x if isinstance(x.sharding, NamedSharding) else place(x, everywhere)

@@ -18,9 +18,10 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from smart_jax.distributed import is_main
 from smart_jax.models import ARCHITECTURES, ModelConfig
 from smart_jax.models.peft import Change, choose_task, find_adapter, read_adapter
-from smart_jax.sharding import sharding_for
+from smart_jax.sharding import place, sharding_for, to_host
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
@@ -90,9 +91,10 @@ def load_weights(
         change = changes.pop(bare, None)
         value = read() if change is None else change.apply(read)
         value = _to_leaf(value, path, leaves[path].shape, raw_name)
-        place = None if mesh is None else sharding_for(_dotted(path), value.shape, rules, mesh)
-        # ascontiguousarray after the cast: a transposed view would be copied again by the transfer.
-        filled[path] = jax.device_put(np.ascontiguousarray(value.astype(dtype)), place)
+        # After the cast: a transposed view would be copied again by the transfer.
+        value = np.ascontiguousarray(value.astype(dtype))
+        rule = None if mesh is None else sharding_for(_dotted(path), value.shape, rules, mesh)
+        filled[path] = jax.device_put(value) if rule is None else place(value, rule)
     unfilled = [hf_name(path, config) for path in leaves if path not in filled]
     unused += [name for change in changes.values() for name in change.names]
     if unused or unfilled:
@@ -101,13 +103,18 @@ def load_weights(
 
 
 def save_weights(folder: str | Path, params: Params, config: ModelConfig, *, dtype: Any | None = None) -> Path:
-    """Writes `folder`/model.safetensors with Hugging Face's names and layouts; returns its path."""
-    tensors = {}
+    """Writes `folder`/model.safetensors with Hugging Face's names and layouts; returns its path.
+
+    Of several processes all call it, and the first writes.
+    """
+    target, tensors = Path(folder) / SINGLE_FILE, {}
     for path, leaf in nnx.to_flat_state(params):
-        value = np.asarray(jax.device_get(leaf[...]))
-        name, value = hf_name(path, config), to_torch(value, path, config)
-        tensors[name] = np.ascontiguousarray(value.astype(dtype or value.dtype))
-    target = Path(folder) / SINGLE_FILE
+        value = to_host(leaf[...])
+        if is_main():
+            name, value = hf_name(path, config), to_torch(value, path, config)
+            tensors[name] = np.ascontiguousarray(value.astype(dtype or value.dtype))
+    if not is_main():
+        return target
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(target), metadata={"format": "pt"})  # transformers refuses files without this entry
     return target

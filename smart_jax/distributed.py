@@ -1,0 +1,56 @@
+"""Several processes that work as one: how they find each other, and what one of them does for all."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from jax.experimental import multihost_utils
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """How this process joins the others, see `initialize`.
+
+    Attributes:
+      enabled: True or False; None = on TPU, whose machines tell jax of each other.
+      coordinator: HOST:PORT of process 0, the same in every process.
+      processes: how many there are.
+      process: the number of this one, from 0.
+    """
+
+    enabled: bool | None = None
+    coordinator: str | None = None  # on TPU and Slurm jax finds out these three by itself
+    processes: int | None = None
+    process: int | None = None
+
+
+def initialize(config: DistributedConfig) -> None:
+    """Joins the other processes (`jax.distributed`), if the config says so; before anything asks jax for a device.
+
+    Raises:
+      ValueError: no cluster is found, or devices are in use already; the message names the settings.
+    """
+    # jax names the platform itself where it is imported on a machine with TPUs.
+    on_tpu = "tpu" in (jax.config.jax_platforms or "").split(",")  # type: ignore[attr-defined]
+    enabled = on_tpu if config.enabled is None else config.enabled
+    if not enabled or jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(config.coordinator, config.processes, config.process)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"this process can not join others ({error}): set distributed.coordinator=HOST:PORT, distributed.processes "
+            "and distributed.process where jax can not find them out, or distributed.enabled=False for one process"
+        ) from error
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes for all."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has called it with this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
