@@ -167,10 +167,11 @@ def named(folder: Path, **change) -> Path:
     """Rows whose negatives are the ids of others, as in vdr-multilingual-train; every fourth has no query."""
     rows = [
         pair(i, id=f"id {i}", query=f"q{i}" if i % 4 else None, negatives=[f"id {(i + k) % 12}" for k in (1, 4)])
+        | {"scores": [3.0, 2.0, None]}
         for i in range(12)
     ]
     rows[1] |= change
-    write(folder / "train-00000-of-00001.parquet", rows, negatives=pa.list_(pa.string()))
+    write(folder / "train-00000-of-00001.parquet", rows, negatives=pa.list_(pa.string()), scores=pa.list_(pa.float32()))
     return folder
 
 
@@ -184,6 +185,7 @@ def test_negatives_by_id(tmp_path):
         number = int(every[i].id)
         negatives = tuple({"image": pair((number + k) % 12)["image"]["bytes"]} for k in (1, 4))
         assert every[i].negatives == negatives and one[i].negatives == negatives[:1]
+        np.testing.assert_equal((every[i].scores, one[i].scores), ((3.0, 2.0, np.nan), (3.0, 2.0)))
     kept = [file.name for file in (tmp_path / "out" / "a").rglob("*") if file.is_file()]
     assert "images" not in kept and len(kept) == 3  # records, and two files that describe them
 

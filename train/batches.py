@@ -32,8 +32,11 @@ class Prepared(NamedTuple):
 class Batcher:
     """Examples of this process -> its part of the global batch, on the mesh."""
 
-    def __init__(self, preprocessor: AnyPreprocessor, config: DataConfig, mesh: Mesh):
-        """Raises ValueError: several processes without fixed shapes, which would disagree about the bucket."""
+    def __init__(self, preprocessor: AnyPreprocessor, config: DataConfig, mesh: Mesh, *, teacher: bool = False):
+        """`teacher`: batches have the data's scores, for distillation.
+
+        Raises ValueError: several processes without fixed shapes, which would disagree about the bucket.
+        """
         lengths = (config.query_length, config.document_length, config.document_patches)
         if jax.process_count() > 1 and None in lengths:
             raise ValueError(
@@ -42,7 +45,7 @@ class Batcher:
             )
             if config.query_patches is None:
                 config = dataclasses.replace(config, query_patches=0)
-        self._preprocessor, self._config, self._mesh = preprocessor, config, mesh
+        self._preprocessor, self._config, self._mesh, self._teacher = preprocessor, config, mesh, teacher
         self._threads = ThreadPoolExecutor(max(1, config.workers), thread_name_prefix="rows")
 
     def prepare(self, examples: Examples | Mixture) -> Iterator[Prepared]:
@@ -54,7 +57,8 @@ class Batcher:
         """The batch of some examples; query i's documents are its positive and then its negatives.
 
         Raises:
-          ValueError, OSError: an item can not be read, or an example lacks negatives; the message names the example.
+          ValueError, OSError: an item can not be read, or an example lacks negatives or a teacher's scores; the message
+            names the example.
         """
         config = self._config
         queries, documents = [], []
@@ -72,14 +76,27 @@ class Batcher:
         query_names = [f"query of example '{example.id}'" for example in examples]
         query_rows = self._rows(queries, config.query_instruction, query_names, query=True)
         document_rows = self._rows(documents, config.document_instruction, names)
+        teacher: Any = np.stack([self._scores(example) for example in examples]) if self._teacher else None
         batch = TrainBatch(
             queries=self._preprocessor.collate(query_rows, length=config.query_length, patches=config.query_patches),
             documents=self._preprocessor.collate(
                 document_rows, length=config.document_length, patches=config.document_patches
             ),
             document_ids=np.stack([_id_words(item) for item in documents]),  # type: ignore[arg-type]
+            teacher=teacher,
         )
         return put_batch(batch, self._mesh)
+
+    def _scores(self, example: Example) -> np.ndarray:
+        """Of the example's documents in the batch, float32 [K], NaN = not scored."""
+        scores = np.array(example.scores[: 1 + self._config.negatives], np.float32)
+        if len(scores) <= self._config.negatives or np.isnan(scores[0]) or np.isnan(scores[1:]).all():
+            raise ValueError(
+                f"example '{example.id}' lacks a teacher's scores, of its document and of at least one of its first "
+                f"{self._config.negatives} negatives: convert the data with a column 'scores', write one with "
+                "`python -m train.mine`, or set loss.distillation to none"
+            )
+        return scores
 
     def _rows(
         self, items: Sequence[Any], instruction: str | None, names: Sequence[str], *, query: bool = False
@@ -102,7 +119,8 @@ def put_batch(batch: TrainBatch, mesh: Mesh) -> TrainBatch:
     def shardings(part: Batch) -> Batch:
         return dataclasses.replace(jax.tree.map(lambda _: rows, part), position_ids=columns)
 
-    where = TrainBatch(shardings(batch.queries), shardings(batch.documents), rows)  # type: ignore[arg-type]
+    scores = None if batch.teacher is None else rows
+    where = TrainBatch(shardings(batch.queries), shardings(batch.documents), rows, scores)  # type: ignore[arg-type]
     if jax.process_count() == 1:
         return jax.device_put(batch, where)
     return jax.tree.map(lambda x, s: jax.make_array_from_process_local_data(s, np.asarray(x)), batch, where)

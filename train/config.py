@@ -22,6 +22,7 @@ from train.optimizer import OptimizerConfig
 
 TRAINABLE = ("adapter", "lora", "full", "adapter+lora", "adapter+full")
 OBJECTIVES = ("pooled", "late", "hybrid")
+DISTILLATIONS = ("none", "kl", "margin_mse")
 DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -31,6 +32,10 @@ class LossConfig:
 
     pooled: CE(pooled). late: CE(late). hybrid: hybrid_loss_weight * CE(pooled_weight * pooled + late_weight * late)
     + pooled_loss_weight * CE(pooled) + late_loss_weight * CE(late), the scores divided by their temperatures.
+
+    To contrastive_weight times that, distillation_weight times the distillation is added. Its student is the score by
+    which the objective ranks: pooled, late, or pooled_weight * pooled + late_weight * late. false_negative_margin is in
+    the unit of that score, too.
     """
 
     objective: str = "late"
@@ -46,14 +51,24 @@ class LossConfig:
     min_temperature: float = 0.01  # floor of a learned temperature
     symmetric: bool = False  # rank the queries for each document too
     mask_false_negatives: bool = True  # the same document under another query of the batch is no negative
+    false_negative_margin: float | None = None  # nor is one that scores above the positive by more; None = all are
+    contrastive_weight: float = 1.0  # 0 = distillation alone
+    distillation: str = "none"  # none | kl | margin_mse: of the data's scores of each query's positive and negatives
+    distillation_weight: float = 1.0
+    distillation_temperature: float | None = None  # of the student; None = `temperature`
+    teacher_temperature: float | None = None  # None = the student's: right for scores that `train.mine` writes
     diversity_weight: float = 0.0
     overlap_weight: float = 0.0
 
     def __post_init__(self):
         _one_of("loss.objective", self.objective, OBJECTIVES)
-        for name in ("temperature", "late_temperature", "min_temperature"):
+        _one_of("loss.distillation", self.distillation, DISTILLATIONS)
+        temperatures = ("temperature", "late_temperature", "distillation_temperature", "teacher_temperature")
+        for name in (*temperatures, "min_temperature"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ValueError(f"loss.{name} is {value}: it must be positive")
+        if self.contrastive_weight == 0 and self.distillation == "none":
+            raise ValueError("loss.contrastive_weight is 0 without distillation, so there is nothing to learn: set one")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +178,11 @@ class TrainConfig:
             raise ValueError(
                 f"objective 'pooled' leaves the adapter of trainable = '{self.trainable}' untrained: it projects "
                 "tokens. Use 'late' or 'hybrid', or trainable = 'lora' or 'full'"
+            )
+        if self.loss.distillation != "none" and self.data.negatives < 1:
+            raise ValueError(
+                f"loss.distillation '{self.loss.distillation}' compares the documents of each query, but "
+                f"data.negatives is {self.data.negatives}: set it to 1 or more, on data with negatives and scores"
             )
         try:
             re.compile(self.weights)

@@ -82,7 +82,8 @@ def convert(
       FileNotFoundError: no such folder or hub data set, or no parquet files in it.
       ConnectionError: the hub is needed and can not be reached, or is switched off.
       ImportError: there are video files, and PyAV is not installed.
-      ValueError: a missing column, a corrupt file, a document that can not be read, an empty split.
+      ValueError: a missing column, a corrupt file, a document that can not be read, a number of scores that is not that
+        of the documents, an empty split.
     """
     check_name(name)
     if not 0 <= validation_ratio < 1:
@@ -179,6 +180,8 @@ def _features(rows: ParquetFolder) -> tfds.features.FeaturesDict:
         features[prefix + "max_frames"] = tfds.features.Scalar(np.int64)
     if rows.negatives:
         features["negatives"] = tfds.features.Sequence(kinds["text" if rows.negatives == "text" else "image"]())
+    if rows.has_scores:
+        features["scores"] = tfds.features.Sequence(np.float32)
     return tfds.features.FeaturesDict(features)
 
 
@@ -242,6 +245,8 @@ def _pairs(
                 raise ValueError(f"{where} {error}: {remedy}") from error
             skipped["unreadable document"] += 1
             continue
+        if rows.has_scores:
+            items["scores"] = rows.scores(row, where)[: None if max_negatives is None else 1 + max_negatives]
         yield content, {"id": f"{number:08d}", "query": query, "source": row.get("source") or "", **items}
 
 

@@ -39,6 +39,7 @@ class Example:
         video, here and in the query, may be fps and max_frames.
       negatives: likewise, possibly none.
       source: where the source got the pair from; may be empty.
+      scores: a teacher's, of the document and then of each negative, NaN for those that it has not scored; or empty.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Example:
     document: Item
     negatives: tuple[Item, ...] = ()
     source: str = ""
+    scores: tuple[float, ...] = ()
 
 
 def content_hash(item: Item) -> str:
@@ -102,6 +104,7 @@ class Split:
             document=self._video(record) if is_video else _item(self._document, record[self._document]),
             negatives=tuple(_item(self._negatives, value) for value in negatives),
             source=record["source"].decode(),
+            scores=tuple(float(score) for score in record.get("scores", ())),  # not in data sets of earlier versions
         )
 
     def _video(self, record: dict[str, Any], prefix: str = "") -> Item:

@@ -1,8 +1,9 @@
-"""Contrastive losses over a bank of documents, and the two regularisers of adapter post-training.
+"""Contrastive losses over a bank of documents, distillation, and the two regularisers of adapter post-training.
 
-Pure functions of arrays. Letters: B queries, N documents of the bank, L positions, H width. Everything is computed
-in float32. Sources: SMART (arXiv:2605.24938) and its PyTorch implementation; InfoNCE: van den Oord et al. 2018
-(arXiv:1807.03748); symmetric loss with a learned temperature: CLIP (arXiv:2103.00020).
+Pure functions of arrays. Letters: B queries, N documents of the bank, K documents of one query, L positions, H width.
+Everything is computed in float32. Sources: SMART (arXiv:2605.24938) and its PyTorch implementation; InfoNCE: van den
+Oord et al. 2018 (arXiv:1807.03748); symmetric loss with a learned temperature: CLIP (arXiv:2103.00020); others are
+named where they are used.
 """
 
 from __future__ import annotations
@@ -70,6 +71,74 @@ def false_negatives(document_ids: UInt[Array, "N W"], positives: Int[Array, " B"
     same = jnp.all(document_ids[positives][:, None] == document_ids[None], axis=-1)  # [B, N]
     own = positives[:, None] == jnp.arange(document_ids.shape[0])[None]
     return same & ~own
+
+
+def above_positive(scores: Float[Array, "B N"], positives: Int[Array, " B"], margin: float) -> Bool[Array, "B N"]:
+    """True where a document scores above the query's positive by more than `margin`: it may well answer the query, too.
+
+        above[i, j] = s[i, j] > s[i, p_i] + margin    for j != p_i
+
+    Margin 0 is the rule of GISTEmbed (Solatorio 2024, arXiv:2402.16829) without its guide: the scores are those of the
+    model itself, as it trains. A negative margin of -m is TopK-MarginPos of NV-Retriever (Moreira et al. 2024,
+    arXiv:2407.15831), which applies it to mined negatives. There is no gradient.
+
+    Args:
+      scores: not divided by a temperature; the margin is in their unit.
+      positives: column of each query's positive.
+      margin: any number.
+    """
+    own = positives[:, None] == jnp.arange(scores.shape[1])[None]
+    return (scores > jnp.take_along_axis(scores, positives[:, None], axis=1) + margin) & ~own
+
+
+def own_documents(scores: Float[Array, "B N"], positives: Int[Array, " B"], count: int) -> Float[Array, "B K"]:
+    """The scores of each query's own `count` documents, which follow one another in the bank, its positive first."""
+    return jnp.take_along_axis(scores, positives[:, None] + jnp.arange(count)[None], axis=1)
+
+
+def kl_distillation(
+    student: Float[Array, "B K"], teacher: Float[Array, "B K"], scored: Bool[Array, "B K"] | None = None
+) -> Float[Array, ""]:
+    """Mean divergence of the student's from the teacher's distribution over each query's own documents.
+
+        loss = (1/B) sum_i sum_k p[i, k] * log( p[i, k] / q[i, k] )    p = softmax_k(teacher), q = softmax_k(student)
+
+    Hinton et al. 2015 (arXiv:1503.02531) on the scores of a few documents, as in ColBERTv2 (arXiv:2112.01488). Hinton's
+    factor of the squared temperature is left out: the contrastive loss beside it has none either. 0 where both agree up
+    to a constant for each query. The gradient reaches the student only.
+
+    Args:
+      student, teacher: scores already divided by their temperatures.
+      scored: the documents that the teacher has scored, at least one for each query; what `teacher` holds for others,
+        NaN for example, does not matter. None = all.
+    """
+    if scored is not None:
+        student, teacher = (jnp.where(scored, x, EXCLUDED) for x in (student, teacher))
+    log_q = jax.nn.log_softmax(student.astype(jnp.float32), axis=1)
+    log_p = jax.nn.log_softmax(jax.lax.stop_gradient(teacher).astype(jnp.float32), axis=1)
+    return jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=1))
+
+
+def margin_mse(
+    student: Float[Array, "B K"], teacher: Float[Array, "B K"], scored: Bool[Array, "B K"] | None = None
+) -> Float[Array, ""]:
+    """Mean squared difference of the student's and the teacher's margins between positive and negative.
+
+        loss = mean over i and k > 0 of ( (student[i, 0] - student[i, k]) - (teacher[i, 0] - teacher[i, k]) )^2
+
+    Hofstaetter et al. 2020 (arXiv:2010.02666). 0 where both agree up to a constant for each query. The gradient reaches
+    the student only.
+
+    Args:
+      student, teacher: scores already divided by their temperatures, the positive's first.
+      scored: as in `kl_distillation`; pairs without the teacher's scores for both take no part.
+    """
+    if scored is not None:
+        student, teacher = (jnp.where(scored, x, 0) for x in (student, teacher))
+    difference = student.astype(jnp.float32) - jax.lax.stop_gradient(teacher).astype(jnp.float32)
+    squares = jnp.square(difference[:, :1] - difference[:, 1:])
+    pairs = jnp.ones(squares.shape, bool) if scored is None else scored[:, :1] & scored[:, 1:]
+    return jnp.sum(squares * pairs) / jnp.maximum(jnp.sum(pairs), 1)
 
 
 def hybrid_logits(

@@ -3,6 +3,8 @@
     python -m train.mine --model runs/first/model --data data --name colpali --out colpali_mined --negatives 4
     python -m train.posttrain ... --config.data.name=colpali_mined --config.data.negatives=4
 
+The model's scores of each query's document and negatives are written, too: it can be a teacher (loss.distillation).
+
 For each query the best documents of its split are taken, in falling order, but those that are its own (or equal to
 one of its own), the first `skip`, and those whose score exceeds `margin` times the positive's: such a document likely
 answers the query too (TopK-PercPos of Moreira et al. 2024, arXiv:2407.15831, whose margin is 0.95). Where fewer than
@@ -25,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Float
 from tqdm import tqdm
 
 import smart_jax
@@ -34,6 +37,7 @@ from train.data import Example, Item, Split, content_hash, open_split, split_nam
 
 PART = 256  # documents encoded, scored and forgotten at a time
 EXAMPLES_PER_SHARD = 2**12
+DTYPE = np.float16  # of embeddings, while they are needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,11 @@ class MineConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
         if self.margin <= 0:
             raise ValueError(f"margin is {self.margin}: it must be positive; 1 and more keep more documents")
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """Of the score."""
+        return {"pooled_weight": self.pooled_weight, "late_weight": self.late_weight}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +117,7 @@ def mine(
     feature = tfds.features.Image if kind == "image" else tfds.features.Text
     features = {key: tfds.features.Text() for key in ("id", "query", "source")}
     features |= {kind: feature(), "negatives": tfds.features.Sequence(feature())}
+    features["scores"] = tfds.features.Sequence(np.float32)
     counts, drawn = {}, 0
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -118,8 +128,10 @@ def mine(
             corpus = Corpus(source, f"{name}, split {split}")
             found = search(encoder, source, corpus, config)
             chosen, random = choose(found, corpus, config)
+            scores = score_chosen(encoder, corpus, config, found, chosen)
             for i in tqdm(range(len(source)), desc=f"write {split}", unit=" examples"):
-                writer.add_examples({split: [_record(source[i], kind, [corpus.item(d) for d in chosen[i]])]})
+                record = _record(source[i], kind, [corpus.item(d) for d in chosen[i]], scores[i])
+                writer.add_examples({split: [record]})
             counts[split], drawn = len(source), drawn + random
         writer.close_all()
         if target.exists():
@@ -167,18 +179,18 @@ class Corpus:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The best documents of each query, falling, and what its own document scores: [Q, k], [Q, k], [Q]."""
+    """The best documents of each query, falling, and what its own document scores: [Q, k], [Q, k], [Q]; the queries."""
 
     documents: np.ndarray
     scores: np.ndarray
     own: np.ndarray
+    queries: Embeddings
 
 
 def search(encoder: Any, source: Split, corpus: Corpus, config: MineConfig) -> Found:
     """Exact search of the whole corpus for every example's query, at the memory of one part of the corpus."""
-    how: dict[str, Any] = {"batch_size": config.batch_size, "dtype": np.float16}
-    weights: dict[str, Any] = {"pooled_weight": config.pooled_weight, "late_weight": config.late_weight}
     items = [source[i].query for i in range(len(source))]
+    how: dict[str, Any] = {"batch_size": config.batch_size, "dtype": DTYPE}
     queries: Embeddings = encoder.encode_query(items, instruction=config.query_instruction, **how)
     positives = max(map(len, corpus.positives))
     k = min(config.depth + positives, len(corpus))
@@ -186,10 +198,8 @@ def search(encoder: Any, source: Split, corpus: Corpus, config: MineConfig) -> F
     own, answers = np.empty(len(items), np.float32), np.asarray(corpus.own)
     for start in tqdm(range(0, len(corpus), PART), desc="search", unit=" parts"):
         part = range(start, min(start + PART, len(corpus)))
-        documents = encoder.encode_document(
-            [corpus.item(d) for d in part], instruction=config.document_instruction, progress=False, **how
-        )
-        scores, indices = smart_jax.search(queries, documents, min(k, len(part)), **weights)
+        documents = _encode(encoder, corpus, part, config)
+        scores, indices = smart_jax.search(queries, documents, min(k, len(part)), **config.weights)
         both = np.concatenate([best[0], scores], axis=1), np.concatenate([best[1], indices + start], axis=1)
         order = np.argsort(-both[0], axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(both[0], order, axis=1), np.take_along_axis(both[1], order, axis=1)
@@ -197,10 +207,20 @@ def search(encoder: Any, source: Split, corpus: Corpus, config: MineConfig) -> F
         if len(here):
             answer = answers[here] - start
             own[here] = [
-                smart_jax.score(queries[i], documents[d], **weights)[0, 0]
+                smart_jax.score(queries[i], documents[d], **config.weights)[0, 0]
                 for i, d in zip(here.tolist(), answer.tolist(), strict=True)
             ]
-    return Found(best[1], best[0], own)
+    return Found(best[1], best[0], own, queries)
+
+
+def _encode(encoder: Any, corpus: Corpus, documents: Sequence[int], config: MineConfig) -> Embeddings:
+    return encoder.encode_document(
+        [corpus.item(d) for d in documents],
+        instruction=config.document_instruction,
+        progress=False,
+        batch_size=config.batch_size,
+        dtype=DTYPE,
+    )
 
 
 def choose(found: Found, corpus: Corpus, config: MineConfig) -> tuple[list[list[int]], int]:
@@ -229,13 +249,37 @@ def choose(found: Found, corpus: Corpus, config: MineConfig) -> tuple[list[list[
     return chosen, drawn
 
 
-def _record(example: Example, kind: str, negatives: Sequence[Item]) -> dict[str, Any]:
+def score_chosen(
+    encoder: Any, corpus: Corpus, config: MineConfig, found: Found, chosen: Sequence[Sequence[int]]
+) -> Float[np.ndarray, "Q K"]:
+    """Of each query, the score of its own document and then those of its negatives.
+
+    Negatives that the search has not found, drawn at random, are encoded once more.
+    """
+    documents = np.array(chosen)
+    scores = np.concatenate([found.own[:, None], np.full(documents.shape, np.nan, np.float32)], axis=1)
+    for i, own in enumerate(documents):
+        places, at = np.nonzero(own[:, None] == found.documents[i])
+        scores[i, 1 + places] = found.scores[i, at]
+    unknown = np.isnan(scores[:, 1:])
+    drawn = np.unique(documents[unknown])
+    for start in range(0, len(drawn), PART):
+        part = drawn[start : start + PART].tolist()
+        embeddings = _encode(encoder, corpus, part, config)
+        for n, document in enumerate(part):
+            for i, k in np.argwhere(unknown & (documents == document)).tolist():
+                scores[i, 1 + k] = smart_jax.score(found.queries[i], embeddings[n], **config.weights)[0, 0]
+    return scores
+
+
+def _record(example: Example, kind: str, negatives: Sequence[Item], scores: Float[np.ndarray, " K"]) -> dict[str, Any]:
     return {
         "id": example.id,
         "query": example.query["text"],
         "source": example.source,
         kind: example.document[kind],
         "negatives": [item[kind] for item in negatives],
+        "scores": scores.tolist(),
     }
 
 

@@ -2,9 +2,13 @@
 
 The layout is that of the ColPali training set, which the paper trains on (arXiv:2605.24938): one row is one pair, with
 the columns `query` (string) and `image` (struct{bytes, path}, or binary), `video` or `text`, what the document is.
-Optional columns are `negatives` (a list of images or of strings) and `source` (string); others are not read. Where
-documents are images and rows have an `id` (string), strings in `negatives` are the ids of other rows, whose documents
-are meant (as in llamaindex/vdr-multilingual-train); rows without a query serve as such negatives only.
+Optional columns are `negatives` (a list of images or of strings), `scores` (a list of numbers) and `source` (string);
+others are not read. Where documents are images and rows have an `id` (string), strings in `negatives` are the ids of
+other rows, whose documents are meant (as in llamaindex/vdr-multilingual-train); rows without a query serve as such
+negatives only.
+
+`scores` are a teacher's for distillation, the document's first and then one for each negative; null in the list where
+it has not scored a document, null or an empty list where it has scored none of the row.
 
 A video is the path of its file (string, or struct with `path`), or its frames (a list of images, or of their paths).
 The files of images are read, those of videos stay where they are; a path is relative to the folder, or for videos
@@ -17,12 +21,14 @@ Files are read one row group at a time, so memory does not grow with the source.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub.errors import (
@@ -37,6 +43,7 @@ from PIL import Image
 from smart_jax.video import check_sampling, check_video_file
 
 ROWS_AT_ONCE = 32
+LARGEST = float(np.finfo(np.float32).max)  # score
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SPLIT_NAME = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|dev)(?=[_.-])")
 
@@ -78,6 +85,7 @@ class _Layout(NamedTuple):
     document: str
     negatives: str | None
     videos: dict[str, str]
+    scores: bool
     columns: list[str]
 
 
@@ -90,6 +98,7 @@ class ParquetFolder:
       document: "image", "video" or "text", the column of the documents.
       negatives: "image", "text", "id" or None, what the column `negatives` lists.
       videos: "path" or "frames", what the columns `video` and `query_video` hold, of those that are there.
+      has_scores: whether there is the column `scores`.
     """
 
     def __init__(self, root: Path, split: str, *, videos: bool = True) -> None:
@@ -100,7 +109,7 @@ class ParquetFolder:
         self.root, self.files = root, _split_files(root, split)
         self._count = 0
         layouts = {file: self._layout(file) for file in self.files}
-        self.document, self.negatives, self.videos, self._columns = layouts[self.files[0]]
+        self.document, self.negatives, self.videos, self.has_scores, self._columns = layouts[self.files[0]]
         for file, layout in layouts.items():
             if layout != layouts[self.files[0]]:
                 raise ValueError(
@@ -128,17 +137,20 @@ class ParquetFolder:
             raise ValueError(f"'{file}': column '{document}' is {schema.field(document).type}, expected {expected}")
         negatives = None
         if "negatives" in schema.names and not pa.types.is_null(kind := schema.field("negatives").type):
-            is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-            negatives = _kind(kind.value_type) if is_list else None
+            negatives = _kind(kind.value_type) if _is_list(kind) else None
             if negatives is None:
                 raise ValueError(f"'{file}': column 'negatives' is {kind}, expected a list of images or of strings")
             has_ids = "id" in schema.names and _is_text(schema.field("id").type)
             negatives = "id" if (document, negatives, has_ids) == ("image", "text", True) else negatives
+        scores = "scores" in schema.names and not pa.types.is_null(kind := schema.field("scores").type)
+        if scores and not (_is_list(kind) and _is_number(kind.value_type)):
+            raise ValueError(f"'{file}': column 'scores' is {kind}, expected a list of numbers")
         has_source = "source" in schema.names and _is_text(schema.field("source").type)
         videos, sampling = _videos(schema, document, file)
         columns = list(dict.fromkeys(["query", document, *videos, *sampling]))
-        columns += ["negatives"] * bool(negatives) + ["id"] * (negatives == "id") + ["source"] * has_source
-        return _Layout(document, negatives, videos, columns)
+        columns += ["negatives"] * bool(negatives) + ["id"] * (negatives == "id") + ["scores"] * scores
+        columns += ["source"] * has_source
+        return _Layout(document, negatives, videos, scores, columns)
 
     def __len__(self) -> int:
         return self._count
@@ -178,6 +190,23 @@ class ParquetFolder:
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"has {len(data)} bytes that are no readable image ({error})") from error
         return data
+
+    def scores(self, row: dict[str, Any], where: str) -> list[float]:
+        """A teacher's scores of the row's document and negatives, NaN for null; none if there are none.
+
+        Raises:
+          ValueError: there are not as many as documents, or one is no finite float32; the message says `where`.
+        """
+        scores, documents = row["scores"] or [], 1 + len(row.get("negatives") or [])
+        if scores and len(scores) != documents:
+            raise ValueError(
+                f"{where} has {len(scores)} scores, expected {documents}, the document's and one for each of its "
+                f"{documents - 1} negatives: score them all, with null where there is no score"
+            )
+        bad = [score for score in scores if score is not None and not abs(score) <= LARGEST]
+        if bad:
+            raise ValueError(f"{where} has the score {bad[0]}: scores are finite numbers (float32), or null")
+        return [math.nan if score is None else float(score) for score in scores]
 
     def video(self, column: str, row: dict[str, Any]) -> dict[str, Any] | None:
         """The row's video there, and its sampling; None = there is none.
@@ -246,8 +275,7 @@ def _videos(schema: pa.Schema, document: str, file: Path) -> tuple[dict[str, str
         if column not in schema.names or (column == "video" and document != "video"):
             continue
         kind = schema.field(column).type
-        listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-        if listed and _kind(kind.value_type) is not None:
+        if _is_list(kind) and _kind(kind.value_type) is not None:
             videos[column] = "frames"
         elif _is_text(kind) or (pa.types.is_struct(kind) and kind.get_field_index("path") >= 0):
             videos[column] = "path"
@@ -264,6 +292,10 @@ def _videos(schema: pa.Schema, document: str, file: Path) -> tuple[dict[str, str
                 raise ValueError(f"'{file}': column '{name}' is {schema.field(name).type}, expected a number")
             sampling.append(name)
     return videos, sampling
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
 def _is_number(kind: pa.DataType) -> bool:

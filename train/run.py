@@ -75,7 +75,8 @@ class Run:
         epochs = int(config.epochs * self._examples.batches_per_epoch)
         self.steps = max(1, epochs) if config.steps is None else config.steps
         self.encoder = load_encoder(config, self.mesh)
-        self.batcher = Batcher(self.encoder.preprocessor, config.data, self.mesh)
+        teacher = config.loss.distillation != "none"
+        self.batcher = Batcher(self.encoder.preprocessor, config.data, self.mesh, teacher=teacher)
         params, self.frozen, self.objective = make_objective(config, self.encoder, self.mesh, self.steps)
         optimizer = make_optimizer(config.optimizer, self.steps)
         self._start = init_state(params, config.loss, optimizer, self.mesh)

@@ -36,6 +36,7 @@ class TrainBatch:
     queries: Batch  # B rows
     documents: Batch  # B * K rows, K = 1 + explicit negatives
     document_ids: UInt[Array, "N W"]  # equal for equal documents
+    teacher: Float[Array, "B K"] | None = None  # scores of each query's documents; NaN = not scored; None = no teacher
 
 
 @jax.tree_util.register_dataclass
@@ -134,6 +135,10 @@ class Objective:
         scores = self._scores(params, queries, documents)
         temperatures = self._temperatures(params)
         loss, metrics = contrastive(self.config, scores, temperatures, positives, excluded, step, self.steps)
+        if self.config.distillation != "none":
+            assert batch.teacher is not None
+            metrics["distillation"] = distillation(self.config, scores, positives, batch.teacher)
+            loss = self.config.contrastive_weight * loss + self.config.distillation_weight * metrics["distillation"]
         if self.config.diversity_weight:
             q, d = (losses.diversity(side.fused, side.mask) for side in (queries, documents))
             metrics["diversity"] = q + d
@@ -226,12 +231,20 @@ def contrastive(
     step: Int[Array, ""],
     steps: int,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The contrastive part of the loss, and the rates at which each score puts the positive first."""
+    """The contrastive part of the loss, and the rates at which each score puts the positive first.
+
+    Documents above `false_negative_margin` take no part in the loss, but in the rates, which would be 1 without them.
+    """
     cross_entropy = losses.symmetric_info_nce if config.symmetric else losses.info_nce
     metrics = {f"{name}_hit@1": losses.hit_rate(s, positives, excluded) for name, s in scores.items()}
     if "late" in scores:
         both = config.pooled_weight * scores["pooled"] + config.late_weight * scores["late"]
         metrics["hybrid_hit@1"] = losses.hit_rate(both, positives, excluded)
+    if config.false_negative_margin is not None:
+        above = losses.above_positive(ranking_score(config, scores), positives, config.false_negative_margin)
+        above = above if excluded is None else above & ~excluded
+        metrics["false_negatives"] = jnp.mean(jnp.sum(above, axis=1, dtype=jnp.float32))  # of each query
+        excluded = above if excluded is None else above | excluded
     if config.objective != "hybrid":
         logits = scores[config.objective] / temperatures[config.objective]
         return cross_entropy(logits, positives, excluded), metrics
@@ -250,6 +263,27 @@ def contrastive(
     late_weight = losses.linear_ramp(step, steps, start, start if end is None else end)
     loss = config.hybrid_loss_weight * metrics["hybrid_loss"] + config.pooled_loss_weight * metrics["pooled_loss"]
     return loss + late_weight * metrics["late_loss"], metrics
+
+
+def distillation(
+    config: LossConfig,
+    scores: dict[str, Float[Array, "B N"]],
+    positives: Int[Array, " B"],
+    teacher: Float[Array, "B K"],
+) -> Float[Array, ""]:
+    """Of the teacher's scores of each query's own documents, NaN where it has none, into the objective's score."""
+    loss = losses.kl_distillation if config.distillation == "kl" else losses.margin_mse
+    student = losses.own_documents(ranking_score(config, scores), positives, teacher.shape[1])
+    of_student = config.distillation_temperature or config.temperature
+    of_teacher = config.teacher_temperature or of_student
+    return loss(student / of_student, teacher / of_teacher, ~jnp.isnan(teacher))
+
+
+def ranking_score(config: LossConfig, scores: dict[str, Float[Array, "B N"]]) -> Float[Array, "B N"]:
+    """The score that the objective ranks by."""
+    if config.objective != "hybrid":
+        return scores[config.objective]
+    return config.pooled_weight * scores["pooled"] + config.late_weight * scores["late"]
 
 
 def init_state(params: Params, config: LossConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
