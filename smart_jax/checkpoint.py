@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,12 +24,16 @@ _ITEMS = ("params", "train_state", "info")
 
 _logger = logging.getLogger(__name__)
 
-# Orbax announces every file it handles at level INFO and WARNING; errors still come as exceptions.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno >= logging.ERROR)
+# Orbax announces every file it handles, and each error once for every thread that meets it; it comes as an exception.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno > logging.ERROR)
 
 
 class DamagedCheckpointError(ValueError):
     """A checkpoint that is truncated or corrupt."""
+
+
+class UnwrittenCheckpointError(OSError):
+    """A checkpoint that could not be written: the disk is full, for example."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +127,9 @@ class Checkpoints:
           train_state: pytree of arrays: the optimizer's state.
           data: position of the data iterator (JSON values).
           metrics: of this step; `best_metric` is read from them.
+
+        Raises:
+          UnwrittenCheckpointError: it can not be written; what there is of it is removed, the earlier ones stay.
         """
         params, train_state = _by_name(params), _by_name(train_state)
         ranked = metrics is not None and self._best_metric in metrics
@@ -132,17 +140,20 @@ class Checkpoints:
             "data": dict(data),
             "checksums": {"params": _checksums(params), "train_state": _checksums(train_state)},
         }
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                train_state=ocp.args.StandardSave(train_state),
-                info=ocp.args.JsonSave(info),
-            ),
-            metrics=dict(metrics) if ranked else None,  # type: ignore[arg-type]
-            force=True,
-        )
-        self._manager.wait_until_finished()
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    train_state=ocp.args.StandardSave(train_state),
+                    info=ocp.args.JsonSave(info),
+                ),
+                metrics=dict(metrics) if ranked else None,  # type: ignore[arg-type]
+                force=True,
+            )
+            self._manager.wait_until_finished()
+        except Exception as error:  # of a full disk, a ValueError of tensorstore's
+            raise self._unwritten(step, error) from error
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -254,13 +265,24 @@ class Checkpoints:
             raise self._damaged(step, item, ValueError(f"checksum of {', '.join(bad[:6])} differs"))
         return jax.tree.unflatten(jax.tree.structure(like), list(found.values()))
 
+    def _unwritten(self, step: int, error: Exception) -> UnwrittenCheckpointError:
+        if jax.process_index() == 0:  # what is there takes the room that another attempt needs
+            for partial in self.folder.glob(f"{step}.*"):
+                _remove(partial)
+        self._manager.reload()
+        steps = self.all_steps()
+        rest = f"those of steps {steps} are whole, and the run resumes from the last" if steps else "there is none yet"
+        return UnwrittenCheckpointError(
+            f"checkpoint of step {step} can not be written to {self.folder} ({type(error).__name__}: {_brief(error)}). "
+            f"Of the checkpoints {rest}: make room on that disk, or set the cause right, and resume the run"
+        )
+
     def _damaged(self, step: int, item: str, error: Exception) -> DamagedCheckpointError:
         others = [s for s in self.all_steps() if s != step]
-        reason = " ".join(str(error).split())[:200]
         remedy = f"the run then resumes from step {others[-1]}" if others else "the run then starts again"
         return DamagedCheckpointError(
             f"checkpoint of step {step} is truncated or corrupt: {item} can not be read "
-            f"({type(error).__name__}: {reason}). Delete the folder {self.folder / str(step)}: {remedy}"
+            f"({type(error).__name__}: {_brief(error)}). Delete the folder {self.folder / str(step)}: {remedy}"
         )
 
 
@@ -297,6 +319,21 @@ def _checksums(leaves: Mapping[str, jax.Array]) -> dict[str, int | None]:
         else None
         for name, x in ((name, x.reshape(1) if x.ndim == 0 else x) for name, x in leaves.items())
     }
+
+
+def _remove(folder: Path, *, attempts: int = 100) -> None:
+    """Deletes a folder that threads of a failed save may go on writing to for a moment."""
+    for _ in range(attempts):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
+
+
+def _brief(error: Exception) -> str:
+    """The message's two ends: a path in the middle may be long, the cause comes last."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:100]} ... {text[-100:]}"
 
 
 def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
