@@ -321,12 +321,13 @@ def _checksums(leaves: Mapping[str, jax.Array]) -> dict[str, int | None]:
     }
 
 
-def _remove(folder: Path, *, attempts: int = 100) -> None:
-    """Deletes a folder that threads of a failed save may go on writing to for a moment."""
-    for _ in range(attempts):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
+def _remove(folder: Path, *, quiet: float = 1.0, limit: float = 30.0) -> None:
+    """Deletes a folder to which threads of a failed save may go on writing, until it stays away (seconds)."""
+    start = gone = time.monotonic()
+    while (now := time.monotonic()) - gone < quiet and now - start < limit:
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            gone = time.monotonic()
         time.sleep(0.05)
 
 
