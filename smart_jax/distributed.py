@@ -39,6 +39,8 @@ def initialize(config: DistributedConfig) -> None:
     try:
         jax.distributed.initialize(config.coordinator, config.processes, config.process)
     except (RuntimeError, TypeError, ValueError) as error:
+        if config.enabled is None and jax.process_count() == 1:
+            return  # a TPU of one machine that nothing tells of others, such as a notebook's
         raise ValueError(
             f"this process can not join others ({error}): set distributed.coordinator=HOST:PORT, distributed.processes "
             "and distributed.process where jax can not find them out, or distributed.enabled=False for one process"

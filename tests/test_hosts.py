@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from smart_jax import distributed
+from smart_jax.distributed import DistributedConfig
 from tests.training import write_inputs
-from train.loop import read_metrics
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = {"data.query_length": 64, "data.document_length": 64, "data.document_patches": 16}
@@ -110,3 +111,19 @@ def assert_same_parameters(found: Path, expected: Path, tolerance: float) -> Non
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("hosts"))
+
+
+def test_a_tpu_of_one_machine_goes_on_alone(monkeypatch):
+    def initialize(*_):
+        raise RuntimeError("no cluster")
+
+    before = jax.config.jax_platforms
+    assert jax.process_count() == 1  # the device is chosen
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    try:
+        jax.config.update("jax_platforms", "tpu,cpu")
+        distributed.initialize(DistributedConfig())
+        with pytest.raises(ValueError, match=r"can not join others \(no cluster\): set distributed.coordinator"):
+            distributed.initialize(DistributedConfig(enabled=True))
+    finally:
+        jax.config.update("jax_platforms", before)
