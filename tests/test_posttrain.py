@@ -66,7 +66,8 @@ def loss_and_gradient(config, mesh: Mesh | int, batch: list[Example], perturb: i
         rng = np.random.default_rng(perturb)
         noise = {n: 0.1 * rng.standard_normal(x.shape).astype(np.float32) for n, x in sorted(params.items())}
         params = {n: jax.device_put(x + noise[n], x.sharding) for n, x in params.items()}
-    arrays = Batcher(encoder.preprocessor, config.data, mesh)(batch)
+    teacher = config.loss.distillation != "none"
+    arrays = Batcher(encoder.preprocessor, config.data, mesh, teacher=teacher)(batch)
     function = jax.jit(jax.value_and_grad(objective, has_aux=True))
     (loss, metrics), gradient = function(params, frozen, arrays, jnp.int32(3))
     return float(loss), jax.device_get(metrics), jax.device_get(gradient), (encoder, objective, params)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -57,6 +58,8 @@ class LossConfig:
     distillation_weight: float = 1.0
     distillation_temperature: float | None = None  # of the student; None = `temperature`
     teacher_temperature: float | None = None  # None = the student's: right for scores that `train.mine` writes
+    matryoshka: str = ""  # widths to which vectors are cut, "64,128" or with weights "64=0.5,128": the full one has 1
+    pool_factor: float = 1.0  # documents' tokens are pooled as by `reductions.pool_tokens(..., "sequential")`
     diversity_weight: float = 0.0
     overlap_weight: float = 0.0
 
@@ -69,6 +72,25 @@ class LossConfig:
                 raise ValueError(f"loss.{name} is {value}: it must be positive")
         if self.contrastive_weight == 0 and self.distillation == "none":
             raise ValueError("loss.contrastive_weight is 0 without distillation, so there is nothing to learn: set one")
+        if not 1 <= self.pool_factor < math.inf:
+            raise ValueError(f"loss.pool_factor is {self.pool_factor}: it must be at least 1")
+        if self.pool_factor > 1 and self.objective == "pooled":
+            raise ValueError("loss.pool_factor pools tokens, and objective 'pooled' has none: use 'late' or 'hybrid'")
+        self.widths  # noqa: B018, for its errors
+
+    @property
+    def widths(self) -> dict[int | None, float]:
+        """Weight of the loss at each width of `matryoshka`, None = the full one, whose weight is 1."""
+        found: dict[int | None, float] = {None: 1.0}
+        for part in self.matryoshka.split(",") if self.matryoshka else ():
+            match = re.fullmatch(r"\s*0*([1-9]\d*)\s*(?:=\s*(\d+\.?\d*|\.\d+)\s*)?", part)
+            if match is None or int(match[1]) in found or float(match[2] or 1) == 0:
+                raise ValueError(
+                    f"loss.matryoshka is '{self.matryoshka}': expected widths, each once, as in '64,128', or with "
+                    "positive weights as in '64=0.5,128=1'"
+                )
+            found[int(match[1])] = float(match[2] or 1)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

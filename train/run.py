@@ -277,7 +277,8 @@ def make_objective(config: TrainConfig, encoder: Encoder, mesh: Mesh, steps: int
     """Trainable parameters, frozen parameters, and the loss of both.
 
     Raises:
-      ValueError: no weight of the backbone matches `config.weights`; and as `adapter_config`.
+      ValueError: no weight of the backbone matches `config.weights`, or vectors are no wider than a width of
+        `loss.matryoshka`; and as `adapter_config`.
     """
     backbone, weights = take_apart("model", encoder.graphdef, encoder.params)
     params = {name: x for name, x in weights.items() if name.startswith("lora.")}
@@ -291,6 +292,7 @@ def make_objective(config: TrainConfig, encoder: Encoder, mesh: Mesh, steps: int
             )
         on_accelerator = config.dtype == "auto" and jax.default_backend() != "cpu"
         dtype = jnp.bfloat16 if on_accelerator or config.dtype == "bfloat16" else None
+    _check_widths(config, encoder)
     objective = Objective(
         config.loss, steps, mesh, backbone, dtype=dtype, remat=config.remat, chunk_size=config.chunk_size
     )
@@ -316,6 +318,22 @@ def adapter_config(config: TrainConfig, encoder: Encoder) -> AdapterConfig:
             "without a trainable part: set them to 0 or fuse more layers (config.adapter.layers)"
         )
     return AdapterConfig(text.hidden_size, config.adapter.dim, layers, config.adapter.pooled_dim)
+
+
+def _check_widths(config: TrainConfig, encoder: Encoder) -> None:
+    """Raises ValueError: a width of `loss.matryoshka` would cut nothing."""
+    hidden = encoder.config.text.hidden_size
+    vectors = {"pooled vectors": hidden, "tokens": getattr(encoder.config, "token_dim", None) or hidden}
+    if "adapter" in config.parts:
+        vectors = {"pooled vectors": config.adapter.pooled_dim or hidden, "tokens": config.adapter.dim or hidden}
+    if config.loss.objective == "pooled":
+        del vectors["tokens"]
+    for name, width in vectors.items():
+        if wide := [w for w in config.loss.widths if w is not None and w >= width]:
+            raise ValueError(
+                f"loss.matryoshka is '{config.loss.matryoshka}', but the {name} have {width} components: choose widths "
+                f"below that, not {wide[0]}; the full width always takes part"
+            )
 
 
 def export_lora(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:

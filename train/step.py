@@ -19,13 +19,14 @@ from smart_jax.maxsim import maxsim
 from smart_jax.maxsim.projected import projected_maxsim
 from smart_jax.sharding import BATCH, place
 from smart_jax.typing import Batch, Hidden
-from train import losses
+from train import losses, vectors
 from train.config import LossConfig
 from train.gradcache import in_chunks
 
 # By dotted name: "adapter.proj.kernel", "model.visual.blocks.0.norm1.scale", "lora.visual.blocks.0.attn.qkv.a", ...
 Params = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Scores = dict[str, Float[Array, "B N"]]  # "pooled" and, but for objective pooled, "late"
 
 
 @jax.tree_util.register_dataclass
@@ -132,13 +133,17 @@ class Objective:
         rows = len(batch.queries.input_ids)
         positives = jnp.arange(rows) * (len(batch.documents.input_ids) // rows)
         excluded = losses.false_negatives(batch.document_ids, positives) if self.config.mask_false_negatives else None
-        scores = self._scores(params, queries, documents)
-        temperatures = self._temperatures(params)
-        loss, metrics = contrastive(self.config, scores, temperatures, positives, excluded, step, self.steps)
-        if self.config.distillation != "none":
-            assert batch.teacher is not None
-            metrics["distillation"] = distillation(self.config, scores, positives, batch.teacher)
-            loss = self.config.contrastive_weight * loss + self.config.distillation_weight * metrics["distillation"]
+        temperatures, widths = self._temperatures(params), self.config.widths
+        loss: Any = 0.0
+        metrics: Metrics = {}
+        for width, scores in self._scores(params, queries, documents).items():
+            part, found = contrastive(self.config, scores, temperatures, positives, excluded, step, self.steps)
+            if self.config.distillation != "none":
+                assert batch.teacher is not None, "the batch is of a Batcher without a teacher"
+                found["distillation"] = distillation(self.config, scores, positives, batch.teacher)
+                part = self.config.contrastive_weight * part + self.config.distillation_weight * found["distillation"]
+            loss += part * widths[width] / sum(widths.values())
+            metrics |= found if width is None else {f"loss_width_{width}": part}
         if self.config.diversity_weight:
             q, d = (losses.diversity(side.fused, side.mask) for side in (queries, documents))
             metrics["diversity"] = q + d
@@ -180,27 +185,45 @@ class Objective:
             return params
         return {name: x.astype(self.dtype) if name.startswith("model.") else x for name, x in params.items()}
 
-    def _scores(self, params: Params, queries: Encoded, documents: Encoded) -> dict[str, Float[Array, "B N"]]:
-        """Pooled and late scores of every query with every document of the global batch."""
-        pooled_bank = jax.lax.with_sharding_constraint(documents.pooled, NamedSharding(self.mesh, PartitionSpec()))
-        scores = {"pooled": jnp.einsum("be,ne->bn", queries.pooled, pooled_bank, precision="highest")}
+    def _scores(self, params: Params, queries: Encoded, documents: Encoded) -> dict[int | None, Scores]:
+        """Scores of every query with every document of the global batch, at each width of the loss."""
+        bank = jax.lax.with_sharding_constraint(documents.pooled, NamedSharding(self.mesh, PartitionSpec()))
+        scores: dict[int | None, Scores] = {}
+        for width in self.config.widths:
+            q, d = vectors.truncate(queries.pooled, width), vectors.truncate(bank, width)
+            scores[width] = {"pooled": jnp.einsum("be,ne->bn", q, d, precision="highest")}
         if self.config.objective != "pooled":
-            scores["late"] = self._late(params, queries, documents)
+            for found, late in zip(scores.values(), self._late(params, queries, documents), strict=True):
+                found["late"] = late
         return scores
 
-    def _late(self, params: Params, queries: Encoded, documents: Encoded) -> Float[Array, "B N"]:
-        """Each device scores its own queries with all documents: one gather, and one sum of the bank's gradient."""
-        rows, whole = BATCH, PartitionSpec()
+    def _late(self, params: Params, queries: Encoded, documents: Encoded) -> list[Float[Array, "B N"]]:
+        """Each device scores its own queries with all documents: one gather, and one sum of the bank's gradient.
+
+        Documents' tokens are pooled first and then, like the queries', cut to each width.
+        """
+        rows, whole, factor = BATCH, PartitionSpec(), self.config.pool_factor
+
+        def cut(tokens: Array) -> list[Array]:
+            return [vectors.truncate(tokens, width) for width in self.config.widths]
+
         if self.adapter is None or not self.remat:
-            score = jax.shard_map(maxsim, mesh=self.mesh, in_specs=(rows, whole, rows, whole), out_specs=rows)
-            return score(queries.tokens, documents.tokens, queries.mask, documents.mask)
+
+            def score_tokens(q: Array, d: Array, q_mask: Array, d_mask: Array) -> list[Array]:
+                return [maxsim(q, d, q_mask, d_mask) for q, d in zip(cut(q), cut(d), strict=True)]
+
+            tokens, mask = vectors.pool_tokens(documents.tokens, documents.mask, factor)
+            score = jax.shard_map(score_tokens, mesh=self.mesh, in_specs=(rows, whole, rows, whole), out_specs=rows)
+            return score(queries.tokens, tokens, queries.mask, mask)
         structure = self.adapter
 
-        def score_states(params: Params, q: Array, states: Array, q_mask: Array, d_mask: Array) -> Array:
-            def project(params: Params, states: Array) -> Array:
-                return structure.merge(params)(states)
+        def score_states(params: Params, q: Array, states: Array, q_mask: Array, d_mask: Array) -> list[Array]:
+            def project(params: Params, bank: tuple[Array, Array]) -> list[Array]:
+                states, mask = bank
+                return cut(vectors.pool_tokens(structure.merge(params)(states), mask, factor)[0])
 
-            return projected_maxsim(project, params, q, states, q_mask, d_mask, axis_name=BATCH[0])
+            mask = vectors.pool_mask(d_mask, factor)
+            return projected_maxsim(project, params, cut(q), (states, d_mask), q_mask, mask, axis_name=BATCH[0])
 
         projected = jax.shard_map(
             score_states, mesh=self.mesh, in_specs=(whole, rows, rows, rows, rows), out_specs=rows
@@ -224,7 +247,7 @@ def start_temperatures(config: LossConfig) -> dict[str, float]:
 
 def contrastive(
     config: LossConfig,
-    scores: dict[str, Float[Array, "B N"]],
+    scores: Scores,
     temperatures: dict[str, Any],
     positives: Int[Array, " B"],
     excluded: Bool[Array, "B N"] | None,
@@ -267,7 +290,7 @@ def contrastive(
 
 def distillation(
     config: LossConfig,
-    scores: dict[str, Float[Array, "B N"]],
+    scores: Scores,
     positives: Int[Array, " B"],
     teacher: Float[Array, "B K"],
 ) -> Float[Array, ""]:
@@ -279,7 +302,7 @@ def distillation(
     return loss(student / of_student, teacher / of_teacher, ~jnp.isnan(teacher))
 
 
-def ranking_score(config: LossConfig, scores: dict[str, Float[Array, "B N"]]) -> Float[Array, "B N"]:
+def ranking_score(config: LossConfig, scores: Scores) -> Float[Array, "B N"]:
     """The score that the objective ranks by."""
     if config.objective != "hybrid":
         return scores[config.objective]

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, PyTree
 
@@ -23,36 +22,41 @@ GROUP_VALUES = 2**20  # of projected tokens at once, 4 MiB in float32: rows enou
 
 
 def projected_maxsim(
-    project: Callable[[PyTree, Float[Array, "G L *S"]], Float[Array, "G L D"]],
+    project: Callable[[PyTree, PyTree[Float[Array, "G L *S"]]], PyTree[Float[Array, "G M D"]]],
     params: PyTree,
-    q: Float[Array, "B P D"],
-    states: Float[Array, "N L *S"],
+    q: PyTree[Float[Array, "B P D"]],
+    states: PyTree[Float[Array, "N L *S"]],
     q_mask: Bool[Array, "B P"] | None = None,
-    d_mask: Bool[Array, "N L"] | None = None,
+    d_mask: Bool[Array, "N M"] | None = None,
     *,
     axis_name: str | tuple[str, ...] | None = None,
-) -> Float[Array, "B M"]:
+) -> PyTree[Float[Array, "B N"]]:
     """`maxsim(q, project(params, states), q_mask, d_mask)`, differentiable in params, q and states.
 
     Args:
       project: from some documents' states to their tokens, each document on its own.
+      q: query tokens, or a pytree of them, such as one array for each of several widths. `project` then returns tokens
+        in the same structure, and so are the scores, of one projection.
+      states: an array, or a pytree of arrays.
+      d_mask: of the projected tokens, which may be fewer than the states.
       axis_name: inside shard_map, mesh axes over which the documents are split: each device projects its own, and
-        the projected groups of all devices are gathered. M = N * devices then, else M = N.
+        the projected groups of all devices are gathered. There are scores of N * devices documents then.
     """
-    count, length = states.shape[:2]
-    most = max(1, GROUP_VALUES // (length * q.shape[2]))
+    count, length = jax.tree.leaves(states)[0].shape[:2]
+    most = max(1, GROUP_VALUES // (length * max(x.shape[2] for x in jax.tree.leaves(q))))
     group = max(n for n in range(1, min(most, count) + 1) if count % n == 0)
-    keep = jnp.ones((count, length), bool) if d_mask is None else d_mask
 
     # In a scan, nothing can merge the second projection with the first: no barrier is needed against it.
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(INDEX), prevent_cse=False)
     def score(params, q, states, keep):
         tokens = project(params, states)
         if axis_name is not None:
-            tokens, keep = (lax.all_gather(x, axis_name, tiled=True) for x in (tokens, keep))
-        return maxsim(q, tokens, q_mask, keep)
+            tokens, keep = lax.all_gather((tokens, keep), axis_name, tiled=True)
+        return jax.tree.map(lambda q, tokens: maxsim(q, tokens, q_mask, keep), q, tokens)
 
-    groups = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), (states, keep))
-    scores = lax.map(lambda x: score(params, q, *x), groups)  # [count / group, B, devices * group]
-    scores = scores.reshape(*scores.shape[:2], -1, group)
-    return scores.transpose(1, 2, 0, 3).reshape(len(q), -1)
+    def join(scores):  # [count / group, B, devices * group]
+        scores = scores.reshape(*scores.shape[:2], -1, group)
+        return scores.transpose(1, 2, 0, 3).reshape(scores.shape[1], -1)
+
+    groups = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), (states, d_mask))
+    return jax.tree.map(join, lax.map(lambda x: score(params, q, *x), groups))
