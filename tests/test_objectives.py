@@ -22,6 +22,9 @@ from train.step import Encoded, Objective, TrainBatch, contrastive, distillation
 LN2, LN3 = math.log(2), math.log(3)
 
 
+Items = tuple[np.ndarray, list[np.ndarray]]  # pooled vectors [N, H], kept tokens [L, D] of each
+
+
 def np_unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -285,6 +288,13 @@ def run(config: LossConfig, devices: int, arrays, masks, ids, teacher, step=3):
     return float(loss), jax.device_get(metrics), jax.device_get(gradient)
 
 
+def items(arrays, masks) -> tuple[Items, Items]:
+    """Queries and documents of such arrays."""
+    sides = zip("qd", masks, strict=True)
+    return tuple((arrays[f"{s}_pooled"], [t[m] for t, m in zip(arrays[f"{s}_tokens"], mask, strict=True)])
+                 for s, mask in sides)  # fmt: skip
+
+
 def np_pooled(tokens, factor):
     """Means of runs, one by one."""
     count = math.ceil(len(tokens) / factor)
@@ -300,11 +310,14 @@ def np_info_nce(logits, at, excluded):
     return total / len(logits)
 
 
-def np_objective(config: LossConfig, arrays, masks, ids, teacher, temperatures, step=3):
-    """The whole loss in float64, from the definitions, and how many documents per query the margin leaves out."""
-    at = np.arange(B) * K
-    queries = [tokens[mask] for tokens, mask in zip(arrays["q_tokens"], masks[0], strict=True)]
-    documents = [tokens[mask] for tokens, mask in zip(arrays["d_tokens"], masks[1], strict=True)]
+def np_objective(config: LossConfig, queries: Items, documents: Items, ids, teacher, temperatures, ramp=0.5):
+    """The whole loss in float64, from the definitions, and how many documents per query the margin leaves out.
+
+    `ids`: of the documents; `teacher`: scores of each query's documents; `ramp`: how far the late loss's weight is.
+    """
+    (q_pooled, queries), (d_pooled, documents) = queries, documents
+    B, N = len(queries), len(documents)
+    at = np.arange(B) * (N // B)
     if config.pool_factor > 1:
         documents = [np_pooled(tokens, config.pool_factor) for tokens in documents]
     total = weights = 0.0
@@ -313,14 +326,14 @@ def np_objective(config: LossConfig, arrays, masks, ids, teacher, temperatures, 
         def cut(x, width=width):
             return x if width is None else np_unit(x[..., :width])
 
-        pooled = cut(arrays["q_pooled"]) @ cut(arrays["d_pooled"]).T
+        pooled = cut(q_pooled) @ cut(d_pooled).T
         late = np.array([[(cut(q) @ cut(d).T).max(axis=1).mean() for d in documents] for q in queries])
         score = {"pooled": pooled, "late": late, "hybrid": config.pooled_weight * pooled + config.late_weight * late}
         score = score[config.objective]
-        excluded = np.array([[ids[j, 0] == ids[at[i], 0] and j != at[i] for j in range(B * K)] for i in range(B)])
+        excluded = np.array([[ids[j] == ids[at[i]] and j != at[i] for j in range(N)] for i in range(B)])
         above = np.zeros_like(excluded)
         if (margin := config.false_negative_margin) is not None:
-            above = np.array([[score[i, j] > score[i, at[i]] + margin and j != at[i] for j in range(B * K)]
+            above = np.array([[score[i, j] > score[i, at[i]] + margin and j != at[i] for j in range(N)]
                               for i in range(B)])  # fmt: skip
             count = (above & ~excluded).sum() / B if width is None else count
         out = excluded | above
@@ -336,7 +349,6 @@ def np_objective(config: LossConfig, arrays, masks, ids, teacher, temperatures, 
         }
         if config.objective == "hybrid":
             both = config.pooled_weight * logits["pooled"] + config.late_weight * logits["late"]
-            ramp = (step - 1) / 4
             end = config.late_loss_weight if config.late_loss_weight_end is None else config.late_loss_weight_end
             loss = config.hybrid_loss_weight * cross_entropy(both)
             loss += config.pooled_loss_weight * cross_entropy(logits["pooled"])
@@ -345,10 +357,12 @@ def np_objective(config: LossConfig, arrays, masks, ids, teacher, temperatures, 
             loss = cross_entropy(logits[config.objective])
         loss *= config.contrastive_weight
         if config.distillation != "none":
-            of_teacher, parts = config.teacher_temperature or config.temperature, []
+            of_student = config.late_temperature if config.objective == "late" else None
+            of_student = config.distillation_temperature or of_student or config.temperature
+            of_teacher, parts = config.teacher_temperature or of_student, []
             for i in range(B):
                 scored = np.flatnonzero(~np.isnan(teacher[i]))
-                student, own = score[i, at[i] + scored] / config.temperature, teacher[i, scored] / of_teacher
+                student, own = score[i, at[i] + scored] / of_student, teacher[i, scored] / of_teacher
                 if config.distillation == "kl":
                     p, q = (np.exp(x) / np.exp(x).sum() for x in (own, student))
                     parts.append(np.sum(p * np.log(p / q)))
@@ -363,27 +377,30 @@ def np_objective(config: LossConfig, arrays, masks, ids, teacher, temperatures, 
 def test_equals_float64_on_one_and_eight_devices(name):
     """Value, and gradients with respect to random directions of each side's vectors and to learned temperatures."""
     config = LossConfig(**({"temperature": 0.3} | CASES[name]))
-    given = made()
+    given = arrays, masks, ids, teacher = made()
     temperatures = start_temperatures(config)
-    expected, count = np_objective(config, *given, temperatures)
+
+    def exact(arrays=arrays, temperatures=temperatures):
+        return np_objective(config, *items(arrays, masks), ids[:, 0], teacher, temperatures)
+
+    expected, count = exact()
     found = {devices: run(config, devices, *given) for devices in (1, 8)}
     for loss, metrics, _ in found.values():
         assert loss == pytest.approx(expected, rel=2e-6, abs=2e-6)
         if count is not None:
             assert metrics["false_negatives"] == pytest.approx(count) and count > 0.3
 
-    arrays, *rest = given
     rng = np.random.default_rng(1)
     step = 1e-6
     for part in [*arrays, *(f"log_temperature.{n}" for n in temperatures if config.learn_temperature)]:
         if part in arrays:
             direction = rng.standard_normal(arrays[part].shape)
             moved = [arrays | {part: arrays[part] + sign * step * direction} for sign in (1, -1)]
-            values = [np_objective(config, x, *rest, temperatures)[0] for x in moved]
+            values = [exact(x)[0] for x in moved]
         else:
             direction, which = 1.0, part.partition(".")[2]
             scaled = [temperatures | {which: temperatures[which] * math.exp(sign * step)} for sign in (1, -1)]
-            values = [np_objective(config, *given, t)[0] for t in scaled]
+            values = [exact(temperatures=t)[0] for t in scaled]
         slope = (values[0] - values[1]) / (2 * step)
         for _, _, gradient in found.values():
             assert np.sum(gradient[part] * direction) == pytest.approx(slope, rel=2e-5, abs=2e-6), part

@@ -35,8 +35,8 @@ class LossConfig:
     + pooled_loss_weight * CE(pooled) + late_loss_weight * CE(late), the scores divided by their temperatures.
 
     To contrastive_weight times that, distillation_weight times the distillation is added. Its student is the score by
-    which the objective ranks: pooled, late, or pooled_weight * pooled + late_weight * late. false_negative_margin is in
-    the unit of that score, too.
+    which the objective ranks: pooled, late, or pooled_weight * pooled + late_weight * late. false_negative_margin is of
+    that score, too. With matryoshka all of it is the weighted mean over the widths, each with scores of its own.
     """
 
     objective: str = "late"
@@ -52,12 +52,12 @@ class LossConfig:
     min_temperature: float = 0.01  # floor of a learned temperature
     symmetric: bool = False  # rank the queries for each document too
     mask_false_negatives: bool = True  # the same document under another query of the batch is no negative
-    false_negative_margin: float | None = None  # nor is one that scores above the positive by more; None = all are
+    false_negative_margin: float | None = None  # nor is one whose score is above the positive's by more; None = off
     contrastive_weight: float = 1.0  # 0 = distillation alone
     distillation: str = "none"  # none | kl | margin_mse: of the data's scores of each query's positive and negatives
     distillation_weight: float = 1.0
-    distillation_temperature: float | None = None  # of the student; None = `temperature`
-    teacher_temperature: float | None = None  # None = the student's: right for scores that `train.mine` writes
+    distillation_temperature: float | None = None  # of the student; None = the contrastive one, of hybrid `temperature`
+    teacher_temperature: float | None = None  # None = the student's: right for cosines, as `train.mine` writes
     matryoshka: str = ""  # widths to which vectors are cut, "64,128" or with weights "64=0.5,128": the full one has 1
     pool_factor: float = 1.0  # documents' tokens are pooled as by `reductions.pool_tokens(..., "sequential")`
     diversity_weight: float = 0.0

@@ -297,7 +297,7 @@ def distillation(
     """Of the teacher's scores of each query's own documents, NaN where it has none, into the objective's score."""
     loss = losses.kl_distillation if config.distillation == "kl" else losses.margin_mse
     student = losses.own_documents(ranking_score(config, scores), positives, teacher.shape[1])
-    of_student = config.distillation_temperature or config.temperature
+    of_student = config.distillation_temperature or start_temperatures(config).get(config.objective, config.temperature)
     of_teacher = config.teacher_temperature or of_student
     return loss(student / of_student, teacher / of_teacher, ~jnp.isnan(teacher))
 
