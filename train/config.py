@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_dict
 
 from smart_jax.distributed import DistributedConfig
 from smart_jax.lora import LoraConfig
+from smart_jax.models.layers import REMAT_POLICIES
 from train.optimizer import OptimizerConfig
 
 TRAINABLE = ("adapter", "lora", "full", "adapter+lora", "adapter+full")
@@ -171,10 +172,12 @@ class TrainConfig:
     weights: str = r"^(?!visual\.)"  # full only: regex of the parameters that are trained; "." = all, vision too
     batch_size: int = 64  # queries in the global batch, over all devices: it is the number of in-batch candidates
     epochs: float = 1.0
-    steps: int | None = None  # overrides epochs
+    steps: int | None = None  # batches; overrides epochs
+    accumulate: int = 1  # batches whose gradients are averaged to one update; each has its own candidates
     seed: int = 0
     dtype: str = "auto"  # backbone's computation: auto = bfloat16 on accelerators, float32 on CPU
     remat: bool = False  # compute again in the backward pass, to save memory: the adapter's projection, or all layers
+    remat_policy: str = "full"  # of the layers: full = all of it | dots = all but the products with weights
     chunk_size: int | None = None  # GradCache: so many rows pass through the backbone at a time; None = a whole side
     log_every: int = 10
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
@@ -190,10 +193,18 @@ class TrainConfig:
     def __post_init__(self):
         _one_of("trainable", self.trainable, TRAINABLE)
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("remat_policy", self.remat_policy, tuple(REMAT_POLICIES))
         if self.batch_size < 2:
             raise ValueError(f"batch_size is {self.batch_size}: a contrastive loss needs at least 2 queries")
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size is {self.chunk_size}: it must be positive, or None")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate is {self.accumulate}: it must be positive")
+        if self.steps is not None and self.steps % self.accumulate:
+            raise ValueError(
+                f"steps is {self.steps}, which does not divide by accumulate = {self.accumulate}: it counts batches, and "
+                "those after the last update would be lost; choose a multiple"
+            )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both set: choose one")
         if "adapter" in self.parts and self.loss.objective == "pooled":

@@ -82,16 +82,19 @@ def decay_mask(params: dict[str, object]) -> dict[str, bool]:
     return {name: not _NOT_DECAYED.search(name) for name in params}
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, steps: int, accumulate: int = 1) -> optax.GradientTransformation:
     """Clip, Adam or Muon, decoupled weight decay on `decay_mask`, scheduled rate; parameters are a dict by dotted name.
 
     Muon orthogonalises the momentum of each matrix that `decay_mask` names: for an update U of shape [m, n],
     0.2 * sqrt(max(m, n)) * U is applied (arXiv:2502.16982, section 2.2).
 
+    With `accumulate` > 1 the gradients of so many batches are averaged (`optax.MultiSteps`) before they are clipped,
+    and the parameters change with the last of them; `steps` counts batches, the schedule updates.
+
     With `skip_nonfinite` the state is optax's `ApplyIfFiniteState`: an update that is left out changes nothing but its
-    counters.
+    counters. A batch that is left out does not count towards `accumulate`: the next takes its place.
     """
-    rate = make_schedule(config, steps)
+    rate = make_schedule(config, steps // accumulate)
     if config.name == "adamw":
         update = optax.adamw(
             rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decay_mask
@@ -108,7 +111,14 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             muon_weight_dimension_numbers=_matrices,
         )
     clipped = optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
+    if accumulate > 1:
+        clipped = optax.MultiSteps(clipped, accumulate).gradient_transformation()
     return optax.apply_if_finite(clipped, config.skip_nonfinite) if config.skip_nonfinite else clipped
+
+
+def updates_made(state: optax.OptState) -> jax.Array:
+    """How many updates an optimizer's state is from; those left out do not count. Int32 scalar."""
+    return optax.tree_utils.tree_get_all_with_path(state, "count")[0][1]  # all counters of the chain are equal
 
 
 def _matrices(params: dict[str, jax.Array]) -> dict[str, MuonDimensionNumbers | None]:

@@ -54,7 +54,7 @@ class Run:
 
     Attributes:
       folder: the run directory.
-      steps: updates of the whole run.
+      steps: batches of the whole run.
       train_step: compiled `(state, frozen, batch) -> (state, metrics)`.
       frozen: parameters that do not change.
       batcher: examples -> batches.
@@ -73,14 +73,15 @@ class Run:
             data.dir, data.name, data.split, config.batch_size, seed=config.seed, **self._part
         )
         epochs = int(config.epochs * self._examples.batches_per_epoch)
-        self.steps = max(1, epochs) if config.steps is None else config.steps
+        # Of whole updates.
+        self.steps = max(1, epochs // config.accumulate) * config.accumulate if config.steps is None else config.steps
         self.encoder = load_encoder(config, self.mesh)
         teacher = config.loss.distillation != "none"
         self.batcher = Batcher(self.encoder.preprocessor, config.data, self.mesh, teacher=teacher)
         params, self.frozen, self.objective = make_objective(config, self.encoder, self.mesh, self.steps)
-        optimizer = make_optimizer(config.optimizer, self.steps)
+        optimizer = make_optimizer(config.optimizer, self.steps, config.accumulate)
         self._start = init_state(params, config.loss, optimizer, self.mesh)
-        schedule = make_schedule(config.optimizer, self.steps)
+        schedule = make_schedule(config.optimizer, self.steps // config.accumulate)
         self.train_step = make_train_step(self.objective, optimizer, schedule, self._start)
         self._eval_step = make_eval_step(self.objective)
         self.folder = open_run(config.output, dataclasses.asdict(config), **mode)
@@ -294,7 +295,14 @@ def make_objective(config: TrainConfig, encoder: Encoder, mesh: Mesh, steps: int
         dtype = jnp.bfloat16 if on_accelerator or config.dtype == "bfloat16" else None
     _check_widths(config, encoder)
     objective = Objective(
-        config.loss, steps, mesh, backbone, dtype=dtype, remat=config.remat, chunk_size=config.chunk_size
+        config.loss,
+        steps,
+        mesh,
+        backbone,
+        dtype=dtype,
+        remat=config.remat,
+        remat_policy=config.remat_policy,
+        chunk_size=config.chunk_size,
     )
     frozen = objective.cast({name: x for name, x in weights.items() if name not in params})
     if "lora" in config.parts and config.lora.dropout:

@@ -22,6 +22,7 @@ from smart_jax.typing import Batch, Hidden
 from train import losses, vectors
 from train.config import LossConfig
 from train.gradcache import in_chunks
+from train.optimizer import updates_made
 
 # By dotted name: "adapter.proj.kernel", "model.visual.blocks.0.norm1.scale", "lora.visual.blocks.0.attn.qkv.a", ...
 Params = dict[str, jax.Array]
@@ -45,7 +46,7 @@ class TrainBatch:
 class TrainState:
     """All that an update changes."""
 
-    step: Int[Array, ""]  # updates made
+    step: Int[Array, ""]  # batches seen
     params: Params
     opt_state: Any
 
@@ -104,6 +105,7 @@ class Objective:
       dtype: the backbone's trained weights are cast to it for computing; None = as they are.
       remat: compute again in the backward pass, to save memory: the layers of a backbone that is trained, and the
         adapter's projection.
+      remat_policy: what of a layer is computed again, see `smart_jax.models.layers.REMAT_POLICIES`.
       dropout_seed: of the low-rank branches' dropout, which follows from it, the step and the row; None = no dropout.
       chunk_size: rows of one side that pass through the backbone at a time, see `train.gradcache`; None = all.
     """
@@ -115,13 +117,14 @@ class Objective:
     adapter: Structure | None = None
     dtype: Any = None
     remat: bool = False
+    remat_policy: str = "full"
     dropout_seed: int | None = None
     chunk_size: int | None = None
 
     def __call__(
         self, params: Params, frozen: Params, batch: TrainBatch, step: Int[Array, ""], *, training: bool = True
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Loss of the batch at update `step` (1 .. steps), and metrics; without dropout unless `training`.
+        """Loss of the batch at step `step` (1 .. steps), and metrics; without dropout unless `training`.
 
         The gradient reaches `params`; where none of them is the backbone's, its states are constants.
         """
@@ -165,7 +168,7 @@ class Objective:
             model = self.backbone.merge(weights)
             if dropout is not None:
                 drop_out(model, dropout, rows)
-            return model(batch, layers=layers, remat=self.remat and trained)
+            return model(batch, layers=layers, remat=self.remat and trained and self.remat_policy)
 
         weights = frozen | self.cast(params)
         hidden = in_chunks(compute, weights, batch, size=self.chunk_size, mesh=self.mesh, trained=trained)
@@ -333,10 +336,11 @@ def make_train_step(
     def train_step(state: TrainState, frozen: Params, batch: TrainBatch) -> tuple[TrainState, Metrics]:
         step = state.step + 1
         (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params, frozen, batch, step)
+        rate = schedule(updates_made(state.opt_state))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         params = {n: jnp.maximum(x, floor) if n.startswith("log_temperature.") else x for n, x in params.items()}
-        metrics |= {"loss": loss, "grad_norm": optax.global_norm(gradient), "learning_rate": schedule(state.step)}
+        metrics |= {"loss": loss, "grad_norm": optax.global_norm(gradient), "learning_rate": rate}
         if isinstance(opt_state, optax.ApplyIfFiniteState):
             metrics["skipped_updates"] = opt_state.total_notfinite
         return TrainState(step, params, opt_state), metrics

@@ -110,14 +110,15 @@ class Bert(nnx.Module):
         self.embeddings = Embeddings(config, rngs=rngs)
         self.encoder = Encoder(config, rngs=rngs)
 
-    def __call__(self, batch: Batch, layers: Sequence[int] = (-1,), *, remat: bool = False) -> Hidden:
+    def __call__(self, batch: Batch, layers: Sequence[int] = (-1,), *, remat: bool | str = False) -> Hidden:
         """States of a batch of texts.
 
         Args:
           batch: padded arrays of static shape, without images. A row whose first token, [CLS], is kept has nothing
             else to keep: the states there are then the pooled ones of each layer.
           layers: which states, as indices into transformers' `hidden_states` (0 = embeddings; depth + 1 of them).
-          remat: recompute each layer in a backward pass instead of storing its activations.
+          remat: recompute each layer in a backward pass instead of storing its activations: all of it (True), or what a
+            policy of `layers.REMAT_POLICIES` does not keep.
 
         Returns:
           `Hidden`: `pooled` [B, H], the mean over attended tokens or the first of them, and `states` [B, L, N, H].
@@ -126,8 +127,9 @@ class Bert(nnx.Module):
         segment = batch.attention_mask.astype(jnp.int32)
         x = self.embeddings(batch.input_ids, batch.position_ids[0])
         found = {0: x}
+        call = L.rematerialised(Layer.__call__, remat)
         for i, layer in enumerate(self.encoder.layer, start=1):
-            x = nnx.remat(Layer.__call__)(layer, x, segment) if remat else layer(x, segment)
+            x = call(layer, x, segment)
             if i in chosen:
                 found[i] = x
         states = jnp.stack([found[i] for i in chosen], axis=2)  # [B, L, N, H]

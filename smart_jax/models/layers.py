@@ -22,6 +22,18 @@ ACTIVATIONS: dict[str, Callable] = {
     "quick_gelu": quick_gelu,
 }
 
+# What a rematerialised layer keeps for the backward pass: nothing, or the results of its products with weights, from
+# which norms, rotations, activations and attention (the scores of all pairs of positions) are computed again.
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def rematerialised(layer: Callable[..., Array], remat: bool | str) -> Callable[..., Array]:
+    """The call of a layer, computed again in the backward pass by a policy's name; True = "full", False = not."""
+    return nnx.remat(layer, policy=REMAT_POLICIES["full" if remat is True else remat]) if remat else layer
+
 
 def linear(din: int, dout: int, *, bias: bool, std: float, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(din, dout, use_bias=bias, kernel_init=nnx.initializers.normal(std), rngs=rngs)

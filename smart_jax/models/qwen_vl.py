@@ -142,7 +142,7 @@ class VisionModel(nnx.Module):
         )
 
     def __call__(
-        self, v: VisionBatch, *, remat: bool = False
+        self, v: VisionBatch, *, remat: bool | str = False
     ) -> tuple[Float[Array, "G V H"], list[Float[Array, "G V H"]]]:
         """Visual tokens after the merger, and one set of DeepStack features per tap."""
         c = self.config
@@ -223,7 +223,7 @@ class TextModel(nnx.Module):
         self.norm = L.rms_norm(c.hidden_size, c.rms_norm_eps, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B L H"], batch: Batch, deepstack: Sequence[Array], wanted: set[int], remat: bool
+        self, x: Float[Array, "B L H"], batch: Batch, deepstack: Sequence[Array], wanted: set[int], remat: bool | str
     ) -> dict[int, Float[Array, "B L H"]]:
         """The wanted states by index: 0 = embeddings, i = after layer i, depth = after the final norm."""
         c = self.config
@@ -261,14 +261,15 @@ class QwenVL(nnx.Module):
             width, std = config.text.hidden_size, config.text.initializer_range
             self.multi_vector_projector = L.linear(width, config.token_dim, bias=True, std=std, rngs=rngs)
 
-    def __call__(self, batch: Batch, layers: Sequence[int] = (-1,), *, remat: bool = False) -> Hidden:
+    def __call__(self, batch: Batch, layers: Sequence[int] = (-1,), *, remat: bool | str = False) -> Hidden:
         """States of a batch.
 
         Args:
           batch: padded arrays of static shape, see `Batch`.
           layers: which states, as indices into transformers' `hidden_states` (depth + 1 of them; -1 = after the
             final norm).
-          remat: recompute each layer in a backward pass instead of storing its activations.
+          remat: recompute each layer in a backward pass instead of storing its activations: all of it (True), or what a
+            policy of `layers.REMAT_POLICIES` does not keep.
 
         Returns:
           `Hidden`: `pooled` [B, H], the mean of the states at `batch.pool_mask` after the final norm, or without it the
@@ -317,10 +318,10 @@ def _restore(x: Shaped[Array, "G P *rest"], order: Int[Array, "G P"] | None) -> 
     return x if order is None else _reorder(x, jnp.argsort(order, axis=1))
 
 
-def _call(layer: nnx.Module, remat: bool, *args: Array, **options: Any) -> Array:
+def _call(layer: nnx.Module, remat: bool | str, *args: Array, **options: Any) -> Array:
     """The layer's result; `options` are static."""
 
     def call(layer: Any, *args: Array) -> Array:
         return layer(*args, **options)
 
-    return nnx.remat(call)(layer, *args) if remat else call(layer, *args)
+    return L.rematerialised(call, remat)(layer, *args)
