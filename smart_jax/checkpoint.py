@@ -18,6 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from smart_jax.models.weights import array_sums
+
 FORMAT = 1
 _END_BYTES = 1 << 20
 _ITEMS = ("params", "train_state", "info")
@@ -259,11 +261,12 @@ class Checkpoints:
             found = self._manager.restore(step, args=ocp.args.Composite(**{item: handler}))[item]
         except Exception as error:
             raise self._damaged(step, item, error) from error
-        sums, expected = _checksums(found), info["checksums"][item]
+        expected = info["checksums"][item]
+        sums = _checksums(found, like=expected)
         bad = [name for name in sums if None not in (sums[name], expected[name]) and sums[name] != expected[name]]
         if bad:
             raise self._damaged(step, item, ValueError(f"checksum of {', '.join(bad[:6])} differs"))
-        return jax.tree.unflatten(jax.tree.structure(like), list(found.values()))
+        return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])  # orbax sorts by name
 
     def _unwritten(self, step: int, error: Exception) -> UnwrittenCheckpointError:
         if jax.process_index() == 0:  # what is there takes the room that another attempt needs
@@ -311,14 +314,30 @@ def _by_name(tree: Any) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): jax.numpy.asarray(x) for path, x in leaves}
 
 
-def _checksums(leaves: Mapping[str, jax.Array]) -> dict[str, int | None]:
-    """CRC-32 of each array's bytes; None for one that this process can not see whole."""
-    return {
-        name: zlib.crc32(np.ascontiguousarray(jax.device_get(x)).view(np.uint8).data)
-        if x.is_fully_addressable
-        else None
-        for name, x in ((name, x.reshape(1) if x.ndim == 0 else x) for name, x in leaves.items())
-    }
+def _checksums(
+    leaves: Mapping[str, jax.Array], like: Mapping[str, int | str | None] | None = None
+) -> dict[str, int | str | None]:
+    """CRC-32 of each array's bytes; of one that is split over processes, or whose checksum in `like` is a text, the sum
+    of its bits as text, which they find out together. None: `like` has the CRC-32 of an array that is split here."""
+    split = [
+        name for name, x in leaves.items() if (not _seen_whole(x) if like is None else isinstance(like[name], str))
+    ]
+    sums: dict[str, int | str | None] = {}
+    for name, total in zip(split, array_sums([leaves[name] for name in split]), strict=True):
+        sums[name] = f"sum of bits {int(total)}"
+    for name, x in leaves.items():
+        if name not in sums:
+            sums[name] = _crc32(np.asarray(x)) if _seen_whole(x) else None
+    return sums
+
+
+def _crc32(x: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(x.reshape(1) if x.ndim == 0 else x).view(np.uint8).data)
+
+
+def _seen_whole(x: jax.Array) -> bool:
+    """By this process."""
+    return x.is_fully_addressable or x.is_fully_replicated
 
 
 def _remove(folder: Path, *, quiet: float = 1.0, limit: float = 30.0) -> None:

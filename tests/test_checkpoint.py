@@ -18,7 +18,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from smart_jax import compilation_cache
+from smart_jax import checkpoint, compilation_cache
 from smart_jax.checkpoint import Checkpoints, DamagedCheckpointError, fingerprint, weights_fingerprint
 from smart_jax.sharding import make_mesh
 
@@ -62,6 +62,44 @@ def test_round_trip_is_bit_identical(tmp_path):
     assert (found.step, found.data) == (7, {"position": 7})
     assert_equal(found.params, params)
     assert_equal(found.train_state, train_state)
+
+
+def test_states_whose_fields_are_in_any_order(tmp_path):
+    """Optax's wrappers do not name theirs alphabetically."""
+    params, _ = make_state(3)
+    steps = optax.MultiSteps(optax.adamw(optax.constant_schedule(1e-3)), 2)
+    optimizer = optax.apply_if_finite(steps.gradient_transformation(), 3)
+    state = optimizer.init(params)
+    for _ in range(3):
+        _, state = optimizer.update(params, state, params)
+    names = ["/".join(map(str, path)) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    assert names != sorted(names)
+    checkpoints = Checkpoints(tmp_path, identity=IDENTITY)
+    checkpoints.save(1, params=params, train_state=state, data={})
+    found = checkpoints.restore(params=zeros_like(params), train_state=zeros_like(state))
+    assert_equal(found.train_state, state)
+
+
+def test_arrays_that_are_split_over_processes_have_checksums_too(tmp_path, monkeypatch):
+    params, train_state = make_state(4)
+    tree = {"params": zeros_like(params), "train_state": zeros_like(train_state)}
+    checkpoints = Checkpoints(tmp_path, identity=IDENTITY)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "_seen_whole", lambda x: x.ndim < 2)
+        checkpoints.save(4, params=params, train_state=train_state, data={})
+    assert_equal(checkpoints.restore(**tree).params, params)
+    damaged = checkpoint._checksums
+
+    def sums(leaves, like=None):  # one bit is wrong
+        kernel = leaves["adapter.proj.kernel"].at[17, 5].multiply(-1)
+        return damaged(dict(leaves) | {"adapter.proj.kernel": kernel}, like)
+
+    monkeypatch.setattr(checkpoint, "_checksums", sums)
+    with pytest.raises(DamagedCheckpointError, match=r"checksum of adapter\.proj\.kernel differs"):
+        checkpoints.restore_params(params=tree["params"])
+    with monkeypatch.context() as patched:  # one process wrote, several read: nothing to compare there
+        patched.setattr(checkpoint, "_seen_whole", lambda x: False)
+        assert set(damaged(params, like=dict.fromkeys(params, 1)).values()) == {None}
 
 
 def test_parameters_can_be_read_alone_and_placed_on_a_mesh(tmp_path):

@@ -18,7 +18,13 @@ from train.batches import Batcher
 from train.run import load_encoder, make_objective
 
 KINDS = {
-    "lora": {"trainable": "lora", "lora.r": 4, "lora.alpha": 8.0, "lora.dropout": 0.3, "lora.modules": r"_proj$|visual"},
+    "lora": {
+        "trainable": "lora",
+        "lora.r": 4,
+        "lora.alpha": 8.0,
+        "lora.dropout": 0.3,
+        "lora.modules": r"_proj$|visual",
+    },
     "full": {"trainable": "full", "weights": "."},
     "adapter+lora": {"trainable": "adapter+lora", "lora.r": 4, "adapter.layers": "last 2", "data.negatives": 1},
 }

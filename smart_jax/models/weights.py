@@ -248,13 +248,13 @@ def checksum(params: Params) -> str:
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     digest = hashlib.blake2b(digest_size=8)
-    for (path, leaf), total in zip(leaves, _sums([leaf for _, leaf in leaves]), strict=True):
+    for (path, leaf), total in zip(leaves, array_sums([leaf for _, leaf in leaves]), strict=True):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype} {int(total)}\n".encode())
     return digest.hexdigest()
 
 
 @jax.jit
-def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
+def array_sums(leaves: list[jax.Array]) -> list[jax.Array]:
     """Of each array's bits, weighted by place and modulo 2**32."""
 
     def total(x: jax.Array) -> jax.Array:
