@@ -1,0 +1,196 @@
+"""One training step by this library and by torch, on the same random weights and batch.
+
+Torch's trainer is the usual one, written from the paper's description (arXiv:2605.24938): transformers' Qwen3-VL with
+sdpa, LayerNorm and Linear for the adapter, peft for LoRA on the text projections, a dense MaxSim, cross-entropy over
+the documents of the batch, gradients clipped, AdamW.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torch.nn.functional as F
+from flax import nnx
+from peft import LoraConfig as PeftConfig
+from peft import get_peft_model
+from transformers import Qwen3VLModel
+
+from smart_jax.adapter import Adapter, AdapterConfig
+from smart_jax.lora import TEXT_PROJECTIONS, LoraConfig, add_lora
+from smart_jax.models import load_config
+from smart_jax.models.weights import load_weights
+from smart_jax.sharding import make_mesh
+from tests.parity.qwen3_vl import Inputs
+from train.config import LossConfig, OptimizerConfig
+from train.optimizer import make_optimizer, make_schedule
+from train.step import Objective, Params, TrainBatch, init_state, make_train_step, take_apart
+
+STEPS = 1000  # of the run that a step is taken from
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What is trained, and how: the paper's settings but for the rank, which is a sixteenth of the width as its is."""
+
+    trainable: str  # adapter | lora
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    chunk_size: int | None = None
+    r: int = 32
+
+
+ADAPTER = Step("adapter", LossConfig(temperature=0.03), OptimizerConfig(learning_rate=1e-3, schedule="constant"))
+LORA = Step(
+    "lora",
+    LossConfig(objective="hybrid", temperature=0.05),
+    OptimizerConfig(learning_rate=1e-4, schedule="constant", weight_decay=0.0),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """A batch without padding: queries of so many text tokens, each with a page of these patches and some text."""
+
+    count: int = 8
+    query_tokens: int = 24
+    grid: tuple[int, int, int] = (1, 16, 16)
+    page_words: int = 24
+
+    def inputs(self, config: Any) -> tuple[Inputs, Inputs]:
+        ids = (config.vision_start_token_id, config.image_token_id, config.vision_end_token_id)
+        page = [self.page_words // 2, self.grid, self.page_words - self.page_words // 2]
+        return (
+            Inputs.random([[self.query_tokens]] * self.count, seed=0, ids=ids),
+            Inputs.random([page] * self.count, seed=1, ids=ids, values=config.vision.patch_values),
+        )
+
+
+class Ours:
+    """The step of `train.step`, put together as a run does."""
+
+    def __init__(self, folder: Path, pairs: Pairs, step: Step):
+        config = load_config(folder)
+        graphdef, weights = load_weights(folder, config)
+        if step.trainable == "lora":
+            lora = LoraConfig(r=step.r, alpha=2.0 * step.r, modules=TEXT_PROJECTIONS)
+            graphdef, weights = add_lora(graphdef, weights, lora)
+        backbone, frozen = take_apart("model", graphdef, weights)
+        params = {name: frozen.pop(name) for name in list(frozen) if name.startswith("lora.")}
+        self.objective = Objective(
+            step.loss, STEPS, make_mesh(devices=jax.devices()[:1]), backbone, chunk_size=step.chunk_size
+        )
+        if step.trainable == "adapter":
+            adapter = Adapter(AdapterConfig(config.text.hidden_size), rngs=nnx.Rngs(0))
+            structure, params = take_apart("adapter", *nnx.split(adapter))
+            self.objective = dataclasses.replace(self.objective, adapter=structure)
+        queries, documents = (side.batch(config) for side in pairs.inputs(config))
+        ids = np.arange(pairs.count, dtype=np.uint32)[:, None]
+        self.params, self.frozen = params, frozen
+        self.batch = jax.device_put(TrainBatch(queries, documents, ids))
+        self._step = step
+
+    def loss_and_gradient(self) -> tuple[float, dict[str, np.ndarray]]:
+        """At the first step; the gradient by parameter's name."""
+        run = jax.jit(jax.value_and_grad(lambda p, f, b: self.objective(p, f, b, jnp.int32(1))[0]))
+        loss, gradient = run(self.params, self.frozen, self.batch)
+        return float(loss), jax.device_get(gradient)
+
+    def stepper(self) -> Callable[[], dict[str, float]]:
+        """A call that makes the next update; it returns loss and gradient norm."""
+        optimizer, schedule = (make(self._step.optimizer, STEPS) for make in (make_optimizer, make_schedule))
+        state = init_state(jax.tree.map(jnp.copy, self.params), self._step.loss, optimizer, self.objective.mesh)
+        update = make_train_step(self.objective, optimizer, schedule, state)
+
+        def run() -> dict[str, float]:
+            nonlocal state
+            state, metrics = update(state, self.frozen, self.batch)
+            return {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+
+        return run
+
+
+class Theirs(torch.nn.Module):
+    """The same step by transformers, peft and torch."""
+
+    def __init__(self, folder: Path, pairs: Pairs, step: Step, params: Params):
+        """`params`: the values to start from, by our names."""
+        super().__init__()
+        config = load_config(folder)
+        model = Qwen3VLModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+        model.requires_grad_(False)
+        self._step, self.adapter = step, None
+        if step.trainable == "lora":
+            wanted = PeftConfig(r=step.r, lora_alpha=2 * step.r, target_modules=r"language_model\..*_proj")
+            self.backbone = get_peft_model(model, wanted)
+        else:
+            self.backbone, width = model, config.text.hidden_size
+            self.adapter = torch.nn.Sequential(torch.nn.LayerNorm(width), torch.nn.Linear(width, width, bias=False))
+        queries, documents = pairs.inputs(config)
+        self._batch = [queries.torch_inputs(), documents.torch_inputs()]
+        self.trained = {_our_name(name): p for name, p in self.named_parameters() if p.requires_grad}
+        with torch.no_grad():
+            for name, value in params.items():
+                self.trained[name].copy_(torch.tensor(np.asarray(value).T if value.ndim == 2 else np.asarray(value)))
+
+    def encode(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Unit pooled vectors [B, H], unit tokens [B, L, D] and the mask [B, L] of those that count."""
+        with torch.set_grad_enabled(self.adapter is None):
+            states = self.backbone(**inputs, use_cache=False).last_hidden_state
+        mask = inputs["attention_mask"].bool()
+        last = inputs["attention_mask"].sum(1) - 1
+        pooled = states[torch.arange(len(states)), last]
+        tokens = states if self.adapter is None else self.adapter(states)
+        return F.normalize(pooled, dim=-1), F.normalize(tokens, dim=-1), mask
+
+    def loss(self) -> torch.Tensor:
+        """InfoNCE over the documents of the batch."""
+        (query, q, q_mask), (document, d, d_mask) = (self.encode(inputs) for inputs in self._batch)
+        similarity = torch.einsum("bpd,nld->bnpl", q, d).masked_fill(~d_mask[None, :, None], -torch.inf)
+        best = similarity.max(-1).values.masked_fill(~q_mask[:, None], 0.0)
+        late = best.sum(-1) / q_mask.sum(-1)[:, None]
+        scores = late if self._step.loss.objective == "late" else query @ document.T + late
+        return F.cross_entropy(scores / self._step.loss.temperature, torch.arange(len(scores)))
+
+    def loss_and_gradient(self) -> tuple[float, dict[str, np.ndarray]]:
+        """As that of `Ours`, in its names and layouts."""
+        self.zero_grad()
+        loss = self.loss()
+        loss.backward()
+        return loss.item(), {name: p.grad.numpy().T for name, p in self.trained.items()}
+
+    def stepper(self) -> Callable[[], dict[str, float]]:
+        c = self._step.optimizer
+        decayed, plain = [], []
+        for name, parameter in self.trained.items():
+            (plain if "norm" in name else decayed).append(parameter)
+        groups = [{"params": decayed, "weight_decay": c.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=c.learning_rate, betas=(c.b1, c.b2), eps=c.eps, fused=True
+        )
+
+        def run() -> dict[str, float]:
+            optimizer.zero_grad()
+            loss = self.loss()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), c.clip_norm)
+            optimizer.step()
+            return {"loss": loss.item(), "grad_norm": norm.item()}
+
+        return run
+
+
+def _our_name(name: str) -> str:
+    """backbone.base_model.model.language_model.layers.0.mlp.up_proj.lora_A.default.weight -> ours."""
+    if name.startswith("adapter."):
+        return {"0.weight": "adapter.norm.scale", "0.bias": "adapter.norm.bias", "1.weight": "adapter.proj.kernel"}[
+            name.removeprefix("adapter.")
+        ]
+    path, factor = name.removeprefix("backbone.base_model.model.").removesuffix(".default.weight").split(".lora_")
+    return f"lora.{path}.{factor.lower()}"
