@@ -1,9 +1,10 @@
-"""GradCache's memory; that it changes neither loss nor gradient is tested with the trainer."""
+"""What GradCache keeps and what it computes again; that it changes neither loss nor gradient is tested with the trainer."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,34 @@ import pytest
 from PIL import Image
 
 from configs import lora_visdoc
+from smart_jax.lora import TEXT_PROJECTIONS
 from smart_jax.sharding import make_mesh
+from tests.training import make_config, page, write_inputs
 from train.batches import Batcher
 from train.config import from_config_dict
 from train.data import Example
 from train.run import load_encoder, make_objective
 from train.step import TrainBatch
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("training"))
+
+
+@pytest.mark.parametrize(("modules", "again"), [(TEXT_PROJECTIONS, False), (r"visual\.blocks\.1", True)])
+def test_a_frozen_vision_tower_sees_its_patches_once(inputs, tmp_path, modules, again):
+    """Counted in the lowered program: products of patches' values with the kernel that embeds them."""
+    config = make_config(inputs, tmp_path, trainable="lora", chunk_size=2, lora__r=2, lora__modules=modules)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    encoder = load_encoder(config, mesh)
+    params, frozen, objective = make_objective(config, encoder, mesh, steps=10)
+    examples = [Example(str(i), {"text": f"find {i}"}, {"image": page(i)}, ()) for i in range(4)]
+    batch = Batcher(encoder.preprocessor, config.data, mesh)(examples)
+    lowered = jax.jit(jax.grad(objective, has_aux=True)).lower(params, frozen, batch, jnp.int32(1)).as_text()
+    values = encoder.config.vision.patch_values
+    found = re.findall(rf"dot_general.*tensor<\d+x\d+x{values}xf32>, tensor<{values}x\d+xf32>", lowered)
+    assert len(found) == (2 if again else 1)
 
 
 def example(number: int) -> Example:

@@ -3,7 +3,8 @@
 The loss needs every row's vectors, but not every row's activations at once. Rows pass through the backbone chunk by
 chunk and only their vectors are kept; once the loss's gradient with respect to these is known, each chunk passes again,
 now with its activations, and its part of the weights' gradient is added up. In JAX that is a checkpointed scan, and the
-gradient is that of the whole batch.
+gradient is that of the whole batch. A frozen vision tower needs no second pass: its features, far fewer than its
+activations, are kept.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ from smart_jax.typing import Array, Batch, Hidden
 Compute = Callable[[Any, Batch, Int[Array, " c"]], Hidden]
 
 
-def in_chunks(compute: Compute, weights: Any, batch: Batch, *, size: int | None, mesh: Mesh, trained: bool) -> Hidden:
+def in_chunks(
+    compute: Compute,
+    weights: Any,
+    batch: Batch,
+    *,
+    size: int | None,
+    mesh: Mesh,
+    trained: bool,
+    kept: tuple[str, ...] = (),
+) -> Hidden:
     """`compute(weights, batch, rows)` of all rows, differentiable in the weights.
 
     Args:
@@ -35,6 +45,7 @@ def in_chunks(compute: Compute, weights: Any, batch: Batch, *, size: int | None,
       size: at most so many rows at a time, over all devices; each device takes its share of its own rows. None = all.
       mesh: that the batch is on.
       trained: compute a chunk again in the backward pass; False = there is no backward pass.
+      kept: names (`jax.ad_checkpoint.checkpoint_name`) of what is kept for it rather than computed again.
 
     Raises:
       ValueError: rows share bins of patches, or `size` is below the number of devices that share the batch.
@@ -61,7 +72,8 @@ def in_chunks(compute: Compute, weights: Any, batch: Batch, *, size: int | None,
     axes = dataclasses.replace(jax.tree.map(lambda _: 0, batch), position_ids=1)
     parts = jax.tree.map(split, batch, axes)
     # In a scan, nothing can merge the second pass with the first: no barrier is needed against it.
-    function = partial(jax.checkpoint, prevent_cse=False)(compute) if trained else compute
+    policy = jax.checkpoint_policies.save_only_these_names(*kept)
+    function = partial(jax.checkpoint, prevent_cse=False, policy=policy)(compute) if trained else compute
     return jax.tree.map(join, lax.map(lambda part: function(weights, *part), (parts, split(rows, 0))))
 
 

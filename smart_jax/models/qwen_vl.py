@@ -14,6 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Shaped
 
@@ -21,6 +22,8 @@ from smart_jax.models import layers as L
 from smart_jax.models.attention import attention, window_attention
 from smart_jax.models.qwen_vl_config import QwenVLConfig, TextConfig, VisionConfig
 from smart_jax.typing import Batch, Hidden, VisionBatch
+
+VISUAL = "visual features"  # by which a checkpoint's policy can keep what the vision tower gives
 
 # Megatron layout: a pair of matrices is split by columns then by rows; fsdp takes the other side.
 SHARDING_RULES = (
@@ -281,7 +284,7 @@ class QwenVL(nnx.Module):
         x = self.language_model.embed_tokens.embedding[batch.input_ids]  # [B, L, H]
         deepstack: list[Array] = []
         if batch.vision is not None:
-            merged, deepstack = self.visual(batch.vision, remat=remat)
+            merged, deepstack = checkpoint_name(self.visual(batch.vision, remat=remat), VISUAL)
             x = jnp.where((batch.index >= 0)[..., None], _gather(merged, batch.index), x)
             deepstack = [_gather(features, batch.index) for features in deepstack if self.config.use_deepstack]
         states = self.language_model(x, batch, deepstack, set(chosen), remat)
