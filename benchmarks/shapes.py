@@ -31,6 +31,24 @@ QWEN3_VL_2B: dict[str, Any] = {
         "deepstack_visual_indexes": [5, 11, 17],
     },
 }
+QWEN3_VL_8B: dict[str, Any] = {
+    **QWEN3_VL_2B,
+    "text_config": {
+        **QWEN3_VL_2B["text_config"],
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+    },
+    "vision_config": {
+        **QWEN3_VL_2B["vision_config"],
+        "depth": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "out_hidden_size": 4096,
+        "deepstack_visual_indexes": [8, 16, 24],
+    },
+}
 SMALL: dict[str, Any] = {  # to try a benchmark out
     **QWEN3_VL_2B,
     "text_config": {

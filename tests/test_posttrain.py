@@ -205,10 +205,11 @@ def test_chunks_change_nothing(one_device, monkeypatch, name, devices, chunk):
         np.testing.assert_allclose(found[2][parameter], gradient, atol=1e-5 * max(1, scale), err_msg=parameter)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_projecting_again_changes_nothing(inputs, tmp_path, monkeypatch, devices):
-    """remat: documents projected two at a time, on each device, against all at once."""
-    settings = {"adapter__layers": "last 2", "data__negatives": 1}
+@pytest.mark.parametrize(("trainable", "devices"), [("adapter", 1), ("adapter", 8), ("lora", 8)])
+def test_a_bank_in_parts_changes_nothing(inputs, tmp_path, monkeypatch, trainable, devices):
+    """remat: documents projected, or gathered, one at a time on each device, against all at once."""
+    layers = {"adapter__layers": "last 2"} if trainable == "adapter" else {"loss__temperature": 0.3}
+    settings = {"trainable": trainable, "data__negatives": 1, **layers}
     plain, again = (make_config(inputs, tmp_path, remat=remat, **settings) for remat in (False, True))
     batch = examples(16, negatives=1)
     expected = loss_and_gradient(plain, 1, batch, perturb=1)

@@ -202,8 +202,8 @@ class TrainConfig:
             raise ValueError(f"accumulate is {self.accumulate}: it must be positive")
         if self.steps is not None and self.steps % self.accumulate:
             raise ValueError(
-                f"steps is {self.steps}, which does not divide by accumulate = {self.accumulate}: it counts batches, and "
-                "those after the last update would be lost; choose a multiple"
+                f"steps is {self.steps}, which does not divide by accumulate = {self.accumulate}: it counts batches, "
+                "and those after the last update would be lost; choose a multiple"
             )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both set: choose one")

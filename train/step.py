@@ -105,7 +105,7 @@ class Objective:
       adapter: structure of the adapter, parameters "adapter.*"; None = tokens are the last layer's states.
       dtype: the backbone's trained weights are cast to it for computing; None = as they are.
       remat: compute again in the backward pass, to save memory: the layers of a backbone that is trained, and the
-        adapter's projection.
+        adapter's projection; the bank of documents is gathered from the devices part by part, too.
       remat_policy: what of a layer is computed again, see `smart_jax.models.layers.REMAT_POLICIES`.
       dropout_seed: of the low-rank branches' dropout, which follows from it, the step and the row; None = no dropout.
       chunk_size: rows of one side that pass through the backbone at a time, see `train.gradcache`; None = all.
@@ -212,7 +212,7 @@ class Objective:
         def cut(tokens: Array) -> list[Array]:
             return [vectors.truncate(tokens, width) for width in self.config.widths]
 
-        if self.adapter is None or not self.remat:
+        if not self.remat:
 
             def score_tokens(q: Array, d: Array, q_mask: Array, d_mask: Array) -> list[Array]:
                 return [maxsim(q, d, q_mask, d_mask) for q, d in zip(cut(q), cut(d), strict=True)]
@@ -221,20 +221,20 @@ class Objective:
             score = jax.shard_map(score_tokens, mesh=self.mesh, in_specs=(rows, whole, rows, whole), out_specs=rows)
             return score(queries.tokens, tokens, queries.mask, mask)
         structure = self.adapter
+        bank = documents.tokens if structure is None else documents.states
 
-        def score_states(params: Params, q: Array, states: Array, q_mask: Array, d_mask: Array) -> list[Array]:
-            def project(params: Params, bank: tuple[Array, Array]) -> list[Array]:
-                states, mask = bank
-                return cut(vectors.pool_tokens(structure.merge(params)(states), mask, factor)[0])
+        def score_bank(params: Params, q: Array, bank: Array, q_mask: Array, d_mask: Array) -> list[Array]:
+            def project(params: Params, part: tuple[Array, Array]) -> list[Array]:
+                x, mask = part
+                tokens = x if structure is None else structure.merge(params)(x)
+                return cut(vectors.pool_tokens(tokens, mask, factor)[0])
 
             mask = vectors.pool_mask(d_mask, factor)
-            return projected_maxsim(project, params, cut(q), (states, d_mask), q_mask, mask, axis_name=BATCH[0])
+            return projected_maxsim(project, params, cut(q), (bank, d_mask), q_mask, mask, axis_name=BATCH[0])
 
-        projected = jax.shard_map(
-            score_states, mesh=self.mesh, in_specs=(whole, rows, rows, rows, rows), out_specs=rows
-        )
+        projected = jax.shard_map(score_bank, mesh=self.mesh, in_specs=(whole, rows, rows, rows, rows), out_specs=rows)
         params = {name: x for name, x in params.items() if name.startswith("adapter.")}
-        return projected(params, queries.tokens, documents.states, queries.mask, documents.mask)
+        return projected(params, queries.tokens, bank, queries.mask, documents.mask)
 
     def _temperatures(self, params: Params) -> dict[str, Any]:
         start = start_temperatures(self.config)
