@@ -47,7 +47,22 @@ def make_config(folder: Path, output: Path, **settings: Any) -> TrainConfig:
     config.model, config.output = str(folder / "model"), str(output)
     config.batch_size, config.steps, config.log_every = 8, 8, 1
     config.data.dir, config.data.name = str(folder / "data"), "pages"
-    config.checkpoint.every, config.eval.validation_batches = 2, 1
+    config.checkpoint.every, config.eval.validation_batches, config.eval.validation_documents = 2, 1, 0
     config.optimizer.learning_rate = 0.01
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in settings.items()})
     return from_config_dict(config)
+
+
+MEASURED = (
+    "examples_per_second",
+    "tokens_per_second",
+    "seconds_per_step",
+    "mfu",
+    "device_memory_gib",
+    "host_memory_gib",
+)
+
+
+def repeatable(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records of a run without what another run of the same updates may have otherwise."""
+    return [{name: value for name, value in record.items() if name not in MEASURED} for record in records]

@@ -19,6 +19,9 @@ from train.config import DataConfig
 from train.data import Example, Examples, content_hash
 from train.mixture import Mixture
 from train.step import TrainBatch
+from train.throughput import Work, measure
+
+UNREADABLE = (ValueError, TypeError, OSError)  # of `preprocessor.row`: the item's fault
 
 
 class Prepared(NamedTuple):
@@ -27,6 +30,29 @@ class Prepared(NamedTuple):
     ids: list[str]
     batch: TrainBatch
     position: dict[str, Any]
+    work: Work  # of this process
+    skipped: int  # of this process, up to this batch
+
+
+class Skipped:
+    """Examples that could not be read, counted each time one is met."""
+
+    def __init__(self, limit: int, before: int = 0):
+        """`limit`: more are an error; 0 = the first one's own. `before`: counted before this process started."""
+        self.limit, self.count, self._names = limit, before, list[str]()
+
+    def add(self, example: Example, error: Exception) -> None:
+        """Raises ValueError: these are too many; the message names those of this process."""
+        if not self.limit:
+            raise error
+        self.count += 1
+        self._names.append(f"'{example.id}'" + (f" ({example.source})" if example.source else ""))
+        if self.count > self.limit:
+            raise ValueError(
+                f"{self.count} examples could not be read, data.max_skipped allows {self.limit}: "
+                f"{', '.join(dict.fromkeys(self._names))}. The last: {error}. Repair the data, or raise the limit"
+            ) from error
+        print(f"\nexample {self._names[-1]} is left out, {self.count} of at most {self.limit}: {error}")
 
 
 class Batcher:
@@ -37,28 +63,40 @@ class Batcher:
 
         Raises ValueError: several processes without fixed shapes, which would disagree about the bucket.
         """
-        lengths = (config.query_length, config.document_length, config.document_patches)
-        if jax.process_count() > 1 and None in lengths:
-            raise ValueError(
-                "with several processes the shapes must be fixed: set config.data.query_length, document_length and "
-                "document_patches"
-            )
+        if jax.process_count() > 1:
+            if None in (config.query_length, config.document_length, config.document_patches):
+                raise ValueError(
+                    "with several processes the shapes must be fixed: set config.data.query_length, document_length "
+                    "and document_patches"
+                )
             if config.query_patches is None:
                 config = dataclasses.replace(config, query_patches=0)
         self._preprocessor, self._config, self._mesh, self._teacher = preprocessor, config, mesh, teacher
         self._threads = ThreadPoolExecutor(max(1, config.workers), thread_name_prefix="rows")
 
-    def prepare(self, examples: Examples | Mixture) -> Iterator[Prepared]:
-        """The batches of `examples`, each with the position after it."""
+    def prepare(self, examples: Examples | Mixture, skipped: int = 0) -> Iterator[Prepared]:
+        """The batches of `examples`, each with the position after it; `skipped` were before."""
+        tally = Skipped(self._config.max_skipped, skipped)
         for batch in examples:
-            yield Prepared([example.id for example in batch], self(batch), examples.get_state())
+            arrays = self.arrays(batch, tally)
+            work = measure(arrays.queries, len(batch)) + measure(arrays.documents)
+            ids = [example.id for example in batch]
+            yield Prepared(ids, put_batch(arrays, self._mesh), examples.get_state(), work, tally.count - skipped)
 
     def __call__(self, examples: Sequence[Example]) -> TrainBatch:
-        """The batch of some examples; query i's documents are its positive and then its negatives.
+        """As `arrays`, on the mesh; nothing is left out."""
+        return put_batch(self.arrays(examples, Skipped(0)), self._mesh)
+
+    def arrays(self, examples: Sequence[Example], skipped: Skipped) -> TrainBatch:
+        """The batch of some examples, NumPy; query i's documents are its positive and then its negatives.
+
+        Where an example can not be read, the next one of these that can be stands in for it, after the last the first:
+        what is trained on follows from the examples alone. The document is then there twice, and neither is a negative
+        of the other's query.
 
         Raises:
-          ValueError, OSError: an item can not be read, or an example lacks negatives or a teacher's scores; the message
-            names the example.
+          ValueError, TypeError, OSError: an item can not be read and `skipped` allows no more, none of the examples can
+            be read, or one lacks negatives or a teacher's scores; the message names the example.
         """
         config = self._config
         queries, documents = [], []
@@ -76,16 +114,20 @@ class Batcher:
         query_names = [f"query of example '{example.id}'" for example in examples]
         query_rows = self._rows(queries, config.query_instruction, query_names, query=True)
         document_rows = self._rows(documents, config.document_instruction, names)
-        teacher: Any = np.stack([self._scores(example) for example in examples]) if self._teacher else None
-        batch = TrainBatch(
-            queries=self._preprocessor.collate(query_rows, length=config.query_length, patches=config.query_patches),
-            documents=self._preprocessor.collate(
-                document_rows, length=config.document_length, patches=config.document_patches
+        # Of each place, the example whose rows stand there, and their numbers.
+        places = _readable(examples, query_rows, document_rows, skipped)
+        at = [i * (1 + config.negatives) + k for i in places for k in range(1 + config.negatives)]
+        teacher: Any = np.stack([self._scores(examples[i]) for i in places]) if self._teacher else None
+        return TrainBatch(
+            queries=self._preprocessor.collate(
+                [query_rows[i] for i in places], length=config.query_length, patches=config.query_patches
             ),
-            document_ids=np.stack([_id_words(item) for item in documents]),  # type: ignore[arg-type]
+            documents=self._preprocessor.collate(
+                [document_rows[i] for i in at], length=config.document_length, patches=config.document_patches
+            ),
+            document_ids=np.stack([_id_words(documents[i]) for i in at]),  # type: ignore[arg-type]
             teacher=teacher,
         )
-        return put_batch(batch, self._mesh)
 
     def _scores(self, example: Example) -> np.ndarray:
         """Of the example's documents in the batch, float32 [K], NaN = not scored."""
@@ -100,11 +142,34 @@ class Batcher:
 
     def _rows(
         self, items: Sequence[Any], instruction: str | None, names: Sequence[str], *, query: bool = False
-    ) -> list[Row]:
-        def row(item: Any, name: str) -> Row:
-            return self._preprocessor.row(item, instruction=instruction, query=query, name=name)
+    ) -> list[Any]:
+        """Rows, or the errors that came instead."""
+
+        def row(item: Any, name: str) -> Row | Exception:
+            try:
+                return self._preprocessor.row(item, instruction=instruction, query=query, name=name)
+            except UNREADABLE as error:
+                return error
 
         return list(self._threads.map(row, items, names))
+
+
+def _readable(
+    examples: Sequence[Example], queries: Sequence[Any], documents: Sequence[Any], skipped: Skipped
+) -> list[int]:
+    """For each example itself or, where one of its rows is an error, the next without."""
+    count, each = len(examples), len(documents) // len(examples)
+    good = []
+    for i, example in enumerate(examples):
+        rows = (queries[i], *documents[i * each : (i + 1) * each])
+        error = next((row for row in rows if isinstance(row, Exception)), None)
+        good.append(error is None)
+        if error is not None:
+            skipped.add(example, error)
+    if not any(good):
+        names = ", ".join(f"'{example.id}'" for example in examples)
+        raise ValueError(f"none of a batch's examples can be read: {names}. Repair the data")
+    return [next(j % count for j in range(i, i + count) if good[j % count]) for i in range(count)]
 
 
 def _id_words(item: Any) -> np.ndarray:

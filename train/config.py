@@ -128,6 +128,7 @@ class DataConfig:
     document_length: int | None = None
     document_patches: int | None = None
     query_patches: int | None = None  # 0 with several processes, whose queries are then texts
+    max_skipped: int = 0  # examples that may be unreadable, each time one is met; another of its batch stands in for it
     workers: int = 2  # threads that prepare items
     prefetch: int = 2  # batches prepared ahead of the step
 
@@ -138,6 +139,8 @@ class EvalConfig:
 
     every: int = 0  # steps; 0 = only after the run
     validation_batches: int = 16  # at most so many batches of the validation split; 0 = no validation loss
+    validation_documents: int = 512  # search among so many of it, each the answer to a query at least; 0 = no search
+    samples: int = 4  # so many of the best and of the worst queries of that search, with their pages, for TensorBoard
     benchmark: str | None = None  # for the config file's get_eval_fn, which says what it is
 
 
@@ -147,6 +150,14 @@ class CheckpointConfig:
     keep: int = 2  # newest
     best_metric: str | None = None  # keep the best by this metric too; one of the evaluation's names
     best_mode: str = "max"
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """Beside metrics.jsonl and TensorBoard, which every run has."""
+
+    wandb: str = ""  # project of Weights & Biases; empty = none
+    peak_tflops: float | None = None  # of a device in bfloat16, for the utilisation (mfu); None = from a table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +198,7 @@ class TrainConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
@@ -207,6 +219,11 @@ class TrainConfig:
             )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both set: choose one")
+        if self.data.max_skipped and not self.loss.mask_false_negatives:
+            raise ValueError(
+                f"data.max_skipped is {self.data.max_skipped}: an example that stands in for another would be its own "
+                "negative with loss.mask_false_negatives=False; set one of them back"
+            )
         if "adapter" in self.parts and self.loss.objective == "pooled":
             raise ValueError(
                 f"objective 'pooled' leaves the adapter of trainable = '{self.trainable}' untrained: it projects "

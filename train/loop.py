@@ -10,7 +10,6 @@ import queue
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,13 +17,15 @@ from typing import Any, Generic, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from smart_jax.distributed import is_main, wait_for_all
+from train.tensorboard import EventFile, Sample
+from train.wandb_log import ID_FILE, WandbLog
 
 T = TypeVar("T")
-PARTS = ("config.json", "metrics.jsonl", "tensorboard", "checkpoints", "adapter", "lora", "model")  # of a run directory
+# Of a run directory.
+PARTS = ("config.json", "metrics.jsonl", "tensorboard", "checkpoints", "adapter", "lora", "model", "wandb", ID_FILE)
 _END = object()
 
 
@@ -88,8 +89,20 @@ def _changes(old: Any, new: Any, where: str = "") -> Iterator[str]:
 
 def _write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> OSError:
+    return OSError(
+        error.errno,
+        f"{path} can not be written ({error.strerror or error}): make room on that disk, or set the cause right, and "
+        "resume the run from its last checkpoint",
+    )
 
 
 class MetricsLog:
@@ -99,25 +112,35 @@ class MetricsLog:
     several processes one writes.
     """
 
-    def __init__(self, folder: Path, last_step: int = 0):
-        self.path = folder / "metrics.jsonl"
+    def __init__(self, folder: Path, last_step: int = 0, mirror: WandbLog | None = None):
+        """`mirror` gets a copy. Raises OSError: the files can not be written."""
+        self.path, self._mirror = folder / "metrics.jsonl", mirror
         if not is_main():
             return
         kept = [record for record in read_metrics(self.path) if record["step"] <= last_step]
         _write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
+        self._events = EventFile(folder / "tensorboard", last_step + 1)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float], samples: Sequence[Sample] = ()) -> None:
+        """Raises OSError: the disk is full, for example; the message names the file and the remedy."""
         if not is_main():
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._writer.add_scalar(name.replace("@", "_at_"), value, step)  # TensorBoard takes no @
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            self._events.write(step, values, samples)
+        except OSError as error:
+            raise _unwritten(self.path.parent, error) from error
+        if self._mirror is not None:
+            self._mirror.write(step, values, samples)
 
     def close(self) -> None:
-        if is_main():
-            self._writer.close()
+        if not is_main():
+            return
+        with contextlib.suppress(OSError):  # `write` has said so, and here it would hide another error
+            self._events.close()
+        if self._mirror is not None:
+            self._mirror.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -232,7 +255,7 @@ class StopRequest:
 
 
 class Progress:
-    """A bar over the run's examples with loss, examples/s and ETA, and the rate since the last reading."""
+    """A bar over the run's examples with loss, examples/s and ETA."""
 
     def __init__(self, start: int, steps: int, batch_size: int):
         self._size, self._steps = batch_size, steps
@@ -244,20 +267,12 @@ class Progress:
             mininterval=1.0,
             disable=not is_main(),
         )
-        self._since, self._done = time.perf_counter(), 0
 
     def update(self, step: int, loss: float) -> None:
-        self._done += self._size
         self._bar.set_description(f"step {step}/{self._steps}", refresh=False)
         if math.isfinite(loss):
             self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
         self._bar.update(self._size)
-
-    def rate(self) -> float:
-        """Examples per second since the last call (evaluation and saving included)."""
-        now = time.perf_counter()
-        rate, self._since, self._done = self._done / (now - self._since), now, 0
-        return rate
 
     def close(self) -> None:
         self._bar.close()

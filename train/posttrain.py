@@ -21,8 +21,9 @@ from ml_collections import config_flags
 
 from smart_jax import compilation_cache, distributed
 from train.config import TrainConfig, from_config_dict
-from train.loop import LossGuard, MetricsLog, Prefetch, Progress, StopRequest, announce, due, format_table
+from train.loop import LossGuard, Prefetch, Progress, StopRequest, announce, due, format_table
 from train.run import EvalFn, Run
+from train.throughput import memory
 
 
 def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float]:
@@ -34,6 +35,7 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
     Raises:
       FileExistsError: the run directory is not empty, without `resume` or `overwrite`.
       ValueError: settings, data or checkpoints do not fit together; the message names the remedy.
+      OSError: a file can not be written, the disk is full, for example; the run resumes from its last checkpoint.
       FloatingPointError: loss or gradient are not finite, more often than `optimizer.skip_nonfinite` in a row; the
         message names the step and the batch's examples.
     """
@@ -45,14 +47,15 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
     evaluated: dict[str, float] = {}
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        log = stack.enter_context(closing(MetricsLog(folder, start)))
-        prepared = run.batcher.prepare(run.examples(position))
-        batches = stack.enter_context(closing(Prefetch(prepared, config.data.prefetch)))
+        log = stack.enter_context(closing(run.open_log(start)))
+        batches = stack.enter_context(closing(Prefetch(run.batches(position), config.data.prefetch)))
+        throughput = run.throughput()
         progress = stack.enter_context(closing(Progress(start, steps, config.batch_size)))
         guard = LossGuard(config.optimizer.skip_nonfinite)
         for step in range(start + 1, steps + 1):
             item = next(batches)
             state, metrics = run.train_step(state, run.frozen, item.batch)
+            throughput.add(item.work)
             guard.push(step, item.ids, metrics["loss"], metrics["grad_norm"])
             progress.update(step, guard.last)
             stopping = stop.asked(step) and step < steps
@@ -60,16 +63,18 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
             if due(step, config.log_every, steps) or evaluating:
                 guard.flush()
                 record = {name: float(x) for name, x in jax.device_get(metrics).items()}
-                record["examples_per_second"] = progress.rate()
-                evaluated = run.evaluate(state) if evaluating else {}
-                log.write(step, record | evaluated)
+                record |= {"skipped_examples": run.skipped(item)} | throughput.read() | memory()
+                with throughput.paused():
+                    evaluated, samples = run.evaluate(state) if evaluating else ({}, [])
+                    log.write(step, record | evaluated, samples)
             if due(step, config.checkpoint.every, steps) or stopping or (evaluating and run.chooses_best):
                 guard.flush()
-                run.save(state, item.position, evaluated if evaluating else {})
+                with throughput.paused():
+                    run.save(state, item, evaluated if evaluating else {})
             if stopping:
                 announce(f"\nstopped by SIGTERM after saving step {step}: --config.resume=True goes on from there")
                 return {}
-    results = evaluated or run.evaluate(state)
+    results = evaluated or run.evaluate(state)[0]
     where = ", ".join(map(str, run.export(state)))
     announce(format_table(results, f"after step {steps}; {where}:"))
     return results

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ from smart_jax.models.weights import save_weights
 from smart_jax.prompt import TOKENIZER_FILES
 from smart_jax.settings import SETTINGS_FILE, Settings, read_settings
 from smart_jax.sharding import batch_part, make_mesh, place, replicated
-from train.batches import Batcher
+from train.batches import UNREADABLE, Batcher, Prepared
 from train.config import TrainConfig
-from train.data import Examples, open_split
-from train.loop import check_run, open_run
-from train.mixture import Mixture, open_examples, parse_names
+from train.data import Example, Examples, open_split
+from train.heldout import HeldOut, ranking_metrics
+from train.loop import MetricsLog, check_run, open_run
+from train.mixture import open_examples, parse_names
 from train.optimizer import make_optimizer, make_schedule
 from train.step import (
     Objective,
@@ -43,6 +44,9 @@ from train.step import (
     make_train_step,
     take_apart,
 )
+from train.tensorboard import Sample
+from train.throughput import Throughput, peak_flops, total, training_cost
+from train.wandb_log import WandbLog, import_wandb
 
 EvalFn = Callable[[Encoder], dict[str, float]]
 
@@ -64,6 +68,8 @@ class Run:
         self.config, self.eval_fn = config, eval_fn
         mode = {"resume": config.resume, "overwrite": config.overwrite}
         check_run(config.output, **mode)
+        if config.log.wandb:
+            import_wandb(config.log.wandb)
         self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         self._check_batch_size(config.batch_size)
         data = config.data
@@ -80,7 +86,8 @@ class Run:
         self.batcher = Batcher(self.encoder.preprocessor, config.data, self.mesh, teacher=teacher)
         params, self.frozen, self.objective = make_objective(config, self.encoder, self.mesh, self.steps)
         optimizer = make_optimizer(config.optimizer, self.steps, config.accumulate)
-        self._start = init_state(params, config.loss, optimizer, self.mesh)
+        self._cost = training_cost(params, self.frozen, self.encoder.config)
+        self._start, self._skipped = init_state(params, config.loss, optimizer, self.mesh), 0
         schedule = make_schedule(config.optimizer, self.steps // config.accumulate)
         self.train_step = make_train_step(self.objective, optimizer, schedule, self._start)
         self._eval_step = make_eval_step(self.objective)
@@ -106,33 +113,56 @@ class Run:
             params=state.params, train_state={"step": state.step, "optimizer": state.opt_state}
         )
         state = TrainState(found.train_state["step"], found.params, found.train_state["optimizer"])
+        self._skipped = found.data.get("skipped", 0)
         return state, found.data
 
-    def examples(self, position: dict[str, Any] | None) -> Examples | Mixture:
-        """Endless training examples, in this process's part of each batch, from a saved position on."""
+    def batches(self, position: dict[str, Any] | None) -> Iterator[Prepared]:
+        """Endless training batches, on this process its part of each, from a saved position on."""
         if position is not None:
             self._examples.set_state(position)
-        return self._examples
+        return self.batcher.prepare(self._examples, self._skipped)
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Mean metrics over the validation batches ("validation/loss", ...) and `eval_fn`'s ("eval/...")."""
+    def skipped(self, item: Prepared) -> int:
+        """Examples left out so far, by all processes, each of which has to call this; ValueError: too many."""
+        count = self._skipped + int(total(item.skipped))
+        if count > (limit := self.config.data.max_skipped):
+            raise ValueError(f"{count} examples could not be read on all processes, data.max_skipped allows {limit}")
+        return count
+
+    def open_log(self, step: int) -> MetricsLog:
+        """The run's log, without what was logged after `step`."""
+        project = self.config.log.wandb if jax.process_index() == 0 else ""
+        mirror = WandbLog(project, self.folder, dataclasses.asdict(self.config)) if project else None
+        return MetricsLog(self.folder, step, mirror)
+
+    def throughput(self) -> Throughput:
+        """A clock of the run's updates."""
+        asked = self.config.log.peak_tflops
+        peak = peak_flops(self.mesh.devices.flat[0]) if asked is None else asked * 1e12
+        return Throughput(self._cost, None if peak is None else peak * self.mesh.size)
+
+    def evaluate(self, state: TrainState) -> tuple[dict[str, float], list[Sample]]:
+        """Metrics: means over the validation batches and a search of the split ("validation/loss",
+        "validation/late_ndcg@5", ...), and `eval_fn`'s ("eval/..."); and the search's best and worst queries."""
         results = self._validate(state) if self.config.eval.validation_batches else {}
+        found, samples = self._search(state)
+        results |= found
         if self.eval_fn is not None:
             results |= {f"eval/{name}": float(x) for name, x in self.eval_fn(self.trained(state.params)).items()}
         best = self.config.checkpoint.best_metric
         if best is not None and best not in results:
             raise ValueError(f"checkpoint.best_metric '{best}' is none of the evaluation's: {', '.join(results)}")
-        return results
+        return results, samples
 
     @property
     def chooses_best(self) -> bool:
         return self.config.checkpoint.best_metric is not None
 
-    def save(self, state: TrainState, position: dict[str, Any], metrics: dict[str, float]) -> None:
+    def save(self, state: TrainState, item: Prepared, metrics: dict[str, float]) -> None:
+        """Writes a checkpoint; `item` is the batch of its last update."""
         train_state = {"step": state.step, "optimizer": state.opt_state}
-        self.checkpoints.save(
-            int(state.step), params=state.params, train_state=train_state, data=position, metrics=metrics
-        )
+        data = {**item.position, "skipped": self.skipped(item)}
+        self.checkpoints.save(int(state.step), params=state.params, train_state=train_state, data=data, metrics=metrics)
 
     def trained(self, params: Params) -> Encoder:
         """An encoder with these parameters."""
@@ -200,6 +230,44 @@ class Run:
                 for name, x in jax.device_get(self._eval_step(state, self.frozen, prepared.batch)).items():
                     sums[name] = sums.get(name, 0.0) + float(x) / count / len(self._validation)
         return {f"validation/{name}": mean for name, mean in sums.items()}
+
+    @cached_property
+    def _held_out(self) -> dict[str, HeldOut]:
+        data, limit = self.config.data, self.config.eval.validation_documents
+
+        def open_one(name: str) -> HeldOut:
+            source = open_split(data.dir, name, data.validation_split)
+            return HeldOut(source, limit, self._readable, name=f"split '{data.validation_split}' of {name}")
+
+        return {name: open_one(name) for name in parse_names(data.name)} if limit else {}
+
+    def _readable(self, example: Example) -> bool:
+        if not self.config.data.max_skipped:
+            return True  # or an error where it is encoded
+        try:
+            for item in (example.query, example.document):
+                self.encoder.preprocessor.row(item, name=f"example '{example.id}'")
+        except UNREADABLE as error:
+            print(f"\nleft out of the validation: {error}")
+            return False
+        return True
+
+    def _search(self, state: TrainState) -> tuple[dict[str, float], list[Sample]]:
+        """Mean over the data sets, and samples of each."""
+        means: dict[str, float] = {}
+        samples: list[Sample] = []
+        if jax.process_count() > 1 or not self._held_out:  # an encoder works on devices of one process
+            return means, samples
+        encoder, options = self.trained(state.params), self.config.eval
+        for name, held_out in self._held_out.items():
+            found = held_out.search(encoder, self.config)
+            for kind, scores in found.scores.items():
+                for metric, value in ranking_metrics(scores, found.positives).items():
+                    key = f"validation/{kind}_{metric}"
+                    means[key] = means.get(key, 0.0) + value / len(self._held_out)
+            prefix = "samples" if len(self._held_out) == 1 else f"samples/{name}"
+            samples += held_out.samples(found, self.config.loss.objective, options.samples, encoder, prefix)
+        return means, samples
 
     def _shards(self) -> int:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]

@@ -343,6 +343,10 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         params = {n: jnp.maximum(x, floor) if n.startswith("log_temperature.") else x for n, x in params.items()}
         metrics |= {"loss": loss, "grad_norm": optax.global_norm(gradient), "learning_rate": rate}
+        metrics |= {"update_norm": optax.global_norm(updates), "param_norm": optax.global_norm(params)}
+        for part in sorted({name.partition(".")[0] for name in params}):
+            own = [x for name, x in params.items() if name.startswith(f"{part}.")]
+            metrics[f"param_norm_{part}"] = optax.global_norm(own)
         if isinstance(opt_state, optax.ApplyIfFiniteState):
             metrics["skipped_updates"] = opt_state.total_notfinite
         return TrainState(step, params, opt_state), metrics
