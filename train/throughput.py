@@ -109,7 +109,8 @@ def training_cost(params: Mapping[str, Any], frozen: Mapping[str, Any], config: 
         if x.ndim != 2 or name.endswith(("embedding", "scales")):
             continue
         tower = "adapter" if name.startswith("adapter.") else "visual" if ".visual." in name else "text"
-        flops = 2.0 * x.size * (1 + backward[tower] + (name in params))
+        to_input = backward[tower] and "patch_embed" not in name  # pixels need no gradient
+        flops = 2.0 * x.size * (1 + to_input + (name in params))
         if name.endswith("codes") and x.dtype == np.uint8:
             flops *= 2  # two codes in a byte
         if tower == "visual" and vision is not None:

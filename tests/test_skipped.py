@@ -1,0 +1,151 @@
+"""Examples that can not be read: reported, stood in for, counted, and too many of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smart_jax.sharding import make_mesh
+from tests.training import make_config, page, repeatable, write_inputs
+from train import batches
+from train.batches import Batcher, Skipped
+from train.config import from_config_dict
+from train.data import Example, Split, open_split
+from train.loop import read_metrics
+from train.posttrain import train
+from train.run import load_encoder, make_objective
+from train.step import TrainBatch
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("skipped"))
+
+
+def examples(count: int = 6, bad: tuple[int, ...] = (), negatives: int = 0) -> list[Example]:
+    def document(i):
+        return {"image": b"no image" if i in bad else page(i)}
+
+    others = [tuple({"text": f"text {10 * i + k}"} for k in range(negatives)) for i in range(count)]
+    return [Example(f"row {i}", {"text": f"find {i}"}, document(i), others[i], "shelf") for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def parts(inputs):
+    """Config, mesh, encoder and batcher, with one explicit negative."""
+    config = make_config(inputs, Path("unused"), data__negatives=1, loss__temperature=0.3)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    encoder = load_encoder(config, mesh)
+    return config, mesh, encoder, Batcher(encoder.preprocessor, config.data, mesh)
+
+
+def assert_same(found: TrainBatch, expected: TrainBatch) -> None:
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_the_next_example_stands_in(parts, capsys):
+    """The last one's is the first; a bad negative or query counts like a bad document."""
+    *_, batcher = parts
+    batch = examples(6, bad=(1, 5), negatives=1)
+    batch[2] = dataclasses.replace(batch[2], negatives=({"image": b"no image"},))
+    batch[4] = dataclasses.replace(batch[4], query={"text": " "})
+    good, skipped = examples(6, negatives=1), Skipped(4)
+    found = batcher.arrays(batch, skipped)
+    assert_same(found, batcher.arrays([good[i] for i in (0, 3, 3, 3, 0, 0)], Skipped(0)))
+    assert skipped.count == 4
+    said = capsys.readouterr().out
+    for i, what in ((1, "document 0"), (2, "document 1"), (4, "query"), (5, "document 0")):
+        assert f"example 'row {i}' (shelf) is left out" in said and f"{what} of example 'row {i}'" in said
+    assert "4 of at most 4: " in said
+
+
+def test_what_stands_in_is_no_negative(parts):
+    """The loss of a batch with a repeated example, in float64 from the scores of the others."""
+    config, mesh, encoder, batcher = parts
+    params, frozen, objective = make_objective(config, encoder, mesh, steps=10)
+    batch = batches.put_batch(batcher.arrays(examples(4, bad=(2,), negatives=1), Skipped(1)), mesh)
+    loss = float(jax.jit(objective)(params, frozen, batch, jnp.int32(1))[0])
+    good = [examples(4, negatives=1)[i] for i in (0, 1, 3)]
+    adapted = encoder.with_adapter(objective.adapter.merge(params))
+    q = adapted.encode_query([e.query for e in good])
+    d = adapted.encode_document([item for e in good for item in (e.document, *e.negatives)])
+    late = np.zeros((3, 6))
+    for i in range(3):
+        for j in range(6):
+            a, b = q.tokens[q.offsets[i] : q.offsets[i + 1]], d.tokens[d.offsets[j] : d.offsets[j + 1]]
+            late[i, j] = (a.astype(np.float64) @ b.astype(np.float64).T).max(axis=1).mean()
+    weights = np.array([1, 1, 1, 1, 1, 2])  # the repeated example's negative is there twice ...
+    expected = []
+    for i in (0, 1, 2, 2):  # ... and so is its query, but its document takes part for neither a second time
+        own = weights.copy() if i == 2 else weights + np.array([0, 0, 0, 0, 1, 0])
+        logits = late[i] / 0.3
+        expected.append(np.log((own * np.exp(logits)).sum()) - logits[2 * i])
+    assert loss == pytest.approx(np.mean(expected), abs=2e-4)
+
+
+def test_too_many_are_named(parts):
+    *_, batcher = parts
+    with pytest.raises(ValueError, match=r"document 0 of example 'row 1'.* is not an image"):
+        batcher.arrays(examples(4, bad=(1,), negatives=1), Skipped(0))
+    skipped = Skipped(2, before=1)
+    batcher.arrays(examples(4, bad=(1,), negatives=1), skipped)
+    with pytest.raises(
+        ValueError, match=r"3 examples could not be read, data\.max_skipped allows 2: 'row 1' \(shelf\), '"
+    ):
+        batcher.arrays(examples(4, bad=(3,), negatives=1), skipped)
+    with pytest.raises(ValueError, match="none of a batch's examples can be read: 'row 0', 'row 1'"):
+        batcher.arrays(examples(2, bad=(0, 1), negatives=1), Skipped(9))
+    with pytest.raises(ValueError, match=r"has 0 negatives, data\.negatives asks for 1"):
+        batcher.arrays(examples(2), Skipped(9))  # a setting's fault, not an item's
+
+
+def test_it_needs_the_mask_of_false_negatives():
+    with pytest.raises(ValueError, match=r"data\.max_skipped is 3: .* its own negative"):
+        from_config_dict({"data": {"max_skipped": 3}, "loss": {"mask_false_negatives": False}})
+
+
+@pytest.fixture
+def damaged(inputs, monkeypatch):
+    """Four training examples and a held-out one have documents that are no images; their ids."""
+    read, splits = Split.__getitem__, [open_split(inputs / "data", "pages", name) for name in ("train", "validation")]
+    bad = {split[i].id for split, count in zip(splits, (4, 1), strict=True) for i in range(count)}
+
+    def getitem(self, index):
+        example = read(self, index)
+        return dataclasses.replace(example, document={"image": b"broken"}) if example.id in bad else example
+
+    monkeypatch.setattr(Split, "__getitem__", getitem)
+    return bad
+
+
+def test_a_run_counts_them_and_resumes_bit_identically(inputs, tmp_path, damaged, capsys):
+    settings = {"data__max_skipped": 20, "eval__validation_documents": 99, "eval__validation_batches": 0, "steps": 6}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    results = train(make_config(inputs, whole, **settings))
+    said = capsys.readouterr().out
+    records = read_metrics(whole / "metrics.jsonl")
+    counts = [record["skipped_examples"] for record in records]
+    assert counts == sorted(counts) and counts[3] < counts[-1] == said.count("is left out")
+    assert said.count("left out of the validation") == 1 and all(f"example '{name}'" in said for name in damaged)
+
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoints" / "6")  # as if it had been killed after step 4
+    shutil.rmtree(cut / "adapter")
+    assert train(make_config(inputs, cut, **settings, resume=True)) == results
+    assert repeatable(read_metrics(cut / "metrics.jsonl")) == repeatable(records)
+    files = [folder / "adapter" / "adapter.safetensors" for folder in (whole, cut)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+    limit = counts[-1] - 1
+    shutil.rmtree(cut / "checkpoints" / "6")
+    with pytest.raises(ValueError, match=f"{limit + 1} examples could not be read, data.max_skipped allows {limit}: '"):
+        train(make_config(inputs, cut, **(settings | {"data__max_skipped": limit}), resume=True))
+    with pytest.raises(ValueError, match="of example '.*' is not an image"):
+        train(make_config(inputs, tmp_path / "none", **(settings | {"data__max_skipped": 0})))
