@@ -16,7 +16,7 @@ from smart_jax.sharding import make_mesh
 from smart_jax.typing import Batch
 from train import losses, vectors
 from train.batches import put_batch
-from train.config import LossConfig, from_config_dict, to_config_dict
+from train.config import OBJECTIVES, LossConfig, from_config_dict, to_config_dict
 from train.step import Encoded, Objective, TrainBatch, contrastive, distillation, start_temperatures
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -384,7 +384,8 @@ def test_equals_float64_on_one_and_eight_devices(name):
         return np_objective(config, *items(arrays, masks), ids[:, 0], teacher, temperatures)
 
     expected, count = exact()
-    found = {devices: run(config, devices, *given) for devices in (1, 8)}
+    alone = name in OBJECTIVES or name.startswith("all")  # the rest on eight devices only
+    found = {devices: run(config, devices, *given) for devices in ((1, 8) if alone else (8,))}
     for loss, metrics, _ in found.values():
         assert loss == pytest.approx(expected, rel=2e-6, abs=2e-6)
         if count is not None:
@@ -404,7 +405,7 @@ def test_equals_float64_on_one_and_eight_devices(name):
         slope = (values[0] - values[1]) / (2 * step)
         for _, _, gradient in found.values():
             assert np.sum(gradient[part] * direction) == pytest.approx(slope, rel=2e-5, abs=2e-6), part
-    for part in arrays:
+    for part in arrays if alone else ():
         np.testing.assert_allclose(found[8][2][part], found[1][2][part], atol=1e-6)
 
 
