@@ -31,9 +31,7 @@ def initialize(config: DistributedConfig) -> None:
     Raises:
       ValueError: no cluster is found, or devices are in use already; the message names the settings.
     """
-    # jax names the platform itself where it is imported on a machine with TPUs.
-    on_tpu = "tpu" in (jax.config.jax_platforms or "").split(",")  # type: ignore[attr-defined]
-    enabled = on_tpu if config.enabled is None else config.enabled
+    enabled = "tpu" in _platforms().split(",") if config.enabled is None else config.enabled
     if not enabled or jax.distributed.is_initialized():
         return
     try:
@@ -45,6 +43,11 @@ def initialize(config: DistributedConfig) -> None:
             f"this process can not join others ({error}): set distributed.coordinator=HOST:PORT, distributed.processes "
             "and distributed.process where jax can not find them out, or distributed.enabled=False for one process"
         ) from error
+
+
+def _platforms() -> str:
+    """That jax will look for; on a machine with TPUs, importing it sets "tpu,cpu"."""
+    return jax.config.jax_platforms or ""  # type: ignore[attr-defined]
 
 
 def is_main() -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -35,9 +37,10 @@ KINDS = {
     "full": {"trainable": "full", "loss.objective": "pooled", "mesh.data": 1, "mesh.tensor": 2},
 }
 
-# Of one process: JSON settings and, if it is to be stopped, the step before which it gets SIGTERM.
+# One process: its settings as JSON and, if it is to be stopped, the step before which it gets SIGTERM. From there on
+# steps take as long as a large model's, for the notice to reach the other process before the run is over.
 PROCESS = """
-import json, os, signal, sys
+import json, os, signal, sys, time
 from pathlib import Path
 inputs, output, settings, term_at, cache = sys.argv[1:]
 from smart_jax import compilation_cache
@@ -48,6 +51,8 @@ make = run.make_train_step
 def make_train_step(*args):
     step_fn = make(*args)
     def train_step(state, frozen, batch):
+        if 0 < abs(int(term_at)) <= int(state.step) + 1:
+            time.sleep(0.5)
         if int(state.step) + 1 == int(term_at):
             os.kill(os.getpid(), signal.SIGTERM)
         return step_fn(state, frozen, batch)
@@ -61,12 +66,13 @@ print(json.dumps(results))
 """
 
 
-def launch(inputs: Path, output: Path, processes: int, devices: int, *, term_at: int = 0, **settings):
-    """The run's standard outputs, of `processes` with so many of the `devices` each."""
+def launch(inputs: Path, output: Path, processes: int, devices: int, term_at: Sequence[int] = (0, 0), **settings):
+    """The standard outputs of a run of `processes` that share the devices; each sends itself SIGTERM at its step."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices // processes}"
+    # Little is computed: the time is the compiler's.
+    flags = f"--xla_force_host_platform_device_count={devices // processes} --xla_backend_optimization_level=0"
     environment = os.environ | {"XLA_FLAGS": flags, "SMART_JAX_COMPILATION_CACHE": ""}
     running = []
     for process in range(processes):
@@ -78,13 +84,13 @@ def launch(inputs: Path, output: Path, processes: int, devices: int, *, term_at:
                 "distributed.processes": processes,
                 "distributed.process": process,
             }
-        arguments = [str(inputs), str(output), json.dumps(own), str(term_at), str(inputs / "xla")]
-        command = [sys.executable, "-c", PROCESS, *arguments]
+        arguments = [str(inputs), str(output), json.dumps(own), str(term_at[process]), str(inputs / "xla")]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-c", PROCESS, *arguments]
         running.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
     outputs = []
     for process in running:
-        out, errors = process.communicate(timeout=300)
+        out, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors
         outputs.append(out)
     return outputs
@@ -108,9 +114,102 @@ def assert_same_parameters(found: Path, expected: Path, tolerance: float) -> Non
         np.testing.assert_allclose(a[name], value, atol=tolerance, rtol=0, err_msg=name)
 
 
+def assert_same_log(found: Path, expected: Path) -> None:
+    """Each step once, by one process, with the loss over the whole batch."""
+    a, b = (read_metrics(folder / "metrics.jsonl") for folder in (found, expected))
+    assert [record["step"] for record in a] == [record["step"] for record in b]
+    np.testing.assert_allclose([r["loss"] for r in a], [r["loss"] for r in b], atol=1e-5, rtol=1e-5)
+    assert len(list((found / "tensorboard").iterdir())) == len(list((expected / "tensorboard").iterdir()))
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("hosts"))
+
+
+@pytest.fixture(scope="module")
+def one_process(inputs):
+    """By kind and devices: the run directory of one process, and its results."""
+
+    @functools.cache
+    def trained(kind: str, devices: int = 2):
+        folder = inputs / f"{kind}-{devices}"
+        return folder, results(launch(inputs, folder, 1, devices, **KINDS[kind])[0])
+
+    return trained
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("kind", "devices"), [("adapter", 2), slow("adapter+lora", 2), slow("full", 2), slow("adapter", 8)]
+)
+def test_two_processes_train_as_one(inputs, one_process, tmp_path, kind, devices):
+    """The same devices in one process and in two: split by rows, by fsdp, and by matrices."""
+    expected, evaluation = one_process(kind, devices)
+    first, second = launch(inputs, tmp_path, 2, devices, **KINDS[kind])
+    assert_same_parameters(tmp_path, expected, 1e-6)
+    assert_same_log(tmp_path, expected)
+    assert results(first) == pytest.approx(evaluation, abs=1e-5) and results(second) == results(first)
+    assert "steps 1 to 8" in first and "steps 1 to 8" not in second  # one of them prints
+    checksums = json.loads(next(tmp_path.glob("checkpoints/8/info/*")).read_text())["checksums"]
+    sums = [value for item in checksums.values() for value in item.values()]
+    assert None not in sums and any(isinstance(value, str) for value in sums) == (kind != "adapter")
+
+
+STOPPED = "stopped by SIGTERM after saving step "
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "term_at"), [("adapter", (4, 4)), ("adapter+lora", (-4, 4))])
+def test_two_are_stopped_and_one_goes_on(inputs, one_process, tmp_path, kind, term_at):
+    """SIGTERM to both, and to one, of which the other hears: both save the same step, in the middle of an epoch."""
+    settings = KINDS[kind] | {"checkpoint.every": 100}
+    first, second = launch(inputs, tmp_path, 2, 2, term_at, **settings)
+    step = int(first.partition(STOPPED)[2].partition(":")[0])
+    assert 4 <= step < 8 and step % 3 and STOPPED not in second
+    assert results(first) == results(second) == {}
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(step)]
+    assert f"steps {step + 1} to 8" in launch(inputs, tmp_path, 1, 2, **settings, resume=True)[0]
+    expected, _ = one_process(kind)
+    assert_same_parameters(tmp_path, expected, 1e-6)
+    assert_same_log(tmp_path, expected)
+
+
+@pytest.mark.slow
+def test_one_is_stopped_and_two_go_on(inputs, one_process, tmp_path):
+    settings = KINDS["adapter+lora"] | {"checkpoint.every": 100}
+    assert f"{STOPPED}4:" in launch(inputs, tmp_path, 1, 2, (4,), **settings)[0]
+    assert "steps 5 to 8" in launch(inputs, tmp_path, 2, 2, **settings, resume=True)[0]
+    expected, _ = one_process("adapter+lora")
+    assert_same_parameters(tmp_path, expected, 1e-6)
+    assert_same_log(tmp_path, expected)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "config", "joins"),
+    [
+        (None, {}, False),
+        ("cpu", {}, False),
+        ("tpu,cpu", {}, True),
+        ("tpu,cpu", {"enabled": False}, False),
+        ("cuda", {"enabled": True, "coordinator": "host:1", "processes": 4, "process": 3}, True),
+    ],
+)
+def test_when_a_process_joins_others(monkeypatch, platforms, config, joins):
+    calls = []
+    monkeypatch.setattr(distributed, "_platforms", lambda: platforms or "")
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
+    distributed.initialize(DistributedConfig(**config))
+    assert calls == ([(config.get("coordinator"), config.get("processes"), config.get("process"))] if joins else [])
+
+
+def test_a_process_that_can_not_join_says_what_to_set():
+    """Devices are in use here, and no cluster is around."""
+    with pytest.raises(ValueError, match=r"can not join others .*distributed\.coordinator=HOST:PORT"):
+        distributed.initialize(DistributedConfig(enabled=True))
 
 
 def test_a_tpu_of_one_machine_goes_on_alone(monkeypatch):

@@ -139,6 +139,7 @@ TRAINABLE = {
         "lora__modules": r"_proj$|visual\.blocks\.1",
         "loss__temperature": 0.3,
     },
+    "lora": {"trainable": "lora", "lora__r": 4, "loss__objective": "hybrid", "loss__temperature": 0.3},
     "nf4": {"trainable": "lora", "lora__r": 4, "lora__quantize": "nf4", "loss__temperature": 0.3},
 }
 
@@ -169,6 +170,7 @@ def slow(*values):
         slow("adapter", (2, 4, 1)),
         slow("adapter", (2, 2, 2)),
         *(slow(name, sizes) for name in ("full", "adapter+lora") for sizes in ((8, 1, 1), (2, 4, 1))),
+        *(slow("lora", sizes) for sizes in ((8, 1, 1), (2, 4, 1), (2, 2, 2))),
         slow("nf4", (2, 2, 2)),
     ],
     ids=str,
