@@ -76,14 +76,13 @@ def launch(inputs: Path, output: Path, processes: int, devices: int, term_at: Se
     environment = os.environ | {"XLA_FLAGS": flags, "SMART_JAX_COMPILATION_CACHE": ""}
     running = []
     for process in range(processes):
-        own = LENGTHS | settings
-        if processes > 1:
-            own |= {
-                "distributed.enabled": True,
-                "distributed.coordinator": f"127.0.0.1:{port}",
-                "distributed.processes": processes,
-                "distributed.process": process,
-            }
+        others = {
+            "distributed.enabled": processes > 1,
+            "distributed.coordinator": f"127.0.0.1:{port}",
+            "distributed.processes": processes,
+            "distributed.process": process,
+        }
+        own = LENGTHS | others | settings
         arguments = [str(inputs), str(output), json.dumps(own), str(term_at[process]), str(inputs / "xla")]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         command = [sys.executable, "-c", PROCESS, *arguments]
@@ -181,7 +180,8 @@ def test_two_are_stopped_and_one_goes_on(inputs, one_process, tmp_path, kind, te
 @pytest.mark.slow
 def test_one_is_stopped_and_two_go_on(inputs, one_process, tmp_path):
     settings = KINDS["adapter+lora"] | {"checkpoint.every": 100}
-    assert f"{STOPPED}4:" in launch(inputs, tmp_path, 1, 2, (4,), **settings)[0]
+    joined = {"distributed.enabled": True}  # as on a single machine with TPUs
+    assert f"{STOPPED}4:" in launch(inputs, tmp_path, 1, 2, (4,), **settings | joined)[0]
     assert "steps 5 to 8" in launch(inputs, tmp_path, 2, 2, **settings, resume=True)[0]
     expected, _ = one_process("adapter+lora")
     assert_same_parameters(tmp_path, expected, 1e-6)

@@ -230,7 +230,10 @@ class LossGuard:
 
 
 class StopRequest:
-    """Context in which SIGTERM asks the loop to save and end, instead of killing the process."""
+    """Context in which SIGTERM, as sent before a machine is taken away, asks the loop to save and end.
+
+    With several processes one of them that gets it is enough: all end after the same step.
+    """
 
     def __init__(self) -> None:
         self._asked = False

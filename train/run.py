@@ -184,6 +184,11 @@ class Run:
         """
         best = self.checkpoints.best_step()
         params = state.params if best is None else self.checkpoints.restore_params(best, params=state.params)
+        written = self._write(params)
+        wait_for_all("exported")  # the others would not wait long for one that writes a large model
+        return written
+
+    def _write(self, params: Params) -> list[Path]:
         written = []
         if self.objective.adapter is not None:
             adapter: Adapter = self.objective.adapter.merge(params)
@@ -196,8 +201,8 @@ class Run:
         if "full" in self.config.parts:
             return [*written, export_model(self.folder / "model", self.encoder, weights, self.config)]
         written.append(export_lora(self.folder / "lora", self.encoder, weights, self.config))
+        wait_for_all("branches written")
         if self.config.lora.merge:
-            wait_for_all("branches written")
             # Merged into the weights as they are in the base's files, quantised or not in training.
             merged = _load(written[-1], self.config, self.mesh)
             written.append(export_model(self.folder / "model", merged, merged.params, self.config))
