@@ -13,6 +13,11 @@ runs/lora_visdoc-OBJECTIVE/lora is a PEFT adapter, runs/lora_visdoc-OBJECTIVE/mo
 opens both. A base in 4 or 8 bits: --config.lora.quantize=nf4 or int8. Vision too: --config.lora.modules=. (a regular
 expression of linear maps). An adapter beside it: --config.trainable=adapter+lora (hybrid and late).
 
+On several hosts, the same command on each; those of a TPU pod find each other, others take
+--config.distributed.enabled=True --config.distributed.coordinator=HOST:PORT --config.distributed.processes=N
+--config.distributed.process=I. All need the same shapes:
+--config.data.query_length=256 --config.data.document_length=1024 --config.data.document_patches=3840
+
 The same on the embedded model and the pages of `make demo`, in minutes on a CPU:
 
     python -m eval.pages pairs --out build/demo/pairs --count 12000 --meaning 0.1
