@@ -18,7 +18,7 @@ from train.batches import Batcher
 from train.config import from_config_dict
 from train.data import Examples, open_split
 from train.loop import read_metrics
-from train.optimizer import make_optimizer, make_schedule
+from train.optimizer import OptimizerConfig, make_optimizer, make_schedule, updates_made
 from train.posttrain import train
 from train.run import Run, load_encoder, make_objective
 from train.step import init_state, make_train_step
@@ -115,6 +115,23 @@ def test_resumes_between_two_batches_of_an_update_bit_identically(inputs, tmp_pa
     assert [r["loss"] for r in again] == [r["loss"] for r in records] and len(again) == 6
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["accumulate"] == 2
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize(("accumulate", "skip"), [(1, 0), (2, 0), (2, 3)])
+def test_updates_are_counted(name, accumulate, skip):
+    """Of 6 gradients the third is not finite."""
+    config = OptimizerConfig(name=name, skip_nonfinite=skip, schedule="linear")
+    optimizer = make_optimizer(config, 6, accumulate)
+    params = {"proj.kernel": jnp.ones((4, 3)), "norm.scale": jnp.ones(4)}
+    state, counts = optimizer.init(params), []
+    for step in range(6):
+        counts.append(int(updates_made(state)))
+        gradient = jax.tree.map(lambda x, step=step: jnp.full_like(x, jnp.nan if step == 2 and skip else 0.1), params)
+        _, state = optimizer.update(gradient, state, params)
+    assert (
+        counts == {(1, 0): [0, 1, 2, 3, 4, 5], (2, 0): [0, 0, 1, 1, 2, 2], (2, 3): [0, 0, 1, 1, 1, 2]}[accumulate, skip]
+    )
 
 
 def test_epochs_make_whole_updates(inputs, tmp_path):

@@ -98,24 +98,35 @@ def test_masters_are_float32_where_bfloat16_computes(inputs, tmp_path, monkeypat
         return hidden
 
     monkeypatch.setattr(QwenVL, "__call__", seen)
-    settings = {"trainable": "full", "loss.temperature": 0.3, "optimizer.eps": 1e-2, "optimizer.warmup_ratio": 0.0}
-    settings |= {"optimizer.learning_rate": 1e-4, "optimizer.weight_decay": 0.0}
+    settings = {"trainable": "full", "loss.objective": "pooled", "loss.temperature": 0.3, "optimizer.eps": 1e-2}
+    settings |= {"optimizer.learning_rate": 1e-4, "optimizer.warmup_ratio": 0.0, "optimizer.weight_decay": 0.0}
     moved = {}
+
+    def move(name, step_fn, state, frozen, batch):
+        start = jax.device_get(state.params)
+        state, _ = step_fn(state, frozen, batch)
+        leaves = [x for x in jax.tree.leaves((state.params, state.opt_state)) if jnp.issubdtype(x.dtype, jnp.floating)]
+        assert {x.dtype.name for x in leaves} == {"float32"}
+        steps = [np.ravel(np.asarray(state.params[n]) - start[n]) for n in sorted(start)]
+        moved[name] = np.concatenate(steps).astype(np.float64)
+
     for dtype in ("float32", "bfloat16"):
         config = make_config(inputs, tmp_path, dtype=dtype, **settings, **LENGTHS)
         step_fn, state, frozen, batch = step_of(config, make_mesh(devices=jax.devices()[:1]))
         assert {x.dtype.name for x in frozen.values()} == {dtype}  # vision: no master is needed
-        start = jax.device_get(state.params)
-        computed.clear()
-        state, _ = step_fn(state, frozen, batch)
+        if dtype == "float32":  # what rounding does to the weights alone, as a measure
+            rounded, constants = jax.tree.map(
+                lambda x: jnp.copy(x.astype(jnp.bfloat16).astype(jnp.float32)), (state.params, frozen)
+            )
+            again = dataclasses.replace(state, params=rounded, opt_state=jax.tree.map(jnp.copy, state.opt_state))
+            move("rounded", step_fn, dataclasses.replace(again, step=jnp.copy(state.step)), constants, batch)
+        move(dtype, step_fn, state, frozen, batch)
         assert computed == {dtype}
-        leaves = [x for x in jax.tree.leaves((state.params, state.opt_state)) if jnp.issubdtype(x.dtype, jnp.floating)]
-        assert {x.dtype.name for x in leaves} == {"float32"}
-        moved[dtype] = np.concatenate([np.ravel(np.asarray(state.params[n]) - start[n]) for n in sorted(start)])
-    exact, found = moved["float32"].astype(np.float64), moved["bfloat16"].astype(np.float64)
-    assert 0 < np.abs(found).max() < 2e-4  # weights are about 0.2, where bfloat16's spacing is 1e-3
-    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
-    assert 1e-4 < error < 0.05, error  # bfloat16 rounds by 2**-9, at each of some ten layers
+        computed.clear()
+    size = np.linalg.norm(moved["float32"])
+    rounding, error = (np.linalg.norm(moved[n] - moved["float32"]) / size for n in ("rounded", "bfloat16"))
+    assert 0 < np.abs(moved["bfloat16"]).max() < 2e-4  # weights are about 0.2, where bfloat16's spacing is 1e-3
+    assert 0.2 * rounding < error < 6 * rounding < 0.3, (error, rounding)
 
 
 @dataclasses.dataclass(frozen=True)
