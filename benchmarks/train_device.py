@@ -29,7 +29,7 @@ from benchmarks.encode_device import GRID, SHAPES, flops, page_batch, page_ids, 
 from smart_jax.adapter import Adapter, AdapterConfig
 from smart_jax.lora import LoraConfig, add_lora
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.sharding import make_mesh
+from smart_jax.sharding import make_mesh, replicated
 from smart_jax.typing import Batch
 from train.config import LossConfig, OptimizerConfig
 from train.optimizer import make_optimizer, make_schedule
@@ -97,9 +97,11 @@ def program(
         objective = dataclasses.replace(objective, adapter=structure)
     settings = OptimizerConfig(learning_rate=1e-4)
     optimizer, schedule = make_optimizer(settings, TOTAL), make_schedule(settings, TOTAL)
-    state = init_state(params, loss, optimizer, mesh)
     ids = np.arange(pages, dtype=np.uint32)[:, None]
-    batch = jax.device_put(TrainBatch(query_batch(config, pages), page_batch(config, pages), jnp.asarray(ids)))
+    batch = TrainBatch(query_batch(config, pages), page_batch(config, pages), jnp.asarray(ids))
+    # On the mesh, as in a run: else the first step's results would be placed differently and compile it again.
+    params, frozen, batch = jax.device_put((params, frozen, batch), replicated(mesh))
+    state = init_state(params, loss, optimizer, mesh)
     return make_train_step(objective, optimizer, schedule, state), state, frozen, batch
 
 

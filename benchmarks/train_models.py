@@ -26,7 +26,7 @@ from smart_jax.adapter import Adapter, AdapterConfig
 from smart_jax.lora import TEXT_PROJECTIONS, LoraConfig, add_lora
 from smart_jax.models import load_config
 from smart_jax.models.weights import load_weights
-from smart_jax.sharding import make_mesh
+from smart_jax.sharding import make_mesh, replicated
 from tests.parity.qwen3_vl import Inputs
 from train.config import LossConfig, OptimizerConfig
 from train.optimizer import make_optimizer, make_schedule
@@ -87,17 +87,18 @@ class Ours:
             graphdef, weights = add_lora(graphdef, weights, lora)
         backbone, frozen = take_apart("model", graphdef, weights)
         params = {name: frozen.pop(name) for name in list(frozen) if name.startswith("lora.")}
-        self.objective = Objective(
-            step.loss, STEPS, make_mesh(devices=jax.devices()[:1]), backbone, chunk_size=step.chunk_size
-        )
+        mesh = make_mesh(devices=jax.devices()[:1])
+        self.objective = Objective(step.loss, STEPS, mesh, backbone, chunk_size=step.chunk_size)
         if step.trainable == "adapter":
             adapter = Adapter(AdapterConfig(config.text.hidden_size), rngs=nnx.Rngs(0))
             structure, params = take_apart("adapter", *nnx.split(adapter))
             self.objective = dataclasses.replace(self.objective, adapter=structure)
         queries, documents = (side.batch(config) for side in pairs.inputs(config))
         ids = np.arange(pairs.count, dtype=np.uint32)[:, None]
-        self.params, self.frozen = params, frozen
-        self.batch = jax.device_put(TrainBatch(queries, documents, ids))
+        # On the mesh, as in a run: else the first step's results would be placed differently and compile it again.
+        self.params, self.frozen, self.batch = jax.device_put(
+            (params, frozen, TrainBatch(queries, documents, ids)), replicated(mesh)
+        )
         self._step = step
 
     def loss_and_gradient(self) -> tuple[float, dict[str, np.ndarray]]:
