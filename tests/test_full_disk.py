@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -153,3 +154,9 @@ def test_a_run_goes_on_when_there_is_room_again(small_disk, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
     records = [repeatable(read_metrics(folder / "metrics.jsonl")) for folder in (tmp_path / "whole", run)]
     assert records[0] == records[1]
+
+    shutil.rmtree(run / "lora")
+    shutil.rmtree(run / "model")
+    small_disk(used(run) + 16)
+    with pytest.raises(OSError, match=r"can not be written to .* make room .* only this is left to do"):
+        train(make_config(inputs, run, **settings, resume=True))

@@ -219,6 +219,13 @@ class TrainConfig:
             )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both set: choose one")
+        for name, value in (("data.max_skipped", self.data.max_skipped), ("eval.samples", self.eval.samples)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}: it must not be negative")
+        if (documents := self.eval.validation_documents) < 0 or documents == 1:
+            raise ValueError(f"eval.validation_documents is {documents}: a search needs at least 2; 0 = no search")
+        if self.log.peak_tflops is not None and self.log.peak_tflops <= 0:
+            raise ValueError(f"log.peak_tflops is {self.log.peak_tflops}: it must be positive, or None")
         if self.data.max_skipped and not self.loss.mask_false_negatives:
             raise ValueError(
                 f"data.max_skipped is {self.data.max_skipped}: an example that stands in for another would be its own "

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from safetensors import SafetensorError
 
 from smart_jax import encode
 from smart_jax.adapter import Adapter, AdapterConfig, parse_layers
@@ -142,7 +143,7 @@ class Run:
         return Throughput(self._cost, None if peak is None else peak * self.mesh.size)
 
     def evaluate(self, state: TrainState) -> tuple[dict[str, float], list[Sample]]:
-        """Metrics: means over the validation batches and a search of the split ("validation/loss",
+        """Metrics: means over the validation batches and, with one process, a search of the split ("validation/loss",
         "validation/late_ndcg@5", ...), and `eval_fn`'s ("eval/..."); and the search's best and worst queries."""
         results = self._validate(state) if self.config.eval.validation_batches else {}
         found, samples = self._search(state)
@@ -181,10 +182,19 @@ class Run:
         """Writes adapter/, lora/ and model/ (the best checkpoint's, where a metric chooses it); returns the folders.
 
         Of several processes all take part, and the first writes.
+
+        Raises:
+          OSError: they can not be written.
         """
         best = self.checkpoints.best_step()
         params = state.params if best is None else self.checkpoints.restore_params(best, params=state.params)
-        written = self._write(params)
+        try:
+            written = self._write(params)
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"what was trained can not be written to {self.folder} ({error}): make room on that disk, or set the "
+                "cause right, and resume the run, of which only this is left to do"
+            ) from error
         wait_for_all("exported")  # the others would not wait long for one that writes a large model
         return written
 
