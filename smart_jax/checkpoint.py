@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
+import threading
 import time
 import zlib
 from collections.abc import Mapping
@@ -142,6 +143,7 @@ class Checkpoints:
             "data": dict(data),
             "checksums": {"params": _checksums(params), "train_state": _checksums(train_state)},
         }
+        before = set(threading.enumerate())
         try:
             self._manager.save(
                 step,
@@ -155,7 +157,7 @@ class Checkpoints:
             )
             self._manager.wait_until_finished()
         except Exception as error:  # of a full disk, a ValueError of tensorstore's
-            raise self._unwritten(step, error) from error
+            raise self._unwritten(step, error, set(threading.enumerate()) - before) from error
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -268,7 +270,10 @@ class Checkpoints:
             raise self._damaged(step, item, ValueError(f"checksum of {', '.join(bad[:6])} differs"))
         return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])  # orbax sorts by name
 
-    def _unwritten(self, step: int, error: Exception) -> UnwrittenCheckpointError:
+    def _unwritten(self, step: int, error: Exception, threads: set[threading.Thread]) -> UnwrittenCheckpointError:
+        for thread in threads:  # go on writing what else there is; those of a pool do not end
+            if not thread.name.startswith(("ThreadPoolExecutor", "asyncio")):
+                thread.join(timeout=30)
         if jax.process_index() == 0:  # what is there takes the room that another attempt needs
             for partial in self.folder.glob(f"{step}.*"):
                 _remove(partial)
@@ -341,7 +346,7 @@ def _seen_whole(x: jax.Array) -> bool:
 
 
 def _remove(folder: Path, *, quiet: float = 1.0, limit: float = 30.0) -> None:
-    """Deletes a folder to which threads of a failed save may go on writing, until it stays away (seconds)."""
+    """Deletes a folder to which a failed save may go on writing for a moment, until it stays away (seconds)."""
     start = gone = time.monotonic()
     while (now := time.monotonic()) - gone < quiet and now - start < limit:
         if folder.exists():

@@ -60,7 +60,8 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_model_flops_are_those_of_the_matrix_products(tmp_path, name):
-    """Eight blocks, so that the few gradients of the lowest that nothing needs are within the tolerance."""
+    """Eight blocks: what nothing needs of the lowest one's gradients, the learned positions' weights and the like are
+    within the tolerance."""
     write_checkpoint(tmp_path / "model", text_config={"num_hidden_layers": 8}, vision_config={"depth": 8})
     config, mesh = make_config(tmp_path, tmp_path / "run", **SETTINGS[name]), make_mesh(devices=jax.devices()[:1])
     encoder = load_encoder(config, mesh)
@@ -76,7 +77,7 @@ def test_model_flops_are_those_of_the_matrix_products(tmp_path, name):
     expected = products(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
     cost, work = training_cost(params, frozen, encoder.config), measure(sides[0], 2) + measure(sides[1])
     whole = cost._replace(token_pair=2 * cost.token_pair)  # the CPU's attention computes what is masked, too
-    assert whole.flops(work) == pytest.approx(expected, rel=1e-6 if name == "adapter" else 0.04)
+    assert whole.flops(work) == pytest.approx(expected, rel=1e-3 if name == "adapter" else 0.04)
     assert work.examples == 2 and cost.flops(work) < whole.flops(work)
 
 
@@ -89,7 +90,7 @@ def test_model_flops_of_a_bert(tmp_path):
     side = filled(Batcher(encoder.preprocessor, config.data, mesh).arrays(examples, Skipped(0)).documents)
     jaxpr = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(objective.encode(p, frozen, side).tokens[..., :5])))(params)
     cost = training_cost(params, frozen, encoder.config)
-    assert cost.flops(measure(side)) == pytest.approx(products(jaxpr.jaxpr), rel=1e-6)
+    assert cost.flops(measure(side)) == pytest.approx(products(jaxpr.jaxpr), rel=2e-3)
 
 
 def test_work_counts_what_is_real(checkpoint):

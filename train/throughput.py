@@ -102,7 +102,7 @@ def training_cost(params: Mapping[str, Any], frozen: Mapping[str, Any], config: 
     backward = {
         "text": any(name.startswith(("model.", "lora.")) for name in params),
         "visual": any(name.startswith(("model.visual.", "lora.visual.")) for name in params),
-        "adapter": True,  # for its LayerNorm
+        "adapter": any(name.startswith(("model.", "lora.")) or "layer_vector" in name for name in params),
     }
     token = patch = 0.0
     for name, x in (*params.items(), *frozen.items()):
