@@ -35,8 +35,8 @@ class DamagedCheckpointError(ValueError):
     """A checkpoint that is truncated or corrupt."""
 
 
-class UnwrittenCheckpointError(OSError):
-    """A checkpoint that could not be written: the disk is full, for example."""
+class UnwrittenError(OSError):
+    """A checkpoint, or another file of a run, that could not be written: the disk is full, for example."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Checkpoints:
           metrics: of this step; `best_metric` is read from them.
 
         Raises:
-          UnwrittenCheckpointError: it can not be written; what there is of it is removed, the earlier ones stay.
+          UnwrittenError: it can not be written; what there is of it is removed, the earlier ones stay.
         """
         params, train_state = _by_name(params), _by_name(train_state)
         ranked = metrics is not None and self._best_metric in metrics
@@ -270,7 +270,7 @@ class Checkpoints:
             raise self._damaged(step, item, ValueError(f"checksum of {', '.join(bad[:6])} differs"))
         return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])  # orbax sorts by name
 
-    def _unwritten(self, step: int, error: Exception, threads: set[threading.Thread]) -> UnwrittenCheckpointError:
+    def _unwritten(self, step: int, error: Exception, threads: set[threading.Thread]) -> UnwrittenError:
         for thread in threads:  # go on writing what else there is; those of a pool do not end
             if not thread.name.startswith(("ThreadPoolExecutor", "asyncio")):
                 thread.join(timeout=30)
@@ -280,7 +280,7 @@ class Checkpoints:
         self._manager.reload()
         steps = self.all_steps()
         rest = f"those of steps {steps} are whole, and the run resumes from the last" if steps else "there is none yet"
-        return UnwrittenCheckpointError(
+        return UnwrittenError(
             f"checkpoint of step {step} can not be written to {self.folder} ({type(error).__name__}: {_brief(error)}). "
             f"Of the checkpoints {rest}: make room on that disk, or set the cause right, and resume the run"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from smart_jax.checkpoint import Checkpoints, UnwrittenCheckpointError
+from smart_jax.checkpoint import Checkpoints, UnwrittenError
 from tests.test_checkpoint import IDENTITY, assert_equal, make_state, save, zeros_like
 from tests.training import make_config, repeatable, write_inputs
 from train.loop import MetricsLog, open_run, read_metrics
@@ -66,7 +66,7 @@ def test_a_checkpoint_on_a_full_file_system(small_disk, share):
     message = (
         rf"checkpoint of step 2 can not be written to {folder} \(.*No space left on device.*\[1\] are whole.*make room"
     )
-    with pytest.raises(UnwrittenCheckpointError, match=message):
+    with pytest.raises(UnwrittenError, match=message):
         save(checkpoints, 2)
     assert_whole(folder, [1])
     small_disk(8192)
@@ -86,7 +86,7 @@ def test_a_checkpoint_that_fails_on_any_disk(tmp_path, monkeypatch, before):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints._manager, "save", failing)
-        with pytest.raises(UnwrittenCheckpointError, match="are whole" if before else "there is none yet"):
+        with pytest.raises(UnwrittenError, match="are whole" if before else "there is none yet"):
             save(checkpoints, 2)
     assert_whole(tmp_path, before)
     save(checkpoints, 2)

@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from smart_jax.checkpoint import UnwrittenError
 from smart_jax.distributed import is_main, wait_for_all
 from train.tensorboard import EventFile, Sample
 from train.wandb_log import ID_FILE, WandbLog
@@ -97,8 +98,8 @@ def _write_whole(path: Path, text: str) -> None:
         raise _unwritten(path, error) from error
 
 
-def _unwritten(path: Path, error: OSError) -> OSError:
-    return OSError(
+def _unwritten(path: Path, error: OSError) -> UnwrittenError:
+    return UnwrittenError(
         error.errno,
         f"{path} can not be written ({error.strerror or error}): make room on that disk, or set the cause right, and "
         "resume the run from its last checkpoint",
@@ -113,7 +114,7 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, last_step: int = 0, mirror: WandbLog | None = None):
-        """`mirror` gets a copy. Raises OSError: the files can not be written."""
+        """`mirror` gets a copy. Raises UnwrittenError: the files can not be written."""
         self.path, self._mirror = folder / "metrics.jsonl", mirror
         if not is_main():
             return
@@ -122,7 +123,7 @@ class MetricsLog:
         self._events = EventFile(folder / "tensorboard", last_step + 1)
 
     def write(self, step: int, values: Mapping[str, float], samples: Sequence[Sample] = ()) -> None:
-        """Raises OSError: the disk is full, for example; the message names the file and the remedy."""
+        """Raises UnwrittenError: the disk is full, for example; the message names the folder and the remedy."""
         if not is_main():
             return
         try:

@@ -20,6 +20,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from smart_jax import compilation_cache, distributed
+from smart_jax.checkpoint import UnwrittenError
 from train.config import TrainConfig, from_config_dict
 from train.loop import LossGuard, Prefetch, Progress, StopRequest, announce, due, format_table
 from train.run import EvalFn, Run
@@ -35,7 +36,7 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
     Raises:
       FileExistsError: the run directory is not empty, without `resume` or `overwrite`.
       ValueError: settings, data or checkpoints do not fit together; the message names the remedy.
-      OSError: a file can not be written, the disk is full, for example; the run resumes from its last checkpoint.
+      UnwrittenError: the disk is full, for example; the run resumes from its last checkpoint.
       FloatingPointError: loss or gradient are not finite, more often than `optimizer.skip_nonfinite` in a row; the
         message names the step and the batch's examples.
     """
@@ -103,7 +104,7 @@ def main() -> None:
         eval_fn = module.get_eval_fn(config) if hasattr(module, "get_eval_fn") else None
         try:
             train(config, eval_fn)
-        except FileExistsError as error:
+        except (FileExistsError, UnwrittenError) as error:
             sys.exit(str(error))
 
     app.run(run, flags_parser=parse)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from smart_jax import encode
 from smart_jax.adapter import Adapter, AdapterConfig, parse_layers
-from smart_jax.checkpoint import Checkpoints, fingerprint, weights_fingerprint
+from smart_jax.checkpoint import Checkpoints, UnwrittenError, fingerprint, weights_fingerprint
 from smart_jax.distributed import is_main, wait_for_all
 from smart_jax.encode import Encoder
 from smart_jax.hub import resolve_base
@@ -184,14 +184,14 @@ class Run:
         Of several processes all take part, and the first writes.
 
         Raises:
-          OSError: they can not be written.
+          UnwrittenError: they can not be written.
         """
         best = self.checkpoints.best_step()
         params = state.params if best is None else self.checkpoints.restore_params(best, params=state.params)
         try:
             written = self._write(params)
         except (OSError, SafetensorError) as error:
-            raise OSError(
+            raise UnwrittenError(
                 f"what was trained can not be written to {self.folder} ({error}): make room on that disk, or set the "
                 "cause right, and resume the run, of which only this is left to do"
             ) from error
