@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -271,9 +272,10 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])  # orbax sorts by name
 
     def _unwritten(self, step: int, error: Exception, threads: set[threading.Thread]) -> UnwrittenError:
-        for thread in threads:  # go on writing what else there is; those of a pool do not end
+        for thread in threads:  # they go on writing what else there is; those of a pool do not end
             if not thread.name.startswith(("ThreadPoolExecutor", "asyncio")):
-                thread.join(timeout=30)
+                with contextlib.suppress(Exception):  # orbax's raise their own error here
+                    thread.join(timeout=30)
         if jax.process_index() == 0:  # what is there takes the room that another attempt needs
             for partial in self.folder.glob(f"{step}.*"):
                 _remove(partial)
