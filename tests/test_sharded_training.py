@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -138,9 +139,8 @@ def part(monkeypatch, owners, process: int) -> tuple[int, int]:
     """Of a process, where `owners` [data * fsdp, tensor] are the processes of the mesh's devices."""
     monkeypatch.setattr(jax, "process_index", lambda: process)
     devices = np.vectorize(Device, otypes=[object])(np.asarray(owners))[:, None]
-    mesh = jax.sharding.AbstractMesh(devices.shape, ("data", "fsdp", "tensor"))
-    object.__setattr__(mesh, "devices", devices)
-    return batch_part(mesh)
+    shape = dict(zip(("data", "fsdp", "tensor"), devices.shape, strict=True))
+    return batch_part(SimpleNamespace(devices=devices, shape=shape))
 
 
 def test_processes_prepare_equal_parts_of_a_batch(monkeypatch):
