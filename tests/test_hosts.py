@@ -88,10 +88,14 @@ def launch(inputs: Path, output: Path, processes: int, devices: int, term_at: Se
         command = [sys.executable, "-c", PROCESS, *arguments]
         running.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
     outputs = []
-    for process in running:
-        out, errors = process.communicate(timeout=900)
-        assert process.returncode == 0, errors
-        outputs.append(out)
+    try:
+        for process in running:
+            out, errors = process.communicate(timeout=900)
+            assert process.returncode == 0, errors
+            outputs.append(out)
+    finally:
+        for process in running:  # one that waits for another which has failed
+            process.kill()
     return outputs
 
 
