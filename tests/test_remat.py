@@ -52,7 +52,8 @@ def compiled(config, mesh=None):
     return jax.jit(jax.value_and_grad(objective, has_aux=True)).lower(*arguments).compile(), arguments
 
 
-@pytest.mark.parametrize("kind", ["lora", *(pytest.param(k, marks=pytest.mark.slow) for k in ("full", "adapter+lora"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_policies_change_memory_and_nothing_else(inputs, tmp_path, kind):
     settings = {"model": str(inputs / "deep"), "loss.temperature": 0.3, "data.query_length": 128} | KINDS[kind]
     settings |= {"data.document_length": 128, "data.document_patches": 32}
@@ -64,7 +65,7 @@ def test_policies_change_memory_and_nothing_else(inputs, tmp_path, kind):
         (loss, _), gradient = jax.device_get(step(*arguments))
         found[policy] = loss, gradient, step.memory_analysis().temp_size_in_bytes
     memory = {policy: size for policy, (_, _, size) in found.items()}
-    assert memory["full"] < 0.9 * memory["dots"] < 0.9**2 * memory["none"], memory
+    assert memory["full"] < 0.5 * memory["dots"] and memory["dots"] < 0.95 * memory["none"], memory
     loss, gradient, _ = found["none"]
     scale = max(1, *(np.abs(g).max() for g in gradient.values()))
     for policy in ("dots", "full"):

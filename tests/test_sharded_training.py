@@ -89,6 +89,7 @@ def test_a_devices_memory_falls_with_each_axis(inputs, tmp_path, settings):
     assert sizes[8, 1, 1][1] < 0.3 * sizes[1, 1, 1][1], sizes  # of an eighth of the rows, beside what all need
 
 
+@pytest.mark.slow
 def test_masters_are_float32_where_bfloat16_computes(inputs, tmp_path, monkeypatch):
     """An update far below bfloat16's spacing is kept, and is float32's but for the rounding of the computing."""
     computed, call = set(), QwenVL.__call__
