@@ -95,7 +95,6 @@ def watched(inputs):
         results=results,
         calls=calls,
         again=fake.calls[len(calls) :],
-        encoder=seen[1],
     )
 
 
