@@ -133,7 +133,7 @@ def test_a_run_counts_them_and_resumes_bit_identically(inputs, tmp_path, damaged
     said = capsys.readouterr().out
     records = read_metrics(whole / "metrics.jsonl")
     counts = [record["skipped_examples"] for record in records]
-    assert counts == sorted(counts) and 0 < counts[1] < counts[-1] == said.count("is left out")
+    assert counts == sorted(counts) and 0 < counts[1] < counts[-1] <= said.count("is left out")  # batches ahead, too
     assert said.count("left out of the validation") == 1 and all(f"example '{name}'" in said for name in damaged)
 
     shutil.copytree(whole, cut)
