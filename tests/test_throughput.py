@@ -58,7 +58,9 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [n if n in ("adapter", "lora") else pytest.param(n, marks=pytest.mark.slow) for n in SETTINGS]
+)
 def test_model_flops_are_those_of_the_matrix_products(tmp_path, name):
     """Eight blocks: what nothing needs of the lowest one's gradients, the learned positions' weights and the like are
     within the tolerance."""
