@@ -7,6 +7,8 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
 import threading
 import time
@@ -358,9 +360,11 @@ def _remove(folder: Path, *, quiet: float = 1.0, limit: float = 30.0) -> None:
 
 
 def _brief(error: Exception) -> str:
-    """The message's two ends: a path in the middle may be long, the cause comes last."""
+    """The message's two ends, for what stands between them may be long; first the cause where tensorstore hides it."""
     text = " ".join(str(error).split())
-    return text if len(text) <= 200 else f"{text[:100]} ... {text[-100:]}"
+    code = re.search(r"os_error_code='(\d+)'", text)
+    cause = f"{os.strerror(int(code[1]))}: " if code else ""
+    return cause + (text if len(text) <= 200 else f"{text[:100]} ... {text[-100:]}")
 
 
 def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
