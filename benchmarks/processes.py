@@ -31,8 +31,10 @@ class RunError(Exception):
     """A process that ended without a result; the message says how."""
 
 
-def in_process(task: str, core: int, *, module: str = "benchmarks.maxsim", **request: Any) -> Any:
-    """The result of one of the module's tasks in a fresh process on one core."""
+def in_process(
+    task: str, core: int, *, module: str = "benchmarks.maxsim", longest: float = LONGEST, **request: Any
+) -> Any:
+    """The result of one of the module's tasks in a fresh process on one core, within so many seconds."""
     with tempfile.TemporaryDirectory() as folder:
         asked, answer, said = (Path(folder) / name for name in ("request.json", "answer.json", "output.txt"))
         asked.write_text(json.dumps(request))
@@ -41,9 +43,9 @@ def in_process(task: str, core: int, *, module: str = "benchmarks.maxsim", **req
         environment = os.environ | ENVIRONMENT
         with said.open("w") as output:
             try:
-                done = subprocess.run(command, env=environment, stdout=output, stderr=output, timeout=LONGEST)
+                done = subprocess.run(command, env=environment, stdout=output, stderr=output, timeout=longest)
             except subprocess.TimeoutExpired:
-                raise RunError(f"hangs: no result within {LONGEST} s") from None
+                raise RunError(f"hangs: no result within {longest} s") from None
         if done.returncode < 0:
             raise RunError(f"crashes: {signal.Signals(-done.returncode).name}")
         if not answer.exists():

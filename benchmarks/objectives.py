@@ -1,0 +1,362 @@
+"""What training by each objective gives and takes: `python -m benchmarks.objectives --out build/objectives`.
+
+On the embedded model, from the same start, on the same pages and in equal steps: LoRA by the objectives pooled, late
+and hybrid (configs/lora_visdoc.py:tiny,OBJECTIVE), and the adapter by the objective late (configs/tiny.py), each from
+several seeds. LoRA by the objective late is a multi-vector model; SMART (arXiv:2605.24938) says that the hybrid
+objective reaches its quality in at least 20 % less time.
+
+Each run is trained in a process of its own on one core, side by side on `--cores`, all four of a seed before the next
+seed's. At intervals it is evaluated on held-out pages. The clock is the process's CPU time, which stands still then
+(and while up to three batches are prepared ahead). Compilation is left out: programs come from a cache that is filled
+first, when updates of all four are timed, interleaved in one process. A run that is finished is not run again; one that
+was cut off starts anew. The folder gets objectives.json, objectives.md and objectives.png.
+
+All that could be chosen by the result is in `Settings`, fixed before the first run, and in the two config files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from benchmarks.processes import RunError, answer_request, in_process
+
+RUNS = ("lora pooled", "lora late", "lora hybrid", "adapter late")
+START = "untrained"
+LONGEST = 6 * 3600  # seconds of a run
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all runs share; two reports compare where these are equal.
+
+    Attributes:
+      steps, batch_size: of each run; 368 batches are two epochs.
+      every: steps between two evaluations.
+      seeds: of the runs: the order of the pages, and the start of what is trained.
+      train_pages: pairs of pages and queries made for training.
+      pages: of a benchmark.
+      query_seeds: benchmarks, of as many queries as pages each, drawn anew.
+      timed: updates of each run that are timed.
+    """
+
+    steps: int = 368
+    batch_size: int = 64
+    every: int = 23
+    seeds: tuple[int, ...] = (0, 1, 2)
+    train_pages: int = 12_000
+    pages: int = 500
+    query_seeds: int = 3
+    timed: int = 21
+
+
+class Clock:
+    """CPU seconds of the process and wall seconds, since it was made, less what was spent in `stopped`."""
+
+    def __init__(self) -> None:
+        self._start = time.process_time(), time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        cpu, wall = self._start
+        return {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        cpu, wall = time.process_time(), time.perf_counter()
+        yield
+        own_cpu, own_wall = self._start
+        self._start = own_cpu + time.process_time() - cpu, own_wall + time.perf_counter() - wall
+
+
+def run_folder(out: Path, run: str, seed: int) -> Path:
+    return out / "runs" / f"{run.replace(' ', '-')}-{seed}"
+
+
+def run_config(run: str, seed: int, settings: Settings, *, data: Path, output: Path) -> Any:
+    """The `TrainConfig` of a run: that of its config file, but for what all runs share."""
+    from configs import lora_visdoc, tiny
+    from train.config import from_config_dict
+
+    what, objective = run.split()
+    config = lora_visdoc.get_config(f"tiny,{objective}") if what == "lora" else tiny.get_config()
+    config.output, config.overwrite, config.data.dir = str(output), True, str(data)
+    config.seed, config.steps, config.batch_size = seed, settings.steps, settings.batch_size
+    config.eval.every, config.eval.validation_batches = settings.every, 0
+    config.checkpoint.every = settings.steps
+    config.lora.merge = False
+    return from_config_dict(config)
+
+
+def make_data(settings: Settings, out: Path) -> None:
+    """The training pages of `make demo`, in `out`/data; not made again."""
+    from eval.pages import Canvas, for_training, training_pairs, write_pairs
+    from train.convert import convert
+
+    if (out / "data" / "pages").is_dir():
+        return
+    with tempfile.TemporaryDirectory(dir=out) as pairs:
+        made = training_pairs(for_training(), Canvas(), count=settings.train_pages, meaning=0.1)
+        print(f"{write_pairs(pairs, made)} pairs of pages and queries")
+        convert(pairs, "pages", out / "data")
+
+
+def benchmarks_of(settings: Settings) -> list[Any]:
+    """The wording benchmarks of configs/eval_tiny.py."""
+    from configs import eval_tiny
+
+    config = eval_tiny.get_config()
+    config.pages, config.query_seeds, config.meaning = settings.pages, settings.query_seeds, False
+    return eval_tiny.get_benchmarks(config)
+
+
+def evaluate(encoder: Any, benchmarks: Sequence[Any]) -> list[Any]:
+    """pooled, late and hybrid on each benchmark, of what the encoder gives: with an adapter its tokens."""
+    from benchmarks.objectives_report import METRICS, SCORES
+    from eval.evaluate import run_benchmark
+
+    how: dict[str, Any] = {"rows": SCORES, "metrics": METRICS, "progress": False}
+    return [run_benchmark(encoder, benchmark, **how) for benchmark in benchmarks]
+
+
+def point(results: Sequence[Any]) -> dict[str, float]:
+    """Means over the benchmarks by "SCORE/METRIC"."""
+    from benchmarks.objectives_report import METRICS, SCORES
+
+    keys = [(score, metric) for score in SCORES for metric in METRICS]
+    return {f"{s}/{m}": sum(result.mean(s, m) for result in results) / len(results) for s, m in keys}
+
+
+def per_query(results: Sequence[Any]) -> list[dict[str, Any]]:
+    """Results as JSON values."""
+    return [
+        {
+            "benchmark": result.benchmark,
+            "query_ids": list(result.query_ids),
+            "documents": result.documents,
+            "values": {row: {name: x.tolist() for name, x in found.items()} for row, found in result.values.items()},
+        }
+        for result in results
+    ]
+
+
+def measure_start(request: dict[str, Any]) -> None:
+    """The embedded model as it is."""
+    import smart_jax
+
+    settings, out = _read(request)
+    results = evaluate(smart_jax.load("tiny"), benchmarks_of(settings))
+    curve = [{"step": 0, "cpu_seconds": 0.0, "wall_seconds": 0.0} | point(results)]
+    _write(out / "runs" / f"{START}.json", settings, {"curve": curve, "results": per_query(results)})
+
+
+def train_and_measure(request: dict[str, Any]) -> None:
+    """One run: figures at intervals, with the time until then, and of its exported weights."""
+    import smart_jax
+    from train.loop import read_metrics
+    from train.posttrain import train
+
+    settings, out = _read(request)
+    run, seed = request["run"], request["seed"]
+    folder, benchmarks = run_folder(out, run, seed), benchmarks_of(settings)
+    _use_cache(out)
+    clock = Clock()
+
+    def eval_fn(encoder: Any) -> dict[str, float]:
+        until_now = clock.read()
+        with clock.stopped():
+            return until_now | point(evaluate(encoder, benchmarks))
+
+    train(run_config(run, seed, settings, data=out / "data", output=folder), eval_fn)
+    curve = [
+        {"step": record["step"]} | {name.removeprefix("eval/"): x for name, x in record.items() if "eval/" in name}
+        for record in read_metrics(folder / "metrics.jsonl")
+        if "eval/cpu_seconds" in record
+    ]
+    adapted = run.startswith("adapter")
+    trained = smart_jax.load("tiny", adapter=folder / "adapter") if adapted else smart_jax.load(folder / "lora")
+    _write(
+        _result_file(out, run, seed), settings, {"curve": curve, "results": per_query(evaluate(trained, benchmarks))}
+    )
+
+
+def time_updates(request: dict[str, Any]) -> None:
+    """CPU and wall milliseconds of an update of each run, on one batch, interleaved; fills the cache of programs."""
+    import jax
+
+    from train.run import Run
+
+    settings, out = _read(request)
+    _use_cache(out)
+    updates = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in RUNS:
+            output = run_folder(Path(folder), name, 0)
+            run = Run(run_config(name, settings.seeds[0], settings, data=out / "data", output=output))
+            state, position = run.start_or_resume()
+            updates[name] = [run, state, next(run.batcher.prepare(run.examples(position))).batch]
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
+        for _ in range(1 + settings.timed):  # the first compiles
+            for name, (run, state, batch) in updates.items():
+                clock = Clock()
+                updates[name][1], metrics = run.train_step(state, run.frozen, batch)
+                jax.block_until_ready(metrics)
+                found[name].append({unit: 1e3 * x for unit, x in clock.read().items()})
+    _write(out / "runs" / "updates.json", settings, {name: times[1:] for name, times in found.items()})
+
+
+TASKS = {"start": measure_start, "updates": time_updates, "train": train_and_measure}
+
+
+def _read(request: dict[str, Any]) -> tuple[Settings, Path]:
+    return Settings(**request["settings"] | {"seeds": tuple(request["settings"]["seeds"])}), Path(request["out"])
+
+
+def _write(path: Path, settings: Settings, found: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps({"settings": dataclasses.asdict(settings)} | found) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _use_cache(out: Path) -> None:
+    from smart_jax import compilation_cache
+
+    os.environ.pop(compilation_cache.VARIABLE, None)
+    compilation_cache.enable(out / "programs")
+
+
+def _result_file(out: Path, run: str, seed: int) -> Path:
+    return run_folder(out, run, seed).with_suffix(".json")
+
+
+def finished(path: Path, settings: Settings) -> dict[str, Any] | None:
+    """What a job wrote; None = it has not been done.
+
+    Raises:
+      ValueError: it was done with other settings.
+    """
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
+    if differ := [
+        f"{name} {found['settings'].get(name)}" for name in wanted if found["settings"].get(name) != wanted[name]
+    ]:
+        raise ValueError(f"{path} was made with {', '.join(differ)}: choose another --out, or delete {path.parent}")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A task in a process of its own, and the file in which its result is kept."""
+
+    name: str
+    task: str
+    file: Path
+    request: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def jobs(settings: Settings, out: Path) -> list[list[Job]]:
+    """In stages: the start and the updates, then the runs."""
+    folder = out / "runs"
+    first = [Job("updates", "updates", folder / "updates.json"), Job(START, "start", folder / f"{START}.json")]
+    runs = [
+        Job(f"{run}, seed {seed}", "train", _result_file(out, run, seed), {"run": run, "seed": seed})
+        for seed in settings.seeds
+        for run in RUNS
+    ]
+    return [first, runs]
+
+
+def do(stage: Sequence[Job], settings: Settings, out: Path, cores: Sequence[int]) -> dict[str, Any]:
+    """Results by job, those that are there or else done now, one at a time on each core.
+
+    Raises:
+      ValueError: as `finished`.
+      RunError: some failed; the others were done first.
+    """
+    done = {job.name: finished(job.file, settings) for job in stage}
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for core in cores:
+        free.put(core)
+    shared = {"settings": dataclasses.asdict(settings), "out": str(out), "module": "benchmarks.objectives"}
+
+    def work(job: Job) -> Any:
+        core = free.get()
+        try:
+            return in_process(job.task, core, longest=LONGEST, **shared, **job.request)
+        finally:
+            free.put(core)
+
+    failed = []
+    with ThreadPoolExecutor(len(cores)) as pool:
+        waiting = {pool.submit(work, job): job for job in stage if done[job.name] is None}
+        for future in as_completed(waiting):
+            job = waiting[future]
+            try:
+                future.result()
+                done[job.name] = finished(job.file, settings)
+                print(f"{time.strftime('%H:%M:%S')} {job.name}: done", flush=True)
+            except RunError as error:
+                failed.append(f"{job.name} {error}")
+                print(f"{time.strftime('%H:%M:%S')} {failed[-1]}", flush=True)
+    if failed:
+        raise RunError("; ".join(failed))
+    return done
+
+
+def run(settings: Settings, out: Path, cores: Sequence[int]) -> dict[str, Any]:
+    """Does all that is missing, writes the report to `out` and returns its summary with "files" added."""
+    from benchmarks import objectives_report
+
+    make_data(settings, out)
+    done: dict[str, Any] = {}
+    for stage in jobs(settings, out):
+        done |= do(stage, settings, out, cores)
+    runs = {run: [done[f"{run}, seed {seed}"] for seed in settings.seeds] for run in RUNS}
+    summary = objectives_report.summarise(dataclasses.asdict(settings), done[START], done["updates"], runs)
+    return summary | {"files": objectives_report.write(summary, out)}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", help="folder of runs and report")
+    parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--every", type=int, default=Settings.every, help="steps between two evaluations")
+    parser.add_argument("--seeds", default=",".join(map(str, Settings.seeds)))
+    parser.add_argument("--cores", default=",".join(map(str, sorted(os.sched_getaffinity(0)))), help="one run on each")
+    parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("files", nargs="*", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.task:
+        answer_request(TASKS[options.task], options.core, *options.files)
+        return
+    if not options.out:
+        parser.error("--out is needed: the folder of runs and report")
+    seeds, cores = ([int(x) for x in text.split(",")] for text in (options.seeds, options.cores))
+    settings = Settings(steps=options.steps, every=options.every, seeds=tuple(seeds))
+    out = Path(options.out).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        summary = run(settings, out, cores)
+    except (RunError, ValueError) as error:
+        sys.exit(f"benchmarks.objectives: {error}")
+    print(f"\n{Path(summary['files']['objectives.md']).read_text(encoding='utf-8')}")
+    print(*summary["files"].values(), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
