@@ -91,6 +91,7 @@ def run_config(run: str, seed: int, settings: Settings, *, data: Path, output: P
     what, objective = run.split()
     config = lora_visdoc.get_config(f"tiny,{objective}") if what == "lora" else tiny.get_config()
     config.output, config.overwrite, config.data.dir = str(output), True, str(data)
+    config.data.max_length = config.data.query_length = config.data.document_length  # one compilation
     config.seed, config.steps, config.batch_size = seed, settings.steps, settings.batch_size
     config.eval.every, config.eval.validation_batches = settings.every, 0
     config.checkpoint.every = settings.steps
