@@ -60,6 +60,14 @@ class Settings:
     query_seeds: int = 3
     timed: int = 21
 
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"the seeds are {self.seeds}: there must be at least one, and none twice")
+        if not 0 < self.every <= self.steps:
+            raise ValueError(
+                f"there are {self.steps} steps, evaluated every {self.every}: it must be 1 to {self.steps}"
+            )
+
 
 class Clock:
     """CPU seconds of the process and wall seconds, since it was made, less what was spent in `stopped`."""
@@ -330,14 +338,20 @@ def run(settings: Settings, out: Path, cores: Sequence[int]) -> dict[str, Any]:
     return summary | {"files": objectives_report.write(summary, out)}
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", help="folder of runs and report")
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--every", type=int, default=Settings.every, help="steps between two evaluations")
-    parser.add_argument("--seeds", default=",".join(map(str, Settings.seeds)))
-    parser.add_argument("--cores", default=",".join(map(str, sorted(os.sched_getaffinity(0)))), help="one run on each")
+    parser.add_argument("--seeds", type=_numbers, default=Settings.seeds, help="of the runs, such as 0,1,2")
+    parser.add_argument(
+        "--cores", type=_numbers, default=tuple(sorted(os.sched_getaffinity(0))), help="one run on each"
+    )
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     parser.add_argument("files", nargs="*", type=Path, help=argparse.SUPPRESS)
@@ -347,12 +361,10 @@ def main() -> None:
         return
     if not options.out:
         parser.error("--out is needed: the folder of runs and report")
-    seeds, cores = ([int(x) for x in text.split(",")] for text in (options.seeds, options.cores))
-    settings = Settings(steps=options.steps, every=options.every, seeds=tuple(seeds))
     out = Path(options.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        summary = run(settings, out, cores)
+        summary = run(Settings(steps=options.steps, every=options.every, seeds=options.seeds), out, options.cores)
     except (RunError, ValueError) as error:
         sys.exit(f"benchmarks.objectives: {error}")
     print(f"\n{Path(summary['files']['objectives.md']).read_text(encoding='utf-8')}")

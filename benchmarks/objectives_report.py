@@ -161,13 +161,14 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if not reached:
         return f"{text}: nothing is saved."
     at, saved = [seed["step"] for seed in reached], [seed["saved"]["cpu"] for seed in reached]
-    text += f", after {_spread(at, '{:.0f}')} of {steps} steps: {_spread(saved, '{:.0%}')} of its CPU time is saved."
+    text += f", after {_spread(at, '{:.0f}')} of {steps} steps: {_share(saved)} of its CPU time is saved."
+    claim = f" The {100 * CLAIMED:.0f} % of the paper are"
     if len(reached) == total and min(saved) >= CLAIMED:
-        text += f" The {CLAIMED:.0%} of the paper are found in every run."
+        text += f"{claim} found in every run."
     elif len(reached) == total and mean(saved) >= CLAIMED:
-        text += f" The {CLAIMED:.0%} of the paper are found on average, not in every run."
+        text += f"{claim} found on average, not in every run."
     else:
-        text += f" The {CLAIMED:.0%} of the paper are not found."
+        text += f"{claim} not found."
     if at_once := at.count(0):
         text += f" In {at_once} of them the untrained model's hybrid score is there already."
     return text
@@ -175,6 +176,10 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 def _spread(values: Sequence[float], form: str) -> str:
     return f"{form} [{form}, {form}]".format(mean(values), min(values), max(values))
+
+
+def _share(values: Sequence[float]) -> str:
+    return _spread([100 * x for x in values], "{:.0f}") + " %"
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
@@ -204,11 +209,11 @@ def markdown(summary: Mapping[str, Any]) -> str:
     queries = " + ".join(str(benchmark["queries"]) for benchmark in summary["benchmarks"])
     parts.append(
         f"{settings['steps']} steps of {settings['batch_size']} queries; evaluated every {settings['every']} steps on "
-        f"{summary['documents']} held-out pages with {queries} queries. Figures: mean over "
-        f"{len(settings['seeds'])} seeds, [{summary['level']:.0%} bootstrap interval over queries], least–most of the "
-        "seeds; differences: paired; * = the interval excludes 0. Times: mean or, of an update, median [least, most]; "
-        "evaluations and compilation left out. Reached: mean [least, most] of the seeds, at the first evaluation that "
-        "is there; saved: against the whole multi-vector run, and against its own first such evaluation."
+        f"{summary['documents']} held-out pages with {queries} queries. Figures: mean over {len(settings['seeds'])} "
+        f"seeds, [{100 * summary['level']:g} % bootstrap interval over queries], least–most of the seeds; differences "
+        "are paired, * = the interval excludes 0. Times: mean [least, most] of the seeds, or median of single updates; "
+        "evaluations and compilation left out. Reached: mean [least, most] of the seeds, at the first "
+        "evaluation that is there; saved: of the whole multi-vector run, and of that run until it first gets there."
     )
     return "\n\n".join(parts) + "\n"
 
@@ -224,7 +229,7 @@ def _reaching_table(rows: Sequence[Mapping[str, Any]]) -> str:
             continue
         cells = [_spread([seed[x] for seed in seeds], "{:,.0f}") for x in ("step", "cpu_seconds")]
         cells += [
-            _spread([seed[on][unit] for seed in seeds], "{:.0%}")
+            _share([seed[on][unit] for seed in seeds])
             for on in ("saved", "saved_on_first")
             for unit in ("steps", "cpu")
         ]
