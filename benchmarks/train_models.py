@@ -46,11 +46,12 @@ class Step:
     r: int = 32
 
 
-ADAPTER = Step("adapter", LossConfig(temperature=0.03), OptimizerConfig(learning_rate=1e-3, schedule="constant"))
+CONSTANT: dict[str, Any] = {"schedule": "constant", "warmup_ratio": 0.0}
+ADAPTER = Step("adapter", LossConfig(temperature=0.03), OptimizerConfig(learning_rate=1e-3, **CONSTANT))
 LORA = Step(
     "lora",
     LossConfig(objective="hybrid", temperature=0.05),
-    OptimizerConfig(learning_rate=1e-4, schedule="constant", weight_decay=0.0),
+    OptimizerConfig(learning_rate=1e-4, weight_decay=0.0, **CONSTANT),
 )
 
 

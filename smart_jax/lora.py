@@ -123,7 +123,31 @@ class LoraLinear(nnx.Module):
             keep = jax.vmap(kept)(self.dropout_key[...])
             x = jnp.where(keep, x / (1 - self.dropout), 0)
         a, b = (factor[...].astype(y.dtype) for factor in (self.lora_a, self.lora_b))
-        return y + self.scale * (x @ a @ b)
+        return y + self.scale * low_rank(x, a, b)
+
+
+@jax.custom_vjp
+def low_rank(x: Float[Array, "*B I"], a: Float[Array, "I r"], b: Float[Array, "r O"]) -> Float[Array, "*B O"]:
+    """x A B. Its gradient is written out so that the products transpose arrays of r columns, not of I and O."""
+    return x @ a @ b
+
+
+def _low_rank_forward(x: Array, a: Array, b: Array) -> tuple[Array, tuple[Array, ...]]:
+    inner = x @ a
+    return inner @ b, (x, a, b, inner)
+
+
+def _low_rank_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array]:
+    x, a, b, inner = saved
+    inner_gradient = gradient @ b.T
+    rows = tuple(range(x.ndim - 1))
+    over_rows = ((rows, rows), ((), ()))
+    a_gradient = jax.lax.dot_general(inner_gradient, x, over_rows).T
+    b_gradient = jax.lax.dot_general(inner, gradient, over_rows)
+    return inner_gradient @ a.T, a_gradient, b_gradient
+
+
+low_rank.defvjp(_low_rank_forward, _low_rank_backward)
 
 
 def add_lora(

@@ -21,6 +21,7 @@ from smart_jax.lora import (
     add_lora,
     dequantize,
     drop_out,
+    low_rank,
     quantize,
     save_lora,
 )
@@ -71,6 +72,16 @@ def test_new_branches_leave_the_model_unchanged(tmp_path, model_type):
     )
     for a, b in zip(*(e.encode_document(ITEMS).tokens for e in (encoder, adapted)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)  # nothing is added, but XLA may sum in another order
+
+
+def test_the_gradient_of_a_branch_by_hand():
+    rng = np.random.default_rng(0)
+    x, a, b, g = (rng.standard_normal(shape) for shape in ((2, 3, 6), (6, 2), (2, 5), (2, 3, 5)))
+    value, pull_back = jax.vjp(low_rank, *map(jnp.float32, (x, a, b)))
+    np.testing.assert_allclose(value, x @ a @ b, rtol=1e-5, atol=1e-5)
+    expected = g @ b.T @ a.T, np.einsum("nli,nlo,ro->ir", x, g, b), np.einsum("nli,ir,nlo->ro", x, a, g)
+    for found, right in zip(pull_back(jnp.float32(g)), expected, strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
 
 
 def test_a_branch_by_hand():
