@@ -11,7 +11,7 @@ seed's. At intervals it is evaluated on held-out pages. The clock is the process
 first, when updates of all four are timed, interleaved in one process. A run that is finished is not run again; one that
 was cut off starts anew. The folder gets objectives.json, objectives.md and objectives.png.
 
-All that could be chosen by the result is in `Settings`, fixed before the first run, and in the two config files.
+All that could be chosen by the result is in `Settings` and SEEDS, fixed before the first run, and in the config files.
 """
 
 from __future__ import annotations
@@ -30,39 +30,37 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from benchmarks.objectives_report import CLAIM, METRICS, MULTI_VECTOR, RUNS, SCORES, START, summarise, write
 from benchmarks.processes import RunError, answer_request, in_process
 
-RUNS = ("lora pooled", "lora late", "lora hybrid", "adapter late")
-START = "untrained"
+SEEDS = (0, 1, 2)  # of the order of the pages, and of the start of what is trained
 LONGEST = 6 * 3600  # seconds of a run
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What all runs share; two reports compare where these are equal.
+    """What all runs share.
 
     Attributes:
-      steps, batch_size: of each run; 368 batches are two epochs.
+      model: where they start: "tiny", or the folder of another model of these pages.
+      steps, batch_size: of each run; 184 batches are an epoch, as in the paper's LoRA runs.
       every: steps between two evaluations.
-      seeds: of the runs: the order of the pages, and the start of what is trained.
       train_pages: pairs of pages and queries made for training.
       pages: of a benchmark.
       query_seeds: benchmarks, of as many queries as pages each, drawn anew.
       timed: updates of each run that are timed.
     """
 
-    steps: int = 368
+    model: str = "tiny"
+    steps: int = 184
     batch_size: int = 64
-    every: int = 23
-    seeds: tuple[int, ...] = (0, 1, 2)
+    every: int = 12
     train_pages: int = 12_000
     pages: int = 500
     query_seeds: int = 3
     timed: int = 21
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"the seeds are {self.seeds}: there must be at least one, and none twice")
         if not 0 < self.every <= self.steps:
             raise ValueError(
                 f"there are {self.steps} steps, evaluated every {self.every}: it must be 1 to {self.steps}"
@@ -98,7 +96,7 @@ def run_config(run: str, seed: int, settings: Settings, *, data: Path, output: P
 
     what, objective = run.split()
     config = lora_visdoc.get_config(f"tiny,{objective}") if what == "lora" else tiny.get_config()
-    config.output, config.overwrite, config.data.dir = str(output), True, str(data)
+    config.model, config.output, config.overwrite, config.data.dir = settings.model, str(output), True, str(data)
     config.data.max_length = config.data.query_length = config.data.document_length  # one compilation
     config.seed, config.steps, config.batch_size = seed, settings.steps, settings.batch_size
     config.eval.every, config.eval.validation_batches = settings.every, 0
@@ -131,7 +129,6 @@ def benchmarks_of(settings: Settings) -> list[Any]:
 
 def evaluate(encoder: Any, benchmarks: Sequence[Any]) -> list[Any]:
     """pooled, late and hybrid on each benchmark, of what the encoder gives: with an adapter its tokens."""
-    from benchmarks.objectives_report import METRICS, SCORES
     from eval.evaluate import run_benchmark
 
     how: dict[str, Any] = {"rows": SCORES, "metrics": METRICS, "progress": False}
@@ -140,8 +137,6 @@ def evaluate(encoder: Any, benchmarks: Sequence[Any]) -> list[Any]:
 
 def point(results: Sequence[Any]) -> dict[str, float]:
     """Means over the benchmarks by "SCORE/METRIC"."""
-    from benchmarks.objectives_report import METRICS, SCORES
-
     keys = [(score, metric) for score in SCORES for metric in METRICS]
     return {f"{s}/{m}": sum(result.mean(s, m) for result in results) / len(results) for s, m in keys}
 
@@ -164,7 +159,7 @@ def measure_start(request: dict[str, Any]) -> None:
     import smart_jax
 
     settings, out = _read(request)
-    results = evaluate(smart_jax.load("tiny"), benchmarks_of(settings))
+    results = evaluate(smart_jax.load(settings.model), benchmarks_of(settings))
     curve = [{"step": 0, "cpu_seconds": 0.0, "wall_seconds": 0.0} | point(results)]
     _write(out / "runs" / f"{START}.json", settings, {"curve": curve, "results": per_query(results)})
 
@@ -186,14 +181,15 @@ def train_and_measure(request: dict[str, Any]) -> None:
         with clock.stopped():
             return until_now | point(evaluate(encoder, benchmarks))
 
-    train(run_config(run, seed, settings, data=out / "data", output=folder), eval_fn)
+    if not train(run_config(run, seed, settings, data=out / "data", output=folder), eval_fn):
+        raise InterruptedError("the run was stopped: the same command starts it anew")
     curve = [
         {"step": record["step"]} | {name.removeprefix("eval/"): x for name, x in record.items() if "eval/" in name}
         for record in read_metrics(folder / "metrics.jsonl")
         if "eval/cpu_seconds" in record
     ]
     adapted = run.startswith("adapter")
-    trained = smart_jax.load("tiny", adapter=folder / "adapter") if adapted else smart_jax.load(folder / "lora")
+    trained = smart_jax.load(settings.model, adapter=folder / "adapter") if adapted else smart_jax.load(folder / "lora")
     _write(
         _result_file(out, run, seed), settings, {"curve": curve, "results": per_query(evaluate(trained, benchmarks))}
     )
@@ -211,7 +207,7 @@ def time_updates(request: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in RUNS:
             output = run_folder(Path(folder), name, 0)
-            run = Run(run_config(name, settings.seeds[0], settings, data=out / "data", output=output))
+            run = Run(run_config(name, SEEDS[0], settings, data=out / "data", output=output))
             state, position = run.start_or_resume()
             updates[name] = [run, state, next(run.batcher.prepare(run.examples(position))).batch]
         found: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
@@ -228,7 +224,7 @@ TASKS = {"start": measure_start, "updates": time_updates, "train": train_and_mea
 
 
 def _read(request: dict[str, Any]) -> tuple[Settings, Path]:
-    return Settings(**request["settings"] | {"seeds": tuple(request["settings"]["seeds"])}), Path(request["out"])
+    return Settings(**request["settings"]), Path(request["out"])
 
 
 def _write(path: Path, settings: Settings, found: dict[str, Any]) -> None:
@@ -258,7 +254,7 @@ def finished(path: Path, settings: Settings) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
-    wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
+    wanted = dataclasses.asdict(settings)
     if differ := [
         f"{name} {found['settings'].get(name)}" for name in wanted if found["settings"].get(name) != wanted[name]
     ]:
@@ -276,16 +272,16 @@ class Job:
     request: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def jobs(settings: Settings, out: Path) -> list[list[Job]]:
+def jobs(out: Path, runs: Sequence[str], seeds: Sequence[int]) -> list[list[Job]]:
     """In stages: the start and the updates, then the runs."""
     folder = out / "runs"
     first = [Job("updates", "updates", folder / "updates.json"), Job(START, "start", folder / f"{START}.json")]
-    runs = [
+    train = [
         Job(f"{run}, seed {seed}", "train", _result_file(out, run, seed), {"run": run, "seed": seed})
-        for seed in settings.seeds
-        for run in RUNS
+        for seed in seeds
+        for run in runs
     ]
-    return [first, runs]
+    return [first, train]
 
 
 def do(stage: Sequence[Job], settings: Settings, out: Path, cores: Sequence[int]) -> dict[str, Any]:
@@ -325,17 +321,28 @@ def do(stage: Sequence[Job], settings: Settings, out: Path, cores: Sequence[int]
     return done
 
 
-def run(settings: Settings, out: Path, cores: Sequence[int]) -> dict[str, Any]:
-    """Does all that is missing, writes the report to `out` and returns its summary with "files" added."""
-    from benchmarks import objectives_report
+def run(
+    settings: Settings, out: Path, cores: Sequence[int], *, runs: Sequence[str] = RUNS, seeds: Sequence[int] = SEEDS
+) -> dict[str, Any]:
+    """Does all that is missing, writes the report to `out` and returns its summary with "files" added.
 
+    Raises:
+      ValueError: a run is unknown, one of the two that are compared is missing; no seeds, or one twice; as `finished`.
+      RunError: as `do`.
+    """
+    if unknown := [name for name in runs if name not in RUNS]:
+        raise ValueError(f"unknown runs {', '.join(unknown)}: there are {', '.join(RUNS)}")
+    if missing := [name for name in (CLAIM[0], MULTI_VECTOR[0]) if name not in runs]:
+        raise ValueError(f"{' and '.join(missing)} must be among the runs: time is compared between them")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"the seeds are {list(seeds)}: there must be at least one, and none twice")
     make_data(settings, out)
     done: dict[str, Any] = {}
-    for stage in jobs(settings, out):
+    for stage in jobs(out, runs, seeds):
         done |= do(stage, settings, out, cores)
-    runs = {run: [done[f"{run}, seed {seed}"] for seed in settings.seeds] for run in RUNS}
-    summary = objectives_report.summarise(dataclasses.asdict(settings), done[START], done["updates"], runs)
-    return summary | {"files": objectives_report.write(summary, out)}
+    found = {run: [done[f"{run}, seed {seed}"] for seed in seeds] for run in runs}
+    summary = summarise(dataclasses.asdict(settings) | {"seeds": list(seeds)}, done[START], done["updates"], found)
+    return summary | {"files": write(summary, out)}
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -348,7 +355,9 @@ def main() -> None:
     parser.add_argument("--out", help="folder of runs and report")
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--every", type=int, default=Settings.every, help="steps between two evaluations")
-    parser.add_argument("--seeds", type=_numbers, default=Settings.seeds, help="of the runs, such as 0,1,2")
+    parser.add_argument("--model", default=Settings.model, help="where the runs start (default: %(default)s)")
+    parser.add_argument("--runs", default=",".join(RUNS), help="default: %(default)s")
+    parser.add_argument("--seeds", type=_numbers, default=SEEDS, help="of the runs, such as 0,1,2")
     parser.add_argument(
         "--cores", type=_numbers, default=tuple(sorted(os.sched_getaffinity(0))), help="one run on each"
     )
@@ -363,8 +372,10 @@ def main() -> None:
         parser.error("--out is needed: the folder of runs and report")
     out = Path(options.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
+    model = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
     try:
-        summary = run(Settings(steps=options.steps, every=options.every, seeds=options.seeds), out, options.cores)
+        settings = Settings(model=model, steps=options.steps, every=options.every)
+        summary = run(settings, out, options.cores, runs=options.runs.split(","), seeds=options.seeds)
     except (RunError, ValueError) as error:
         sys.exit(f"benchmarks.objectives: {error}")
     print(f"\n{Path(summary['files']['objectives.md']).read_text(encoding='utf-8')}")

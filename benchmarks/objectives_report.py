@@ -18,11 +18,12 @@ from eval.evaluate import Result
 
 SCORES = ("pooled", "late", "hybrid")
 METRICS = ("ndcg@5", "hit@1")
+RUNS = ("lora pooled", "lora late", "lora hybrid", "adapter late")
+START = "untrained"
 MULTI_VECTOR = ("lora late", "late")  # the run and the score whose last figure is to be reached
 CLAIM = ("lora hybrid", "hybrid")  # by these, in at least CLAIMED less time
 CLAIMED = 0.2
 OTHERS = (("lora hybrid", "late"), ("lora late", "hybrid"), ("lora pooled", "hybrid"), ("adapter late", "hybrid"))
-START = "untrained"
 DIFFERENCES = (
     (CLAIM, MULTI_VECTOR),
     (CLAIM, ("lora late", "hybrid")),
@@ -40,13 +41,14 @@ def summarise(
     """All figures, ready for JSON.
 
     Args:
-      settings: `benchmarks.objectives.Settings`.
+      settings: `benchmarks.objectives.Settings`, and "seeds".
       start: the untrained model.
       updates: times of single updates in milliseconds, by run: [{"cpu_seconds", "wall_seconds"}].
-      runs: by name, one for each seed in the settings' order.
+      runs: all or some of RUNS, one for each seed in the settings' order.
     """
     groups = {START: [start], **runs}
-    differences = [*DIFFERENCES, *(((run, score), (START, score)) for run in runs for score in SCORES)]
+    differences = [pair for pair in DIFFERENCES if all(run in runs for run, _ in pair)]
+    differences += [((run, score), (START, score)) for run in runs for score in SCORES]
     keys = [(_key(*row), _key(*minus)) for row, minus in differences]
     figures = report.summarise(_averaged(groups), differences=keys)
     everything = figures["benchmarks"][-1]  # the average, where there are several
@@ -72,7 +74,7 @@ def summarise(
             for (row, minus), found in zip(differences, everything["differences"], strict=True)
         ],
         "times": {name: _times(made, updates[name]) for name, made in runs.items()},
-        "reaching": [reaching(start, runs, run, score) for run, score in (CLAIM, MULTI_VECTOR, *OTHERS)],
+        "reaching": [reaching(start, runs, run, score) for run, score in (CLAIM, MULTI_VECTOR, *OTHERS) if run in runs],
         "curves": {name: [run["curve"] for run in made] for name, made in groups.items()},
         "environment": environment() | {"cores": os.cpu_count()},
     }

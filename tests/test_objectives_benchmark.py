@@ -13,12 +13,13 @@ import pytest
 
 from benchmarks import objectives
 from benchmarks import objectives_report as report
-from benchmarks.objectives import RUNS, START, Clock, Settings, finished, jobs, run_config
+from benchmarks.objectives import Clock, Settings, finished, jobs, run_config
+from benchmarks.objectives_report import RUNS, START
 from benchmarks.processes import RunError
 from configs import lora_visdoc, tiny
 from train.config import from_config_dict
 
-SETTINGS = Settings(steps=4, every=2, seeds=(5,), train_pages=120, pages=12, query_seeds=2, batch_size=8, timed=2)
+SETTINGS = Settings(steps=4, every=2, train_pages=120, pages=12, query_seeds=2, batch_size=8, timed=2)
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -35,24 +36,36 @@ def test_a_run_is_that_of_its_config_file(run, tmp_path):
     assert config.eval.validation_batches == 0  # it would be timed
 
 
-def test_full_length_runs_are_equal_in_steps_and_see_every_page_twice():
+def test_a_run_of_full_length_is_an_epoch():
     settings, validation = Settings(), 0.02
-    batches = int(settings.train_pages * (1 - validation)) // settings.batch_size
-    assert abs(settings.steps - 2 * batches) <= 2 and settings.steps % settings.every == 0
+    assert abs(settings.steps - settings.train_pages * (1 - validation) / settings.batch_size) <= 1
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"seeds": ()}, "at least one"),
-        ({"seeds": (1, 1)}, r"the seeds are \(1, 1\)"),
-        ({"every": 0}, "evaluated every 0: it must be 1 to 368"),
+        ({"every": 0}, "evaluated every 0: it must be 1 to 184"),
         ({"every": 400}, "evaluated every 400"),
     ],
 )
 def test_settings_that_make_no_report_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seeds": ()}, "at least one"),
+        ({"seeds": (1, 1)}, r"the seeds are \[1, 1\]"),
+        ({"runs": ("lora late", "lora maxsim")}, "unknown runs lora maxsim: there are lora pooled, lora late"),
+        ({"runs": ("lora late", "adapter late")}, "lora hybrid must be among the runs"),
+    ],
+)
+def test_runs_that_can_not_be_compared_are_refused(tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        objectives.run(SETTINGS, tmp_path, [0], **wrong)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_clock_counts_work_and_stands_still_when_stopped():
@@ -92,9 +105,9 @@ def test_what_is_done_is_not_done_again_and_a_failure_loses_nothing(tmp_path, mo
         file = next(job.file for job in all_jobs if job.request == {"run": run, "seed": seed})
         objectives._write(file, *objectives._read({"settings": settings, "out": out})[:1], {"seed": seed})
 
-    settings = dataclasses.replace(SETTINGS, seeds=(1, 2))
+    settings = SETTINGS
     monkeypatch.setattr(objectives, "in_process", in_process)
-    _, all_jobs = jobs(settings, tmp_path)
+    _, all_jobs = jobs(tmp_path, RUNS, (1, 2))
     assert [job.request["seed"] for job in all_jobs] == [1] * 4 + [2] * 4
     objectives._write(all_jobs[0].file, settings, {"seed": 1})
     with pytest.raises(RunError, match="^lora late, seed 1 crashes: SIGKILL$"):
@@ -198,7 +211,7 @@ def random_summary(seeds=(0, 1), queries=(30, 20)):
 
     start, runs = one(0), {run: [one(1) for _ in seeds] for run in RUNS}
     updates = {run: [{"cpu_seconds": x, "wall_seconds": x + 1} for x in (3.0, 1.0, 9.0)] for run in RUNS}
-    settings = dataclasses.asdict(dataclasses.replace(SETTINGS, seeds=seeds))
+    settings = dataclasses.asdict(SETTINGS) | {"seeds": list(seeds)}
     return start, runs, report.summarise(settings, start, updates, runs)
 
 
@@ -257,7 +270,7 @@ def test_the_report_is_written(tmp_path):
 @pytest.mark.slow
 def test_all_of_it_on_a_few_pages(tmp_path, monkeypatch):
     """Processes, training, evaluation along it and of the exported weights, and the report; then nothing again."""
-    summary = objectives.run(SETTINGS, tmp_path, [min(objectives.os.sched_getaffinity(0))])
+    summary = objectives.run(SETTINGS, tmp_path, [min(objectives.os.sched_getaffinity(0))], seeds=[5])
     for run in RUNS:
         (points,) = summary["curves"][run]
         assert [point["step"] for point in points] == [2, 4]
@@ -272,4 +285,7 @@ def test_all_of_it_on_a_few_pages(tmp_path, monkeypatch):
     assert all(summary["curves"][run][0][1] != untrained for run in RUNS)
     assert summary["table"]["adapter late"]["pooled"] == summary["table"][START]["pooled"]
     monkeypatch.setattr(objectives, "in_process", lambda *_, **__: pytest.fail("it was done"))
-    assert objectives.run(SETTINGS, tmp_path, [0])["table"] == summary["table"]
+    assert objectives.run(SETTINGS, tmp_path, [0], seeds=[5])["table"] == summary["table"]
+    fewer = objectives.run(SETTINGS, tmp_path, [0], runs=("lora hybrid", "lora late"), seeds=[5])
+    assert fewer["table"] == {name: summary["table"][name] for name in (START, "lora hybrid", "lora late")}
+    assert fewer["reaching"] == [row for row in summary["reaching"] if row["run"] in fewer["table"]]
