@@ -100,7 +100,8 @@ def attempt(inputs):
     """A function that starts or resumes the run in a folder, up to a moment; its exit code."""
     environment = os.environ | {"XLA_FLAGS": "", "SMART_JAX_COMPILATION_CACHE": str(inputs / "xla")}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    nursery = subprocess.Popen([sys.executable, "-c", NURSERY], cwd=ROOT, env=environment, text=True, **pipes)
+    options = {"cwd": ROOT, "env": environment, "text": True, "start_new_session": True}
+    nursery = subprocess.Popen([sys.executable, "-c", NURSERY], **options, **pipes)
 
     def run(output: Path, settings: dict, moment: list | None = None) -> int:
         nursery.stdin.write(json.dumps([str(inputs), str(output), settings, moment]) + "\n")
@@ -110,8 +111,8 @@ def attempt(inputs):
         return int(answer)
 
     yield run
-    nursery.stdin.close()
-    nursery.wait(timeout=60)
+    os.killpg(nursery.pid, signal.SIGKILL)  # and a try that a failed test has left
+    nursery.communicate()
 
 
 def moments(seed: int) -> list[list]:
