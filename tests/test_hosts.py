@@ -19,11 +19,12 @@ from safetensors.numpy import load_file
 from smart_jax import distributed
 from smart_jax.distributed import DistributedConfig
 from tests.training import write_inputs
+from train.loop import read_metrics
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = {"data.query_length": 64, "data.document_length": 64, "data.document_patches": 16}
 KINDS = {
-    "adapter": {"trainable": "adapter"},
+    "adapter": {"trainable": "adapter", "eval.validation_documents": 99},
     "adapter+lora": {
         "trainable": "adapter+lora",
         "lora.r": 4,

@@ -271,7 +271,7 @@ class Run:
         """Mean over the data sets, and samples of each."""
         means: dict[str, float] = {}
         samples: list[Sample] = []
-        if jax.process_count() > 1 or not self._held_out:  # an encoder works on devices of one process
+        if not self._held_out:
             return means, samples
         encoder, options = self.trained(state.params), self.config.eval
         for name, held_out in self._held_out.items():
