@@ -24,9 +24,10 @@ The same on the embedded model and the pages of `make demo`, in minutes on a CPU
     python -m train.data --source build/demo/pairs --name pages --out build/demo/data
     python -m train.posttrain --config configs/lora_visdoc.py:tiny,hybrid
 
-Expected, from the paper and not measured here: training with the hybrid objective beats models trained for late
-interaction alone on visual documents, in at least 20 % less time. What differs from its code: pages that are
-another query's answer too are no negatives, and max_pixels is lowered so that a page fits in 1,024 tokens.
+Expected, from the paper: training with the hybrid objective beats models trained for late interaction alone on visual
+documents, in at least 20 % less time; docs/objectives.md has what the embedded model shows. What differs from its code:
+pages that are another query's answer too are no negatives, and max_pixels is lowered so that a page fits in 1,024
+tokens.
 """
 
 from collections.abc import Callable

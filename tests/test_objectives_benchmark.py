@@ -173,7 +173,7 @@ def test_the_time_until_the_multi_vector_models_quality():
             [0.9, None],
             "in 1 of 2 runs, after 1 [1, 1] of 10 steps: 90 [90, 90] % of its CPU time is saved. The 20 % of ",
         ),
-        ([0.5, 1.0], "found in every run. In 1 of them the untrained model's hybrid score is there already."),
+        ([0.5, 1.0], "found in every run. In 1 of them the untrained model's hybrid score is there already: "),
         ([None, None], "in 0 of 2 runs: nothing is saved."),
     ],
 )
