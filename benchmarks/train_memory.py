@@ -7,8 +7,8 @@ products into float32 ones, so its temporary memory is an upper bound for an acc
 
 A step is that of configs/lora_visdoc.py: a frozen bfloat16 backbone split over all devices (fsdp), `remat`, queries of
 64 tokens and pages of 1,024 tokens, 3,840 patches of which are seen. Compiling all layers takes long, so two models of
-few text layers are compiled and their temporary memory is continued in a straight line: with `remat` each layer adds
-what it keeps, and nothing else. Parameters, optimizer state and batch are counted at full depth.
+few text layers are compiled and their temporary memory is continued in a straight line. Parameters, optimizer state and
+batch are counted at full depth.
 """
 
 from __future__ import annotations
