@@ -99,7 +99,8 @@ def run_config(run: str, seed: int, settings: Settings, *, data: Path, output: P
     config.model, config.output, config.overwrite, config.data.dir = settings.model, str(output), True, str(data)
     config.data.max_length = config.data.query_length = config.data.document_length  # one compilation
     config.seed, config.steps, config.batch_size = seed, settings.steps, settings.batch_size
-    config.eval.every, config.eval.validation_batches = settings.every, 0
+    config.eval.every = settings.every
+    config.eval.validation_batches = config.eval.validation_documents = 0  # the clock would count them
     config.checkpoint.every = settings.steps
     config.lora.merge = False
     return from_config_dict(config)
@@ -209,7 +210,7 @@ def time_updates(request: dict[str, Any]) -> None:
             output = run_folder(Path(folder), name, 0)
             run = Run(run_config(name, SEEDS[0], settings, data=out / "data", output=output))
             state, position = run.start_or_resume()
-            updates[name] = [run, state, next(run.batcher.prepare(run.examples(position))).batch]
+            updates[name] = [run, state, next(run.batches(position)).batch]
         found: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
         for _ in range(1 + settings.timed):  # the first compiles
             for name, (run, state, batch) in updates.items():
