@@ -118,12 +118,12 @@ def assert_same_parameters(found: Path, expected: Path, tolerance: float) -> Non
         np.testing.assert_allclose(a[name], value, atol=tolerance, rtol=0, err_msg=name)
 
 
-def assert_same_log(found: Path, expected: Path) -> None:
-    """Each step once, by one process, with the loss over the whole batch."""
+def assert_same_log(found: Path, expected: Path, starts: int = 1) -> None:
+    """Each step once, by one process, with the loss over the whole batch; an event file for each start."""
     a, b = (read_metrics(folder / "metrics.jsonl") for folder in (found, expected))
     assert [record["step"] for record in a] == [record["step"] for record in b]
     np.testing.assert_allclose([r["loss"] for r in a], [r["loss"] for r in b], atol=1e-5, rtol=1e-5)
-    assert len(list((found / "tensorboard").iterdir())) == len(list((expected / "tensorboard").iterdir()))
+    assert len(list((found / "tensorboard").iterdir())) == starts
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_two_processes_train_as_one(inputs, one_process, tmp_path, kind, devices
     first, second = launch(inputs, tmp_path, 2, devices, **KINDS[kind])
     assert_same_parameters(tmp_path, expected, 1e-6)
     assert_same_log(tmp_path, expected)
-    assert results(first) == pytest.approx(evaluation, abs=1e-5) and results(second) == results(first)
+    assert results(first) == pytest.approx(evaluation, abs=1e-5, rel=1e-6) and results(second) == results(first)
     assert "steps 1 to 8" in first and "steps 1 to 8" not in second  # one of them prints
     checksums = json.loads(next(tmp_path.glob("checkpoints/8/info/*")).read_text())["checksums"]
     sums = [value for item in checksums.values() for value in item.values()]
@@ -179,7 +179,7 @@ def test_two_are_stopped_and_one_goes_on(inputs, one_process, tmp_path, kind, te
     assert f"steps {step + 1} to 8" in launch(inputs, tmp_path, 1, 2, **settings, resume=True)[0]
     expected, _ = one_process(kind)
     assert_same_parameters(tmp_path, expected, 1e-6)
-    assert_same_log(tmp_path, expected)
+    assert_same_log(tmp_path, expected, starts=2)
 
 
 @pytest.mark.slow
@@ -190,7 +190,7 @@ def test_one_is_stopped_and_two_go_on(inputs, one_process, tmp_path):
     assert "steps 5 to 8" in launch(inputs, tmp_path, 2, 2, **settings, resume=True)[0]
     expected, _ = one_process("adapter+lora")
     assert_same_parameters(tmp_path, expected, 1e-6)
-    assert_same_log(tmp_path, expected)
+    assert_same_log(tmp_path, expected, starts=2)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_model_flops_are_those_of_the_matrix_products(tmp_path, name):
 
 def test_model_flops_of_a_bert(tmp_path):
     write_plain(tmp_path / "model")
-    config, mesh = make_config(tmp_path, tmp_path / "run"), make_mesh(devices=jax.devices()[:1])
+    config, mesh = make_config(tmp_path, tmp_path / "run", pooling="cls"), make_mesh(devices=jax.devices()[:1])
     encoder = load_encoder(config, mesh)
     params, frozen, objective = make_objective(config, encoder, mesh, steps=1)
     examples = [Example(str(i), {"text": f"find {i}"}, {"text": f"page {i}"}) for i in range(2)]
@@ -111,7 +111,7 @@ def test_attention_windows_count_as_what_they_are(tmp_path):
 
     folder = write_checkpoint(tmp_path, model_type="qwen2_5_vl")
     config = load_config(folder)
-    preprocessor = Preprocessor.from_pretrained(folder, config)
+    preprocessor = Preprocessor.from_pretrained(folder, config, head="lamra")
     batch = preprocessor.collate([preprocessor.row({"image": page(1)})])
     t, h, w = preprocessor.row({"image": page(1)}).grids[0]
     side = config.vision.window_patches

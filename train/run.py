@@ -334,7 +334,8 @@ def _load(model: str | Path, config: TrainConfig, mesh: Mesh, task: str | None =
     dtypes = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
     # Weights that are trained are kept, and updated, in float32.
     dtype = jnp.float32 if "full" in config.parts else dtypes[config.dtype]
-    return encode.load(model, dtype=dtype, mesh=mesh, task=task, settings=preprocessing_overrides(config))
+    overrides = preprocessing_overrides(config)
+    return encode.load(model, dtype=dtype, mesh=mesh, task=task, pooling=config.pooling, settings=overrides)
 
 
 def source_folder(encoder: Encoder) -> Path:
