@@ -27,6 +27,7 @@ from smart_jax.models.weights import array_sums
 FORMAT = 1
 _END_BYTES = 1 << 20
 _ITEMS = ("params", "train_state", "info")
+_PARTIAL = ".orbax-checkpoint-tmp"  # the end of the names of folders that orbax has not completed
 
 _logger = logging.getLogger(__name__)
 
@@ -112,9 +113,9 @@ class Checkpoints:
                 best_fn=None if best_metric is None else lambda metrics: metrics[best_metric],
                 best_mode=best_mode,
                 enable_async_checkpointing=False,  # the parameters' buffers are donated to the next step
-                cleanup_tmp_directories=True,
             ),
         )
+        self._tidied = False
 
     def save(
         self,
@@ -147,6 +148,7 @@ class Checkpoints:
             "checksums": {"params": _checksums(params), "train_state": _checksums(train_state)},
         }
         before = set(threading.enumerate())
+        self._tidy()
         try:
             self._manager.save(
                 step,
@@ -272,6 +274,16 @@ class Checkpoints:
         if bad:
             raise self._damaged(step, item, ValueError(f"checksum of {', '.join(bad[:6])} differs"))
         return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])  # orbax sorts by name
+
+    def _tidy(self) -> None:
+        """Removes, once, what a run that was killed left unfinished.
+
+        Not on opening: to read the checkpoints of a run that goes on does not take away what it is writing.
+        """
+        if not self._tidied and jax.process_index() == 0:
+            for partial in self.folder.glob(f"*{_PARTIAL}"):
+                shutil.rmtree(partial, ignore_errors=True)
+        self._tidied = True
 
     def _unwritten(self, step: int, error: Exception, threads: set[threading.Thread]) -> UnwrittenError:
         for thread in threads:  # they go on writing what else there is; those of a pool do not end

@@ -224,6 +224,16 @@ def test_wrong_values_of_the_right_shape_are_found(tmp_path):
         Checkpoints(tmp_path / "a", identity=IDENTITY).restore(params=params, train_state=train_state)
 
 
+def test_reading_leaves_alone_what_another_writes(tmp_path):
+    """What a run that was killed left is removed by the run that goes on, not by one that looks into the folder."""
+    writer = Checkpoints(tmp_path, identity=IDENTITY)
+    partial = tmp_path / "1.orbax-checkpoint-tmp"
+    (partial / "params").mkdir(parents=True)
+    assert Checkpoints(tmp_path, identity=IDENTITY).all_steps() == [] and (partial / "params").is_dir()
+    save(writer, 2)
+    assert not partial.exists() and Checkpoints(tmp_path, identity=IDENTITY).all_steps() == [2]
+
+
 KILLED_WHILE_SAVING = """
 import os, signal, sys
 from smart_jax.checkpoint import Checkpoints

@@ -54,9 +54,11 @@ def assert_whole(folder: Path, steps: list[int]) -> None:
 # What tensorstore and orbax leave behind when they can not write.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("share", [0.2, 0.9])
+@pytest.mark.parametrize("share", [0.2, 0.7])
 def test_a_checkpoint_on_a_full_file_system(small_disk, share):
-    """Room for one and a part of the next, which fails early or late; with more room it is written."""
+    """Room for one and a part of the next, which fails early or late; with more room it is written.
+
+    Two of the same arrays differ in size by a tenth: orbax writes them side by side, into what files there are."""
     disk = small_disk(8192)
     folder = disk / "checkpoints"
     checkpoints = Checkpoints(folder, identity=IDENTITY)
