@@ -200,8 +200,8 @@ def warmup(root: Path, seed: int) -> None:
     import smart_jax
     from smart_jax.models.weights import save_weights
     from train.config import TrainConfig
+    from train.export import export_model
     from train.loop import Prefetch
-    from train.run import export_model
     from train.warmup import warm_up
 
     encoder = smart_jax.load(root / "new")

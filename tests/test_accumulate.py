@@ -18,9 +18,10 @@ from train.batches import Batcher
 from train.config import from_config_dict
 from train.data import Examples, open_split
 from train.loop import read_metrics
+from train.model import load_encoder, make_objective
 from train.optimizer import OptimizerConfig, make_optimizer, make_schedule, updates_made
 from train.posttrain import train
-from train.run import Run, load_encoder, make_objective
+from train.run import Run
 from train.step import init_state, make_train_step
 
 

@@ -19,7 +19,7 @@ from tests.training import make_config, page, write_inputs
 from train.batches import Batcher
 from train.config import from_config_dict
 from train.data import Example
-from train.run import load_encoder, make_objective
+from train.model import load_encoder, make_objective
 from train.step import TrainBatch
 
 

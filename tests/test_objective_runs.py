@@ -24,8 +24,8 @@ from train.config import LossConfig
 from train.convert import convert
 from train.data import Examples, content_hash, open_split
 from train.loop import read_metrics
+from train.model import adapter_config
 from train.posttrain import train
-from train.run import adapter_config
 from train.step import start_temperatures
 
 

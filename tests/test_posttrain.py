@@ -36,9 +36,11 @@ from train.batches import Batcher
 from train.config import DataConfig
 from train.convert import convert
 from train.data import Example, Examples, open_split
+from train.export import export_model
 from train.loop import read_metrics
+from train.model import load_encoder, make_objective, weight_folders
 from train.posttrain import train
-from train.run import Run, export_model, load_encoder, make_objective, weight_folders
+from train.run import Run
 from train.step import TrainState, make_eval_step
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ from tests.checkpoints import write_processor
 from tests.test_posttrain import examples
 from tests.training import make_config, write_inputs
 from train.batches import Batcher
-from train.run import load_encoder, make_objective
+from train.model import load_encoder, make_objective
 
 KINDS = {
     "lora": {

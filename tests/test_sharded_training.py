@@ -16,8 +16,8 @@ from smart_jax.sharding import batch_part, make_mesh
 from tests.test_posttrain import examples
 from tests.training import make_config, write_inputs
 from train.batches import Batcher
+from train.model import load_encoder, make_objective
 from train.optimizer import make_optimizer, make_schedule
-from train.run import load_encoder, make_objective
 from train.step import init_state, make_train_step
 
 LORA = {"trainable": "lora", "lora.r": 4, "lora.modules": r"_proj$"}

@@ -18,8 +18,8 @@ from train.batches import Batcher, Skipped
 from train.config import from_config_dict
 from train.data import Example, Split, open_split
 from train.loop import read_metrics
+from train.model import load_encoder, make_objective
 from train.posttrain import train
-from train.run import load_encoder, make_objective
 from train.step import TrainBatch
 
 

@@ -16,7 +16,7 @@ from train.config import DataConfig
 from train.convert import convert
 from train.data import Example, open_split
 from train.mine import MineConfig, mine
-from train.run import load_encoder
+from train.model import load_encoder
 
 TYPES = {"text": pa.string(), "negatives": pa.list_(pa.string())}
 

@@ -21,7 +21,7 @@ from tests.training import make_config, page
 from train import throughput
 from train.batches import Batcher, Skipped
 from train.data import Example
-from train.run import load_encoder, make_objective
+from train.model import load_encoder, make_objective
 from train.throughput import GIB, Cost, Throughput, Work, measure, memory, peak_flops, total, training_cost
 
 

@@ -3,48 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
-import shutil
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import Mesh
 from safetensors import SafetensorError
 
-from smart_jax import encode
-from smart_jax.adapter import Adapter, AdapterConfig, parse_layers
+from smart_jax.adapter import Adapter
 from smart_jax.checkpoint import Checkpoints, UnwrittenError, fingerprint, weights_fingerprint
 from smart_jax.distributed import is_main, wait_for_all
 from smart_jax.encode import Encoder
-from smart_jax.hub import resolve_base
-from smart_jax.lora import add_lora, save_lora
-from smart_jax.models.peft import CONFIG_FILE, find_adapter, having
-from smart_jax.models.weights import save_weights
-from smart_jax.prompt import TOKENIZER_FILES
-from smart_jax.settings import SETTINGS_FILE, Settings, read_settings
-from smart_jax.sharding import batch_part, make_mesh, place, replicated
+from smart_jax.sharding import batch_part, make_mesh
 from train.batches import UNREADABLE, Batcher, Prepared
 from train.config import TrainConfig
 from train.data import Example, Examples, open_split
+from train.export import export_lora, export_model
 from train.heldout import HeldOut, ranking_metrics
 from train.loop import MetricsLog, check_run, open_run
 from train.mixture import open_examples, parse_names
+from train.model import adapter_config, load_backbone, load_encoder, make_objective, weight_folders
 from train.optimizer import make_optimizer, make_schedule
-from train.step import (
-    Objective,
-    Params,
-    TrainState,
-    init_state,
-    make_eval_step,
-    make_train_step,
-    take_apart,
-)
+from train.step import Params, TrainState, init_state, make_eval_step, make_train_step
 from train.tensorboard import Sample
 from train.throughput import Throughput, peak_flops, total, training_cost
 from train.wandb_log import WandbLog, import_wandb
@@ -143,7 +124,7 @@ class Run:
         return Throughput(self._cost, None if peak is None else peak * self.mesh.size)
 
     def evaluate(self, state: TrainState) -> tuple[dict[str, float], list[Sample]]:
-        """Metrics: means over the validation batches and, with one process, a search of the split ("validation/loss",
+        """Metrics: means over the validation batches and a search of the split ("validation/loss",
         "validation/late_ndcg@5", ...), and `eval_fn`'s ("eval/..."); and the search's best and worst queries."""
         results = self._validate(state) if self.config.eval.validation_batches else {}
         found, samples = self._search(state)
@@ -214,7 +195,7 @@ class Run:
         wait_for_all("branches written")
         if self.config.lora.merge:
             # Merged into the weights as they are in the base's files, quantised or not in training.
-            merged = _load(written[-1], self.config, self.mesh)
+            merged = load_backbone(written[-1], self.config, self.mesh)
             written.append(export_model(self.folder / "model", merged, merged.params, self.config))
         return written
 
@@ -308,166 +289,3 @@ class Run:
         if "lora" in self.config.parts:
             identity["lora"] = dataclasses.asdict(dataclasses.replace(self.config.lora, merge=False))
         return identity
-
-
-def load_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:
-    """The backbone that is trained or frozen, with the preprocessing and low-rank branches that the config asks for.
-
-    Raises:
-      ValueError: no model is named, or low-rank branches are asked for beside those of an adapter that it has.
-    """
-    if not config.model:
-        raise ValueError("config.model is empty: name a checkpoint folder or hub id, --config.model=...")
-    encoder = _load(config.model, config, mesh, task=config.task)
-    if "lora" not in config.parts:
-        return encoder
-    if (adapter := find_adapter(source_folder(encoder))) is not None:
-        raise ValueError(
-            f"{adapter} holds a PEFT adapter already, and a second LoRA would have no base to be saved for: merge it "
-            "into the weights first (merge_and_unload of peft)"
-        )
-    graphdef, params = add_lora(encoder.graphdef, encoder.params, config.lora, seed=config.seed)
-    return Encoder(encoder.config, encoder.preprocessor, graphdef, params, mesh=mesh, folder=encoder.folder)
-
-
-def _load(model: str | Path, config: TrainConfig, mesh: Mesh, task: str | None = None) -> Encoder:
-    dtypes = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
-    # Weights that are trained are kept, and updated, in float32.
-    dtype = jnp.float32 if "full" in config.parts else dtypes[config.dtype]
-    overrides = preprocessing_overrides(config)
-    return encode.load(model, dtype=dtype, mesh=mesh, task=task, pooling=config.pooling, settings=overrides)
-
-
-def source_folder(encoder: Encoder) -> Path:
-    """Where the encoder's files are; one put together by hand has none."""
-    if encoder.folder is None:
-        raise ValueError("the encoder was not loaded from a folder, and a run needs its files: use smart_jax.load")
-    return encoder.folder
-
-
-def weight_folders(encoder: Encoder) -> list[Path]:
-    """That the encoder's weights were read from: a checkpoint's, and those of a PEFT adapter or of its base."""
-    source = source_folder(encoder)
-    return list(dict.fromkeys(place for place in (source, find_adapter(source), resolve_base(source)) if place))
-
-
-def preprocessing_overrides(config: TrainConfig) -> dict[str, Any]:
-    """Settings of the checkpoint that the config changes."""
-    asked = {name: getattr(config, name) for name in ("head", "pooling", "prompt")}
-    asked |= {name: getattr(config.data, name) for name in ("min_pixels", "max_pixels", "max_length")}
-    return {name: value for name, value in asked.items() if value is not None}
-
-
-def make_objective(config: TrainConfig, encoder: Encoder, mesh: Mesh, steps: int) -> tuple[Params, Params, Objective]:
-    """Trainable parameters, frozen parameters, and the loss of both.
-
-    Raises:
-      ValueError: no weight of the backbone matches `config.weights`, or vectors are no wider than a width of
-        `loss.matryoshka`; and as `adapter_config`.
-    """
-    backbone, weights = take_apart("model", encoder.graphdef, encoder.params)
-    params = {name: x for name, x in weights.items() if name.startswith("lora.")}
-    dtype = None
-    if "full" in config.parts:
-        params = {name: x for name, x in weights.items() if re.search(config.weights, name.removeprefix("model."))}
-        if not params:
-            raise ValueError(
-                f"config.weights {config.weights!r} matches no parameter of the backbone; it has "
-                f"{', '.join(name.removeprefix('model.') for name in sorted(weights)[:4])}, ..."
-            )
-        on_accelerator = config.dtype == "auto" and jax.default_backend() != "cpu"
-        dtype = jnp.bfloat16 if on_accelerator or config.dtype == "bfloat16" else None
-    _check_widths(config, encoder)
-    objective = Objective(
-        config.loss,
-        steps,
-        mesh,
-        backbone,
-        dtype=dtype,
-        remat=config.remat,
-        remat_policy=config.remat_policy,
-        chunk_size=config.chunk_size,
-    )
-    frozen = objective.cast({name: x for name, x in weights.items() if name not in params})
-    if "lora" in config.parts and config.lora.dropout:
-        objective = dataclasses.replace(objective, dropout_seed=config.seed)
-    if "adapter" in config.parts:
-        adapter = Adapter(adapter_config(config, encoder), rngs=nnx.Rngs(config.seed))
-        structure, projection = take_apart("adapter", *nnx.split(adapter))
-        objective = dataclasses.replace(objective, adapter=structure)
-        params |= place(projection, replicated(mesh))
-    return params, frozen, objective
-
-
-def adapter_config(config: TrainConfig, encoder: Encoder) -> AdapterConfig:
-    """Raises ValueError: layers that the backbone has not, or a regulariser without a trainable part."""
-    text = encoder.config.text
-    layers = parse_layers(config.adapter.layers, text.num_hidden_layers)
-    frozen = config.trainable == "adapter"
-    if frozen and len(layers) == 1 and (config.loss.diversity_weight or config.loss.overlap_weight):
-        raise ValueError(
-            "diversity_weight and overlap_weight act on the fused states, which one layer of a frozen backbone leaves "
-            "without a trainable part: set them to 0 or fuse more layers (config.adapter.layers)"
-        )
-    return AdapterConfig(text.hidden_size, config.adapter.dim, layers, config.adapter.pooled_dim)
-
-
-def _check_widths(config: TrainConfig, encoder: Encoder) -> None:
-    """Raises ValueError: a width of `loss.matryoshka` would cut nothing."""
-    hidden = encoder.config.text.hidden_size
-    vectors = {"pooled vectors": hidden, "tokens": getattr(encoder.config, "token_dim", None) or hidden}
-    if "adapter" in config.parts:
-        vectors = {"pooled vectors": config.adapter.pooled_dim or hidden, "tokens": config.adapter.dim or hidden}
-    if config.loss.objective == "pooled":
-        del vectors["tokens"]
-    for name, width in vectors.items():
-        if wide := [w for w in config.loss.widths if w is not None and w >= width]:
-            raise ValueError(
-                f"loss.matryoshka is '{config.loss.matryoshka}', but the {name} have {width} components: choose widths "
-                f"below that, not {wide[0]}; the full width always takes part"
-            )
-
-
-def export_lora(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:
-    """A folder that PEFT opens and, with the preprocessing of the run, `smart_jax.load`; both then need the base."""
-    base = Path(config.model).resolve() if Path(config.model).is_dir() else config.model
-    save_lora(folder, params, encoder.config, config.lora, base=base)
-    if is_main():
-        _write_settings(folder, encoder, config, read_settings(source_folder(encoder)))
-    return folder
-
-
-def export_model(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:
-    """A Hugging Face folder: the weights, and the source's other files. Of several processes the first writes."""
-    if is_main():
-        _copy_files(folder, encoder, config)
-    save_weights(folder, params, encoder.config)
-    return folder
-
-
-def _copy_files(folder: Path, encoder: Encoder, config: TrainConfig) -> None:
-    """All but the weights: the source's config, tokenizer and preprocessing files, and the run's settings."""
-    source = source_folder(encoder)
-    base = resolve_base(source)
-    words = having(source, base, *TOKENIZER_FILES)
-    for root in filter(None, (base, source)):  # a PEFT adapter's files replace its base's
-        # Weights are written anew, with an adapter merged into them; the template comes with the tokenizer.
-        left_out = (".", "model", CONFIG_FILE, *(() if root == words else ("chat_template",)))
-        for file in sorted((*root.iterdir(), *root.glob("*/config.json"))):  # the latter of sentence-transformers
-            if file.is_file() and not file.name.startswith(left_out) and file.suffix != ".safetensors":
-                target = folder / file.relative_to(root)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
-    hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if hf.pop("task_names", None):  # of adapters, one of which is merged
-        (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
-    _write_settings(folder, encoder, config, read_settings(folder))
-
-
-def _write_settings(folder: Path, encoder: Encoder, config: TrainConfig, known: dict[str, Any]) -> None:
-    overrides = preprocessing_overrides(config)
-    if isinstance(settings := encoder.preprocessor.settings, Settings):  # the folder's name may tell it no longer
-        overrides["head"] = settings.head
-    if overrides:
-        text = json.dumps(known | overrides, indent=2) + "\n"
-        (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")

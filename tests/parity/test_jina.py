@@ -23,7 +23,7 @@ from tests.lora import write_lora
 from tests.parity.qwen2_vl import CONFIGS, to_v4, torch_model
 from tests.parity.qwen3_vl import BROKEN, TOLERANCE, Inputs
 from tests.training import make_config
-from train.run import load_encoder, make_objective
+from train.model import load_encoder, make_objective
 
 TASKS = ("retrieval", "text-matching", "code")
 WIDTH, DIM, LAYERS = 64, 24, 4

@@ -1,0 +1,66 @@
+"""Trained weights as folders that PEFT, transformers and `smart_jax.load` open."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from smart_jax.distributed import is_main
+from smart_jax.encode import Encoder
+from smart_jax.hub import resolve_base
+from smart_jax.lora import save_lora
+from smart_jax.models.peft import CONFIG_FILE, having
+from smart_jax.models.weights import save_weights
+from smart_jax.prompt import TOKENIZER_FILES
+from smart_jax.settings import SETTINGS_FILE, Settings, read_settings
+from train.config import TrainConfig
+from train.model import preprocessing_overrides, source_folder
+
+
+def export_lora(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:
+    """A folder that PEFT opens and, with the preprocessing of the run, `smart_jax.load`; both then need the base."""
+    base = Path(config.model).resolve() if Path(config.model).is_dir() else config.model
+    save_lora(folder, params, encoder.config, config.lora, base=base)
+    if is_main():
+        _write_settings(folder, encoder, config, read_settings(source_folder(encoder)))
+    return folder
+
+
+def export_model(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:
+    """A Hugging Face folder: the weights, and the source's other files. Of several processes the first writes."""
+    if is_main():
+        _copy_files(folder, encoder, config)
+    save_weights(folder, params, encoder.config)
+    return folder
+
+
+def _copy_files(folder: Path, encoder: Encoder, config: TrainConfig) -> None:
+    """All but the weights: the source's config, tokenizer and preprocessing files, and the run's settings."""
+    source = source_folder(encoder)
+    base = resolve_base(source)
+    words = having(source, base, *TOKENIZER_FILES)
+    for root in filter(None, (base, source)):  # a PEFT adapter's files replace its base's
+        # Weights are written anew, with an adapter merged into them; the template comes with the tokenizer.
+        left_out = (".", "model", CONFIG_FILE, *(() if root == words else ("chat_template",)))
+        for file in sorted((*root.iterdir(), *root.glob("*/config.json"))):  # the latter of sentence-transformers
+            if file.is_file() and not file.name.startswith(left_out) and file.suffix != ".safetensors":
+                target = folder / file.relative_to(root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+    hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if hf.pop("task_names", None):  # of adapters, one of which is merged
+        (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
+    _write_settings(folder, encoder, config, read_settings(folder))
+
+
+def _write_settings(folder: Path, encoder: Encoder, config: TrainConfig, known: dict[str, Any]) -> None:
+    overrides = preprocessing_overrides(config)
+    if isinstance(settings := encoder.preprocessor.settings, Settings):  # the folder's name may tell it no longer
+        overrides["head"] = settings.head
+    if overrides:
+        text = json.dumps(known | overrides, indent=2) + "\n"
+        (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
