@@ -22,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from smart_jax.distributed import is_main, on_any, wait_for_all
 from smart_jax.models.weights import array_sums
 
 FORMAT = 1
@@ -199,7 +200,7 @@ class Checkpoints:
         """Reads the newest checkpoint that is whole; arguments as in `restore`.
 
         Damaged ones that are newer are moved to the folder "<checkpoints>-damaged" beside this one, and a warning says
-        so. With several processes they stay and raise: one process can not decide for the others.
+        so. What one of several processes can not read counts as damaged for all.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
@@ -207,18 +208,25 @@ class Checkpoints:
           ValueError: as `restore`.
         """
         while True:
-            step = self._existing(None)
+            step, found, error = self._existing(None), None, None
             try:
-                return self.restore(step, params=params, train_state=train_state)
-            except DamagedCheckpointError as error:
-                if len(self.all_steps()) == 1 or jax.process_count() > 1:
-                    raise
-                aside = self.folder.with_name(f"{self.folder.name}-damaged") / str(step)
+                found = self.restore(step, params=params, train_state=train_state)
+            except DamagedCheckpointError as damage:
+                error = damage
+            damaged = on_any(error is not None)
+            if found is not None and not damaged:
+                return found
+            error = error or self._damaged(step, "a part of it", OSError("found by another process"))
+            if len(self.all_steps()) == 1:
+                raise error
+            aside = self.folder.with_name(f"{self.folder.name}-damaged") / str(step)
+            if is_main():
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.parent.mkdir(exist_ok=True)
                 (self.folder / str(step)).rename(aside)
-                self._manager.reload()
                 _logger.warning("%s. It is now '%s', and the one before is read", error, aside)
+            wait_for_all(f"step {step} set aside")
+            self._manager.reload()
 
     def restore_params(self, step: int | None = None, *, params: Any) -> Any:
         """The parameters alone; arguments and errors as `restore`."""

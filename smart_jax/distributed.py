@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 
@@ -59,3 +60,8 @@ def wait_for_all(name: str) -> None:
     """Returns when every process has called it with this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def on_any(flag: bool) -> bool:
+    """Whether the flag is set on any process; each has to ask."""
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())

@@ -213,6 +213,18 @@ def test_damaged_ones_are_set_aside(tmp_path, caplog):
         Checkpoints(folder, identity={"other": 1}).restore_newest(params=params, train_state=train_state)
 
 
+def test_what_another_process_can_not_read_is_set_aside(tmp_path, caplog, monkeypatch):
+    folder, (params, train_state) = tmp_path / "checkpoints", make_state(0)
+    checkpoints = Checkpoints(folder, identity=IDENTITY)
+    for step in (1, 2):
+        save(checkpoints, step)
+    others = iter([True, False])
+    monkeypatch.setattr(checkpoint, "on_any", lambda flag: flag or next(others))
+    assert checkpoints.restore_newest(params=params, train_state=train_state).step == 1
+    assert "step 2 is truncated or corrupt: a part of it can not be read" in caplog.text
+    assert [path.name for path in (tmp_path / "checkpoints-damaged").iterdir()] == ["2"]
+
+
 def test_wrong_values_of_the_right_shape_are_found(tmp_path):
     """A file that reads well but holds something else: only the checksums can tell."""
     for name in ("a", "b"):

@@ -194,6 +194,17 @@ def test_one_is_stopped_and_two_go_on(inputs, one_process, tmp_path):
     assert_same_log(tmp_path, expected, starts=2)
 
 
+@pytest.mark.slow
+def test_two_go_on_from_the_checkpoint_before_a_damaged_one(inputs, one_process, tmp_path):
+    settings = KINDS["adapter"] | {"checkpoint.every": 3}
+    launch(inputs, tmp_path, 2, 2, **settings)
+    for file in (tmp_path / "checkpoints" / "8" / "params").rglob("d/*"):  # arrays; which are read is orbax's affair
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert "steps 7 to 8" in launch(inputs, tmp_path, 2, 2, **settings, resume=True)[0]
+    assert [path.name for path in (tmp_path / "checkpoints-damaged").iterdir()] == ["8"]
+    assert_same_parameters(tmp_path, one_process("adapter", 2)[0], 1e-6)
+
+
 @pytest.mark.parametrize(
     ("platforms", "config", "joins"),
     [
