@@ -199,7 +199,7 @@ def test_widths_with_weights():
         ({"pool_factor": 2.0, "objective": "pooled"}, "objective 'pooled' has none"),
         ({"distillation": "mse"}, "loss.distillation is 'mse': choose one of none, kl, margin_mse"),
         ({"teacher_temperature": 0.0}, "loss.teacher_temperature is 0.0"),
-        ({"contrastive_weight": 0.0}, "nothing to learn"),
+        ({"contrastive_weight": 0.5}, "is 0.5, but there is no distillation"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_named(settings, message):

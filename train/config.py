@@ -71,8 +71,11 @@ class LossConfig:
         for name in (*temperatures, "min_temperature"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ValueError(f"loss.{name} is {value}: it must be positive")
-        if self.contrastive_weight == 0 and self.distillation == "none":
-            raise ValueError("loss.contrastive_weight is 0 without distillation, so there is nothing to learn: set one")
+        if self.contrastive_weight != 1 and self.distillation == "none":
+            raise ValueError(
+                f"loss.contrastive_weight is {self.contrastive_weight:g}, but there is no distillation to weigh it "
+                "against: set loss.distillation, or leave the weight at 1"
+            )
         if not 1 <= self.pool_factor < math.inf:
             raise ValueError(f"loss.pool_factor is {self.pool_factor}: it must be at least 1")
         if self.pool_factor > 1 and self.objective == "pooled":

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from smart_jax.lora import drop_out
 from smart_jax.maxsim import maxsim
 from smart_jax.maxsim.projected import projected_maxsim
-from smart_jax.models.qwen_vl import VISUAL
+from smart_jax.models.layers import VISUAL_FEATURES
 from smart_jax.sharding import BATCH, place
 from smart_jax.typing import Batch, Hidden
 from train import losses, vectors
@@ -172,7 +172,7 @@ class Objective:
             return model(batch, layers=layers, remat=self.remat and trained and self.remat_policy)
 
         weights = frozen | self.cast(params)
-        kept = () if any(".visual." in name for name in params) else (VISUAL,)
+        kept = () if any(".visual." in name for name in params) else (VISUAL_FEATURES,)
         hidden = in_chunks(compute, weights, batch, size=self.chunk_size, mesh=self.mesh, trained=trained, kept=kept)
         if self.adapter is None:
             fused = hidden.states[:, :, 0].astype(jnp.float32)

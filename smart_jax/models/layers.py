@@ -29,6 +29,8 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
+VISUAL_FEATURES = "visual features"  # what a vision tower gives, by which a checkpoint's policy can keep it
+
 
 def rematerialised(layer: Callable[..., Array], remat: bool | str) -> Callable[..., Array]:
     """The call of a layer, computed again in the backward pass by a policy's name; True = "full", False = not."""

@@ -23,8 +23,6 @@ from smart_jax.models.attention import attention, window_attention
 from smart_jax.models.qwen_vl_config import QwenVLConfig, TextConfig, VisionConfig
 from smart_jax.typing import Batch, Hidden, VisionBatch
 
-VISUAL = "visual features"  # by which a checkpoint's policy can keep what the vision tower gives
-
 # Megatron layout: a pair of matrices is split by columns then by rows; fsdp takes the other side.
 SHARDING_RULES = (
     (r"(qkv|q_proj|k_proj|v_proj|gate_proj|up_proj|linear_fc1)\.kernel$", P("fsdp", "tensor")),
@@ -284,7 +282,7 @@ class QwenVL(nnx.Module):
         x = self.language_model.embed_tokens.embedding[batch.input_ids]  # [B, L, H]
         deepstack: list[Array] = []
         if batch.vision is not None:
-            merged, deepstack = checkpoint_name(self.visual(batch.vision, remat=remat), VISUAL)
+            merged, deepstack = checkpoint_name(self.visual(batch.vision, remat=remat), L.VISUAL_FEATURES)
             x = jnp.where((batch.index >= 0)[..., None], _gather(merged, batch.index), x)
             deepstack = [_gather(features, batch.index) for features in deepstack if self.config.use_deepstack]
         states = self.language_model(x, batch, deepstack, set(chosen), remat)
