@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,24 +48,71 @@ def layer_norm(width: int, eps: float = 1e-6, *, rngs: nnx.Rngs) -> nnx.LayerNor
 
 
 def rms_norm(width: int, eps: float, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(width, epsilon=eps, rngs=rngs)
+    return RMSNorm(width, epsilon=eps, rngs=rngs)
+
+
+class RMSNorm(nnx.RMSNorm):
+    """flax's, with its gradient written out: less is kept for it, and fewer arrays of x's size are passed over."""
+
+    def __call__(self, x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
+        return rms_normalized(x, self.scale[...], self.epsilon)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rms_normalized(x: Float[Array, "*B H"], scale: Float[Array, " H"], eps: float) -> Float[Array, "*B H"]:
+    """y = x / sqrt(mean(x^2) + eps) * scale, computed in float32; y has x's dtype."""
+    return _rms_forward(x, scale, eps)[0]
+
+
+def _rms_forward(x: Array, scale: Array, eps: float) -> tuple[Array, tuple[Array, ...]]:
+    wide = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * inverse * scale.astype(jnp.float32)).astype(x.dtype), (x, scale, inverse)
+
+
+def _rms_backward(eps: float, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array]:
+    x, scale, inverse = saved
+    gradient, unit = gradient.astype(jnp.float32), x.astype(jnp.float32) * inverse
+    scaled = gradient * scale.astype(jnp.float32)
+    along = jnp.mean(scaled * unit, axis=-1, keepdims=True)
+    of_scale = jnp.sum(gradient * unit, axis=tuple(range(x.ndim - 1)))
+    return (inverse * (scaled - along * unit)).astype(x.dtype), of_scale.astype(scale.dtype)
+
+
+rms_normalized.defvjp(_rms_forward, _rms_backward)
 
 
 def inverse_frequencies(dim: int, theta: float) -> Float[Array, half]:
     return 1.0 / (theta ** (jnp.arange(0, dim, 2, dtype=jnp.float32) / dim))
 
 
-def rotate(x: Float[Array, "B L A K"], angles: Float[Array, "B L half"]) -> Float[Array, "B L A K"]:
+class Rotation(NamedTuple):
+    """Cosines and sines of rotary angles, float32."""
+
+    cos: Float[Array, "B L half"]
+    sin: Float[Array, "B L half"]
+
+
+def rotate(x: Float[Array, "B L A K"], rotation: Rotation) -> Float[Array, "B L A K"]:
     """Rotary embedding of the halves (x1, x2) of K = 2 * half components, in float32."""
     x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]  # [B, L, 1, half]
+    cos, sin = (turn[:, :, None] for turn in rotation)  # [B, L, 1, half]
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
 
 
-def mrope_angles(
+def rotation_of(positions: Int[Array, "M B L"], frequencies: Float[Array, half], axes: Int[Array, half]) -> Rotation:
+    """Frequency f turns by the position on axis `axes[f]` of M."""
+    angles = positions.astype(jnp.float32)[..., None] * frequencies  # [M, B, L, half]
+    # Cosines are chosen from, not angles: XLA's CPU compiler gathers once, but would compute a cosine again in every
+    # fusion that takes it, for each head of each layer.
+    index = axes[None, None, None, :]
+    return Rotation(*(jnp.take_along_axis(turn(angles), index, axis=0)[0] for turn in (jnp.cos, jnp.sin)))
+
+
+def mrope(
     position_ids: Int[Array, "3 B L"], *, dim: int, theta: float, sections: tuple[int, ...], interleaved: bool
-) -> Float[Array, "B L half"]:
-    """Angles of M-RoPE: each frequency follows the temporal, height or width position.
+) -> Rotation:
+    """M-RoPE: each frequency follows the temporal, height or width position.
 
     Interleaved (Qwen3-VL): frequency f < 3 * section follows axis f mod 3, the rest the temporal one. Chunked
     (Qwen2-VL, Qwen2.5-VL): consecutive runs of `sections` frequencies.
@@ -77,8 +125,7 @@ def mrope_angles(
         axis = jnp.where((axis > 0) & (frequency < limit), axis, 0)
     else:
         axis = jnp.repeat(jnp.arange(3), jnp.asarray(sections), total_repeat_length=half)
-    angles = position_ids.astype(jnp.float32)[..., None] * inverse_frequencies(dim, theta)  # [3, B, L, half]
-    return jnp.take_along_axis(angles, axis[None, None, None, :], axis=0)[0]
+    return rotation_of(position_ids, inverse_frequencies(dim, theta), axis)
 
 
 class GatedMLP(nnx.Module):

@@ -63,7 +63,7 @@ class VisionAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B P W"],
-        angles: Float[Array, "B P half"],
+        rotation: L.Rotation,
         segment: Int[Array, "B P"],
         longest: int | None = None,
     ) -> Float[Array, "B P W"]:
@@ -71,7 +71,7 @@ class VisionAttention(nnx.Module):
         batch, patches, width = x.shape
         qkv = self.qkv(x).reshape(batch, patches, 3, self.heads, width // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, P, A, K]
-        q, k = L.rotate(q, angles), L.rotate(k, angles)
+        q, k = L.rotate(q, rotation), L.rotate(k, rotation)
         if longest is None:
             out = attention(q, k, v, segment, causal=False)
         else:
@@ -91,8 +91,8 @@ class VisionBlock(nnx.Module):
         else:
             self.mlp = VisionMLP(c, rngs=rngs)
 
-    def __call__(self, x: Array, angles: Array, segment: Array, longest: int | None = None) -> Array:
-        x = x + self.attn(self.norm1(x), angles, segment, longest)
+    def __call__(self, x: Array, rotation: L.Rotation, segment: Array, longest: int | None = None) -> Array:
+        x = x + self.attn(self.norm1(x), rotation, segment, longest)
         return x + self.mlp(self.norm2(x))
 
 
@@ -157,24 +157,23 @@ class VisionModel(nnx.Module):
         if window is not None:  # as in the reference, the patches of a window are neighbours until the merger
             order = jnp.argsort(window, axis=1)
             x, coords, segment, window = (_reorder(values, order) for values in (x, coords, segment, window))
-        angles = self._angles(coords)
+        rotation = self._rotation(coords)
         deepstack = []
         for i, block in enumerate(self.blocks):
             if window is None or c.window_patches is None or i in c.fullatt_block_indexes:
-                x = _call(block, remat, x, angles, segment)
+                x = _call(block, remat, x, rotation, segment)
             else:
-                x = _call(block, remat, x, angles, window, longest=c.window_patches**2)
+                x = _call(block, remat, x, rotation, window, longest=c.window_patches**2)
             if i in c.deepstack_visual_indexes:
                 tap = c.deepstack_visual_indexes.index(i)
                 deepstack.append(self.deepstack_merger_list[tap](_restore(x, order)))
         return self.merger(_restore(x, order)), deepstack
 
-    def _angles(self, coords: Int[Array, "B P 2"]) -> Float[Array, "B P half"]:
-        frequencies = L.inverse_frequencies(
-            self.config.hidden_size // self.config.num_heads // 2, self.config.rope_theta
-        )
-        angles = coords.astype(jnp.float32)[..., None] * frequencies  # [B, P, 2, half / 2]
-        return angles.reshape(*coords.shape[:2], -1)
+    def _rotation(self, coords: Int[Array, "B P 2"]) -> L.Rotation:
+        """The first half of a head's frequencies turns by the patch's row, the second by its column."""
+        quarter = self.config.hidden_size // self.config.num_heads // 4
+        frequencies = jnp.tile(L.inverse_frequencies(2 * quarter, self.config.rope_theta), 2)
+        return L.rotation_of(jnp.moveaxis(coords, -1, 0), frequencies, jnp.repeat(jnp.arange(2), quarter))
 
 
 class TextAttention(nnx.Module):
@@ -191,13 +190,13 @@ class TextAttention(nnx.Module):
             self.k_norm = L.rms_norm(c.head_dim, c.rms_norm_eps, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B L H"], angles: Float[Array, "B L half"], segment: Int[Array, "B L"]
+        self, x: Float[Array, "B L H"], rotation: L.Rotation, segment: Int[Array, "B L"]
     ) -> Float[Array, "B L H"]:
         heads = (*x.shape[:2], -1, self.head_dim)
         q, k, v = (proj(x).reshape(heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = L.rotate(q, angles), L.rotate(k, angles)  # [B, L, A, K], [B, L, G, K]
+        q, k = L.rotate(q, rotation), L.rotate(k, rotation)  # [B, L, A, K], [B, L, G, K]
         out = attention(q, k, v, segment, causal=True)
         return self.o_proj(out.reshape(*x.shape[:2], -1))
 
@@ -209,8 +208,8 @@ class DecoderLayer(nnx.Module):
         self.post_attention_layernorm = L.rms_norm(c.hidden_size, c.rms_norm_eps, rngs=rngs)
         self.mlp = L.GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_act, std=c.initializer_range, rngs=rngs)
 
-    def __call__(self, x: Array, angles: Array, segment: Array) -> Array:
-        x = x + self.self_attn(self.input_layernorm(x), angles, segment)
+    def __call__(self, x: Array, rotation: L.Rotation, segment: Array) -> Array:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, segment)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -228,7 +227,7 @@ class TextModel(nnx.Module):
     ) -> dict[int, Float[Array, "B L H"]]:
         """The wanted states by index: 0 = embeddings, i = after layer i, depth = after the final norm."""
         c = self.config
-        angles = L.mrope_angles(
+        rotation = L.mrope(
             batch.position_ids,
             dim=c.head_dim,
             theta=c.rope_theta,
@@ -238,7 +237,7 @@ class TextModel(nnx.Module):
         segment = batch.attention_mask.astype(jnp.int32)
         states = {0: x} if 0 in wanted else {}
         for i, layer in enumerate(self.layers):
-            x = _call(layer, remat, x, angles, segment)
+            x = _call(layer, remat, x, rotation, segment)
             if i + 1 in wanted:  # as transformers records it: before the DeepStack addition
                 states[i + 1] = x
             if i < len(deepstack):
@@ -319,10 +318,10 @@ def _restore(x: Shaped[Array, "G P *rest"], order: Int[Array, "G P"] | None) -> 
     return x if order is None else _reorder(x, jnp.argsort(order, axis=1))
 
 
-def _call(layer: nnx.Module, remat: bool | str, *args: Array, **options: Any) -> Array:
+def _call(layer: nnx.Module, remat: bool | str, *args: Any, **options: Any) -> Array:
     """The layer's result; `options` are static."""
 
-    def call(layer: Any, *args: Array) -> Array:
+    def call(layer: Any, *args: Any) -> Array:
         return layer(*args, **options)
 
     return L.rematerialised(call, remat)(layer, *args)
