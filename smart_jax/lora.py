@@ -297,9 +297,12 @@ def _spec(x: Array) -> PartitionSpec | None:
     return sharding.spec if isinstance(sharding, NamedSharding) else None
 
 
-def _placed(x: Array, spec: PartitionSpec, like: Any) -> Array:
-    """On the mesh of `like`, split where the axes divide."""
-    return place(x, sharding_for("", x.shape, [("", spec)], like.sharding.mesh))
+def _placed(x: Array, spec: PartitionSpec, like: Any) -> Any:
+    """On the mesh of `like`, split where the axes divide; abstract where `like` is."""
+    sharding = sharding_for("", x.shape, [("", spec)], like.sharding.mesh)
+    if isinstance(like, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return place(x, sharding)
 
 
 def _branches(model: nnx.Module) -> Iterator[tuple[str, LoraLinear]]:
