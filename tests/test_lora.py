@@ -22,6 +22,7 @@ from smart_jax.lora import (
     dequantize,
     drop_out,
     low_rank,
+    merged_product,
     quantize,
     save_lora,
 )
@@ -82,6 +83,44 @@ def test_the_gradient_of_a_branch_by_hand():
     expected = g @ b.T @ a.T, np.einsum("nli,nlo,ro->ir", x, g, b), np.einsum("nli,ir,nlo->ro", x, a, g)
     for found, right in zip(pull_back(jnp.float32(g)), expected, strict=True):
         np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_a_merged_product_by_hand():
+    rng = np.random.default_rng(0)
+    shapes = {"x": (2, 3, 6), "w": (6, 5), "a": (6, 2), "b": (2, 5), "g": (2, 3, 5)}
+    x, w, a, b, g = (rng.standard_normal(shape) for shape in shapes.values())
+    value, pull_back = jax.vjp(merged_product, *map(jnp.float32, (x, w, a, b)))
+    np.testing.assert_allclose(value, x @ (w + a @ b), rtol=1e-5, atol=1e-5)
+    of_kernel = np.einsum("nli,nlo->io", x, g)
+    expected = g @ (w + a @ b).T, of_kernel, of_kernel @ b.T, a.T @ of_kernel
+    for found, right in zip(pull_back(jnp.float32(g)), expected, strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
+
+
+def test_factors_are_merged_only_where_nothing_is_lost(monkeypatch):
+    """Float32 kernels on a CPU; both ways compute the same, and have the same gradient."""
+    module, _ = linear(6, 5, LoraConfig(r=2, alpha=3.0))
+    x = jnp.float32(np.random.default_rng(1).standard_normal((2, 3, 6)))
+
+    def products(graphdef, state, x):
+        return str(jax.make_jaxpr(lambda s, x: nnx.merge(graphdef, s)(x))(state, x)).count("dot_general")
+
+    def value(graphdef, state):
+        return lambda x: (nnx.merge(graphdef, state)(x) ** 2).sum()
+
+    split = nnx.split(module)
+    merged = jax.value_and_grad(value(*split))(x)
+    assert products(*split, x) == 2  # A B, and x with the merged kernel
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert products(*split, x) == 3
+    for a, b in zip(merged, jax.value_and_grad(value(*split))(x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    monkeypatch.undo()
+    for kind in ("int8", "nf4"):
+        other, _ = linear(6, 5, LoraConfig(r=2, quantize=kind))
+        assert products(*nnx.split(other), x) == 3
+    drop_out(dropping := linear(6, 5, LoraConfig(r=2, dropout=0.5))[0], jax.random.key(0), jnp.arange(2))
+    assert products(*nnx.split(dropping), x) == 3
 
 
 def test_a_branch_by_hand():
