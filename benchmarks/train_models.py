@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from flax import nnx
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen3VLModel
 
 from smart_jax.adapter import Adapter, AdapterConfig
@@ -171,6 +172,19 @@ class Theirs(torch.nn.Module):
         loss.backward()
         return loss.item(), {name: p.grad.numpy().T for name, p in self.trained.items()}
 
+    def products(self) -> Callable[[], None]:
+        """A call that makes the matrix products of a step, on random numbers, and nothing else."""
+        with _Products() as seen:
+            self.loss().backward()
+        calls = [(call, [_random_like(x) for x in arguments]) for call, arguments in seen.calls]
+
+        def run() -> None:
+            with torch.no_grad():
+                for call, arguments in calls:
+                    call(*arguments)
+
+        return run
+
     def stepper(self) -> Callable[[], dict[str, float]]:
         c = self._step.optimizer
         decayed, plain = [], []
@@ -190,6 +204,29 @@ class Theirs(torch.nn.Module):
             return {"loss": loss.item(), "grad_norm": norm.item()}
 
         return run
+
+
+class _Products(TorchDispatchMode):
+    """Records the matrix products that are computed in it; not those within attention, which is one call of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable, list[torch.Tensor]]] = []
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if call in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            self.calls.append((call, list(args)))
+        elif call is torch.ops.aten.addmm.default:  # of a bias, which is left out
+            self.calls.append((torch.ops.aten.mm.default, list(args[1:])))
+        elif call is torch.ops.aten.convolution.default:  # its kernel is as large as its stride: a product
+            patches, kernel = args[:2]
+            self.calls.append((torch.ops.aten.mm.default, [patches.flatten(1), kernel.flatten(1).T]))
+        return call(*args, **(kwargs or {}))
+
+
+def _random_like(x: torch.Tensor) -> torch.Tensor:
+    """Of the same shape and order in memory."""
+    return torch.empty_strided(x.shape, x.stride()).normal_()
 
 
 def _our_name(name: str) -> str:

@@ -8,6 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import encode_models, train, train_device, train_memory, train_models
 from benchmarks.abstract import Work, abstract_step, device_bytes
@@ -56,8 +57,20 @@ def test_a_row_of_each_step(monkeypatch, tmp_path):
     monkeypatch.setitem(train_models.PAIRS, "tiny", dataclasses.replace(SMALL_PAIRS, count=4))
     rows = train.measure("tiny", encode_models.checkpoint("tiny", tmp_path), list(train.STEPS), 1)
     time = r"[\d.]+ s \[[\d.]+, [\d.]+\]"
-    assert re.fullmatch(rf"\| tiny \| adapter \| {time} \| {time} \| [\d.]+ \|", rows[0])
-    assert re.fullmatch(rf"\| tiny \| gradcache \| {time} \|  \| [\d.]+ of lora's time \|", rows[2])
+    assert re.fullmatch(rf"\| tiny \| adapter \| {time} \| {time} \| [\d.]+ \| {time} \|", rows[0])
+    assert re.fullmatch(rf"\| tiny \| gradcache \| {time} \|  \| [\d.]+ of lora's time \|  \|", rows[2])
+
+
+@pytest.mark.slow
+def test_the_products_of_a_step_are_those_that_torch_counts(folder):
+    _, theirs = both(folder, train_models.LORA)
+    with train_models._Products() as seen, FlopCounterMode(display=False) as counter:
+        theirs.loss().backward()
+    found = sum(2 * a.shape[:-1].numel() * a.shape[-1] * b.shape[-1] for _, (a, b) in seen.calls)
+    counts = counter.get_flop_counts()["Global"]
+    expected = {op: flops for op, flops in counts.items() if "attention" not in str(op)}
+    assert len(expected) >= 3 and found == sum(expected.values())
+    theirs.products()()
 
 
 def test_rounds_are_interleaved():
