@@ -78,8 +78,8 @@ def test_policies_change_what_is_kept(inputs, tmp_path, kind):
     configs = with_policies(inputs, tmp_path, kind, model=str(inputs / "deep"))
     memory = {policy: kept(*objective_and_arguments(config)) for policy, config in configs.items()}
     assert memory["full"] < 0.1 * memory["none"], memory
-    # A frozen backbone's backward pass needs few of the products: to keep them all is as much as without a policy.
-    assert memory["dots"] < (0.8 if kind == "full" else 1.05) * memory["none"], memory
+    # Without a policy little is kept beside what products give and take: norms' gradients are written out.
+    assert 5 * memory["full"] < memory["dots"] < 0.97 * memory["none"], memory
 
 
 @pytest.mark.slow
