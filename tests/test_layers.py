@@ -29,7 +29,7 @@ def test_rms_norm_and_its_gradient(shape):
 def test_rms_norm_is_flax_own_and_autodiffs():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 12)), jnp.float32)
     theirs = nnx.RMSNorm(12, epsilon=1e-3, rngs=nnx.Rngs(0))
-    ours = L.rms_norm(12, 1e-3, rngs=nnx.Rngs(0))
+    ours = L.RMSNorm(12, 1e-3)
     ours.scale[...] = theirs.scale[...] = jnp.linspace(0.5, 2, 12)
     np.testing.assert_allclose(ours(x), theirs(x), atol=1e-6)
     gradients = [jax.grad(lambda x, norm=norm: jnp.sin(norm(x)).sum())(x) for norm in (ours, theirs)]

@@ -47,15 +47,15 @@ def layer_norm(width: int, eps: float = 1e-6, *, rngs: nnx.Rngs) -> nnx.LayerNor
     return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
 
 
-def rms_norm(width: int, eps: float, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return RMSNorm(width, epsilon=eps, rngs=rngs)
+class RMSNorm(nnx.Module):
+    """As flax's, with its gradient written out: less is kept for it, and fewer arrays of x's size are passed over."""
 
-
-class RMSNorm(nnx.RMSNorm):
-    """flax's, with its gradient written out: less is kept for it, and fewer arrays of x's size are passed over."""
+    def __init__(self, width: int, eps: float) -> None:
+        self.scale = nnx.Param(jnp.ones(width))
+        self.eps = eps
 
     def __call__(self, x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
-        return rms_normalized(x, self.scale[...], self.epsilon)
+        return rms_normalized(x, self.scale[...], self.eps)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -186,8 +186,8 @@ class TextAttention(nnx.Module):
         self.v_proj = L.linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=qkv_bias, **kw)
         self.o_proj = L.linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.attention_bias, **kw)
         if c.qk_norm:
-            self.q_norm = L.rms_norm(c.head_dim, c.rms_norm_eps, rngs=rngs)
-            self.k_norm = L.rms_norm(c.head_dim, c.rms_norm_eps, rngs=rngs)
+            self.q_norm = L.RMSNorm(c.head_dim, c.rms_norm_eps)
+            self.k_norm = L.RMSNorm(c.head_dim, c.rms_norm_eps)
 
     def __call__(
         self, x: Float[Array, "B L H"], rotation: L.Rotation, segment: Int[Array, "B L"]
@@ -203,9 +203,9 @@ class TextAttention(nnx.Module):
 
 class DecoderLayer(nnx.Module):
     def __init__(self, c: TextConfig, *, rngs: nnx.Rngs):
-        self.input_layernorm = L.rms_norm(c.hidden_size, c.rms_norm_eps, rngs=rngs)
+        self.input_layernorm = L.RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.self_attn = TextAttention(c, rngs=rngs)
-        self.post_attention_layernorm = L.rms_norm(c.hidden_size, c.rms_norm_eps, rngs=rngs)
+        self.post_attention_layernorm = L.RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = L.GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_act, std=c.initializer_range, rngs=rngs)
 
     def __call__(self, x: Array, rotation: L.Rotation, segment: Array) -> Array:
@@ -220,7 +220,7 @@ class TextModel(nnx.Module):
             c.vocab_size, c.hidden_size, embedding_init=nnx.initializers.normal(c.initializer_range), rngs=rngs
         )
         self.layers = nnx.List([DecoderLayer(c, rngs=rngs) for _ in range(c.num_hidden_layers)])
-        self.norm = L.rms_norm(c.hidden_size, c.rms_norm_eps, rngs=rngs)
+        self.norm = L.RMSNorm(c.hidden_size, c.rms_norm_eps)
 
     def __call__(
         self, x: Float[Array, "B L H"], batch: Batch, deepstack: Sequence[Array], wanted: set[int], remat: bool | str
@@ -290,8 +290,8 @@ class QwenVL(nnx.Module):
         return Hidden(pooled=_pool(states[depth], batch), states=chosen_states, tokens=tokens)
 
 
-def _vision_norm(c: VisionConfig, width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
-    return L.rms_norm(width, 1e-6, rngs=rngs) if c.rms_norm else L.layer_norm(width, rngs=rngs)
+def _vision_norm(c: VisionConfig, width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm | L.RMSNorm:
+    return L.RMSNorm(width, 1e-6) if c.rms_norm else L.layer_norm(width, rngs=rngs)
 
 
 def _pool(states: Float[Array, "B L H"], batch: Batch) -> Float[Array, "B H"]:
