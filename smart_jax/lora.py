@@ -154,7 +154,8 @@ def _low_rank_forward(x: Array, a: Array, b: Array) -> tuple[Array, tuple[Array,
 def _low_rank_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array]:
     x, a, b, inner = saved
     inner_gradient = gradient @ b.T
-    return inner_gradient @ a.T, *_factor_gradients(x, inner, gradient, inner_gradient)
+    # At once: XLA's scheduler would leave the factors' gradients for the end, and keep what they need of every layer.
+    return jax.lax.optimization_barrier((inner_gradient @ a.T, *_factor_gradients(x, inner, gradient, inner_gradient)))
 
 
 low_rank.defvjp(_low_rank_forward, _low_rank_backward)
