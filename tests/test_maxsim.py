@@ -78,6 +78,24 @@ class TestPallasTPU(MaxSimSuite):
         assert "tpu_custom_call" in exported.mlir_module()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "width", "tokens"),
+    [
+        ("float32", 1536, 512),
+        ("float32", 2048, 256),
+        ("float32", 3584, 128),
+        ("float32", 7168, 128),
+        ("bfloat16", 4096, 512),
+        ("bfloat16", 8192, 256),
+    ],
+)
+def test_a_block_of_the_tpu_kernel_fits_its_memory(dtype, width, tokens):
+    """These were compiled for v4, v5e, v5p and v6e; float32 of 3,584 in blocks of 256 did not fit, nor 2,560 of 512."""
+    assert pallas_tpu._document_tokens(1024, 128, width, jnp.dtype(dtype)) == tokens
+    assert pallas_tpu._vmem_bytes(128, tokens, width, jnp.dtype(dtype)) <= pallas_tpu.VMEM_BYTES
+    assert pallas_tpu._document_tokens(100, 128, width, jnp.dtype(dtype)) == 128  # no larger than the document
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_tpu_kernel_over_several_blocks(monkeypatch, masked):
     """Three blocks of a document's tokens and nine of query tokens; the best token is in each block for some query."""

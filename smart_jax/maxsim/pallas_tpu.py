@@ -7,13 +7,14 @@ lane its own maximum, so that lanes are compared with each other once per docume
 never leave vector memory; what does is one maximum, and one position, per query token and document.
 
 Block sizes: 128 query tokens fill the rows of the matrix unit (256 in its newer generations, which gain little from
-it here: a query rarely has more tokens). Document tokens are the most of 512, 256 and 128 for which both operands,
-held twice so that the next block is fetched while this one is computed, fit in `VMEM_BYTES`.
+it here: a query rarely has more tokens). Document tokens are the most of 512, 256 and 128 with which a block fits in
+`VMEM_BYTES`. Where none does, more is asked for; TPUs since v5e have it.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from smart_jax.typing import Array
 
 LANES, QUERY_TOKENS = 128, 128
 DOCUMENT_TOKENS = (512, 256, 128)
-VMEM_BYTES = 12 * 2**20  # of the 16 MiB that a kernel may take without asking
+VMEM_BYTES = 14 * 2**20  # of the 16 MiB that a kernel may take without asking
 NO_POSITION = 2**31 - 1
 
 
@@ -51,7 +52,7 @@ def tpu_forward(
     width, query_tokens = round_up(D, LANES), round_up(B * P, 16)
     rows = min(QUERY_TOKENS, query_tokens)
     query_tokens = round_up(query_tokens, rows)
-    columns = _document_tokens(L, rows, width * jnp.dtype(dtype).itemsize)
+    columns = _document_tokens(L, rows, width, dtype)
     length = round_up(L, columns)
     keep = jnp.ones((N, L), jnp.float32) if d_mask is None else d_mask.astype(jnp.float32)
     best, index = _best(
@@ -72,6 +73,7 @@ def _best(
     (Q, W), (N, T, _) = q.shape, d.shape
     q, d, keep = like((q, d, keep), q, d, keep)
     axes = jax.typeof(q).manual_axis_type
+    vmem = _vmem_bytes(rows, columns, W, q.dtype)
     out = pl.BlockSpec((None, 1, rows), lambda n, i, j: (n, 0, i))
     return pl.pallas_call(
         partial(_kernel, blocks=T // columns),
@@ -84,7 +86,10 @@ def _best(
         out_specs=[out, out],
         out_shape=[jax.ShapeDtypeStruct((N, 1, Q), t, manual_axis_type=axes) for t in (jnp.float32, jnp.int32)],
         scratch_shapes=[pltpu.VMEM((rows, LANES), jnp.float32), pltpu.VMEM((rows, LANES), jnp.int32)],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=None if vmem <= VMEM_BYTES else vmem + 2**21,
+        ),
         cost_estimate=pl.CostEstimate(
             flops=2 * N * Q * T * W,
             bytes_accessed=N * T * W * d.dtype.itemsize * (Q // rows) + 8 * N * Q,
@@ -123,9 +128,19 @@ def _kernel(q, d, keep, best_out, index_out, best, index, *, blocks: int) -> Non
         index_out[...] = jnp.min(jnp.where(values == top, positions, NO_POSITION), axis=0, keepdims=True)
 
 
-def _document_tokens(length: int, rows: int, token_bytes: int) -> int:
+def _document_tokens(length: int, rows: int, width: int, dtype: Any) -> int:
     """Document tokens of a block."""
     for tokens in DOCUMENT_TOKENS:
-        if 2 * (rows + tokens) * token_bytes <= VMEM_BYTES and tokens < 2 * round_up(length, LANES):
+        if _vmem_bytes(rows, tokens, width, dtype) <= VMEM_BYTES and tokens < 2 * round_up(length, LANES):
             return tokens
     return DOCUMENT_TOKENS[-1]
+
+
+def _vmem_bytes(rows: int, columns: int, width: int, dtype: Any) -> int:
+    """Both operands twice, so that the next block is fetched while this one is computed, and what the product keeps.
+
+    That of float32 takes document tokens apart into bfloat16 terms; of a single tile's it keeps none (libtpu 0.0.42).
+    """
+    token = width * jnp.dtype(dtype).itemsize
+    terms = 2 * columns * token if dtype == jnp.float32 and columns > LANES else 0
+    return 2 * (rows + columns) * token + terms
