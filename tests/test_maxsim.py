@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from smart_jax.embeddings import Embeddings
 from smart_jax.maxsim import argmax, maxsim, pallas_gpu, pallas_tpu, projected, tiled
@@ -177,6 +179,17 @@ def test_projected_memory_is_a_groups():
     bank = 4 * N * L * D
     assert temporary(partial(projected.projected_maxsim, projection)) < bank
     assert temporary(lambda kernel, q, states: maxsim(q, projection(kernel, states))) > 2 * bank
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_projected_documents_are_gathered_from_other_devices_only(devices):
+    mesh, split, whole = Mesh(np.asarray(jax.devices()[:devices]), ("data",)), P("data"), P()
+    score = partial(projected.projected_maxsim, projection, axis_name="data")
+    score = jax.shard_map(score, mesh=mesh, in_specs=(whole, split, split), out_specs=split)
+    rng = np.random.default_rng(0)
+    kernel, (q, states, *_) = rng.normal(size=(8, 8)).astype(np.float32), make(rng, 4, 3, 6, 5, 8)
+    close(jax.jit(score)(kernel, q, states), oracle(q, projection(kernel, states)))
+    assert ("all_gather" in str(jax.make_jaxpr(score)(kernel, q, states))) == (devices > 1)
 
 
 def test_each_device_has_its_default(monkeypatch):

@@ -50,7 +50,8 @@ def projected_maxsim(
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(INDEX), prevent_cse=False)
     def score(params, q, states, keep):
         tokens = project(params, states)
-        if axis_name is not None:
+        # libtpu's compiler (0.0.42) fails on the gradient of a gather from one device.
+        if axis_name is not None and lax.axis_size(axis_name) > 1:
             tokens, keep = lax.all_gather((tokens, keep), axis_name, tiled=True)
         return jax.tree.map(lambda q, tokens: maxsim(q, tokens, q_mask, keep), q, tokens)
 
