@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from smart_jax.lora import LoraLinear
 from smart_jax.preprocess import Preprocessor
 from smart_jax.sharding import make_mesh
 from tests.backbone import write_checkpoint
@@ -61,9 +62,10 @@ SETTINGS = {
 @pytest.mark.parametrize(
     "name", [n if n in ("adapter", "lora") else pytest.param(n, marks=pytest.mark.slow) for n in SETTINGS]
 )
-def test_model_flops_are_those_of_the_matrix_products(tmp_path, name):
+def test_model_flops_are_those_of_the_matrix_products(tmp_path, monkeypatch, name):
     """Eight blocks: what nothing needs of the lowest one's gradients, the learned positions' weights and the like are
     within the tolerance."""
+    monkeypatch.setattr(LoraLinear, "_merges", lambda self: False)  # as on accelerators, whose peak is known
     write_checkpoint(tmp_path / "model", text_config={"num_hidden_layers": 8}, vision_config={"depth": 8})
     config, mesh = make_config(tmp_path, tmp_path / "run", **SETTINGS[name]), make_mesh(devices=jax.devices()[:1])
     encoder = load_encoder(config, mesh)
