@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 MODELS = ("2b", "8b")
 DEVICES = (1, 8, 64)
 VISION_LAYERS = 4  # that are compiled: they are frozen, and keep nothing, however many
-COMPILER_OPTIONS = {"tpu": {"exec_time_optimization_effort": -1.0}, "cpu": {}}  # of time there is nothing to know
+COMPILER_OPTIONS = {"tpu": {"exec_time_optimization_effort": -1.0}, "cpu": {}}  # it never runs
 STEPS = ("adapter", "lora", "gradcache")
 # Memory of one device in GiB (makers' data sheets), of which a tenth is left to the runtime.
 MACHINES = {"TPU v5e": 16, "H100": 80, "TPU v5p": 95}
