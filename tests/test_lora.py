@@ -85,6 +85,15 @@ def test_the_gradient_of_a_branch_by_hand():
         np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
 
 
+def test_a_branch_s_gradients_are_taken_together():
+    """Else a scheduler may leave those of the factors, which nothing waits for, to the end of the backward pass."""
+    x, a, b = jnp.ones((2, 3, 6)), jnp.ones((6, 2)), jnp.ones((2, 5))
+    jaxpr = jax.make_jaxpr(jax.grad(lambda *arguments: low_rank(*arguments).sum(), (0, 1, 2)))(x, a, b).jaxpr
+    (barrier,) = (equation for equation in jaxpr.eqns if equation.primitive.name == "optimization_barrier")
+    assert [v.aval.shape for v in barrier.outvars] == [x.shape, a.shape, b.shape]
+    assert jaxpr.outvars == barrier.outvars
+
+
 def test_the_gradient_of_a_merged_product_by_hand():
     rng = np.random.default_rng(0)
     shapes = {"x": (2, 3, 6), "w": (6, 5), "a": (6, 2), "b": (2, 5), "g": (2, 3, 5)}

@@ -98,6 +98,13 @@ def test_a_block_of_the_tpu_kernel_fits_its_memory(dtype, width, tokens):
     assert pallas_tpu._document_tokens(100, 128, width, jnp.dtype(dtype)) == 128  # no larger than the document
 
 
+@pytest.mark.parametrize(("width", "asked"), [(7168, None), (8192, 2**24 + 2**21)])
+def test_the_tpu_kernel_asks_for_the_memory_of_the_widest_tokens(width, asked):
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 128, width), (1, 128, width), (1, 128))]
+    traced = jax.make_jaxpr(lambda q, d, weight: pallas_tpu.tpu_forward(q, d, None, weight, True))(*shapes)
+    assert f"vmem_limit_bytes={asked}" in str(traced)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_tpu_kernel_over_several_blocks(monkeypatch, masked):
     """Three blocks of a document's tokens and nine of query tokens; the best token is in each block for some query."""
