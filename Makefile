@@ -26,7 +26,7 @@ demo: $(VENV)/.demo $(DEMO)/data
 
 $(DEMO)/data: | $(VENV)/.demo
 	rm -rf $(DEMO)/pairs
-	$(RUN) -m eval.pages pairs --out $(DEMO)/pairs --count 12000 --meaning 0.1
+	$(RUN) -m recipes.tiny.pages pairs --out $(DEMO)/pairs --count 12000 --meaning 0.1
 	$(RUN) -m train.data --source $(DEMO)/pairs --name pages --out $(DEMO)/data
 
 lint: $(VENV)/.test

@@ -13,12 +13,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from smart_jax.adapter import Adapter, AdapterConfig
-from smart_jax.lora import LoraConfig, add_lora
-from smart_jax.models import ARCHITECTURES
-from smart_jax.models.weights import abstract_model
-from smart_jax.sharding import batch_sharding, replicated, sharding_for
-from smart_jax.typing import Batch, VisionBatch
+from smart_jax.models import ARCHITECTURES, Batch, LoraConfig, VisionBatch, abstract_model, add_lora
+from smart_jax.retrieval import Adapter, AdapterConfig
+from smart_jax.runtime import batch_sharding, replicated, sharding_for
 from train.config import LossConfig, OptimizerConfig
 from train.optimizer import make_optimizer, make_schedule
 from train.step import Objective, TrainBatch, TrainState, make_train_step, take_apart

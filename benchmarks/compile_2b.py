@@ -24,8 +24,8 @@ from jax.sharding import NamedSharding
 
 from benchmarks.abstract import GIB, Work, abstract_batch, abstract_params, abstract_step
 from benchmarks.shapes import QWEN3_VL_2B
-from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.sharding import batch_sharding, make_mesh
+from smart_jax.models import QwenVLConfig
+from smart_jax.runtime import batch_sharding, make_mesh
 
 
 def report(name: str, lowered, started: float) -> None:

@@ -20,10 +20,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.shapes import QWEN3_VL_2B, SMALL
-from smart_jax.models.positions import Grid, mrope_positions, patch_geometry
-from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.models.weights import abstract_model
-from smart_jax.typing import Batch, VisionBatch
+from smart_jax.models import Batch, Grid, QwenVLConfig, VisionBatch, abstract_model, mrope_positions, patch_geometry
 
 SHAPES = {"2b": QWEN3_VL_2B, "small": SMALL}
 GRID: Grid = (1, 32, 32)  # of a page, in patches

@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from flax import nnx
 
-from smart_jax.hub import resolve
-from smart_jax.models import load_config
-from smart_jax.models.weights import load_weights
-from smart_jax.typing import Batch
+from smart_jax.files import resolve
+from smart_jax.models import Batch, load_config, load_weights
 from tests.parity import qwen2_vl, qwen3_vl
 
 Spec = Sequence[Sequence[int | tuple[int, int, int]]]  # rows of numbers of text tokens and (1, rows, columns) of images

@@ -56,10 +56,9 @@ def run(options: argparse.Namespace, cores: int) -> None:
     import jax.numpy as jnp
     from flax import nnx
 
-    from smart_jax.adapter import Adapter, AdapterConfig
-    from smart_jax.maxsim import maxsim
-    from smart_jax.maxsim.projected import projected_maxsim
-    from train.losses import info_nce, unit
+    from smart_jax.maxsim import maxsim, projected_maxsim
+    from smart_jax.retrieval import Adapter, AdapterConfig
+    from train.objective.losses import info_nce, unit
 
     B, P, L, D = options.batch, options.query_tokens, options.document_tokens, options.width
     graphdef, params = nnx.split(Adapter(AdapterConfig(hidden_size=D), rngs=nnx.Rngs(0)))

@@ -19,7 +19,7 @@ from benchmarks.maxsim_peers import K, best
 from benchmarks.maxsim_workloads import Workload, judge, unit
 from benchmarks.processes import keep_freed_memory, peak_growth, resident
 from smart_jax import Embeddings, search
-from smart_jax.embeddings import FORMAT, INDEX, VERSION
+from smart_jax.retrieval.embeddings import FORMAT, INDEX, VERSION
 
 PAGES_AT_ONCE = 500
 POOLED_WIDTH = 8  # not used

@@ -108,8 +108,8 @@ def run_config(run: str, seed: int, settings: Settings, *, data: Path, output: P
 
 def make_data(settings: Settings, out: Path) -> None:
     """The training pages of `make demo`, in `out`/data; not made again."""
-    from eval.pages import Canvas, for_training, training_pairs, write_pairs
-    from train.convert import convert
+    from recipes.tiny.pages import Canvas, for_training, training_pairs, write_pairs
+    from train.data.convert import convert
 
     if (out / "data" / "pages").is_dir():
         return
@@ -236,7 +236,7 @@ def _write(path: Path, settings: Settings, found: dict[str, Any]) -> None:
 
 
 def _use_cache(out: Path) -> None:
-    from smart_jax import compilation_cache
+    from smart_jax.runtime import compilation_cache
 
     os.environ.pop(compilation_cache.VARIABLE, None)
     compilation_cache.enable(out / "programs")

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from eval import report
 from eval.command import environment
 from eval.evaluate import Result
+from eval.reports import report
 
 SCORES = ("pooled", "late", "hybrid")
 METRICS = ("ndcg@5", "hit@1")

@@ -26,11 +26,9 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.encode_device import GRID, SHAPES, flops, page_batch, page_ids, peak_flops, random_params, seconds
-from smart_jax.adapter import Adapter, AdapterConfig
-from smart_jax.lora import LoraConfig, add_lora
-from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.sharding import make_mesh, replicated
-from smart_jax.typing import Batch
+from smart_jax.models import Batch, LoraConfig, QwenVLConfig, add_lora
+from smart_jax.retrieval import Adapter, AdapterConfig
+from smart_jax.runtime import make_mesh, replicated
 from train.config import LossConfig, OptimizerConfig
 from train.optimizer import make_optimizer, make_schedule
 from train.step import Objective, Params, TrainBatch, TrainState, init_state, make_train_step, take_apart

@@ -70,7 +70,7 @@ def with_vision_layers(shape: dict[str, Any], vision: int) -> dict[str, Any]:
 def temporary(shape: dict[str, Any], mesh: Any, work: Any, compiler: str) -> int:
     """Bytes of a device beyond arguments and results."""
     from benchmarks.abstract import abstract_step
-    from smart_jax.models.qwen_vl_config import QwenVLConfig
+    from smart_jax.models import QwenVLConfig
 
     step, arguments = abstract_step(QwenVLConfig.from_hf(shape), mesh, work)
     lowered = step.trace(*arguments).lower(lowering_platforms=(compiler,))
@@ -80,8 +80,8 @@ def temporary(shape: dict[str, Any], mesh: Any, work: Any, compiler: str) -> int
 def measure(shape: dict[str, Any], work: Any, count: int, compiler: str) -> Memory:
     """Of one device of `count`."""
     from benchmarks.abstract import abstract_step, device_bytes
-    from smart_jax.models.qwen_vl_config import QwenVLConfig
-    from smart_jax.sharding import make_mesh
+    from smart_jax.models import QwenVLConfig
+    from smart_jax.runtime import make_mesh
 
     mesh = make_mesh(data=1, fsdp=count, devices=devices_of(count, compiler))
     state, frozen, batch = abstract_step(QwenVLConfig.from_hf(shape), mesh, work)[1]

@@ -23,11 +23,9 @@ from peft import get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen3VLModel
 
-from smart_jax.adapter import Adapter, AdapterConfig
-from smart_jax.lora import TEXT_PROJECTIONS, LoraConfig, add_lora
-from smart_jax.models import load_config
-from smart_jax.models.weights import load_weights
-from smart_jax.sharding import make_mesh, replicated
+from smart_jax.models import TEXT_PROJECTIONS, LoraConfig, add_lora, load_config, load_weights
+from smart_jax.retrieval import Adapter, AdapterConfig
+from smart_jax.runtime import make_mesh, replicated
 from tests.parity.qwen3_vl import Inputs
 from train.config import LossConfig, OptimizerConfig
 from train.optimizer import make_optimizer, make_schedule

@@ -5,13 +5,14 @@
     python -m eval.run --config configs/beir_folder.py:a,b                   # several folders, and their average
 
 BEIR's zips are read unpacked, the hub's copies as `hf download --repo-type dataset mteb/scifact --local-dir scifact`
-leaves them; `eval/storage.py` has the layouts. Relevance may be graded. Prints the table of the rows pooled, late and
-hybrid, and BM25 on the documents' texts, and writes it, its JSON and a plot to results/folder. BEIR reports nDCG@10.
+leaves them; `eval/benchmarks/beir.py` has the layouts. Relevance may be graded. Prints the table of the rows pooled,
+late and hybrid, and BM25 on the documents' texts, and writes it, its JSON and a plot to results/folder. BEIR reports
+nDCG@10.
 """
 
 from ml_collections import ConfigDict
 
-from eval.benchmark import Benchmark
+from eval.benchmarks.benchmark import Benchmark
 from eval.config import default_config
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from eval.benchmark import Benchmark
+from eval.benchmarks.benchmark import Benchmark
+from eval.benchmarks.pdf import pdf_benchmark
 from eval.config import default_config
-from eval.pdf import pdf_benchmark
 
 
 def get_config(arg: str = "") -> ConfigDict:

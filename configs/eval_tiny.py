@@ -3,17 +3,17 @@
     python -m eval.run --config configs/eval_tiny.py
     python -m eval.run --config configs/eval_tiny.py --config.adapter=build/demo/run/adapter
 
-500 pages and 500 queries of modules that no training page comes from (`eval.docstrings.HELD_OUT_MODULES`), read from
-the running Python: the same on every machine with the same Python version. "wording" asks with a span of the page's
-words of which a quarter is dropped, drawn anew for each of `query_seeds`; "meaning" asks with the summary line for the
-page without it. Chance is 1 / 500 = .002 hit@1.
+500 pages and 500 queries of modules that no training page comes from (`recipes.tiny.docstrings.HELD_OUT_MODULES`), read
+from the running Python: the same on every machine with the same Python version. "wording" asks with a span of the
+page's words of which a quarter is dropped, drawn anew for each of `query_seeds`; "meaning" asks with the summary line
+for the page without it. Chance is 1 / 500 = .002 hit@1.
 """
 
 from ml_collections import ConfigDict
 
-from eval.benchmark import Benchmark
+from eval.benchmarks.benchmark import Benchmark
 from eval.config import default_config
-from eval.pages import MIN_FILL, Canvas, benchmark, held_out
+from recipes.tiny.pages import MIN_FILL, Canvas, benchmark, held_out
 
 
 def get_config(arg: str = "128x256") -> ConfigDict:

@@ -2,9 +2,9 @@
 
     python -m eval.run --config configs/full_eval.py --config.path=FOLDER --config.model=Qwen/Qwen3-VL-Embedding-2B
 
-FOLDER is laid out as configs/mmeb_v2.py has it, ViDoRe's sets too as FOLDER/OWNER/NAME; `python -m eval.mmeb_v2 FOLDER`
-prints what gets the tasks that it lacks. What is not there is reported as missing, and the rest is run. Sets that both
-benchmarks have are run once.
+FOLDER is laid out as configs/mmeb_v2.py has it, ViDoRe's sets too as FOLDER/OWNER/NAME; `python -m
+eval.benchmarks.mmeb_v2 FOLDER` prints what gets the tasks that it lacks. What is not there is reported as missing, and
+the rest is run. Sets that both benchmarks have are run once.
 
 Prints and writes to results/full the tables of configs/mmeb_v2.py and of configs/vidore_eval.py.
 """
@@ -16,9 +16,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import mmeb_v2, vidore_eval
-from eval import vidore
-from eval.benchmark import Deferred
-from eval.groups import Group
+from eval.benchmarks import vidore
+from eval.benchmarks.benchmark import Deferred
+from eval.benchmarks.benchmark_groups import Group
 
 
 def get_config(arg: str = "") -> ConfigDict:

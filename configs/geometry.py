@@ -1,6 +1,6 @@
 """How the embedded model's tokens become a retriever while only its pooled vector is trained.
 
-    python -m configs.tiny_pretrain --out build/tiny0 --seed 0      # and for other seeds
+    python -m recipes.tiny.pretrain --out build/tiny0 --seed 0      # and for other seeds
     python -m eval.geometry --config configs/geometry.py --config.runs=build/tiny0,build/tiny1,build/tiny2
 
 Models: random initialisation, after the reading warm-up, and after each stage of contrastive training; benchmarks: the
@@ -9,15 +9,16 @@ wording ones of configs/eval_tiny.py. README.md has the plot of three seeds, doc
 
 from ml_collections import ConfigDict
 
-from configs import eval_tiny, tiny_pretrain
-from eval.benchmark import Benchmark
+from configs import eval_tiny
+from eval.benchmarks.benchmark import Benchmark
+from recipes.tiny import pretrain as tiny_pretrain
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The argument is `runs`."""
     own = eval_tiny.get_config()
     config = ConfigDict({name: own[name] for name in ("height", "width", "style", "pages", "fill", "query_seeds")})
-    config.runs = arg or str(tiny_pretrain.ROOT)  # folders that configs.tiny_pretrain made, separated by commas
+    config.runs = arg or str(tiny_pretrain.ROOT)  # folders that recipes.tiny.pretrain made, separated by commas
     config.models = ("new", "warmup", *(f"{stage}/model" for stage in tiny_pretrain.STAGES))
     config.metric = "ndcg@5"
     config.meaning = False

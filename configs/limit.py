@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 
 import smart_jax
 from configs import minilm_pages
-from eval import limit
-from eval.benchmark import Benchmark
+from eval.benchmarks import limit
+from eval.benchmarks.benchmark import Benchmark
 from eval.config import default_config
 
 

@@ -20,7 +20,7 @@ On several hosts, the same command on each; those of a TPU pod find each other, 
 
 The same on the embedded model and the pages of `make demo`, in minutes on a CPU:
 
-    python -m eval.pages pairs --out build/demo/pairs --count 12000 --meaning 0.1
+    python -m recipes.tiny.pages pairs --out build/demo/pairs --count 12000 --meaning 0.1
     python -m train.data --source build/demo/pairs --name pages --out build/demo/data
     python -m train.posttrain --config configs/lora_visdoc.py:tiny,hybrid
 

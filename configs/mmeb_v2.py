@@ -5,9 +5,10 @@
     python -m eval.run --config configs/mmeb_v2.py:complete --config.path=FOLDER --config.tasks=MSCOCO_t2i,K700
 
 FOLDER is a copy of the hub's data set TIGER-Lab/MMEB-V2 with its archives unpacked, for images and frames, and holds
-the tasks' annotations, each as FOLDER/OWNER/NAME of its repository; `python -m eval.mmeb_v2 FOLDER` prints the commands
-that get what it lacks. A task that lacks something is reported as missing; `eval/mmeb_v2/table.py` has all that is
-read. The archive of document images may be left out: pages that it lacks are read from their sets.
+the tasks' annotations, each as FOLDER/OWNER/NAME of its repository; `python -m eval.benchmarks.mmeb_v2 FOLDER` prints
+the commands that get what it lacks. A task that lacks something is reported as missing;
+`eval/benchmarks/mmeb_v2/table.py` has all that is read. The archive of document images may be left out: pages that it
+lacks are read from their sets.
 
 Prints and writes to results/mmeb_v2 a table of the whole benchmark, of each modality and of each of its categories, in
 hit@1 (images, videos) and nDCG@5 (visual documents), with the average over the tasks that were run and the published
@@ -26,12 +27,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from eval import published
-from eval.benchmark import Deferred
+from eval.benchmarks.benchmark import Deferred
+from eval.benchmarks.benchmark_groups import Group
+from eval.benchmarks.mmeb_v2 import table
+from eval.benchmarks.mmeb_v2.loaders import load
 from eval.config import default_config
-from eval.groups import Group
-from eval.mmeb_v2 import leaderboard, table
-from eval.mmeb_v2.loaders import load
+from eval.reports import leaderboard, published
 
 METRICS = ("hit@1", "hit@10", "ndcg@5", "ndcg@10")
 
@@ -82,7 +83,7 @@ def get_groups(config: ConfigDict) -> list[Group]:
 
 
 def write_extra(summary: Mapping[str, Any], folder: str | Path) -> dict[str, Path]:
-    """The leaderboard's files, see `eval.mmeb_v2.leaderboard`; none of a sample."""
+    """The leaderboard's files, see `eval.reports.leaderboard`; none of a sample."""
     config = summary.get("config", {})
     return {} if config.get("max_queries") or config.get("max_corpus") else leaderboard.write(summary, folder)
 

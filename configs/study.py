@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 
 import smart_jax
 from configs import eval_tiny, minilm_pages
-from eval.benchmark import Benchmark
+from eval.benchmarks.benchmark import Benchmark
 from eval.config import default_config
-from eval.pages import Canvas, benchmark, held_out
-from eval.reduce import SEPARATOR
+from eval.studies.named_reductions import SEPARATOR
 from eval.study import Subject
+from recipes.tiny.pages import Canvas, benchmark, held_out
 
 SUBJECTS = ("tiny", "docstrings", "pdf")
 TOKENS = ("pool 2", "pool 3", "pool 4", "pool 8", "pool 16")

@@ -1,6 +1,6 @@
 """SMART's adapter post-training on the embedded default model: about four minutes on two CPU cores.
 
-    python -m eval.pages pairs --out build/demo/pairs --count 12000 --meaning 0.1
+    python -m recipes.tiny.pages pairs --out build/demo/pairs --count 12000 --meaning 0.1
     python -m train.data --source build/demo/pairs --name pages --out build/demo/data
     python -m train.posttrain --config configs/tiny.py
     python -m eval.run --config configs/eval_tiny.py --config.adapter=build/demo/run/adapter

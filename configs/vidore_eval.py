@@ -6,7 +6,7 @@
 
 Sets come from the hub, downloaded once, or with path from FOLDER, in which each is a folder named as its repository
 (`hf download --repo-type dataset vidore/tatdqa_test_beir --local-dir FOLDER/tatdqa_test_beir`); sets that FOLDER lacks
-are reported as missing. `eval/vidore.py` has the table.
+are reported as missing. `eval/benchmarks/vidore.py` has the table.
 
 Prints and writes to results/vidore a table of each version, in its primary metric (nDCG@5, V3 nDCG@10), with the
 average over the sets that were run and the published figures of the model, if `eval/published.toml` has some; then
@@ -19,10 +19,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from eval import published, vidore
-from eval.benchmark import Benchmark, Deferred
+from eval.benchmarks import vidore
+from eval.benchmarks.benchmark import Benchmark, Deferred
+from eval.benchmarks.benchmark_groups import Group
 from eval.config import default_config
-from eval.groups import Group
+from eval.reports import published
 
 
 def get_config(arg: str = "") -> ConfigDict:

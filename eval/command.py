@@ -14,7 +14,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from smart_jax import compilation_cache
+from smart_jax.runtime import compilation_cache
 
 PACKAGES = ("smart_jax", "jax", "flax", "transformers", "numpy", "pillow")
 

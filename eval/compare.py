@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.benchmark import some
-from eval.bootstrap import interval, resampled_means
-from eval.report import AVERAGE, cell
+from eval.benchmarks.benchmark import some
+from eval.ranking.bootstrap import interval, resampled_means
+from eval.reports.report import AVERAGE, cell
 
 Part = dict[tuple[str, str], tuple[float, float, np.ndarray]]  # by row and metric: mean of a, of b, draws of b - a [S]
 

@@ -23,7 +23,7 @@ def default_config() -> ConfigDict:
             "layers": (),  # to keep in the cache beside those that the rows need, for adapters to come
             "memory_gib": 8.0,  # of this host, for embeddings
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # this process's devices; the batch is split over data * fsdp
-            "distributed": {  # see smart_jax.distributed; on TPU pods and Slurm jax finds out the last three
+            "distributed": {  # see smart_jax.runtime.distributed; on TPU pods and Slurm jax finds out the last three
                 "enabled": config_dict.placeholder(bool),  # None = on TPU
                 "coordinator": config_dict.placeholder(str),  # HOST:PORT
                 "processes": config_dict.placeholder(int),

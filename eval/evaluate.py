@@ -17,16 +17,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from eval.benchmark import Benchmark, item_text
-from eval.bm25 import BM25
-from eval.cache import Cache
-from eval.metrics import parse_metric
-from eval.ranking import Block, Judge
-from eval.vectors import InMemory, OnDisk, ScoreFunction, Vectors, hybrid_scores
-from eval.workers import Worker
-from smart_jax.embeddings import Embeddings
-from smart_jax.score import score
-from smart_jax.states import LAST, States
+from eval.benchmarks.benchmark import Benchmark, item_text
+from eval.ranking.bm25 import BM25
+from eval.ranking.metrics import parse_metric
+from eval.ranking.ranking import Block, Judge
+from eval.states.cache import Cache
+from eval.states.embedding_sources import InMemory, OnDisk, ScoreFunction, Vectors, hybrid_scores
+from eval.states.workers import Worker
+from smart_jax.retrieval import LAST, Embeddings, States, score
 
 MODEL_ROWS = ("pooled", "late", "hybrid")
 ADAPTER_ROWS = ("adapter-pooled", "adapter-late", "adapter-hybrid")
@@ -92,7 +90,7 @@ def run_benchmark(
       benchmark: what to run.
       rows: see the module's docstring; None = all that apply.
       adapter_encoder: the encoder with its adapter; needed by the adapter rows.
-      metrics: names as in `eval.metrics.parse_metric`.
+      metrics: names as in `eval.ranking.metrics.parse_metric`.
       pooled_weight, late_weight: of the hybrid rows.
       batch_size, dtype: as in `Encoder.encode`.
       query_block: queries scored at a time: at most query_block x documents scores per row are in memory, and fewer

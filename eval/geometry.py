@@ -26,12 +26,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import smart_jax
-from eval.benchmark import Benchmark
+from eval.benchmarks.benchmark import Benchmark
 from eval.command import command, environment
-from eval.reduce import prompt_words
+from eval.studies.named_reductions import prompt_words
 from eval.study import measure
-from smart_jax.reductions import keep_tokens
-from smart_jax.score import score
+from smart_jax.retrieval import score
+from smart_jax.retrieval.reductions import keep_tokens
 
 ROWS = ("pooled", "late", "late, own words", "hybrid")
 STATISTICS = ("token cosine", "pooled cosine", "gap", "gap in sd")

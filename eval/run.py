@@ -28,16 +28,15 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import smart_jax
-from eval import reference
-from eval.benchmark import Benchmark, Deferred
-from eval.cache import GIB, Cache
+from eval.benchmarks.benchmark import Benchmark, Deferred
+from eval.benchmarks.benchmark_groups import Group, check_groups
 from eval.command import command, environment
 from eval.evaluate import ADAPTER_ROWS, MODEL_ROWS, Result, run_benchmark
-from eval.groups import Group, check_groups
-from eval.report import markdown, summarise, write
-from eval.workers import Worker
-from smart_jax import distributed
-from smart_jax.distributed import DistributedConfig
+from eval.ranking import reference
+from eval.reports.report import markdown, summarise, write
+from eval.states.cache import GIB, Cache
+from eval.states.workers import Worker
+from smart_jax.runtime import DistributedConfig, distributed
 
 STORAGE_DTYPES = ("float32", "float16")
 SCORERS = {"fast": smart_jax.score, "reference": reference.scores}
@@ -60,7 +59,7 @@ def evaluate(
       config: keys as in `eval.config.default_config`.
       benchmarks: at least one, of distinct names; deferred ones are opened one at a time.
       encoder: an `Encoder`, or None if config.rows needs none; config.adapter is added with its `with_adapter`.
-      groups: as in `eval.report.summarise`.
+      groups: as in `eval.reports.report.summarise`.
       worker: this process, where there are several; the first writes the report, the others return it without files.
 
     Raises:

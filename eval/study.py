@@ -1,7 +1,7 @@
 """What a model's frozen states give, and what they cost: python -m eval.study --config configs/study.py
 
 For each model and its benchmarks, from states that are encoded once:
-  storage       late and hybrid of every setting of `eval.reduce`, beside the bytes that a page takes
+  storage       late and hybrid of every setting of `eval.studies.named_reductions`, beside the bytes that a page takes
   late weight   pooled + weight * late
   layers        late and hybrid of the tokens of each hidden layer, as they are and after the pages' mean is subtracted
   words         query tokens with and without the words of the prompt, and pages' likewise
@@ -22,18 +22,16 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from eval.benchmark import Benchmark
-from eval.cache import GIB, Cache
+from eval.benchmarks.benchmark import Benchmark
 from eval.command import command, environment
 from eval.evaluate import Result
-from eval.ranking import Judge
-from eval.reduce import UNREDUCED, Reducer, parse, prompt_words
-from eval.report import summarise
-from eval.study_report import CENTRED, markdown, write
-from smart_jax.embeddings import Embeddings
-from smart_jax.reductions import PCA, keep_tokens
-from smart_jax.score import score
-from smart_jax.states import States
+from eval.ranking.ranking import Judge
+from eval.reports.report import summarise
+from eval.states.cache import GIB, Cache
+from eval.studies.named_reductions import UNREDUCED, Reducer, parse, prompt_words
+from eval.studies.study_report import CENTRED, markdown, write
+from smart_jax.retrieval import Embeddings, States, score
+from smart_jax.retrieval.reductions import PCA, keep_tokens
 
 POOLED = "pooled vector only"
 ALL_WORDS = "all"
@@ -76,7 +74,7 @@ def sections(config: ConfigDict) -> dict[str, Section]:
     """The study's tables by name.
 
     Raises:
-      ValueError: a setting that `eval.reduce` does not know.
+      ValueError: a setting that `eval.studies.named_reductions` does not know.
     """
     settings = {name: parse(name) for name in dict.fromkeys([UNREDUCED, *config.settings])}
     weights = sorted({*map(float, config.weights), 1.0})

@@ -1,13 +1,10 @@
 """SMART: late interaction over the frozen hidden states of single-vector multimodal embedding models (JAX / Flax)."""
 
-from smart_jax.adapter import Adapter, AdapterConfig
-from smart_jax.embeddings import Embeddings
-from smart_jax.encode import Encoder, load
-from smart_jax.maxsim import maxsim, maxsim_pairs
-from smart_jax.mteb import mteb_model
-from smart_jax.score import score, search
-from smart_jax.sharding import make_mesh
-from smart_jax.states import States
+from smart_jax.encoder import Encoder, load
+from smart_jax.integrations import mteb_model
+from smart_jax.maxsim import maxsim_pairs
+from smart_jax.retrieval import Adapter, AdapterConfig, Embeddings, States, maxsim, reductions, score, search
+from smart_jax.runtime import make_mesh
 
 __all__ = [
     "Adapter",
@@ -20,6 +17,7 @@ __all__ = [
     "maxsim",
     "maxsim_pairs",
     "mteb_model",
+    "reductions",
     "score",
     "search",
 ]

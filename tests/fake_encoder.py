@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from smart_jax.embeddings import Embeddings
-from smart_jax.items import parse_item
-from smart_jax.states import States
+from smart_jax.inputs.item import parse_item
+from smart_jax.retrieval.embeddings import Embeddings
+from smart_jax.retrieval.states import States
 
 
 @dataclasses.dataclass

@@ -1,6 +1,6 @@
 """A small MMEB-V2 folder: every task in the layout of its files, with images and frames whose words can be read.
 
-Written from the public layouts, not from `eval.mmeb_v2.table`, so that the two check each other.
+Written from the public layouts, not from `eval.benchmarks.mmeb_v2.table`, so that the two check each other.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from smart_jax.images import open_rgb
-from smart_jax.items import parse_item
+from smart_jax.inputs.image import open_rgb
+from smart_jax.inputs.item import parse_item
 from tests.vidore_folders import CELL, WORDS, Reader, images, write_v1, write_v2
 
 TO_TEXT = (

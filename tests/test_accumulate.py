@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smart_jax.sharding import make_mesh
+from smart_jax.runtime.mesh import make_mesh
 from tests.training import make_config, write_inputs
 from train import step as train_step
-from train.batches import Batcher
 from train.config import from_config_dict
-from train.data import Examples, open_split
+from train.data.batches import Batcher
+from train.data.dataset import Examples, open_split
 from train.loop import read_metrics
-from train.model import load_encoder, make_objective
 from train.optimizer import OptimizerConfig, make_optimizer, make_schedule, updates_made
 from train.posttrain import train
 from train.run import Run
+from train.setup import load_encoder, make_objective
 from train.step import init_state, make_train_step
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from flax import nnx
 
-from smart_jax.adapter import Adapter, AdapterConfig, export_reference, import_reference, parse_layers
+from smart_jax.retrieval.adapter import Adapter, AdapterConfig, export_reference, import_reference, parse_layers
 
 
 def make(seed=0, **config) -> Adapter:

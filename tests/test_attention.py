@@ -10,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
 from smart_jax.models import attention as A
-from smart_jax.sharding import BATCH, make_mesh
+from smart_jax.runtime.mesh import BATCH, make_mesh
 
 PADDINGS = {
     "none": lambda n: [[1] * n, [1] * n],

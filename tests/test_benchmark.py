@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from eval import storage
-from eval.benchmark import Benchmark, item_text
-from eval.lazy import LazyItems
-from smart_jax.images import open_rgb
-from smart_jax.items import parse_item
+from eval.benchmarks import beir as storage
+from eval.benchmarks.benchmark import Benchmark, item_text
+from eval.benchmarks.lazy_items import LazyItems
+from smart_jax.inputs.image import open_rgb
+from smart_jax.inputs.item import parse_item
 
 
 def small(**changes):

@@ -14,18 +14,19 @@ from safetensors.numpy import load_file, save_file
 
 import smart_jax
 from configs import minilm_pages
-from eval.benchmark import Benchmark
+from eval.benchmarks.benchmark import Benchmark
 from eval.run import evaluate
-from smart_jax import encode
-from smart_jax.adapter import Adapter, AdapterConfig
+from smart_jax import encoder as encode
+from smart_jax.files.checkpoint_folder import SINGLE_FILE
+from smart_jax.inputs.text import TextPreprocessor
 from smart_jax.models import load_config
 from smart_jax.models.bert_config import read_pooling
-from smart_jax.models.weights import SINGLE_FILE, load_weights
-from smart_jax.preprocess_text import TextPreprocessor
+from smart_jax.models.weights import load_weights
+from smart_jax.retrieval.adapter import Adapter, AdapterConfig
 from tests.small_bert import SPECIAL_TOKENS, WORDS, write_json, write_plain, write_sentence_transformer
 from tests.small_pdf import write_pdf
 from tests.training import make_config
-from train.convert import convert
+from train.data.convert import convert
 from train.posttrain import train
 
 TOLERANCE = 2e-5

@@ -14,14 +14,14 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from eval import fingerprint
-from eval.benchmark import Deferred
-from eval.cache import Cache
+from eval.benchmarks import fingerprint
+from eval.benchmarks.benchmark import Deferred
+from eval.benchmarks.lazy_items import LazyItems
 from eval.evaluate import run_benchmark
-from eval.lazy import LazyItems
 from eval.run import evaluate
-from eval.workers import Worker
-from smart_jax.adapter import Adapter, AdapterConfig
+from eval.states.cache import Cache
+from eval.states.workers import Worker
+from smart_jax.retrieval.adapter import Adapter, AdapterConfig
 from tests.fake_encoder import FakeEncoder
 from tests.test_eval_run import config, made
 
@@ -124,7 +124,7 @@ def test_a_full_disk_leaves_what_is_whole(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("smart_jax.tensor_file.flush", flush)
+        patch.setattr("smart_jax.files.tensor_file.flush", flush)
         with pytest.raises(OSError, match="No space left"):
             run(cache)
     assert len(list(tmp_path.glob("made/*/*.safetensors"))) == 3 and not list(tmp_path.glob("made/*/*.tmp"))
@@ -134,7 +134,7 @@ def test_a_full_disk_leaves_what_is_whole(tmp_path, monkeypatch):
 @pytest.mark.parametrize("layers", [(-1,), (-3, -1)])
 def test_adapter_rows_come_from_the_same_states(tmp_path, checkpoint, layers, monkeypatch):
     import smart_jax
-    from smart_jax.encode import Encoder
+    from smart_jax.encoder import Encoder
 
     model = smart_jax.load(checkpoint)
     adapter = Adapter(AdapterConfig(model.config.text.hidden_size, 24, layers, 16), rngs=nnx.Rngs(0))
@@ -155,11 +155,11 @@ RUN_IN_MEMORY = """
 import sys, threading, time
 from pathlib import Path
 import numpy as np
-from eval.benchmark import Benchmark
-from eval.cache import Cache
+from eval.benchmarks.benchmark import Benchmark
+from eval.states.cache import Cache
 from eval.evaluate import run_benchmark
-from eval.lazy import LazyItems
-from smart_jax.states import States
+from eval.benchmarks.lazy_items import LazyItems
+from smart_jax.retrieval.states import States
 from types import SimpleNamespace
 
 MEMORY, WIDTH, TOKENS = 64 * 2**20, 512, 64
@@ -279,7 +279,7 @@ import jax
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[3]}", 2, index)
 import smart_jax
 from eval.run import evaluate
-from eval.workers import Worker
+from eval.states.workers import Worker
 from tests.test_cache import FEW_ITEMS
 from tests.test_eval_run import config, made
 model = smart_jax.load(sys.argv[4], mesh=smart_jax.make_mesh(devices=jax.local_devices()))

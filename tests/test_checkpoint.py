@@ -18,9 +18,10 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from smart_jax import checkpoint, compilation_cache
-from smart_jax.checkpoint import Checkpoints, DamagedCheckpointError, fingerprint, weights_fingerprint
-from smart_jax.sharding import make_mesh
+from smart_jax.runtime import compilation_cache
+from smart_jax.runtime.mesh import make_mesh
+from train import checkpoints as checkpoint
+from train.checkpoints import Checkpoints, DamagedCheckpointError, fingerprint, weights_fingerprint
 
 IDENTITY = {"architecture": "abc", "adapter": {"dim": 3, "layers": (-1,)}}
 
@@ -248,7 +249,7 @@ def test_reading_leaves_alone_what_another_writes(tmp_path):
 
 KILLED_WHILE_SAVING = """
 import os, signal, sys
-from smart_jax.checkpoint import Checkpoints
+from train.checkpoints import Checkpoints
 from tests.test_checkpoint import IDENTITY, save
 folder, after = sys.argv[1], int(sys.argv[2])
 checkpoints = Checkpoints(folder, identity=IDENTITY)

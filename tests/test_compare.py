@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from eval.benchmarks.benchmark_groups import Group
 from eval.compare import compare, main, markdown, read
 from eval.evaluate import Result
-from eval.groups import Group
-from eval.report import summarise, write
+from eval.reports.report import summarise, write
 
 ROWS = ("pooled", "late", "hybrid")
 METRICS = ("ndcg@5", "mrr")

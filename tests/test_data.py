@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from tests.golden.make_video import clip
-from train.convert import convert
-from train.data import Example, Examples, content_hash, main, open_split
+from train.data.convert import convert
+from train.data.dataset import Example, Examples, content_hash, main, open_split
 
 COLUMNS = ("image_filename", "query", "answer", "source", "options", "page", "model", "prompt", "answer_type")
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -546,7 +546,7 @@ def test_unusable_videos(tmp_path, change, message):
 def test_videos_of_the_hub_by_path_are_refused(tmp_path, monkeypatch):
     """Their files are not downloaded, and an absolute path of somebody else's data set is not to be followed."""
     folder = tmp_path / "cache"
-    monkeypatch.setattr("train.parquet.huggingface_hub.snapshot_download", lambda *args, **options: str(folder))
+    monkeypatch.setattr("train.data.parquet.huggingface_hub.snapshot_download", lambda *args, **options: str(folder))
     write(folder / "a.parquet", [film_row(0, str(clip("bikes")))])
     with pytest.raises(ValueError, match=r"videos by path, .*not downloaded.*hf download.*pass that folder"):
         convert("owner/films", "a", tmp_path / "out", validation_ratio=0)
@@ -593,7 +593,7 @@ def test_memory_does_not_grow_with_the_source(tmp_path):
             writer.write_table(pa.Table.from_pylist(rows, schema))
     write(tmp_path / "small" / "a.parquet", [pair(0)])
     script = (
-        "import resource, sys\nfrom train.convert import convert\n"
+        "import resource, sys\nfrom train.data.convert import convert\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "convert(sys.argv[1] + '/small', 'a', sys.argv[1], validation_ratio=0); before = peak()\n"
         "convert(sys.argv[1] + '/src', 'big', sys.argv[1]); print(peak() - before)"

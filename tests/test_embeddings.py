@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from smart_jax.embeddings import INDEX, Embeddings
+from smart_jax.retrieval.embeddings import INDEX, Embeddings
 
 LENGTHS = (3, 1, 5, 2)
 
@@ -264,7 +264,12 @@ def test_a_save_that_is_cut_off_leaves_the_former_one(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("no space left on device")
 
-    for step in ("tensor_file.save_file", "tensor_file.flush", "embeddings.flush", "embeddings.json.dumps"):
+    for step in (
+        "files.tensor_file.save_file",
+        "files.tensor_file.flush",
+        "retrieval.embeddings.flush",
+        "retrieval.embeddings.json.dumps",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(f"smart_jax.{step}", full)
             with pytest.raises(OSError, match="no space left"):

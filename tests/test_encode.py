@@ -10,8 +10,8 @@ from flax import nnx
 from PIL import Image
 
 import smart_jax
-from smart_jax import encode
-from smart_jax.adapter import Adapter, AdapterConfig
+from smart_jax import encoder as encode
+from smart_jax.retrieval.adapter import Adapter, AdapterConfig
 from tests.checkpoints import noise_page
 
 TOLERANCE = 2e-5

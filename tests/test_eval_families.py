@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smart_jax.heads import HEADS
+from smart_jax.inputs.presets import HEADS
 from tests.backbone import write_checkpoint
 
 FOLDERS = {  # head: (model_type, the hub's name)

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.benchmark import Benchmark
-from eval.bm25 import BM25, words
+from eval.benchmarks.benchmark import Benchmark
+from eval.benchmarks.lazy_items import LazyItems
 from eval.config import default_config
 from eval.evaluate import METRICS, make_eval_fn, run_benchmark
-from eval.lazy import LazyItems
-from eval.metrics import compute
+from eval.ranking.bm25 import BM25, words
+from eval.ranking.metrics import compute
 from eval.run import evaluate
 from tests.fake_encoder import FakeEncoder
 

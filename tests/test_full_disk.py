@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from smart_jax.checkpoint import Checkpoints, UnwrittenError
 from tests.test_checkpoint import IDENTITY, assert_equal, make_state, save, zeros_like
 from tests.training import make_config, repeatable, write_inputs
+from train.checkpoints import Checkpoints, UnwrittenError
 from train.loop import MetricsLog, open_run, read_metrics
 from train.posttrain import train
 

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import full_eval
-from eval import vidore
+from eval.benchmarks import vidore
 from eval.run import evaluate
 from tests import mmeb_folders
 from tests.mmeb_folders import Watcher

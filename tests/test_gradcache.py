@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from configs import lora_visdoc
-from smart_jax.lora import TEXT_PROJECTIONS
-from smart_jax.sharding import make_mesh
+from smart_jax.models.lora import TEXT_PROJECTIONS
+from smart_jax.runtime.mesh import make_mesh
 from tests.training import make_config, page, write_inputs
-from train.batches import Batcher
 from train.config import from_config_dict
-from train.data import Example
-from train.model import load_encoder, make_objective
+from train.data.batches import Batcher
+from train.data.dataset import Example
+from train.setup import load_encoder, make_objective
 from train.step import TrainBatch
 
 

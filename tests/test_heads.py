@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import smart_jax
-from smart_jax.heads import HEADS, open_settings
-from smart_jax.images import smart_resize
+from smart_jax.inputs.image import smart_resize
+from smart_jax.inputs.multimodal import Preprocessor
+from smart_jax.inputs.presets import HEADS, open_settings
+from smart_jax.inputs.settings import Settings
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.preprocess import Preprocessor
-from smart_jax.settings import Settings
 from tests.backbone import small_config, write_checkpoint
 from tests.checkpoints import noise_page, write_processor
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from smart_jax import distributed
-from smart_jax.distributed import DistributedConfig
+from smart_jax.runtime import distributed
+from smart_jax.runtime.distributed import DistributedConfig
 from tests.training import write_inputs
 from train.loop import read_metrics
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
-from smart_jax import hub
-from smart_jax.hub import resolve
+from smart_jax.files import hub
+from smart_jax.files.hub import resolve
 from tests.backbone import write_backbone
 
 

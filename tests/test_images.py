@@ -13,7 +13,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as their_smart_resize
 
-from smart_jax.images import ImageSettings, open_rgb, patchify, process_image, smart_resize
+from smart_jax.inputs.image import ImageSettings, open_rgb, patchify, process_image, smart_resize
 
 MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "1", "YCbCr", "PA")
 SIZES = ((64, 64), (37, 53), (333, 71), (5, 640), (129, 97))  # width, height

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smart_jax.items import Item, check_items, parse_item
+from smart_jax.inputs.item import Item, check_items, parse_item
 
 PAGE = Image.new("RGB", (40, 40))
 ARRAY = np.zeros((40, 40, 3), np.uint8)

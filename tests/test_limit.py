@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from configs import limit as config_file
-from eval import limit
+from eval.benchmarks import limit
 from eval.evaluate import run_benchmark
 from tests.fake_encoder import FakeEncoder
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import pytest
 
 from train.config import TrainConfig, default_config, from_config_dict, to_config_dict
+from train.data.mixture import parse_names
 from train.loop import LossGuard, MetricsLog, Prefetch, check_run, due, open_run, read_metrics
-from train.mixture import parse_names
 
 ROOT = Path(__file__).parent.parent
 MODE = {"resume": False, "overwrite": False}

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import smart_jax
-from smart_jax.lora import (
+from smart_jax.models.lora import (
     NF4,
     LoraConfig,
     LoraLinear,
@@ -26,7 +26,7 @@ from smart_jax.lora import (
     quantize,
     save_lora,
 )
-from smart_jax.sharding import make_mesh
+from smart_jax.runtime.mesh import make_mesh
 from tests.backbone import write_checkpoint
 from tests.small_bert import write_sentence_transformer as write_bert
 from tests.training import page

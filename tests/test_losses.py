@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train import losses
 from train.config import LossConfig
+from train.objective import losses
 from train.step import contrastive, start_temperatures
 
 LN2, LN3 = np.log(2.0), np.log(3.0)

@@ -9,9 +9,9 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from smart_jax.embeddings import Embeddings
-from smart_jax.maxsim import argmax, maxsim, pallas_gpu, pallas_tpu, projected, tiled
-from smart_jax.maxsim.blocks import (
+from smart_jax.maxsim import argmax, maxsim, pallas_gpu, pallas_tpu, projected
+from smart_jax.maxsim import xla as tiled
+from smart_jax.retrieval.blocks import (
     Limits,
     Packed,
     Window,
@@ -22,7 +22,8 @@ from smart_jax.maxsim.blocks import (
     plan,
     query_blocks,
 )
-from smart_jax.maxsim.packed import late
+from smart_jax.retrieval.embeddings import Embeddings
+from smart_jax.retrieval.packed import late
 from tests.maxsim_suite import MaxSimSuite, close, make, oracle, unit
 
 
@@ -32,14 +33,14 @@ class TestReference(MaxSimSuite):
 
 
 class TestPacked(MaxSimSuite):
-    implementation = "packed"
+    implementation = "xla"
     ragged_share = 1.0
 
 
 class TestPackedWithSmallTiles(MaxSimSuite):
     """Several tiles along both axes, the last ones overlapping, and several scatters, at the suite's small shapes."""
 
-    implementation = "packed"
+    implementation = "xla"
 
     @pytest.fixture(autouse=True, scope="class")
     def small_tiles(self):
@@ -134,7 +135,7 @@ def test_the_tpu_kernel_over_several_blocks(monkeypatch, masked):
 def test_the_default_is_packed():
     q, d, q_mask, d_mask = make(np.random.default_rng(0))
     run = partial(jax.make_jaxpr(maxsim, static_argnums=()), q, d, q_mask, d_mask)
-    assert str(run()) == str(jax.make_jaxpr(partial(maxsim, implementation="packed"))(q, d, q_mask, d_mask))
+    assert str(run()) == str(jax.make_jaxpr(partial(maxsim, implementation="xla"))(q, d, q_mask, d_mask))
     with pytest.raises(
         ValueError,
         match=r"implementation 'dense': choose None or one of \('reference', 'packed', 'pallas_tpu', 'pallas_gpu'\)",
@@ -202,18 +203,18 @@ def test_projected_documents_are_gathered_from_other_devices_only(devices):
 def test_each_device_has_its_default(monkeypatch):
     choose = importlib.import_module("smart_jax.maxsim")._for_device
     for backend, hopper, expected in [
-        ("cpu", False, "packed"),
+        ("cpu", False, "xla"),
         ("tpu", False, "pallas_tpu"),
         ("gpu", True, "pallas_gpu"),
-        ("gpu", False, "packed"),
+        ("gpu", False, "xla"),
     ]:
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         monkeypatch.setattr(pallas_gpu, "available", lambda hopper=hopper: hopper)
         assert choose(None, jnp.float32) == expected
-        assert choose(None, jnp.float64) == "packed"
+        assert choose(None, jnp.float64) == "xla"
         assert choose("pallas_tpu", jnp.float32) == "pallas_tpu"
     with pytest.warns(UserWarning, match="'pallas_gpu' is for Hopper GPUs"):
-        assert choose("pallas_gpu", jnp.float32) == "packed"
+        assert choose("pallas_gpu", jnp.float32) == "xla"
 
 
 def embeddings(rng, lengths, width=8) -> Embeddings:
@@ -276,8 +277,8 @@ def test_memory_of_forward_and_backward(masked):
             run = jax.grad(lambda *x: jnp.sum(maxsim(*x, implementation=implementation) ** 2), (0, 1))
         return jax.jit(run).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporary("packed", False) < similarities / 10
-    assert temporary("packed", True) < similarities / 10
+    assert temporary("xla", False) < similarities / 10
+    assert temporary("xla", True) < similarities / 10
     assert temporary("reference", True) > similarities
 
 

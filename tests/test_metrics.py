@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from eval import bootstrap
-from eval.bootstrap import interval, resampled_means
-from eval.metrics import METRICS, compute, ndcg, parse_metric
+from eval.ranking import bootstrap
+from eval.ranking.bootstrap import interval, resampled_means
+from eval.ranking.metrics import METRICS, compute, ndcg, parse_metric
 
 CUTOFFS = (1, 5, 10)
 TREC = {"ndcg": "ndcg_cut", "hit": "success", "recall": "recall", "precision": "P", "map": "map_cut"}

@@ -17,18 +17,19 @@ import pytest
 
 import smart_jax
 from configs import mmeb_v2
-from eval import published, vidore
-from eval.benchmark import Benchmark, Deferred
+from eval.benchmarks import vidore
+from eval.benchmarks.benchmark import Benchmark, Deferred
+from eval.benchmarks.benchmark_groups import Group
+from eval.benchmarks.lazy_items import LazyItems
+from eval.benchmarks.mmeb_v2 import table
+from eval.benchmarks.mmeb_v2.__main__ import main as mmeb_main
+from eval.benchmarks.mmeb_v2.loaders import load
+from eval.benchmarks.mmeb_v2.table import TASKS
 from eval.evaluate import MODEL_ROWS, run_benchmark
-from eval.groups import Group
-from eval.lazy import LazyItems
-from eval.mmeb_v2 import leaderboard, table
-from eval.mmeb_v2.__main__ import main as mmeb_main
-from eval.mmeb_v2.loaders import load
-from eval.mmeb_v2.table import TASKS
-from eval.report import summarise
+from eval.reports import leaderboard, published
+from eval.reports.report import summarise
 from eval.run import evaluate
-from smart_jax.items import parse_item
+from smart_jax.inputs.item import parse_item
 from tests import mmeb_folders as folders
 from tests import vidore_folders
 from tests.mmeb_folders import IMAGE_TO_IMAGE, MVBENCH, OOD, TO_IMAGE, TO_TEXT, V1, V2, VISRAG, Watcher, words_of

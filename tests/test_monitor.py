@@ -15,16 +15,16 @@ from PIL import Image
 from safetensors.numpy import load_file
 from tensorboardX.proto.event_pb2 import Event
 
-from smart_jax import encode
-from smart_jax.checkpoint import Checkpoints
-from smart_jax.images import open_rgb
+from smart_jax import encoder as encode
+from smart_jax.inputs.image import open_rgb
 from tests.golden.make_video import clip
 from tests.training import make_config, page, repeatable, write_inputs
-from train.data import Example, open_split
-from train.heldout import Found, HeldOut, picture, ranking_metrics, side_by_side
+from train.checkpoints import Checkpoints
+from train.data.dataset import Example, open_split
 from train.loop import MetricsLog, read_metrics
+from train.monitor.heldout import Found, HeldOut, picture, ranking_metrics, side_by_side
+from train.monitor.tensorboard import EventFile, Sample
 from train.posttrain import train
-from train.tensorboard import EventFile, Sample
 
 
 def events(folder: Path) -> list[Event]:

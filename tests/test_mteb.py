@@ -12,9 +12,9 @@ from flax import nnx
 from PIL import Image, ImageDraw
 
 import smart_jax
-from eval.benchmark import Benchmark
+from eval.benchmarks.benchmark import Benchmark
 from eval.evaluate import run_benchmark
-from smart_jax.mteb import INSTALL, _Items
+from smart_jax.integrations.mteb import INSTALL, _Items
 from tests.small_bert import WORDS, write_sentence_transformer
 
 mteb = pytest.importorskip("mteb")

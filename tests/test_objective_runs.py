@@ -13,19 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 from flax import nnx
 
-from smart_jax import encode
-from smart_jax.adapter import Adapter
+from smart_jax import encoder as encode
 from smart_jax.maxsim import projected
-from smart_jax.sharding import make_mesh
+from smart_jax.retrieval.adapter import Adapter
+from smart_jax.runtime.mesh import make_mesh
 from tests.test_objectives import np_objective
 from tests.test_posttrain import examples, loss_and_gradient
 from tests.training import make_config, page, write_inputs
 from train.config import LossConfig
-from train.convert import convert
-from train.data import Examples, content_hash, open_split
+from train.data.convert import convert
+from train.data.dataset import Examples, content_hash, open_split
 from train.loop import read_metrics
-from train.model import adapter_config
 from train.posttrain import train
+from train.setup import adapter_config
 from train.step import start_temperatures
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from smart_jax import Embeddings, reductions
-from smart_jax.sharding import make_mesh
-from smart_jax.typing import Batch
-from train import losses, vectors
-from train.batches import put_batch
+from smart_jax.models.batch import Batch
+from smart_jax.runtime.mesh import make_mesh
 from train.config import OBJECTIVES, LossConfig, from_config_dict, to_config_dict
+from train.data.batches import put_batch
+from train.objective import losses
+from train.objective import reductions as vectors
 from train.step import Encoded, Objective, TrainBatch, contrastive, distillation, start_temperatures
 
 LN2, LN3 = math.log(2), math.log(3)

@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from eval import docstrings, pages
-from eval.benchmark import Benchmark
-from eval.docstrings import Docstring, without_names, without_near_duplicates
-from eval.typeset import typeset_grid
+from eval.benchmarks.benchmark import Benchmark
+from recipes.tiny import docstrings, pages
+from recipes.tiny.docstrings import Docstring, without_names, without_near_duplicates
+from recipes.tiny.typeset import typeset_grid
 
 SOURCE = '''"""The module's summary.
 

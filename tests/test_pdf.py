@@ -5,8 +5,8 @@ import logging
 import numpy as np
 import pytest
 
-from eval.pdf import is_contents_page, pdf_benchmark
-from eval.pdf_text import clean_title, fold
+from eval.benchmarks.pdf import is_contents_page, pdf_benchmark
+from eval.benchmarks.pdf_text import clean_title, fold
 from tests.small_pdf import HEIGHT, WIDTH, write_pdf
 
 HEADING = 18

@@ -12,10 +12,10 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import smart_jax
-from smart_jax.hub import resolve_base
+from smart_jax.files.checkpoint_folder import CONFIG_FILE, SINGLE_FILE, WEIGHTS_FILE
+from smart_jax.files.hub import resolve_base
 from smart_jax.models import load_config, peft
-from smart_jax.models.peft import CONFIG_FILE, WEIGHTS_FILE
-from smart_jax.models.weights import SINGLE_FILE, load_weights, save_weights
+from smart_jax.models.weights import load_weights, save_weights
 from tests.checkpoints import CHAT_TEMPLATE, write_processor
 from tests.lora import write_lora
 from tests.small_bert import write_json, write_sentence_transformer

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from eval import plots
-from eval.groups import Group
-from eval.report import summarise
+from eval.benchmarks.benchmark_groups import Group
+from eval.reports import plots
+from eval.reports.report import summarise
 from tests.test_report import result
 
 

@@ -21,26 +21,26 @@ import pytest
 from jax.sharding import Mesh
 from safetensors import safe_open
 
-from smart_jax import encode
-from smart_jax.adapter import Adapter
-from smart_jax.checkpoint import weights_fingerprint
+from smart_jax import encoder as encode
 from smart_jax.maxsim import maxsim, projected
 from smart_jax.models.qwen_vl import QwenVL
-from smart_jax.sharding import make_mesh
+from smart_jax.retrieval.adapter import Adapter
+from smart_jax.runtime.mesh import make_mesh
 from tests.checkpoints import write_processor
 from tests.golden.make_video import clip
 from tests.lora import write_lora
 from tests.training import make_config, page, repeatable, write_inputs
 from train import step as train_step
-from train.batches import Batcher
+from train.checkpoints import weights_fingerprint
 from train.config import DataConfig
-from train.convert import convert
-from train.data import Example, Examples, open_split
+from train.data.batches import Batcher
+from train.data.convert import convert
+from train.data.dataset import Example, Examples, open_split
 from train.export import export_model
 from train.loop import read_metrics
-from train.model import load_encoder, make_objective, weight_folders
 from train.posttrain import train
 from train.run import Run
+from train.setup import load_encoder, make_objective, weight_folders
 from train.step import TrainState, make_eval_step
 
 ROOT = Path(__file__).parent.parent

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from smart_jax.inputs.collate import Row
+from smart_jax.inputs.multimodal import Preprocessor
 from smart_jax.models import load_config
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.preprocess import Preprocessor, Row
 from tests.backbone import small_config
 from tests.checkpoints import SPECIAL_TOKENS, noise_page, write_processor
 
@@ -331,7 +332,7 @@ import sys
 sys.modules["torch"] = sys.modules["torchvision"] = None
 import numpy as np
 from smart_jax.models import load_config
-from smart_jax.preprocess import Preprocessor
+from smart_jax.inputs.multimodal import Preprocessor
 preprocessor = Preprocessor.from_pretrained(sys.argv[1], load_config(sys.argv[1]))
 row = preprocessor.row({"text": "a", "image": np.zeros((64, 96, 3), np.uint8)})
 batch = preprocessor.collate([row])

@@ -8,11 +8,11 @@ import json
 import numpy as np
 import pytest
 
-from smart_jax.heads import open_settings
+from smart_jax.inputs.multimodal import Preprocessor
+from smart_jax.inputs.presets import open_settings
+from smart_jax.inputs.prompt import Prompt
+from smart_jax.inputs.settings import QWEN3_TURNS
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.preprocess import Preprocessor
-from smart_jax.prompt import Prompt
-from smart_jax.settings import QWEN3_TURNS
 from tests.backbone import small_config
 from tests.checkpoints import noise_page, write_processor
 

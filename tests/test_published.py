@@ -4,8 +4,9 @@ import datetime
 
 import pytest
 
-from eval import published, vidore
-from eval.mmeb_v2 import table
+from eval.benchmarks import vidore
+from eval.benchmarks.mmeb_v2 import table
+from eval.reports import published
 
 
 def test_every_entry_is_of_a_known_benchmark_or_group():

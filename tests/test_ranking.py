@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from eval.benchmark import Benchmark
-from eval.metrics import compute
-from eval.ranking import UNION_WASTE, Judge, query_key, rank
+from eval.benchmarks.benchmark import Benchmark
+from eval.ranking.metrics import compute
+from eval.ranking.ranking import UNION_WASTE, Judge, query_key, rank
 
 
 def reference_hash(*parts):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from smart_jax import Embeddings, reductions, score
-from smart_jax.reductions import PCA, BinaryEmbeddings, keep_tokens, pool_grid, pool_tokens, truncate
-from smart_jax.states import States
+from smart_jax.retrieval.reductions import PCA, BinaryEmbeddings, keep_tokens, pool_grid, pool_tokens, truncate
+from smart_jax.retrieval.states import States
 
 IMAGE, VIDEO = 7, 8
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import smart_jax
-from eval import metrics, reference
-from eval.benchmark import Benchmark
+from eval.benchmarks.benchmark import Benchmark
 from eval.evaluate import run_benchmark
-from eval.ranking import query_key, rank
-from smart_jax.embeddings import Embeddings
+from eval.ranking import metrics, reference
+from eval.ranking.ranking import query_key, rank
+from smart_jax.retrieval.embeddings import Embeddings
 
 WIDTH = 32
 WEIGHTS = [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.5, 2.0)]
@@ -166,7 +166,7 @@ def graded(rng, documents):
 
 @pytest.mark.parametrize("documents", [1, 3, 8, 40])
 def test_figures(documents):
-    """Those of `eval.metrics`, which trec_eval checks, except for the reference's own convention of MAP."""
+    """Those of `eval.ranking.metrics`, which trec_eval checks, except for the reference's own convention of MAP."""
     rng = np.random.default_rng(documents)
     same = {"ndcg_linear": "ndcg", "ndcg_exponential": "ndcg_exp"}
     for _ in range(50):

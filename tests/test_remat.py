@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smart_jax.sharding import make_mesh
+from smart_jax.runtime.mesh import make_mesh
 from tests.backbone import write_backbone
 from tests.checkpoints import write_processor
 from tests.test_posttrain import examples
 from tests.training import make_config, write_inputs
-from train.batches import Batcher
-from train.model import load_encoder, make_objective
+from train.data.batches import Batcher
+from train.setup import load_encoder, make_objective
 
 KINDS = {
     "lora": {

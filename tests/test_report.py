@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.bootstrap import interval, resampled_means
+from eval.benchmarks.benchmark_groups import Group, check_groups
 from eval.evaluate import Result
-from eval.groups import Group, check_groups
-from eval.published import Published
-from eval.report import excludes_zero, markdown, summarise, write
+from eval.ranking.bootstrap import interval, resampled_means
+from eval.reports.published import Published
+from eval.reports.report import excludes_zero, markdown, summarise, write
 
 
 def result(name="pages", seed=0, queries=80, rows=("pooled", "late", "hybrid"), gain=0.1, metrics=("ndcg@5", "hit@1")):

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smart_jax.embeddings import Embeddings
-from smart_jax.maxsim import blocks, packed, sharded
-from smart_jax.score import score, search, tie_hash
-from smart_jax.sharding import make_mesh
+from eval.ranking.ties import tie_hash
+from smart_jax.retrieval import blocks, packed, sharded
+from smart_jax.retrieval.embeddings import Embeddings
+from smart_jax.retrieval.score import score, search
+from smart_jax.runtime.mesh import make_mesh
 
-scoring = importlib.import_module("smart_jax.score")  # smart_jax.score, the attribute, is the function
+scoring = importlib.import_module("smart_jax.retrieval.score")
 
 TOLERANCE = 1e-5
 

@@ -12,12 +12,12 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from smart_jax.models.qwen_vl import QwenVL
-from smart_jax.sharding import batch_part, make_mesh
+from smart_jax.runtime.mesh import batch_part, make_mesh
 from tests.test_posttrain import examples
 from tests.training import make_config, write_inputs
-from train.batches import Batcher
-from train.model import load_encoder, make_objective
+from train.data.batches import Batcher
 from train.optimizer import make_optimizer, make_schedule
+from train.setup import load_encoder, make_objective
 from train.step import init_state, make_train_step
 
 LORA = {"trainable": "lora", "lora.r": 4, "lora.modules": r"_proj$"}

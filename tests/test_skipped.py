@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smart_jax.sharding import make_mesh
+from smart_jax.runtime.mesh import make_mesh
 from tests.training import make_config, page, repeatable, write_inputs
-from train import batches
-from train.batches import Batcher, Skipped
 from train.config import from_config_dict
-from train.data import Example, Split, open_split
+from train.data import batches
+from train.data.batches import Batcher, Skipped
+from train.data.dataset import Example, Split, open_split
 from train.loop import read_metrics
-from train.model import load_encoder, make_objective
 from train.posttrain import train
+from train.setup import load_encoder, make_objective
 from train.step import TrainBatch
 
 

@@ -6,8 +6,8 @@ from flax import nnx
 from PIL import Image
 
 import smart_jax
-from smart_jax.adapter import Adapter, AdapterConfig
-from smart_jax.states import States
+from smart_jax.retrieval.adapter import Adapter, AdapterConfig
+from smart_jax.retrieval.states import States
 from tests.checkpoints import noise_page
 
 HALF = 6e-4  # rounding of a unit vector's components to float16

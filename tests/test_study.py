@@ -15,15 +15,15 @@ from PIL import Image
 
 import smart_jax
 from configs import study as study_config
-from eval.benchmark import Benchmark
+from eval.benchmarks.benchmark import Benchmark
 from eval.command import load_module
 from eval.evaluate import run_benchmark
 from eval.geometry import gaps, markdown, mean_cosine, run_geometry
-from eval.reduce import Reducer, parse, prompt_words
+from eval.studies.named_reductions import Reducer, parse, prompt_words
+from eval.studies.study_report import front, pareto
 from eval.study import Subject, encode, measure, run_study, sections
-from eval.study_report import front, pareto
-from smart_jax.items import parse_item
-from smart_jax.states import States
+from smart_jax.inputs.item import parse_item
+from smart_jax.retrieval.states import States
 from tests.fake_encoder import FakeEncoder
 
 WORDS = [f"word{i}" for i in range(40)]

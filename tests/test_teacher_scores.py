@@ -4,19 +4,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from smart_jax.sharding import make_mesh
+from smart_jax.runtime.mesh import make_mesh
 from tests.fake_encoder import FakeEncoder
 from tests.test_data import pair, write
 from tests.test_mine import examples as mineable
 from tests.test_mine import texts
 from tests.training import make_config, write_inputs
-from train import mine as module
-from train.batches import Batcher
 from train.config import DataConfig
-from train.convert import convert
-from train.data import Example, open_split
-from train.mine import MineConfig, mine
-from train.model import load_encoder
+from train.data import mine as module
+from train.data.batches import Batcher
+from train.data.convert import convert
+from train.data.dataset import Example, open_split
+from train.data.mine import MineConfig, mine
+from train.setup import load_encoder
 
 TYPES = {"text": pa.string(), "negatives": pa.list_(pa.string())}
 

@@ -13,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smart_jax.lora import LoraLinear
-from smart_jax.preprocess import Preprocessor
-from smart_jax.sharding import make_mesh
+from smart_jax.inputs.multimodal import Preprocessor
+from smart_jax.models.lora import LoraLinear
+from smart_jax.runtime.mesh import make_mesh
 from tests.backbone import write_checkpoint
 from tests.small_bert import write_plain
 from tests.training import make_config, page
-from train import throughput
-from train.batches import Batcher, Skipped
-from train.data import Example
-from train.model import load_encoder, make_objective
-from train.throughput import GIB, Cost, Throughput, Work, measure, memory, peak_flops, total, training_cost
+from train.data.batches import Batcher, Skipped
+from train.data.dataset import Example
+from train.monitor import throughput
+from train.monitor.throughput import GIB, Cost, Throughput, Work, measure, memory, peak_flops, total, training_cost
+from train.setup import load_encoder, make_objective
 
 
 def products(jaxpr: jex.Jaxpr) -> float:

@@ -10,8 +10,8 @@ import pytest
 
 import smart_jax
 from configs import eval_tiny
-from eval.bootstrap import interval, resampled_means
 from eval.evaluate import run_benchmark
+from eval.ranking.bootstrap import interval, resampled_means
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from smart_jax import torch_file
-from smart_jax.torch_file import TorchFileError
+from smart_jax.files import torch_file
+from smart_jax.files.torch_file import TorchFileError
 
 
 def as_torch(array: np.ndarray) -> torch.Tensor:

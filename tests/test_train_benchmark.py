@@ -15,7 +15,7 @@ from benchmarks.abstract import Work, abstract_step, device_bytes
 from benchmarks.shapes import QWEN3_VL_2B, QWEN3_VL_8B, SMALL
 from smart_jax.models import attention
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.sharding import make_mesh
+from smart_jax.runtime.mesh import make_mesh
 
 SMALL_PAIRS = train_models.Pairs(count=3, query_tokens=5, grid=(1, 4, 6), page_words=4)
 

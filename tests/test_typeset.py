@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from eval import typeset
+from recipes.tiny import typeset
 
 TEXT = "Return the string obtained by replacing the leftmost occurrences of the pattern by the replacement. " * 4
 

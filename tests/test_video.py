@@ -19,13 +19,13 @@ import pytest
 from PIL import Image
 
 import smart_jax
-from smart_jax import video
-from smart_jax.images import ImageSettings, process_image
+from smart_jax.inputs import video
+from smart_jax.inputs.image import ImageSettings, process_image
+from smart_jax.inputs.multimodal import Preprocessor
+from smart_jax.inputs.settings import Settings
+from smart_jax.inputs.video import VideoSettings, middle_frame, process_video
 from smart_jax.models.positions import mrope_positions
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.preprocess import Preprocessor
-from smart_jax.settings import Settings
-from smart_jax.video import VideoSettings, middle_frame, process_video
 from tests.backbone import small_config, write_checkpoint
 from tests.checkpoints import noise_page, write_processor
 from tests.golden.make_video import (
@@ -389,7 +389,7 @@ def test_without_pyav(preprocessor, monkeypatch):
     assert len(preprocessor.row({"video": [grey(0)] * 4}).grids) == 2
 
 
-NO_AV = "import sys; import smart_jax; smart_jax.load; import smart_jax.preprocess; print('av' in sys.modules)"
+NO_AV = "import sys; import smart_jax; smart_jax.load; import smart_jax.inputs.multimodal; print('av' in sys.modules)"
 
 
 def test_pyav_is_imported_for_files_only():

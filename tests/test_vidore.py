@@ -15,11 +15,11 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from configs import vidore_eval
-from eval import vidore
-from eval.benchmark import item_text
+from eval.benchmarks import vidore
+from eval.benchmarks.benchmark import item_text
+from eval.benchmarks.vidore import INSTRUCTION, SETS, select
 from eval.evaluate import run_benchmark
 from eval.run import evaluate
-from eval.vidore import INSTRUCTION, SETS, select
 from tests.vidore_folders import (
     CORPUS_IDS,
     EXPECTED,

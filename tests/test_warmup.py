@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import smart_jax
-from configs import tiny_pretrain
-from eval.docstrings import Docstring
-from train.new_model import new_checkpoint, train_tokenizer
-from train.warmup import warm_up
+from recipes.tiny import pretrain as tiny_pretrain
+from recipes.tiny.docstrings import Docstring
+from recipes.tiny.new_model import new_checkpoint, train_tokenizer
+from recipes.tiny.warmup import warm_up
 
 PIECES = 320
 DOCSTRINGS = [

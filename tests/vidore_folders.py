@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from eval.vidore import VidoreSet
-from smart_jax.images import open_rgb
-from smart_jax.items import parse_item
+from eval.benchmarks.vidore import VidoreSet
+from smart_jax.inputs.image import open_rgb
+from smart_jax.inputs.item import parse_item
 from tests.fake_encoder import FakeEncoder
 
 WORDS = ("amber", "basalt", "cedar", "delta", "ember", "fjord")

@@ -17,9 +17,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from smart_jax.distributed import DistributedConfig
-from smart_jax.lora import LoraConfig
-from smart_jax.models.layers import REMAT_POLICIES
+from smart_jax.models import REMAT_POLICIES, LoraConfig
+from smart_jax.runtime import DistributedConfig
 from train.optimizer import OptimizerConfig
 
 TRAINABLE = ("adapter", "lora", "full", "adapter+lora", "adapter+full")
@@ -30,7 +29,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What is minimised, see `train.losses`; CE is InfoNCE over the documents of the global batch.
+    """What is minimised, see `train.objective.losses`; CE is InfoNCE over the documents of the global batch.
 
     pooled: CE(pooled). late: CE(late). hybrid: hybrid_loss_weight * CE(pooled_weight * pooled + late_weight * late)
     + pooled_loss_weight * CE(pooled) + late_loss_weight * CE(late), the scores divided by their temperatures.
@@ -58,7 +57,7 @@ class LossConfig:
     distillation: str = "none"  # none | kl | margin_mse: of the data's scores of each query's positive and negatives
     distillation_weight: float = 1.0
     distillation_temperature: float | None = None  # of the student; None = the contrastive one, of hybrid `temperature`
-    teacher_temperature: float | None = None  # None = the student's: right for cosines, as `train.mine` writes
+    teacher_temperature: float | None = None  # None = the student's: right for cosines, as `train.data.mine` writes
     matryoshka: str = ""  # widths to which vectors are cut, "64,128" or with weights "64=0.5,128": the full one has 1
     pool_factor: float = 1.0  # documents' tokens are pooled as by `reductions.pool_tokens(..., "sequential")`
     diversity_weight: float = 0.0
@@ -99,7 +98,7 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AdapterOptions:
-    """The projection that trainable = "adapter" learns, see `smart_jax.adapter.AdapterConfig`."""
+    """The projection that trainable = "adapter" learns, see `smart_jax.retrieval.adapter.AdapterConfig`."""
 
     dim: int | None = None  # token width; None = the backbone's
     layers: str = "-1"  # "-1", "last 4", "20-24,-1"
@@ -108,7 +107,8 @@ class AdapterOptions:
 
 @dataclasses.dataclass(frozen=True)
 class LoraOptions(LoraConfig):
-    """The branches that trainable = "lora" learns, see `smart_jax.lora.LoraConfig`; the defaults are the paper's."""
+    """The branches that trainable = "lora" learns, see `smart_jax.models.lora.LoraConfig`; the defaults are the
+    paper's."""
 
     merge: bool = True  # export model/ too: the base with the branches merged into its weights
 
@@ -165,7 +165,7 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of `smart_jax.sharding.make_mesh`; the batch is split over data * fsdp devices."""
+    """Sizes of `smart_jax.runtime.mesh.make_mesh`; the batch is split over data * fsdp devices."""
 
     data: int = -1
     fsdp: int = 1

@@ -9,16 +9,13 @@ from typing import Any
 
 from flax import nnx
 
-from smart_jax.distributed import is_main
-from smart_jax.encode import Encoder
-from smart_jax.hub import resolve_base
-from smart_jax.lora import save_lora
-from smart_jax.models.peft import CONFIG_FILE, having
-from smart_jax.models.weights import save_weights
-from smart_jax.prompt import TOKENIZER_FILES
-from smart_jax.settings import SETTINGS_FILE, Settings, read_settings
+from smart_jax.encoder import Encoder
+from smart_jax.files import CONFIG_FILE, having, resolve_base
+from smart_jax.inputs import SETTINGS_FILE, TOKENIZER_FILES, Settings, read_settings
+from smart_jax.models import save_lora, save_weights
+from smart_jax.runtime import is_main
 from train.config import TrainConfig
-from train.model import preprocessing_overrides, source_folder
+from train.setup import preprocessing_overrides, source_folder
 
 
 def export_lora(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:

@@ -19,10 +19,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from smart_jax.checkpoint import UnwrittenError
-from smart_jax.distributed import is_main, wait_for_all
-from train.tensorboard import EventFile, Sample
-from train.wandb_log import ID_FILE, WandbLog
+from smart_jax.runtime import is_main, wait_for_all
+from train.checkpoints import UnwrittenError
+from train.monitor.tensorboard import EventFile, Sample
+from train.monitor.wandb_log import ID_FILE, WandbLog
 
 T = TypeVar("T")
 # Of a run directory.

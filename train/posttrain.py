@@ -19,12 +19,12 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from smart_jax import compilation_cache, distributed
-from smart_jax.checkpoint import UnwrittenError
+from smart_jax.runtime import compilation_cache, distributed
+from train.checkpoints import UnwrittenError
 from train.config import TrainConfig, from_config_dict
 from train.loop import LossGuard, Prefetch, Progress, StopRequest, announce, due, format_table
+from train.monitor.throughput import memory
 from train.run import EvalFn, Run
-from train.throughput import memory
 
 
 def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float]:

@@ -11,24 +11,23 @@ from typing import Any
 import jax
 from safetensors import SafetensorError
 
-from smart_jax.adapter import Adapter
-from smart_jax.checkpoint import Checkpoints, UnwrittenError, fingerprint, weights_fingerprint
-from smart_jax.distributed import is_main, wait_for_all
-from smart_jax.encode import Encoder
-from smart_jax.sharding import batch_part, make_mesh
-from train.batches import UNREADABLE, Batcher, Prepared
+from smart_jax.encoder import Encoder
+from smart_jax.retrieval import Adapter
+from smart_jax.runtime import batch_part, is_main, make_mesh, wait_for_all
+from train.checkpoints import Checkpoints, UnwrittenError, fingerprint, weights_fingerprint
 from train.config import TrainConfig
-from train.data import Example, Examples, open_split
+from train.data.batches import UNREADABLE, Batcher, Prepared
+from train.data.dataset import Example, Examples, open_split
+from train.data.mixture import open_examples, parse_names
 from train.export import export_lora, export_model
-from train.heldout import HeldOut, ranking_metrics
 from train.loop import MetricsLog, check_run, open_run
-from train.mixture import open_examples, parse_names
-from train.model import adapter_config, load_backbone, load_encoder, make_objective, weight_folders
+from train.monitor.heldout import HeldOut, ranking_metrics
+from train.monitor.tensorboard import Sample
+from train.monitor.throughput import Throughput, peak_flops, total, training_cost
+from train.monitor.wandb_log import WandbLog, import_wandb
 from train.optimizer import make_optimizer, make_schedule
+from train.setup import adapter_config, load_backbone, load_encoder, make_objective, weight_folders
 from train.step import Params, TrainState, init_state, make_eval_step, make_train_step
-from train.tensorboard import Sample
-from train.throughput import Throughput, peak_flops, total, training_cost
-from train.wandb_log import WandbLog, import_wandb
 
 EvalFn = Callable[[Encoder], dict[str, float]]
 

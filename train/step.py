@@ -14,15 +14,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from smart_jax.lora import drop_out
-from smart_jax.maxsim import maxsim
-from smart_jax.maxsim.projected import projected_maxsim
-from smart_jax.models.layers import VISUAL_FEATURES
-from smart_jax.sharding import BATCH, place
-from smart_jax.typing import Batch, Hidden
-from train import losses, vectors
+from smart_jax.maxsim import maxsim, projected_maxsim
+from smart_jax.models import VISUAL_FEATURES, Batch, Hidden, drop_out
+from smart_jax.runtime import BATCH, place
 from train.config import LossConfig
-from train.gradcache import in_chunks
+from train.objective import losses
+from train.objective import reductions as vectors
+from train.objective.gradcache import in_chunks
 from train.optimizer import updates_made
 
 # By dotted name: "adapter.proj.kernel", "model.visual.blocks.0.norm1.scale", "lora.visual.blocks.0.attn.qkv.a", ...
@@ -108,7 +106,8 @@ class Objective:
         adapter's projection; the bank of documents is gathered from the devices part by part, too.
       remat_policy: what of a layer is computed again, see `smart_jax.models.layers.REMAT_POLICIES`.
       dropout_seed: of the low-rank branches' dropout, which follows from it, the step and the row; None = no dropout.
-      chunk_size: rows of one side that pass through the backbone at a time, see `train.gradcache`; None = all.
+      chunk_size: rows of one side that pass through the backbone at a time, see `train.objective.gradcache`; None =
+      all.
     """
 
     config: LossConfig

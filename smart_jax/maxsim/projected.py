@@ -14,7 +14,7 @@ import jax
 from jax import lax
 from jaxtyping import Bool, Float, PyTree
 
-from smart_jax.maxsim import maxsim
+from smart_jax.maxsim.api import maxsim
 from smart_jax.maxsim.argmax import INDEX
 from smart_jax.typing import Array
 

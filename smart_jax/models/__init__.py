@@ -1,73 +1,49 @@
-"""Backbones by Hugging Face model_type."""
+"""Backbones as Flax modules: architectures, weights, adapters merged or trained, and their batches."""
 
-from __future__ import annotations
-
-import dataclasses
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
-
-from smart_jax.models import bert
-from smart_jax.models.bert import Bert
-from smart_jax.models.bert_config import BertConfig, read_pooling
-from smart_jax.models.peft import having
-from smart_jax.models.qwen_vl import QWEN2_NAMES, SHARDING_RULES, QwenVL
+from smart_jax.models.architectures import ARCHITECTURES, Architecture, Model, ModelConfig, load_config
+from smart_jax.models.batch import Batch, Hidden, VisionBatch
+from smart_jax.models.bert_config import BertConfig
+from smart_jax.models.layers import REMAT_POLICIES, VISUAL_FEATURES
+from smart_jax.models.lora import TEXT_PROJECTIONS, LoraConfig, add_lora, drop_out, save_lora
+from smart_jax.models.positions import Grid, PatchGeometry, mrope_positions, patch_geometry
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.sharding import Rules
+from smart_jax.models.weights import (
+    Params,
+    abstract_model,
+    array_sums,
+    checksum,
+    init_weights,
+    load_weights,
+    save_weights,
+)
 
-ModelConfig = QwenVLConfig | BertConfig  # each has model_type, and text with hidden_size and num_hidden_layers
-Model = QwenVL | Bert
-
-
-class Architecture(NamedTuple):
-    config: type[QwenVLConfig] | type[BertConfig]
-    model: Callable[..., Model]
-    sharding_rules: Rules
-    renames: tuple[tuple[str, str], ...] = ()  # regular expressions from our tensors' names to the checkpoint's
-    prefix: str = "model."  # of the names of written weights
-    ignored: str = r"lm_head\.weight"  # regex of the tensors that no embedding uses
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "qwen3_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES),
-    "qwen2_5_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES, QWEN2_NAMES),
-    "qwen2_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES, QWEN2_NAMES),
-    "bert": Architecture(BertConfig, Bert, bert.SHARDING_RULES, prefix="", ignored=bert.IGNORED),
-}
-# Classes of config.json's `architectures` that are one of these under a model_type of their own.
-_CLASSES = {"JinaEmbeddingsV4Model": "qwen2_5_vl"}
-
-
-def load_config(folder: str | Path, *, base: str | Path | None = None, pooling: str | None = None) -> ModelConfig:
-    """Config of the checkpoint in `folder`, from its config.json and, of a BERT, its pooling rule.
-
-    Args:
-      folder: checkpoint in Hugging Face layout.
-      base: has the files that the folder lacks, see `hub.resolve_base`.
-      pooling: of a BERT, "mean" or "cls"; None = as the folder says, see `read_pooling`. The rule of other models is in
-        their batches (`Batch.pool_mask`).
-
-    Raises:
-      FileNotFoundError: there is no config.json.
-      ValueError: it is not JSON, its model_type is unknown, a key is missing, or the pooling is unknown.
-    """
-    path = having(folder, base, "config.json") / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: a checkpoint folder in Hugging Face layout has a config.json")
-    try:
-        hf: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): fetch the checkpoint again") from error
-    model_type = hf.get("model_type") if isinstance(hf, dict) else None
-    if model_type not in ARCHITECTURES and isinstance(hf, dict):
-        model_type = next((_CLASSES[name] for name in hf.get("architectures") or () if name in _CLASSES), model_type)
-    if model_type not in ARCHITECTURES:
-        raise ValueError(f"{path}: model_type '{model_type}' is not supported; supported: {', '.join(ARCHITECTURES)}")
-    try:
-        config = ARCHITECTURES[model_type].config.from_hf({**hf, "model_type": model_type})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if isinstance(config, BertConfig):
-        return dataclasses.replace(config, pooling=read_pooling(Path(folder), pooling, base=base))
-    return config
+__all__ = [
+    "ARCHITECTURES",
+    "REMAT_POLICIES",
+    "TEXT_PROJECTIONS",
+    "VISUAL_FEATURES",
+    "Architecture",
+    "Batch",
+    "BertConfig",
+    "Grid",
+    "Hidden",
+    "LoraConfig",
+    "Model",
+    "ModelConfig",
+    "Params",
+    "PatchGeometry",
+    "QwenVLConfig",
+    "VisionBatch",
+    "abstract_model",
+    "add_lora",
+    "array_sums",
+    "checksum",
+    "drop_out",
+    "init_weights",
+    "load_config",
+    "load_weights",
+    "mrope_positions",
+    "patch_geometry",
+    "save_lora",
+    "save_weights",
+]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from smart_jax.sharding import AXES, BATCH
+from smart_jax.runtime import AXES, BATCH
 
 # Scores of one step on a CPU: those of a key head, the query heads that share it and some queries. They fill the 1 MiB
 # that a core's cache holds, but fewer than 128 queries would leave the matrix products too small.

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from smart_jax.models import layers as L
 from smart_jax.models.attention import attention
+from smart_jax.models.batch import Batch, Hidden
 from smart_jax.models.bert_config import BertConfig
-from smart_jax.typing import Batch, Hidden
 
 SHARDING_RULES = (
     (r"(query|key|value|intermediate\.dense)\.kernel$", P("fsdp", "tensor")),

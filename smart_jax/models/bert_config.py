@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from smart_jax.files import having
 from smart_jax.models.layers import ACTIVATIONS
-from smart_jax.models.peft import having
 
 POOLINGS = ("mean", "cls")
 _MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers, that are computed here

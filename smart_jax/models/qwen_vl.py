@@ -20,8 +20,8 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from smart_jax.models import layers as L
 from smart_jax.models.attention import attention, window_attention
+from smart_jax.models.batch import Batch, Hidden, VisionBatch
 from smart_jax.models.qwen_vl_config import QwenVLConfig, TextConfig, VisionConfig
-from smart_jax.typing import Batch, Hidden, VisionBatch
 
 # Megatron layout: a pair of matrices is split by columns then by rows; fsdp takes the other side.
 SHARDING_RULES = (

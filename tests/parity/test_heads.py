@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import smart_jax
-from smart_jax.heads import HEADS
+from smart_jax.inputs.presets import HEADS
 from tests.checkpoints import noise_page, write_processor
 from tests.parity import qwen2_vl, qwen3_vl
 from tests.parity.qwen3_vl import BROKEN, TOLERANCE, Inputs

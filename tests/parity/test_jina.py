@@ -14,16 +14,17 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import smart_jax
-from smart_jax.adapter import Adapter, AdapterConfig
+from smart_jax.files.checkpoint_folder import SINGLE_FILE
 from smart_jax.models import load_config
-from smart_jax.models.weights import SINGLE_FILE, load_weights, save_weights
-from smart_jax.sharding import make_mesh
+from smart_jax.models.weights import load_weights, save_weights
+from smart_jax.retrieval.adapter import Adapter, AdapterConfig
+from smart_jax.runtime.mesh import make_mesh
 from tests.checkpoints import noise_page, write_processor
 from tests.lora import write_lora
 from tests.parity.qwen2_vl import CONFIGS, to_v4, torch_model
 from tests.parity.qwen3_vl import BROKEN, TOLERANCE, Inputs
 from tests.training import make_config
-from train.model import load_encoder, make_objective
+from train.setup import load_encoder, make_objective
 
 TASKS = ("retrieval", "text-matching", "code")
 WIDTH, DIM, LAYERS = 64, 24, 4

@@ -11,10 +11,10 @@ from flax import nnx
 from peft import PeftModel
 from transformers import BertConfig, BertModel, Qwen3VLForConditionalGeneration
 
-from smart_jax.lora import LoraConfig, add_lora, save_lora
 from smart_jax.models import load_config
+from smart_jax.models.batch import Batch
+from smart_jax.models.lora import LoraConfig, add_lora, save_lora
 from smart_jax.models.weights import load_weights, save_weights
-from smart_jax.typing import Batch
 from tests.parity import qwen2_vl, qwen3_vl
 from tests.parity.qwen3_vl import BROKEN, CASES, TOLERANCE, Inputs, errors, our_states
 

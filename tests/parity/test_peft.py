@@ -17,10 +17,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
 from transformers import BertConfig, BertModel
 
+from smart_jax.files.checkpoint_folder import WEIGHTS_FILE
 from smart_jax.models import load_config
-from smart_jax.models.peft import WEIGHTS_FILE
+from smart_jax.models.batch import Batch
 from smart_jax.models.weights import load_weights
-from smart_jax.typing import Batch
 from tests.parity.qwen2_vl import CLASSES, CONFIGS, torch_model
 from tests.parity.qwen3_vl import BROKEN, CASES, TOLERANCE, Inputs, errors, our_states
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from smart_jax.inputs.collate import Row
+from smart_jax.inputs.multimodal import Preprocessor
 from smart_jax.models import load_config
+from smart_jax.models.batch import Batch
 from smart_jax.models.weights import load_weights
-from smart_jax.preprocess import Preprocessor, Row
-from smart_jax.typing import Batch
 from tests.checkpoints import noise_page, write_processor
 from tests.golden.make_video import clip
 from tests.parity import qwen2_vl, qwen3_vl

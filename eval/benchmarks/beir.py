@@ -1,0 +1,351 @@
+"""Benchmarks on disk.
+
+A folder written by `save`:
+  benchmark.json            name, instructions and the version of this format
+  queries.parquet, corpus.parquet   id, texts, images (encoded files), instruction; the corpus also page_text (BM25)
+  qrels.tsv                 query-id, corpus-id, score, with that header
+  candidates.jsonl          {"id": query, "candidates": [document, ...]}, only for local ranking
+
+`load` also opens a BEIR folder, unpacked from its zip or as on the hub:
+  queries.jsonl, corpus.jsonl   also .jsonl.gz: _id or id; title, text, image = a path inside the folder, page_text =
+                            for BM25 only; or folders queries and corpus of parquet files with _id or id, title, text
+  qrels/SPLIT.tsv           query-id, corpus-id, score; or with these names qrels/SPLIT.jsonl, qrels/SPLIT-*.parquet (or
+                            in a folder data or default); or qrels.tsv or qrels.jsonl, which are of the split test
+Queries without a relevant document in the split are left out there, and a document without content is the text NULL.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm import tqdm
+
+from eval.benchmarks.fingerprint import of_files
+from eval.benchmarks.lazy_items import LazyItems, batches
+from eval.benchmarks.parquet import Rows, Table, shards, splits
+from smart_jax.inputs import ImageLike, open_rgb, parse_item
+
+VERSION = 1
+ROWS_AT_ONCE = 32  # of a row group: what is read to get one item
+ITEM_FIELDS = [
+    ("id", pa.string()),
+    ("texts", pa.list_(pa.string())),
+    ("images", pa.list_(pa.binary())),
+    ("instruction", pa.string()),
+]
+ITEM_COLUMNS = [name for name, _ in ITEM_FIELDS[1:]]
+QUERY_SCHEMA = pa.schema(ITEM_FIELDS)
+CORPUS_SCHEMA = pa.schema([*ITEM_FIELDS, ("page_text", pa.string())])
+QRELS_HEADER = ["query-id", "corpus-id", "score"]
+SPLIT = "test"
+EMPTY = "NULL"  # the text of a document without content, as in the reference of SMART (arXiv:2605.24938)
+
+_logger = logging.getLogger(__name__)
+
+
+def save(fields: Mapping[str, Any], folder: str | Path) -> None:
+    """Writes the fields of a `Benchmark`, by name, to a new or empty folder; images are encoded one by one.
+
+    Raises:
+      FileExistsError: the folder is not empty.
+      ValueError, TypeError, OSError: an item can not be stored, or an id has a tab or a line break in it; the message
+        names it.
+    """
+    folder = Path(folder)
+    if wrong := [i for i in (*fields["query_ids"], *fields["corpus_ids"]) if "\t" in i or i.splitlines() != [i]]:
+        raise ValueError(
+            f"benchmark {fields['name']}: ids with a tab or a line break can not be stored, such as {wrong[0]!r}: "
+            "rename them"
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty: remove it or save benchmark {fields['name']} elsewhere")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_items(folder / "queries.parquet", QUERY_SCHEMA, fields["query_ids"], fields["queries"], None)
+    _write_items(folder / "corpus.parquet", CORPUS_SCHEMA, fields["corpus_ids"], fields["corpus"], fields["texts"])
+    with open(folder / "qrels.tsv", "w", encoding="utf-8", newline="") as file:
+        lines = [[q, d, int(grade)] for q, grades in fields["qrels"].items() for d, grade in grades.items()]
+        csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None).writerows(
+            [QRELS_HEADER, *lines]
+        )
+    if fields["candidates"] is not None:
+        rows = ({"id": q, "candidates": list(names)} for q, names in fields["candidates"].items())
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / "candidates.jsonl").write_text(text, encoding="utf-8")
+    header = {
+        "version": VERSION,
+        "name": fields["name"],
+        "instruction": fields["instruction"],
+        "document_instruction": fields["document_instruction"],
+    }
+    (folder / "benchmark.json").write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+
+
+def load(folder: str | Path, *, name: str | None = None, split: str = SPLIT) -> dict[str, Any]:
+    """The fields of the `Benchmark` in a folder of `save`, or in a BEIR folder; items are read when asked for.
+
+    Args:
+      folder: as in this module's docstring.
+      name: replaces the stored one (BEIR folders store none: the folder's name is the default).
+      split: of a BEIR folder's judgements.
+
+    Raises:
+      FileNotFoundError: the folder, one of its files, or the split is missing; the message names the splits there are.
+      ValueError: a file is corrupt, of another version, or contradicts another.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no benchmark folder {folder}")
+    header = _read_header(folder)
+    query_ids, queries, _ = _read_items(folder, "queries")
+    corpus_ids, corpus, texts = _read_items(folder, "corpus")
+    qrels = _read_qrels(folder, split)
+    if header is None:
+        judged = [i for i, q in enumerate(query_ids) if any(grade > 0 for grade in qrels.get(q, {}).values())]
+        queries, query_ids = queries.take(judged), [query_ids[i] for i in judged]
+        qrels = {q: qrels[q] for q in query_ids}
+        header = {}
+    return dict(
+        name=name or header.get("name") or folder.resolve().name,
+        queries=queries,
+        query_ids=query_ids,
+        corpus=corpus,
+        corpus_ids=corpus_ids,
+        qrels=qrels,
+        candidates=_read_candidates(folder),
+        texts=texts,
+        instruction=header.get("instruction"),
+        document_instruction=header.get("document_instruction"),
+    )
+
+
+def _write_items(
+    path: Path, schema: pa.Schema, ids: Sequence[str], items: Sequence[Any], texts: Sequence[str] | None
+) -> None:
+    with (
+        pq.ParquetWriter(path, schema, compression="zstd") as writer,
+        tqdm(total=len(ids), desc=f"write {path.name}", unit="item", delay=2) as bar,
+    ):
+        for part in batches(len(ids), ROWS_AT_ONCE):
+            rows = []
+            for i in range(part.start, part.stop):
+                rows.append({"id": ids[i], **_to_row(items[i], ids[i])})
+                if "page_text" in schema.names:
+                    rows[-1]["page_text"] = None if texts is None else texts[i]
+                bar.update()
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def _to_row(item: Any, name: str) -> dict[str, Any]:
+    parsed = parse_item(item, name=f"item {name}")
+    if parsed.videos:
+        raise ValueError(f"item {name} has a video: only texts and images can be stored")
+    images = [_encode_image(image, f"item {name}") for image in parsed.images]
+    return {"texts": list(parsed.texts), "images": images, "instruction": parsed.instruction}
+
+
+def _encode_image(image: ImageLike, name: str) -> bytes:
+    """The encoded file: as it is for a path or bytes, else PNG."""
+    if isinstance(image, str | Path | bytes):
+        open_rgb(image, name=name)
+        return image if isinstance(image, bytes) else Path(image).read_bytes()
+    if not (isinstance(image, Image.Image) and image.mode in ("L", "RGB")):
+        image = open_rgb(image, name=name)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _from_row(row: Mapping[str, Any]) -> Any:
+    texts, images = row["texts"] or [], row["images"] or []
+    # A text that looks like a file's name stays a text only inside a dict.
+    if len(texts) == 1 and not images and row["instruction"] is None and not Path(texts[0]).suffix:
+        return texts[0]
+    item = {"text": texts, "images": images, "instruction": row["instruction"]}
+    return {key: value for key, value in item.items() if value}
+
+
+def _read_header(folder: Path) -> dict[str, Any] | None:
+    path = folder / "benchmark.json"
+    if not path.exists():
+        return None
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): save the benchmark again") from error
+    if header.get("version") != VERSION:
+        raise ValueError(f"{path} has version {header.get('version')!r}, this program reads {VERSION}")
+    return header
+
+
+def _read_items(folder: Path, kind: str) -> tuple[list[str], LazyItems, list[str] | None]:
+    """Ids, lazy items, and the page texts if every item has one."""
+    if (path := folder / f"{kind}.parquet").exists():
+        return _read_parquet(path)
+    rows = _beir_rows(folder, kind)
+    ids = [str(row.get("_id", row.get("id", ""))) for row in rows]
+    texts = [row.get("page_text") or _beir_text(row) or "" for row in rows]
+    empty = [i for i, row in zip(ids, rows, strict=True) if not _beir_text(row) and row.get("image") is None]
+    if empty and kind == "queries":
+        raise ValueError(
+            f"'{folder}': {len(empty)} queries have no text, the first is {empty[0]}: fill it in or drop it"
+        )
+    if empty:
+        _logger.warning("'%s': %d documents without content are read as the text %s", folder, len(empty), EMPTY)
+    return ids, LazyItems(len(rows), lambda i: _from_beir(rows[i], folder)), texts if any(texts) else None
+
+
+def _beir_rows(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Of queries or corpus: in jsonl, or in the hub's parquet files, of which there is one split."""
+    for name in (f"{kind}.jsonl", f"{kind}.jsonl.gz"):
+        if (path := folder / name).exists():
+            return list(_read_jsonl(path))
+    if found := splits(folder / kind):
+        split = SPLIT if SPLIT in found else found[0]
+        if split != SPLIT and len(found) > 1:
+            raise ValueError(f"'{folder / kind}' has files of {', '.join(found)}: keep those of one split")
+        return _read_table(Table(shards(folder / kind, split)), ("_id", "id", "title", "text"))
+    raise FileNotFoundError(
+        f"{folder} has neither {kind}.parquet nor {kind}.jsonl nor a folder {kind} of parquet files: it is not a "
+        "benchmark folder"
+    )
+
+
+def _read_table(table: Table, columns: Iterable[str]) -> list[dict[str, Any]]:
+    """Its rows, of those of the columns that are there."""
+    there = [name for name in columns if name in table.schema.names]
+    values = [table.column(name) for name in there]
+    return [dict(zip(there, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def _read_parquet(path: Path) -> tuple[list[str], LazyItems, list[str] | None]:
+    try:
+        file = pq.ParquetFile(path)
+        missing = {"id", *ITEM_COLUMNS} - set(file.schema_arrow.names)
+        if missing:
+            raise ValueError(f"{path} lacks the columns {sorted(missing)}: it was not written by Benchmark.save")
+        ids = file.read(["id"])["id"].to_pylist()
+        texts = file.read(["page_text"])["page_text"].to_pylist() if "page_text" in file.schema_arrow.names else []
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is corrupt ({error}): save the benchmark again") from error
+    rows = Rows([file], ITEM_COLUMNS)
+    items = LazyItems(len(ids), lambda i: _from_row(rows(i)), source=of_files([path]))
+    return ids, items, texts if texts and None not in texts else None
+
+
+def _from_beir(row: Mapping[str, Any], folder: Path) -> Any:
+    text, image = _beir_text(row), row.get("image")
+    if image is None:
+        return {"text": text or EMPTY} if not text or Path(text).suffix else text  # never taken for a file's name
+    item: dict[str, Any] = {"image": folder / image}
+    return {**item, "text": text} if text else item
+
+
+def _beir_text(row: Mapping[str, Any]) -> str:
+    return f"{row.get('title') or ''} {row.get('text') or ''}".strip()
+
+
+def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number} is not valid JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number} is not a JSON object")
+            yield row
+
+
+def _read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
+    qrels: dict[str, dict[str, int]] = {}
+    for place, (query, document, grade) in _judgements(folder, split):
+        if document in qrels.setdefault(query, {}):
+            raise ValueError(f"{place}: query {query}, document {document} is judged twice")
+        qrels[query][document] = grade
+    return qrels
+
+
+def _judgements(folder: Path, split: str) -> Iterator[tuple[str, tuple[str, str, int]]]:
+    """Where each is, for messages, and its query, document and grade."""
+    single = [folder / "qrels.tsv", folder / "qrels.jsonl"]
+    named = [folder / "qrels" / f"{split}.{suffix}" for suffix in ("tsv", "jsonl")]
+    path = next((p for p in (*named, *(single if split == SPLIT else ())) if p.exists()), None)
+    if path is None:
+        parent = next((folder / name for name in _QRELS_FOLDERS if split in splits(folder / name)), None)
+        if parent is None:
+            raise FileNotFoundError(_no_qrels(folder, split))
+        return _of_table(Table(shards(parent, split)))
+    return _of_tsv(path) if path.suffix == ".tsv" else _of_jsonl(path)
+
+
+_QRELS_FOLDERS = ("qrels", "data", "default")
+
+
+def _no_qrels(folder: Path, split: str) -> str:
+    there = [path.stem for path in sorted((folder / "qrels").glob("*")) if path.suffix in (".tsv", ".jsonl")]
+    there += [found for name in _QRELS_FOLDERS for found in splits(folder / name)]
+    if there:
+        return f"{folder} has no judgements of the split {split!r}; it has {', '.join(map(repr, dict.fromkeys(there)))}"
+    if split != SPLIT:
+        return f"{folder} has no judgements of the split {split!r}: no file qrels/{split}.tsv"
+    return f"{folder} has neither qrels.tsv nor qrels/{split}.tsv, nor one of them as jsonl or parquet"
+
+
+def _of_tsv(path: Path) -> Iterator[tuple[str, tuple[str, str, int]]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.split("\t")
+        if not line or (number == 1 and fields == QRELS_HEADER):
+            continue
+        try:
+            query, document, grade = fields
+            yield f"{path}, line {number}", (query, document, _grade(grade))
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: expected query, document, integer score, not {line!r}") from None
+
+
+def _of_jsonl(path: Path) -> Iterator[tuple[str, tuple[str, str, int]]]:
+    for number, row in enumerate(_read_jsonl(path), 1):
+        yield f"{path}, judgement {number}", _of_row(row, f"{path}, judgement {number}")
+
+
+def _of_table(table: Table) -> Iterator[tuple[str, tuple[str, str, int]]]:
+    for number, row in enumerate(_read_table(table, QRELS_HEADER)):
+        yield table.place(number), _of_row(row, table.place(number))
+
+
+def _of_row(row: Mapping[str, Any], place: str) -> tuple[str, str, int]:
+    try:
+        return str(row["query-id"]), str(row["corpus-id"]), _grade(row["score"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{place}: expected {', '.join(QRELS_HEADER)} (an integer), not {dict(row)!r}") from None
+
+
+def _grade(value: Any) -> int:
+    """An integer, also where it is written 1.0."""
+    grade = int(float(value))
+    if grade != float(value):
+        raise ValueError(value)
+    return grade
+
+
+def _read_candidates(folder: Path) -> dict[str, list[str]] | None:
+    path = folder / "candidates.jsonl"
+    if not path.exists():
+        return None
+    rows = list(_read_jsonl(path))
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("id"), str) or not isinstance(row.get("candidates"), list):
+            raise ValueError(f'{path}, line {number}: expected {{"id": query, "candidates": [document, ...]}}')
+    return {row["id"]: row["candidates"] for row in rows}

@@ -1,0 +1,72 @@
+"""Fingerprints of data: what tells whether embeddings on disk are of these items."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from eval.benchmarks.lazy_items import LazyItems
+from smart_jax.inputs import parse_item
+
+SAMPLE = 2**16  # bytes read at either end of a file
+
+
+def of_files(paths: Iterable[str | Path]) -> str:
+    """16 hexadecimal digits of files' names, sizes, and first and last bytes.
+
+    A file that is copied elsewhere keeps its fingerprint; of a parquet file the last bytes tell what columns hold.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for path in map(Path, paths):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode(errors="surrogatepass"))
+        with path.open("rb") as file:
+            digest.update(file.read(SAMPLE))
+            file.seek(max(size - SAMPLE, 0))
+            digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
+
+
+def of_items(items: Sequence[Any], ids: Sequence[str], instruction: str | None) -> str:
+    """16 hexadecimal digits of items, their ids, and the instruction that they are encoded with.
+
+    Texts and images in memory count by their content, files of images and videos by name and size, lazy items by their
+    `source` where it is known: nothing of them is read then.
+
+    Raises:
+      TypeError, ValueError, FileNotFoundError: an item can not be encoded, as far as that can be told without decoding.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(repr((list(ids), instruction)).encode(errors="surrogatepass"))
+    if isinstance(items, LazyItems) and items.source is not None:
+        digest.update(items.source.encode())
+        return digest.hexdigest()
+    for i, item in enumerate(items):
+        parsed = parse_item(item, name=f"item {i}, '{ids[i]}'")
+        digest.update(repr((parsed.texts, parsed.instruction, parsed.fps, parsed.max_frames)).encode())
+        for medium in (*parsed.images, *parsed.videos):
+            for part in _parts(medium):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(medium: Any) -> Iterable[bytes]:
+    """An image's, or a video's and its frames'."""
+    if isinstance(medium, list | tuple):
+        yield f"{len(medium)} frames\0".encode()
+        for frame in medium:
+            yield from _parts(frame)
+    elif isinstance(medium, str | Path):
+        path = Path(medium)
+        yield f"{path.name}\0{path.stat().st_size}\0".encode(errors="surrogatepass")
+    elif isinstance(medium, bytes):
+        yield medium
+    else:
+        pixels = np.asarray(medium.convert("RGB") if isinstance(medium, Image.Image) else medium)
+        yield f"{pixels.shape} {pixels.dtype}\0".encode()
+        yield np.ascontiguousarray(pixels).tobytes()

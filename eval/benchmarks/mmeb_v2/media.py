@@ -1,0 +1,77 @@
+"""Images and frames of videos in the MMEB-V2 folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.benchmarks.benchmark import some
+from eval.benchmarks.mmeb_v2.table import Task, how_to_unpack
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class Media:
+    """Files of one task, by their names in its annotations. What is missing is gathered, and named by `check`."""
+
+    def __init__(self, task: Task, root: str | Path):
+        """Raises FileNotFoundError: the folder has none of the task's folders; the message says how to get one."""
+        self._task, self._root = task, Path(root)
+        self._folders = [folder for name in task.media if (folder := self._root / name).is_dir()]
+        self._missing: list[str] = []
+        self._videos: dict[str, list[str]] = {}
+        if not self._folders:
+            looked = " or ".join(f"'{self._root / name}'" for name in task.media)
+            raise FileNotFoundError(f"there is no folder {looked}. {self._remedy()}")
+
+    def image(self, name: str) -> str:
+        """Path of an image."""
+        paths = [folder / name for folder in self._folders]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            self._missing.append(str(paths[0]))
+        return str(path or paths[0])
+
+    def frames(self, name: str, count: int) -> list[str]:
+        """Paths of a video's frames in order, `count` of them evenly spread, or all if there are fewer."""
+        if name not in self._videos:
+            self._videos[name] = self._list(name)
+        frames = self._videos[name]
+        if count >= len(frames):
+            return frames
+        return [frames[i] for i in np.linspace(0, len(frames) - 1, count, dtype=int)]
+
+    def folders(self, name: str) -> list[str]:
+        """Names of the folders in a folder, in natural order."""
+        for folder in self._folders:
+            if (folder / name).is_dir():
+                return sorted((path.name for path in (folder / name).iterdir() if path.is_dir()), key=_natural)
+        self._missing.append(str(self._folders[0] / name))
+        return []
+
+    def check(self) -> None:
+        """Raises FileNotFoundError: something that was asked for is not there."""
+        if self._missing:
+            missing = list(dict.fromkeys(self._missing))
+            what = f"{len(missing)} images or folders of frames are missing ({some(missing)})"
+            raise FileNotFoundError(f"{what}. {self._remedy()}")
+
+    def _list(self, name: str) -> list[str]:
+        for folder in self._folders:
+            if (folder / name).is_dir():
+                found = [path for path in (folder / name).iterdir() if path.suffix.lower() in SUFFIXES]
+                if found:
+                    return [str(path) for path in sorted(found, key=lambda path: _natural(path.name))]
+        self._missing.append(str(self._folders[0] / name))
+        return []
+
+    def _remedy(self) -> str:
+        return f"`{how_to_unpack(self._task.archive, self._root)}` gets them"
+
+
+def _natural(name: str) -> list[Any]:
+    """For sorting: numbers by value."""
+    return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"([0-9]+)", name)]

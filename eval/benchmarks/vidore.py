@@ -1,0 +1,339 @@
+"""The ViDoRe benchmarks V1, V2 and V3 as a table of sets, and a loader of their layout on the hub.
+
+A set is a data set repository of the hub with the folders `queries`, `corpus` and `qrels`, each of parquet files of one
+split, "test". Columns that are read, others are not:
+
+  queries   query-id (integer or string), query (string), language (string, "english"; V2 and V3)
+  corpus    corpus-id, image (struct{bytes, path}), and where there is one the page's text, for BM25 only
+  qrels     query-id, corpus-id, score (integer, above 0 = relevant)
+
+V3 writes query_id and corpus_id, and its pages' text is `markdown`. V1 is what ViDoRe's authors made of their question
+answering sets, equal pages and equal queries merged; figures on those sets themselves differ a little.
+
+Names are those of MMEB-V2 where it has the set, so that ties are broken as there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pyarrow as pa
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from eval.benchmarks.benchmark import MAX_NAMED, Benchmark
+from eval.benchmarks.fingerprint import of_files
+from eval.benchmarks.lazy_items import LazyItems
+from eval.benchmarks.parquet import Table, shards
+
+INSTRUCTION = "Find a document image that matches the given query."
+PARTS = ("queries", "corpus", "qrels")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Names of the columns that differ between layouts; text is that of the pages' texts, which may be missing."""
+
+    query_id: str
+    corpus_id: str
+    text: str
+
+
+HYPHENS = Layout("query-id", "corpus-id", "text_description")
+UNDERSCORES = Layout("query_id", "corpus_id", "markdown")
+
+
+@dataclasses.dataclass(frozen=True)
+class VidoreSet:
+    """One row of the table.
+
+    Attributes:
+      name: of the benchmark.
+      repository: of the hub.
+      versions: the benchmarks of which it is a part, keys of `VERSIONS`.
+      metric: the primary one.
+      layout: of its files.
+      language: value that the queries' column `language` must have; None = all queries.
+      split: of its files.
+    """
+
+    name: str
+    repository: str
+    versions: tuple[str, ...]
+    metric: str = "ndcg@5"
+    layout: Layout = HYPHENS
+    language: str | None = None
+    split: str = "test"
+
+
+VERSIONS = {  # names for people
+    "v1": "ViDoRe V1",
+    "v2": "ViDoRe V2",
+    "v2-english": "ViDoRe V2, English queries",
+    "v3": "ViDoRe V3, public sets",
+}
+DEFAULT_VERSIONS = ("v1", "v2", "v3")
+_V1 = {
+    "arxivqa": "arxivqa_test_subsampled",
+    "docvqa": "docvqa_test_subsampled",
+    "infovqa": "infovqa_test_subsampled",
+    "tabfquad": "tabfquad_test_subsampled",
+    "tatdqa": "tatdqa_test",
+    "shiftproject": "shiftproject_test",
+    "syntheticDocQA_artificial_intelligence": "syntheticDocQA_artificial_intelligence_test",
+    "syntheticDocQA_energy": "syntheticDocQA_energy_test",
+    "syntheticDocQA_government_reports": "syntheticDocQA_government_reports_test",
+    "syntheticDocQA_healthcare_industry": "syntheticDocQA_healthcare_industry_test",
+}
+_V2 = ("biomedical_lectures_v2", "economics_reports_v2", "esg_reports_v2")  # queries in four languages
+_V3 = (  # queries in six languages
+    *("finance_en", "finance_fr", "industrial", "pharmaceuticals", "computer_science", "hr", "energy", "physics"),
+)
+SETS = (
+    *(VidoreSet(f"ViDoRe_{name}", f"vidore/{stem}_beir", ("v1",)) for name, stem in _V1.items()),
+    VidoreSet("ViDoRe_esg_reports_human_labeled_v2", "vidore/esg_reports_human_labeled_v2", ("v2", "v2-english")),
+    *(VidoreSet(f"ViDoRe_{name}_multilingual", f"vidore/{name}", ("v2",)) for name in _V2),
+    *(VidoreSet(f"ViDoRe_{name}", f"vidore/{name}", ("v2-english",), language="english") for name in _V2),
+    *(VidoreSet(f"ViDoRe_v3_{name}", f"vidore/vidore_v3_{name}", ("v3",), "ndcg@10", UNDERSCORES) for name in _V3),
+)
+
+
+def select(names: Sequence[str] = (), versions: Sequence[str] = ()) -> list[VidoreSet]:
+    """Sets of the table, in its order.
+
+    Args:
+      names: of sets, "ViDoRe_" may be left out; none = all sets of the versions.
+      versions: keys of `VERSIONS`; none = `DEFAULT_VERSIONS`, or with names those of the named sets.
+
+    Raises:
+      ValueError: an unknown name or version, or a set that is in none of the versions.
+    """
+    if unknown := [version for version in versions if version not in VERSIONS]:
+        raise ValueError(f"unknown versions {_quoted(unknown)}: use some of {', '.join(VERSIONS)}")
+    if not names:
+        return [s for s in SETS if set(s.versions) & set(versions or DEFAULT_VERSIONS)]
+    table = {s.name: s for s in SETS}
+    full = [name if name in table else f"ViDoRe_{name}" for name in names]
+    if strangers := [name for name, f in zip(names, full, strict=True) if f not in table]:
+        raise ValueError(f"unknown sets {_quoted(strangers)}: use some of {', '.join(table)}")
+    if versions and (others := [f for f in full if not set(table[f].versions) & set(versions)]):
+        raise ValueError(f"{_quoted(others)} are in none of the versions {', '.join(versions)}: leave the versions out")
+    return [s for s in SETS if s.name in full]
+
+
+def stem(entry: VidoreSet) -> str:
+    """Name of the set's folder."""
+    return entry.repository.rpartition("/")[2]
+
+
+def find(entry: VidoreSet, root: str | Path) -> Path | None:
+    """The set's folder in a local one, as ROOT/NAME or ROOT/OWNER/NAME of its repository; None = it is not there."""
+    for name in (stem(entry), entry.repository):
+        if (folder := Path(root) / name).is_dir():
+            return folder
+    return None
+
+
+def how_to_get(entry: VidoreSet, folder: str | Path) -> str:
+    """The command that puts a set's files into this folder, or into the hub's cache if it is that of a snapshot."""
+    command = f"hf download --repo-type dataset {entry.repository}"
+    return command if Path(folder).parent.name == "snapshots" else f"{command} --local-dir {folder}"
+
+
+def fetch(entry: VidoreSet, revision: str | None = None) -> Path:
+    """The set's folder in the hub's cache, downloaded once (HF_HOME, HF_HUB_OFFLINE, ... are honoured).
+
+    Raises:
+      FileNotFoundError: no such repository or revision.
+      ConnectionError: it is not in the cache and the hub is offline or out of reach.
+    """
+    patterns = [f"{part}/{entry.split}-*.parquet" for part in PARTS]
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                entry.repository, repo_type="dataset", revision=revision, allow_patterns=patterns
+            )
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise FileNotFoundError(f"set {entry.name}: the hub has no data set '{entry.repository}'") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise ConnectionError(
+            f"set {entry.name}: '{entry.repository}' is not in the local cache and the hub can not be reached (or "
+            "HF_HUB_OFFLINE is set): where there is a connection, run "
+            f"`{how_to_get(entry, Path('FOLDER') / stem(entry))}`, and pass FOLDER as the path"
+        ) from error
+
+
+def load(entry: VidoreSet, folder: str | Path) -> Benchmark:
+    """The benchmark in a set's folder; pages are read when asked for, one row group at a time.
+
+    Queries of another language than the entry's are left out, and, with a warning, those without a relevant page. Of a
+    page that is judged several times for a query the highest grade counts.
+
+    Raises:
+      FileNotFoundError: a part, or one of its files, is missing; the message says what to download and where it goes.
+      ValueError: a file, column or row is not as in this module's docstring, or contradicts another.
+    """
+    folder, layout = Path(folder), entry.layout
+    try:
+        queries, corpus, qrels = (Table(shards(folder / part, entry.split)) for part in PARTS)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"set {entry.name}: {error}. `{how_to_get(entry, folder)}` gets the set") from error
+    query_ids = _ids(entry, queries, layout.query_id)
+    corpus_ids = _ids(entry, corpus, layout.corpus_id)
+    texts = _texts(entry, queries, "query")
+    grades = _grades(entry, qrels, query_ids, corpus_ids)
+    chosen = list(range(len(query_ids)))
+    if entry.language is not None:
+        languages = _values(entry, queries, "language", _is_text, "string")
+        chosen = [i for i in chosen if languages[i] == entry.language]
+        if not chosen:
+            there = _quoted(sorted({str(language) for language in languages}))
+            raise ValueError(
+                f"set {entry.name}: no query of '{queries.files[0].parent}' has the language '{entry.language}'; "
+                f"there are {there}"
+            )
+    judged = [i for i in chosen if any(grade > 0 for grade in grades.get(query_ids[i], {}).values())]
+    if len(judged) < len(chosen):
+        _logger.warning(
+            "set %s: %d of %d queries have no relevant page and are left out",
+            entry.name,
+            len(chosen) - len(judged),
+            len(chosen),
+        )
+    if not judged:
+        raise ValueError(f"set {entry.name}: no query has a relevant page in '{qrels.files[0].parent}'")
+    kept = [query_ids[i] for i in judged]
+    return Benchmark(
+        name=entry.name,
+        queries=[{"text": texts[i]} for i in judged],
+        query_ids=kept,
+        corpus=_pages(entry, corpus),
+        corpus_ids=corpus_ids,
+        qrels={query: grades[query] for query in kept},
+        texts=_page_texts(entry, corpus),
+        instruction=INSTRUCTION,
+    )
+
+
+def _ids(entry: VidoreSet, table: Table, column: str) -> list[str]:
+    values = _values(entry, table, column, _is_id, "integer or string")
+    first: dict[str, int] = {}
+    for row, value in enumerate(map(str, values)):
+        if value in first:
+            raise ValueError(
+                f"set {entry.name}: {table.place(row)}: column '{column}' holds {value}, as does "
+                f"{table.place(first[value])}: download the set again"
+            )
+        first[value] = row
+    return list(first)
+
+
+def _texts(entry: VidoreSet, table: Table, column: str) -> list[str]:
+    values = _values(entry, table, column, _is_text, "string")
+    if (blank := next((row for row, value in enumerate(values) if not value.strip()), None)) is not None:
+        raise ValueError(f"set {entry.name}: {table.place(blank)}: column '{column}' is empty")
+    return values
+
+
+def _grades(
+    entry: VidoreSet, table: Table, query_ids: Sequence[str], corpus_ids: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    layout = entry.layout
+    columns = []
+    for column, known in ((layout.query_id, set(query_ids)), (layout.corpus_id, set(corpus_ids))):
+        ids = [str(value) for value in _values(entry, table, column, _is_id, "integer or string")]
+        strangers = [row for row, value in enumerate(ids) if value not in known]
+        if strangers:
+            named = "; ".join(f"{table.place(row)}: {ids[row]}" for row in strangers[:MAX_NAMED])
+            other = "queries" if column == layout.query_id else "corpus"
+            raise ValueError(
+                f"set {entry.name}: {len(strangers)} values of column '{column}' are in no row of the {other} "
+                f"({named}): the files are of different versions, or some are missing; download the set again"
+            )
+        columns.append(ids)
+    scores = _values(entry, table, "score", pa.types.is_integer, "integer")
+    grades: dict[str, dict[str, int]] = {}
+    for query, page, score in zip(*columns, scores, strict=True):
+        own = grades.setdefault(query, {})
+        own[page] = max(score, own.get(page, score))  # as MMEB-V2 does; merged pages are judged twice
+    return grades
+
+
+def _pages(entry: VidoreSet, table: Table) -> LazyItems:
+    _field(entry, table, "image", _is_image, "struct{bytes: binary, path: string}")
+    rows = table.rows(["image"])
+
+    def page(row: int) -> dict[str, Any]:
+        image: Mapping[str, Any] = rows(row)["image"] or {}
+        if not image.get("bytes"):
+            raise ValueError(
+                f"set {entry.name}: {table.place(row)}: column 'image' holds no bytes (path {image.get('path')!r}): "
+                "the parquet files of the hub hold the images themselves; download those"
+            )
+        return {"image": image["bytes"]}
+
+    return LazyItems(len(table), page, source=of_files(table.files))
+
+
+def _page_texts(entry: VidoreSet, table: Table) -> list[str] | None:
+    """Texts of the pages, empty where a page has none; None = the set has no such column, or nothing in it."""
+    column = entry.layout.text
+    if column not in table.schema.names or pa.types.is_null(table.schema.field(column).type):
+        return None
+    _field(entry, table, column, _is_text, "string")
+    texts = [text or "" for text in table.column(column)]
+    return texts if any(texts) else None
+
+
+def _values(
+    entry: VidoreSet, table: Table, column: str, fits: Callable[[pa.DataType], bool], expected: str
+) -> list[Any]:
+    """Of a column that must be there, of that type, and without nulls."""
+    _field(entry, table, column, fits, expected)
+    values = table.column(column)
+    if (null := next((row for row, value in enumerate(values) if value is None), None)) is not None:
+        raise ValueError(f"set {entry.name}: {table.place(null)}: column '{column}' is null")
+    return values
+
+
+def _field(entry: VidoreSet, table: Table, column: str, fits: Callable[[pa.DataType], bool], expected: str) -> None:
+    names = table.schema.names
+    if column not in names:
+        raise ValueError(
+            f"set {entry.name}: '{table.files[0]}' has no column '{column}'; it has {_quoted(names)}. "
+            f"`{how_to_get(entry, table.files[0].parents[1])}` gets the set as it is read here"
+        )
+    kind = table.schema.field(column).type
+    if not fits(kind):
+        raise ValueError(f"set {entry.name}: '{table.files[0]}': column '{column}' is {kind}, expected {expected}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_id(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or _is_text(kind)
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if not pa.types.is_struct(kind) or (at := kind.get_field_index("bytes")) < 0:
+        return False
+    return pa.types.is_binary(kind.field(at).type) or pa.types.is_large_binary(kind.field(at).type)
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))

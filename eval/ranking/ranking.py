@@ -1,0 +1,127 @@
+"""From scores to rankings, and from rankings to per-query metrics.
+
+Ties are broken by a hash, so that a constant scorer ranks at chance level. As in the reference of SMART
+(arXiv:2605.24938): the query's key is "<dataset>:<query index>"; candidates are ordered by hash(query key, candidate
+name) first, then stably by descending score.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from eval.benchmarks.benchmark import Benchmark
+from eval.benchmarks.lazy_items import batches
+from eval.ranking import metrics
+from eval.ranking.ties import tie_hash
+
+UNION_WASTE = 2  # local ranking: scores computed per score used, at most
+Block = tuple[np.ndarray, np.ndarray | None]  # query indices; document indices, ascending, None = the whole corpus
+
+
+def query_key(dataset: str, index: int) -> str:
+    """Key of a query in the tie-breaking hash."""
+    return f"{dataset}:{index}"
+
+
+def rank(key: str, names: Sequence[str], scores: np.ndarray, *, relevant: np.ndarray | None = None) -> np.ndarray:
+    """Candidates from best to worst.
+
+    Only candidates that share their score with another are hashed: the others' places do not depend on the hash.
+
+    Args:
+      key: of the query, see `query_key`.
+      names: ids of the candidates, distinct.
+      scores: float [N], one per candidate.
+      relevant: bool [N]; where given, ties among others only, which no metric sees, are left as they are.
+
+    Returns:
+      int64 [N], indices into names.
+
+    Raises:
+      ValueError: a score is NaN, or there is not exactly one score per candidate.
+    """
+    scores = np.asarray(scores)
+    if scores.shape != (len(names),):
+        raise ValueError(f"query {key}: scores have shape {scores.shape} for {len(names)} candidates")
+    if np.isnan(scores).any():
+        raise ValueError(f"query {key}: the score of candidate {names[int(np.isnan(scores).argmax())]} is NaN")
+    order = np.argsort(-scores, kind="stable")
+    for start, stop in _ties(scores[order]):
+        if relevant is not None and not relevant[order[start:stop]].any():
+            continue
+        order[start:stop] = sorted(order[start:stop], key=lambda i: tie_hash(key, names[i]))
+    return order
+
+
+def _ties(ordered: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Bounds of the runs of equal values, longer than one, in a sorted array."""
+    bounds = [0, *(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist(), len(ordered)]
+    return ((a, b) for a, b in itertools.pairwise(bounds) if b - a > 1)
+
+
+class Judge:
+    """A benchmark's judgements by index: which scores are needed, and what metrics they give."""
+
+    def __init__(self, benchmark: Benchmark):
+        self._benchmark = benchmark
+        position = {document: i for i, document in enumerate(benchmark.corpus_ids)}
+        self._relevant: list[tuple[np.ndarray, np.ndarray]] = []
+        self._candidates: list[np.ndarray] | None = None if benchmark.candidates is None else []
+        for query in benchmark.query_ids:
+            grades = benchmark.qrels[query]
+            self._relevant.append((np.array([position[d] for d in grades]), np.array(list(grades.values()))))
+            if self._candidates is not None and benchmark.candidates is not None:
+                self._candidates.append(np.array([position[d] for d in benchmark.candidates[query]]))
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        """Blocks of at most `size` consecutive queries and, in local ranking, the union of their candidates.
+
+        A local block stops growing where its union would make more than UNION_WASTE scores for each that is used.
+        """
+        if size < 1:
+            raise ValueError(f"query_block is {size}: it must be at least 1")
+        if self._candidates is None:
+            parts = batches(len(self._relevant), size)
+            return ((np.arange(part.start, part.stop), None) for part in parts)
+        return self._local_blocks(size, self._candidates)
+
+    def _local_blocks(self, size: int, candidates: Sequence[np.ndarray]) -> Iterator[Block]:
+        block: list[int] = []
+        union, used = np.zeros(0, np.int64), 0
+        for query, own in enumerate(candidates):
+            larger = np.union1d(union, own)
+            wasteful = len(larger) * (len(block) + 1) > UNION_WASTE * (used + len(own))
+            if block and (len(block) == size or wasteful):
+                yield np.array(block), union
+                block, larger, used = [], np.unique(own), 0
+            block, union, used = [*block, query], larger, used + len(own)
+        yield np.array(block), union
+
+    def measure(self, block: Block, scores: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Metrics by name, float64 [q], from the scores [q, n] of a block's queries and documents."""
+        queries, documents = block
+        ids = self._benchmark.corpus_ids
+        ranked: list[np.ndarray] = []
+        for row, query in zip(scores, queries.tolist(), strict=True):
+            grades = np.zeros(len(ids))
+            relevant, values = self._relevant[query]
+            grades[relevant] = values
+            candidates: Sequence[str] = ids
+            if self._candidates is not None and documents is not None:
+                own = self._candidates[query]
+                row, grades = row[np.searchsorted(documents, own)], grades[own]
+                candidates = [ids[i] for i in own.tolist()]
+            key = query_key(self._benchmark.name, query)
+            ranked.append(grades[rank(key, candidates, row, relevant=grades > 0)])
+        judged = [self._relevant[query][1] for query in queries.tolist()]
+        return metrics.compute(names, _pad(ranked), _pad(judged))
+
+
+def _pad(rows: Sequence[np.ndarray]) -> np.ndarray:
+    padded = np.zeros((len(rows), max(map(len, rows))))
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded

@@ -1,0 +1,211 @@
+"""States of a benchmark's queries and documents on disk: encoded once, in shards, and scored as often as one likes.
+
+A cache is a folder; each side of each benchmark has a folder of its own in it, CACHE/BENCHMARK/SIDE-KEY:
+
+  manifest.json              what the states are of: model, data, instruction, layers, dtype, items of a shard
+  00000.safetensors, ...     the shards, `smart_jax.States` of so many consecutive items each
+
+KEY is made of the manifest: other weights, another instruction or other items have another folder, and what is there
+is right. A shard is written whole or not at all, so that a run that was killed goes on with the first that is missing.
+Several processes write every so many-th shard each, and see each other's files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from eval.benchmarks import fingerprint
+from eval.states.workers import Worker
+from smart_jax.retrieval import States
+
+FORMAT, VERSION = "smart_jax.eval.cache", 1
+GIB = 2**30
+MEMORY = 8 * GIB
+SHARD_ITEMS = 256  # at most
+SHARE = 8  # of the memory: a shard while it is made (it is copied once), a part of the corpus, a part of the queries
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Where states are kept, and how much memory embeddings may take on this host.
+
+    Attributes:
+      folder: made where it is missing; seen by all processes.
+      memory: bytes; the size of the corpus does not matter.
+      worker: this process.
+      fingerprint: of the encoder's weights and preprocessing, see `Encoder.fingerprint`.
+    """
+
+    folder: Path
+    fingerprint: str
+    memory: int = MEMORY
+    worker: Worker = dataclasses.field(default_factory=Worker)
+
+    def encode(
+        self,
+        encoder: Any,
+        name: str,
+        items: Sequence[Any],
+        ids: Sequence[str],
+        *,
+        query: bool,
+        instruction: str | None,
+        layers: Sequence[int] | None,
+        dtype: Any,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+    ) -> Shards:
+        """The states of one side of a benchmark; what is not there yet is encoded.
+
+        Args:
+          encoder: has `states` and `max_tokens`, as `smart_jax.Encoder`.
+          name: of the benchmark.
+          items, ids: of the queries or documents.
+          query, instruction, layers, dtype, batch_size: as in `Encoder.states`.
+          progress: as in `Encoder.encode`.
+
+        Raises:
+          RuntimeError: another process failed on these items.
+          ValueError, TypeError, OSError: as `Encoder.states`.
+        """
+        dtype, side = np.dtype(dtype), "queries" if query else "corpus"
+        description = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.fingerprint,
+            "data": fingerprint.of_items(items, ids, instruction),
+            "query": query,
+            "layers": None if layers is None else list(layers),
+            "dtype": dtype.name,
+        }
+        key = hashlib.blake2b(json.dumps(description).encode(), digest_size=8).hexdigest()
+        folder = self.folder / re.sub(r"[^\w.-]", "_", name) / f"{side}-{key}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shards = self._open(folder, encoder, name, len(items), description)
+        options: dict[str, Any] = {"layers": layers, "dtype": dtype, "batch_size": batch_size, "progress": False}
+        mine = self.worker.own(shards.count)
+        with tqdm(
+            total=sum(len(range(len(items))[shards.bounds(number)]) for number in mine),
+            desc=f"encode {side}",
+            unit="item",
+            delay=2.0 if progress is None else 0,
+            disable=progress is False,
+        ) as bar:
+            for number in mine:
+                part = shards.bounds(number)
+                if not shards.has(number):
+                    try:
+                        states = encoder.states(items[part], instruction=instruction, query=query, **options)
+                    except Exception as error:
+                        error.add_note(f"(item 0 is here number {part.start} of the {side}, '{ids[part.start]}')")
+                        raise
+                    states.save(shards.path(number))
+                bar.update(part.stop - part.start)
+        self.worker.wait_for(map(shards.path, range(shards.count)), name)
+        return shards
+
+    def _open(self, folder: Path, encoder: Any, name: str, items: int, description: dict[str, Any]) -> Shards:
+        manifest = folder / "manifest.json"
+        if not manifest.exists() and self.worker.index == 0:
+            width = encoder.config.text.hidden_size
+            layers = len(description["layers"] or [None])
+            largest = encoder.max_tokens * layers * width * np.dtype(description["dtype"]).itemsize
+            size = max(1, min(SHARD_ITEMS, self.memory // SHARE // largest))
+            partial = folder / "manifest.json.tmp"
+            partial.write_text(json.dumps(description | {"items": items, "shard_items": size}, indent=2) + "\n")
+            partial.replace(manifest)
+        self.worker.wait_for([manifest], name)
+        size = json.loads(manifest.read_text(encoding="utf-8"))["shard_items"]
+        return Shards(folder, items, size, self.memory // SHARE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """States of consecutive items in files; what is read is read when it is used.
+
+    Attributes:
+      folder: of the files.
+      items: in all of them.
+      size: items of a shard; the last may have fewer.
+      limit: bytes of states that are in memory at a time.
+    """
+
+    folder: Path
+    items: int
+    size: int
+    limit: int
+
+    def __len__(self) -> int:
+        return self.items
+
+    @property
+    def count(self) -> int:
+        """Of shards."""
+        return -(-self.items // self.size)
+
+    def bounds(self, number: int) -> slice:
+        """Items of a shard."""
+        return slice(number * self.size, min((number + 1) * self.size, self.items))
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number:05}.safetensors"
+
+    def has(self, number: int) -> bool:
+        """Whether a shard is there; a damaged one is not."""
+        if not self.path(number).exists():
+            return False
+        try:
+            return len(self.shard(number)) == len(range(self.items)[self.bounds(number)])
+        except ValueError as error:
+            _logger.warning("%s; it is encoded again", error)
+            return False
+
+    def shard(self, number: int) -> States:
+        return States.load(self.path(number))
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each item, int64 [N]."""
+        return np.concatenate([self.shard(number).lengths for number in range(self.count)])
+
+    @cached_property
+    def _token_bytes(self) -> int:
+        states = self.shard(0).states
+        return states.shape[1] * states.shape[2] * states.dtype.itemsize
+
+    def parts(self, indices: np.ndarray | None = None) -> Iterator[tuple[slice, States]]:
+        """The items, or those with these ascending indices, in runs that keep to `limit`, and their places among them.
+
+        An item larger than the limit is a run of its own.
+        """
+        if indices is None:
+            indices = np.arange(self.items)
+        start = 0
+        ends = np.cumsum(self.lengths[indices] * self._token_bytes)
+        while start < len(indices):
+            before = ends[start - 1] if start else 0
+            stop = max(int(np.searchsorted(ends, before + self.limit, side="right")), start + 1)
+            yield slice(start, stop), self.take(indices[start:stop])
+            start = stop
+
+    def take(self, indices: np.ndarray) -> States:
+        """States of the items with these ascending indices."""
+        numbers = indices // self.size
+        parts = []
+        for number in np.unique(numbers).tolist():
+            shard, own = self.shard(number), indices[numbers == number] - number * self.size
+            parts.append(shard if len(own) == len(shard) else shard[own])  # a whole shard stays in its file
+        return parts[0] if len(parts) == 1 else States.concatenate(parts)

@@ -1,0 +1,395 @@
+"""Items in, `Embeddings` out: preprocessing, one compiled function per bucket, packing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from smart_jax.files import resolve, resolve_base
+from smart_jax.inputs import AnyPreprocessor, Preprocessor, Row, check_items, open_preprocessor
+from smart_jax.models import Batch, ModelConfig, Params, QwenVLConfig, checksum, load_config, load_weights
+from smart_jax.retrieval import LAST, Adapter, Embeddings, States, import_reference
+from smart_jax.runtime import batch_sharding, place, to_host
+
+BATCH_SIZE = 8  # rows per device
+WINDOW = 8  # batches preprocessed and sorted by length at a time: bounds host memory on a long corpus
+PROGRESS_AFTER_SECONDS = 2.0
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    adapter: str | Path | Adapter | None = None,
+    dtype: Any | None = None,
+    mesh: Mesh | None = None,
+    revision: str | None = None,
+    head: str | None = None,
+    pooling: str | None = None,
+    prompt: str | Sequence[Sequence[str]] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    task: str | None = None,
+) -> Encoder:
+    """Opens a single-vector retriever for SMART scoring.
+
+    Published models are known by their config.json or name (`smart_jax.inputs.presets`); others say how they are
+    prompted and pooled here or in their smart_jax.json, see docs/bring_your_own_model.md.
+
+    A PEFT adapter in the folder (LoRA, DoRA) is merged into the weights: into the folder's own or, if it has none, into
+    those of the adapter's base model, whose files stand in for those that the folder lacks.
+
+    Args:
+      name_or_path: a local folder in Hugging Face layout, a hub id, or "tiny" (the embedded default).
+      adapter: a post-trained token projection: folder of `Adapter.save`, the reference's `adapter.pt`, or an `Adapter`.
+      dtype: of the backbone's parameters and computation; default bfloat16 on TPU and GPU, float32 on CPU.
+      mesh: devices to work on (`smart_jax.make_mesh()` = all of them, by data); None = the default device.
+      revision: of a hub repository.
+      head: the known model that the checkpoint is one of or comes from, such as "gme".
+      pooling: "last", "mean" or "before:TOKEN"; of a BERT, "mean" or "cls" (None = as the checkpoint's smart_jax.json
+        or 1_Pooling/config.json says).
+      prompt: a Jinja template or turns, see `smart_jax.inputs.prompt.Prompt`.
+      settings: any other fields of `smart_jax.inputs.settings.Settings`, of a BERT of `TextSettings`.
+      task: of a checkpoint with an adapter for each of several tasks, such as jina-embeddings-v4 ("retrieval",
+        "text-matching", "code"); None = the first of its task_names.
+
+    Raises:
+      FileNotFoundError, ConnectionError: the checkpoint or one of its files can not be had.
+      ValueError: a file is corrupt, the model_type, the head, the pooling or the task is unknown, a PEFT adapter is of
+        a kind that can not be merged, or weights, config and adapter do not match.
+    """
+    folder = resolve(name_or_path, revision=revision)
+    base = resolve_base(folder)
+    config = load_config(folder, base=base, pooling=pooling)
+    given = {"head": head, "pooling": pooling, "prompt": prompt}
+    overrides = {name: value for name, value in given.items() if value is not None} | dict(settings or {})
+    preprocessor = open_preprocessor(folder, config, base=base, **overrides)
+    if isinstance(preprocessor, Preprocessor) and isinstance(config, QwenVLConfig):
+        config = dataclasses.replace(config, use_deepstack=preprocessor.settings.deepstack)
+    adapter = _open_adapter(adapter, config)
+    if dtype is None:
+        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    graphdef, params = load_weights(folder, config, dtype=dtype, mesh=mesh, base=base, task=task)
+    return Encoder(config, preprocessor, graphdef, params, adapter=adapter, mesh=mesh, folder=folder)
+
+
+class Encoder:
+    """A backbone with its preprocessing and, optionally, an adapter.
+
+    Attributes:
+      config, preprocessor, adapter, mesh, folder: as loaded.
+      graphdef, params: the backbone for `nnx.merge(graphdef, params)`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        preprocessor: AnyPreprocessor,
+        graphdef: nnx.GraphDef,
+        params: Params,
+        *,
+        adapter: Adapter | None = None,
+        mesh: Mesh | None = None,
+        folder: Path | None = None,
+    ):
+        self.config, self.preprocessor, self.mesh, self.folder = config, preprocessor, mesh, folder
+        self.graphdef, self.params = graphdef, params
+        self.adapter = adapter
+        self._adapter_parts = (None, None) if adapter is None else nnx.split(adapter)
+
+    def with_adapter(self, adapter: str | Path | Adapter | None) -> Encoder:
+        """The same backbone (shared, not copied) with another adapter, or without one."""
+        return Encoder(
+            self.config,
+            self.preprocessor,
+            self.graphdef,
+            self.params,
+            adapter=_open_adapter(adapter, self.config),
+            mesh=self.mesh,
+            folder=self.folder,
+        )
+
+    def encode_query(self, items: Any, *, instruction: str | None = None, **options: Any) -> Embeddings:
+        """Embeds queries; `instruction` defaults to the checkpoint's query instruction. See `encode`."""
+        return self.encode(items, instruction=instruction, query=True, **options)
+
+    def encode_document(self, items: Any, *, instruction: str | None = None, **options: Any) -> Embeddings:
+        """Embeds documents; `instruction` defaults to the checkpoint's default instruction. See `encode`."""
+        return self.encode(items, instruction=instruction, **options)
+
+    def encode(
+        self,
+        items: Sequence[Any],
+        *,
+        instruction: str | None = None,
+        query: bool = False,
+        batch_size: int | None = None,
+        dtype: Any = np.float32,
+        progress: bool | None = None,
+    ) -> Embeddings:
+        """Embeds items (str, path, PIL image, array [H, W, 3] uint8, or dict of text / image / images / video /
+        videos / fps / max_frames / instruction, see `smart_jax.inputs.item.parse_item`).
+
+        The result does not depend on batch size, order or device count beyond rounding (2e-5 in float32).
+
+        Args:
+          items: a list; order is kept.
+          instruction: for items that carry none of their own.
+          query: whether they are queries: their default instruction, prompt and kept tokens may differ.
+          batch_size: rows per batch over all devices; default 8 a device.
+          dtype: of the stored vectors, float32 or float16 (computed in float32 either way).
+          progress: True / False = show a bar or not; None = only if it takes longer than two seconds.
+
+        Returns:
+          `Embeddings` with `pooled` [N, H] and packed `tokens` [T, D], L2-normalised.
+
+        Raises:
+          ValueError, TypeError, OSError: an item can not be read; the message names the item and the remedy.
+        """
+
+        def compute(batch: Batch) -> tuple[jax.Array, ...]:
+            return self.embed(batch, dtype=dtype)
+
+        done: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for i, row, (pooled, tokens) in self._outputs(items, instruction, query, batch_size, progress, compute):
+            done[i] = pooled, tokens[: len(row.keep)][row.keep]
+        in_order = [done[i] for i in range(len(done))]
+        return Embeddings(
+            pooled=np.stack([pooled for pooled, _ in in_order]),
+            tokens=np.concatenate([tokens for _, tokens in in_order]),
+            offsets=np.cumsum([0, *(len(tokens) for _, tokens in in_order)], dtype=np.int64),
+        )
+
+    def states(
+        self,
+        items: Sequence[Any],
+        *,
+        instruction: str | None = None,
+        query: bool = False,
+        layers: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        dtype: Any = np.float16,
+        progress: bool | None = None,
+    ) -> States:
+        """The backbone's states of items, from which embeddings of any kind follow; an adapter is left out.
+
+        Args:
+          items, instruction, query, batch_size, dtype, progress: as in `encode`.
+          layers: which, as indices into transformers' `hidden_states`; None = what `encode` scores with: the last,
+            through the model's own head where it has one.
+
+        Returns:
+          `States` whose `embeddings()` are those of `encode` if the last layer is among them.
+
+        Raises:
+          ValueError: a layer that there is not, or is named twice; and as `encode`.
+        """
+        chosen = self._layers((LAST,) if layers is None else layers)
+        own_head = layers is None
+
+        def compute(batch: Batch) -> tuple[jax.Array, ...]:
+            if self.mesh is not None:
+                batch = put_batch(batch, self.mesh)
+            return _states(self.graphdef, self.params, batch, chosen, own_head, np.dtype(dtype))
+
+        done: dict[int, tuple[Row, np.ndarray, np.ndarray, np.ndarray]] = {}
+        for i, row, (pooled, states, norms) in self._outputs(items, instruction, query, batch_size, progress, compute):
+            keep = np.flatnonzero(row.keep)
+            done[i] = row, pooled, states[keep], norms[keep]
+        rows, pooled, states, norms = zip(*(done[i] for i in range(len(done))), strict=True)
+        grids = [[i, *grid] for i, row in enumerate(rows) for grid in self._grids(row)]
+        found = States(
+            pooled=np.stack(pooled),
+            states=np.concatenate(states),
+            norms=np.concatenate(norms),
+            ids=np.concatenate([row.input_ids[row.keep] for row in rows]),
+            offsets=np.cumsum([0, *(int(row.keep.sum()) for row in rows)], dtype=np.int64),
+            grids=np.array(grids, np.int32).reshape(-1, 4),
+            visual_ids=self._visual_ids,
+            layers=chosen,
+            depth=self.config.text.num_hidden_layers,
+        )
+        found.check_finite()
+        return found
+
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits of the weights, their dtype, the config, and all that preprocessing depends on.
+
+        Equal for encoders that give equal states, up to rounding on other devices. The adapter is left out.
+        """
+        about = repr((self.config, self.preprocessor.description()))
+        return checksum(self.params) + hashlib.blake2b(about.encode(), digest_size=8).hexdigest()
+
+    @property
+    def max_tokens(self) -> int:
+        """Of one item, at most."""
+        return self.preprocessor.length_buckets[-1]
+
+    @property
+    def _devices(self) -> int:
+        """That share a batch."""
+        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def _batch_size(self, asked: int | None, items: int) -> int:
+        if asked is not None and asked < 1:
+            raise ValueError(f"batch_size is {asked}: it must be at least 1")
+        # A short list takes the next power of two, so that one query does not pay for eight.
+        rows = min(asked or BATCH_SIZE * self._devices, 1 << (items - 1).bit_length())
+        return -(-rows // self._devices) * self._devices
+
+    @property
+    def _visual_ids(self) -> tuple[int, ...]:
+        if not isinstance(self.config, QwenVLConfig):
+            return ()
+        return (self.config.image_token_id, self.config.video_token_id)
+
+    def _layers(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """As negative indices; ValueError where a backbone of this depth has no such layers."""
+        count = self.config.text.num_hidden_layers + 1
+        if outside := [layer for layer in layers if not -count <= layer < count]:
+            raise ValueError(
+                f"layers {outside} are not of this backbone of {count - 1} blocks: it has 0 to {count - 1}"
+            )
+        chosen = tuple(layer % count - count for layer in layers)
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise ValueError(f"layers {tuple(layers)}: name at least one, and none twice")
+        return chosen
+
+    def _grids(self, row: Row) -> list[tuple[int, int, int]]:
+        """Of the row's kept visual tokens, which are all of them or none."""
+        if not np.isin(row.input_ids[row.keep], self._visual_ids).any():
+            return []
+        assert isinstance(self.preprocessor, Preprocessor)
+        merge = self.preprocessor.images.merge_size
+        return [(t, h // merge, w // merge) for t, h, w in row.grids]
+
+    def _outputs(
+        self,
+        items: Sequence[Any],
+        instruction: str | None,
+        query: bool,
+        batch_size: int | None,
+        progress: bool | None,
+        compute: Callable[[Batch], tuple[jax.Array, ...]],
+    ) -> Iterator[tuple[int, Row, tuple[np.ndarray, ...]]]:
+        """Of each item, in order of computation, its index, its row and its part of what `compute` makes of a batch."""
+        items = check_items(items)
+        rows_at_once = self._batch_size(batch_size, len(items))
+        bar = tqdm(
+            total=len(items),
+            desc="encode",
+            unit="item",
+            delay=PROGRESS_AFTER_SECONDS if progress is None else 0,
+            disable=progress is False,
+        )
+        with bar:
+            for rows, results in self._pipelined(items, instruction, query, rows_at_once, compute):
+                arrays = [to_host(result) for result in results]
+                for b, (i, row) in enumerate(rows.items()):
+                    yield i, row, tuple(array[b] for array in arrays)
+                bar.update(len(rows))
+
+    def _pipelined(
+        self,
+        items: Sequence[Any],
+        instruction: str | None,
+        query: bool,
+        rows_at_once: int,
+        compute: Callable[[Batch], tuple[jax.Array, ...]],
+    ) -> Iterator[tuple[dict[int, Row], tuple[jax.Array, ...]]]:
+        """Results one batch late: the host prepares a batch while the device computes the one before."""
+        waiting = None
+        for rows, batch in self._batches(items, instruction, query, rows_at_once):
+            result = rows, compute(batch)
+            if waiting is not None:
+                yield waiting
+            waiting = result
+        if waiting is not None:
+            yield waiting
+
+    def _batches(
+        self, items: Sequence[Any], instruction: str | None, query: bool, rows_at_once: int
+    ) -> Iterator[tuple[dict[int, Row], Batch]]:
+        for window in _chunks(range(len(items)), WINDOW * rows_at_once):
+            rows = {
+                i: self.preprocessor.row(items[i], instruction=instruction, query=query, name=f"item {i}")
+                for i in window
+            }
+            by_length = sorted(rows, key=lambda i: (len(rows[i].patches), len(rows[i].input_ids)))
+            for indices in _chunks(by_length, rows_at_once):
+                chosen = {i: rows[i] for i in indices}
+                batch = self.preprocessor.collate(list(chosen.values()), batch_size=rows_at_once, shards=self._devices)
+                yield chosen, batch
+
+    def embed(self, batch: Batch, *, dtype: Any = np.float32) -> tuple[jax.Array, jax.Array]:
+        """L2-normalised pooled vectors [B, H] and token vectors [B, L, D] of one batch, on the device."""
+        if self.mesh is not None:
+            batch = put_batch(batch, self.mesh)
+        return _embed(self.graphdef, self.params, *self._adapter_parts, batch, np.dtype(dtype))
+
+
+@partial(jax.jit, static_argnames=("graphdef", "adapter_graphdef", "dtype"))
+def _embed(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    adapter_graphdef: nnx.GraphDef | None,
+    adapter_params: Any,
+    batch: Batch,
+    dtype: np.dtype,
+) -> tuple[jax.Array, jax.Array]:
+    model = nnx.merge(graphdef, params)
+    if adapter_graphdef is None:
+        hidden = model(batch)
+        tokens = hidden.states[:, :, 0] if hidden.tokens is None else hidden.tokens
+        pooled, tokens = _l2(hidden.pooled), _l2(tokens)
+    else:
+        adapter = nnx.merge(adapter_graphdef, adapter_params)
+        hidden = model(batch, layers=adapter.config.layers)
+        pooled, tokens = adapter.pooled(hidden.pooled), adapter(hidden.states)
+    return pooled.astype(dtype), tokens.astype(dtype)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "layers", "own_head", "dtype"))
+def _states(
+    graphdef: nnx.GraphDef, params: Params, batch: Batch, layers: tuple[int, ...], own_head: bool, dtype: np.dtype
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    hidden = nnx.merge(graphdef, params)(batch, layers=layers)
+    states = hidden.states if hidden.tokens is None or not own_head else hidden.tokens[:, :, None]
+    norms = jnp.linalg.norm(states.astype(jnp.float32), axis=-1)
+    return _l2(hidden.pooled).astype(dtype), _l2(states).astype(dtype), norms
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """The batch on the mesh, rows split over its data axes."""
+    rows = batch_sharding(mesh)
+    shardings = jax.tree.map(lambda _: rows, batch)
+    shardings = dataclasses.replace(shardings, position_ids=batch_sharding(mesh, leading=1))
+    return place(batch, shardings)
+
+
+def _l2(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny))
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _open_adapter(adapter: str | Path | Adapter | None, config: ModelConfig) -> Adapter | None:
+    if adapter is None:
+        return None
+    if not isinstance(adapter, Adapter):
+        path = Path(adapter)
+        adapter = import_reference(path) if path.suffix == ".pt" else Adapter.load(path)
+    adapter.check_matches(config.text.hidden_size, config.text.num_hidden_layers)
+    return adapter

@@ -1,0 +1,91 @@
+"""Where a checkpoint's files are: a local folder, a Hugging Face hub id, or the embedded default."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from smart_jax.files.checkpoint_folder import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, find_adapter, read_adapter_config
+
+EMBEDDED = ("tiny",)
+# Weights in safetensors, JSON and tokenizer text: never a pickle, never a repository's code.
+# A star goes into subfolders, too (1_Pooling/config.json, adapters/*), where trainers and exporters leave what is not.
+FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+LEFT_OUT = ("checkpoint-*/*", "onnx/*", "openvino/*", "original/*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve(name_or_path: str | Path, *, revision: str | None = None) -> Path:
+    """Folder with the checkpoint's files; a hub id is downloaded once (HF_HOME, HF_HUB_OFFLINE, ... are honoured).
+
+    Raises:
+      FileNotFoundError: no such folder, hub repository or revision.
+      ConnectionError: a hub id that is not in the local cache while the hub is offline or out of reach.
+    """
+    if (folder := Path(name_or_path)).is_dir():
+        return folder
+    name = str(name_or_path)
+    if name in EMBEDDED:
+        return Path(str(resources.files("smart_jax") / "assets" / name))
+    if isinstance(name_or_path, Path) or not _HUB_ID.fullmatch(name):
+        raise FileNotFoundError(
+            f"'{name}' is not a folder: give a checkpoint folder, a hub id such as 'Qwen/Qwen3-VL-Embedding-2B', "
+            f"or {' or '.join(map(repr, EMBEDDED))}"
+        )
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=list(FILES), ignore_patterns=list(LEFT_OUT)
+            )
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise FileNotFoundError(
+            f"the hub has no '{name}'" + (f" at revision '{revision}'" if revision else "") + ", and no such folder "
+            "exists here: check the name (a private repository needs `hf auth login`)"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, EntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ConnectionError(
+            f"'{name}' is not in the local cache and the hub can not be reached (or HF_HUB_OFFLINE is set): go online "
+            f"once, run `hf download {name}` where there is a connection, or pass the path of a local folder"
+        ) from error
+
+
+def resolve_base(folder: Path) -> Path | None:
+    """Folder of the base model of a PEFT adapter that comes without weights; None = the folder has its own.
+
+    `base_model_name_or_path` of adapter_config.json is a folder, absolute or as seen from the adapter's, or what
+    `resolve` takes.
+
+    Raises:
+      FileNotFoundError, ConnectionError: the base can not be had.
+      ValueError: adapter_config.json is corrupt, not supported or names no base, or the base is an adapter itself.
+    """
+    if any((folder / file).is_file() for file in (SINGLE_FILE, INDEX_FILE)) or not (folder / CONFIG_FILE).is_file():
+        return None
+    path, config = folder / CONFIG_FILE, read_adapter_config(folder)
+    name = config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{path} has no base_model_name_or_path: set it to the base model's folder or hub id")
+    if (base := folder / name).is_dir():
+        base = base.resolve()
+    else:
+        try:
+            base = resolve(name, revision=config.get("revision"))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{path}: set base_model_name_or_path to the base model's folder or hub id: {error}"
+            ) from error
+    if find_adapter(base) is not None:
+        raise ValueError(f"{path}: the base model {name} has an adapter itself: merge that into its weights first")
+    return base

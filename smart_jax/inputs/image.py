@@ -1,0 +1,318 @@
+"""Images to normalised vision patches, with the arithmetic of the Qwen-VL reference (Pillow and NumPy only).
+
+The reference is qwen-vl-utils (open, convert, resize) followed by transformers' Qwen2-VL image processor (rescale,
+normalise, patchify); values are equal to theirs bit for bit. Like it, nothing here rotates by an EXIF tag.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from smart_jax.files import read_json
+from smart_jax.models import Grid
+
+MAX_ASPECT_RATIO = 200
+IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")  # one of them is there
+ImageLike = str | Path | bytes | Image.Image | np.ndarray
+
+# What transformers' Qwen2-VL image processor assumes when the file does not say.
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSettings:
+    """How an image becomes patches.
+
+    Attributes:
+      patch_size, temporal_patch_size, merge_size: as in the vision encoder; sides are resized to multiples of
+        patch_size * merge_size.
+      min_pixels, max_pixels: bounds of height * width after the resize.
+      first_pixels: such bounds of a resize before it, of which the sizes are those to resize; None = there is none.
+      image_mean, image_std: per RGB channel, applied to value * rescale_factor.
+    """
+
+    patch_size: int = 16
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    min_pixels: int = 4096
+    max_pixels: int = 1_843_200
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    rescale_factor: float = 1 / 255
+    first_pixels: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.factor**2 <= self.max_pixels or not 0 < self.min_pixels <= self.max_pixels:
+            raise ValueError(
+                f"min_pixels is {self.min_pixels} and max_pixels {self.max_pixels}: they must satisfy "
+                f"0 < min_pixels <= max_pixels and max_pixels >= {self.factor**2} (one visual token)"
+            )
+
+    @property
+    def factor(self) -> int:
+        return self.patch_size * self.merge_size
+
+    @property
+    def patch_values(self) -> int:
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def max_patches(self) -> int:
+        """Most patches of one image."""
+        return self.max_pixels // self.factor**2 * self.merge_size**2
+
+
+def read_image_settings(
+    folder: Path,
+    vision: Any,
+    *,
+    min_pixels: int | None,
+    max_pixels: int | None,
+    first_pixels: tuple[int, int] | None = None,
+) -> ImageSettings:
+    """Settings of a checkpoint folder: preprocessor_config.json, or image_processor of processor_config.json.
+
+    Args:
+      folder: checkpoint in Hugging Face layout.
+      vision: the backbone's vision config (patch_size, temporal_patch_size, spatial_merge_size, in_channels).
+      min_pixels, max_pixels: bounds of the resize; None = the file's own, which Qwen3-VL-Embedding overrides.
+      first_pixels: bounds of a resize before it.
+
+    Raises:
+      FileNotFoundError: neither file is there.
+      ValueError: a file is not JSON, contradicts the backbone's config, or asks for something not supported.
+    """
+    source, found = _read_processor_config(folder)
+    for name, key in (
+        ("patch_size", "patch_size"),
+        ("temporal_patch_size", "temporal_patch_size"),
+        ("merge_size", "spatial_merge_size"),
+    ):
+        if name in found and found[name] != getattr(vision, key):
+            raise ValueError(f"{source}: {name} is {found[name]}, but config.json has {key} {getattr(vision, key)}")
+    for switch in ("do_rescale", "do_normalize", "do_convert_rgb"):
+        if found.get(switch) is False:
+            raise ValueError(f"{source}: {switch} = false is not supported; the backbones here are trained with it on")
+    return ImageSettings(
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+        min_pixels=_bound(found, "min_pixels", "shortest_edge", ImageSettings.min_pixels, min_pixels),
+        max_pixels=_bound(found, "max_pixels", "longest_edge", ImageSettings.max_pixels, max_pixels),
+        first_pixels=first_pixels,
+        image_mean=_three(source, "image_mean", found.get("image_mean", _CLIP_MEAN)),
+        image_std=_three(source, "image_std", found.get("image_std", _CLIP_STD)),
+        rescale_factor=float(found.get("rescale_factor", 1 / 255)),
+    )
+
+
+def _read_processor_config(folder: Path) -> tuple[Path, Mapping[str, Any]]:
+    if (path := folder / "preprocessor_config.json").is_file():
+        return path, read_json(path)
+    if (path := folder / "processor_config.json").is_file() and "image_processor" in (found := read_json(path)):
+        return path, found["image_processor"]
+    raise FileNotFoundError(
+        f"{folder} lacks preprocessor_config.json (image mean and deviation): copy it from the original checkpoint"
+    )
+
+
+def _bound(found: Mapping[str, Any], name: str, edge: str, default: int, asked: int | None) -> int:
+    """A pixel bound: what is asked for, or in the file's older or newer spelling."""
+    if asked is not None:
+        return asked
+    return int(found.get(name) or (found.get("size") or {}).get(edge) or default)
+
+
+def _three(source: Path, name: str, values: Any) -> tuple[float, float, float]:
+    numbers = [values] * 3 if isinstance(values, int | float) else list(values)
+    if len(numbers) != 3 or not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
+        raise ValueError(f"{source}: {name} is {values}, expected three numbers")
+    if name == "image_std" and min(numbers) <= 0:
+        raise ValueError(f"{source}: image_std is {values}, expected positive numbers")
+    return float(numbers[0]), float(numbers[1]), float(numbers[2])
+
+
+def process_image(
+    image: ImageLike, settings: ImageSettings, *, name: str = "image"
+) -> tuple[Float[np.ndarray, "P E"], Grid]:
+    """Patches of one image and their grid.
+
+    Args:
+      image: path, encoded bytes, PIL image, or uint8 array [H, W], [H, W, 3] or [H, W, 4].
+      settings: sizes, bounds and normalisation.
+      name: of the item, for messages.
+
+    Returns:
+      Patches [P, E] float32 in merge-block order, E = 3 * temporal_patch_size * patch_size**2, and the grid
+      (1, rows, columns) in patches with P = rows * columns.
+
+    Raises:
+      FileNotFoundError: no such file.
+      TypeError: not an image, or an array of another dtype.
+      ValueError: unreadable, empty, larger than Pillow's decompression-bomb limit, or an aspect ratio over 200.
+    """
+    rgb = open_rgb(image, name=name)
+    bounds = [] if settings.first_pixels is None else [settings.first_pixels]
+    for least, most in (*bounds, (settings.min_pixels, settings.max_pixels)):
+        try:
+            height, width = smart_resize(
+                rgb.height, rgb.width, factor=settings.factor, min_pixels=least, max_pixels=most
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        rgb = rgb.resize((width, height))
+    return patchify(np.asarray(rgb), settings), (1, height // settings.patch_size, width // settings.patch_size)
+
+
+def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Size nearest to (height, width) whose sides are multiples of `factor` and whose area is within the bounds.
+
+    As in qwen-vl-utils: sides are rounded (at least `factor`); an area out of bounds scales both sides by the same
+    root and rounds down (too large) or up (too small). Where that would round a side down to nothing, the side stays
+    `factor` and the other is cut to keep the bound.
+
+    Raises:
+      ValueError: a side is 0, or one is more than 200 times the other.
+    """
+    if min(height, width) < 1:
+        raise ValueError(f"the image is {width} x {height} pixels: it has no content")
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise ValueError(
+            f"the image is {width} x {height} pixels, an aspect ratio over {MAX_ASPECT_RATIO}: crop it or cut it into "
+            "several images"
+        )
+    rows = max(1, round(height / factor))
+    cols = max(1, round(width / factor))
+    if rows * cols * factor**2 > max_pixels:
+        scale = math.sqrt((height * width) / max_pixels)
+        rows, cols = math.floor(height / scale / factor), math.floor(width / scale / factor)
+        if min(rows, cols) == 0:
+            longest = max_pixels // factor**2
+            rows, cols = min(max(rows, 1), longest), min(max(cols, 1), longest)
+    elif rows * cols * factor**2 < min_pixels:
+        scale = math.sqrt(min_pixels / (height * width))
+        rows, cols = math.ceil(height * scale / factor), math.ceil(width * scale / factor)
+    return rows * factor, cols * factor
+
+
+def patchify(pixels: UInt8[np.ndarray, "H W 3"], settings: ImageSettings) -> Float[np.ndarray, "P E"]:
+    """Normalised patches [P, E] float32 of uint8 pixels whose sides are multiples of patch_size * merge_size.
+
+    Row order: the merge x merge patches of one visual token are adjacent. Value order: channel, frame, row, column;
+    a still image fills all temporal_patch_size frames.
+    """
+    size, merge, frames = settings.patch_size, settings.merge_size, settings.temporal_patch_size
+    rows, cols = pixels.shape[0] // settings.factor, pixels.shape[1] // settings.factor
+    blocks = pixels.reshape(rows, merge, size, cols, merge, size, 3).transpose(0, 3, 1, 4, 6, 2, 5)
+    blocks = np.ascontiguousarray(blocks)  # [rows, cols, merge, merge, 3, size, size]
+    patches = np.empty((*blocks.shape[:5], frames, size, size), np.float32)
+    for channel, values in enumerate(_value_table(settings)):
+        patches[:, :, :, :, channel] = values[blocks[:, :, :, :, channel]][:, :, :, :, None]
+    return patches.reshape(-1, settings.patch_values)
+
+
+def _value_table(settings: ImageSettings) -> Float[np.ndarray, "3 256"]:
+    """Normalised value of every byte; the roundings of the reference: rescale in float64, the rest in float32."""
+    rescaled = (np.arange(256, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
+    mean, std = (np.array(x, np.float32)[:, None] for x in (settings.image_mean, settings.image_std))
+    return (rescaled - mean) / std
+
+
+def open_rgb(image: ImageLike, *, name: str = "image") -> Image.Image:
+    """RGB image, decoded: RGBA is pasted on white, every other mode goes through Pillow's convert("RGB").
+
+    Raises: as `process_image`.
+    """
+    if isinstance(image, np.ndarray):
+        return _to_rgb(_from_array(image, name))
+    if isinstance(image, Image.Image):
+        return _decode(image, f"the PIL image of {name}")
+    if isinstance(image, bytes):
+        if not image:
+            raise ValueError(f"{name}: the image has 0 bytes: write the data again")
+        return _open(io.BytesIO(image), f"the image bytes of {name}")
+    if isinstance(image, str | Path):
+        return _open(existing_file(image, name, "image", "the path of an image"), f"{name} ('{image}')")
+    raise TypeError(
+        f"{name} is a {type(image).__name__}, expected an image: a path, bytes, a PIL image or an array [H, W, 3] uint8"
+    )
+
+
+def existing_file(path: str | Path, name: str, kind: str, wanted: str) -> Path:
+    """The path of a local file that holds something; `kind` and what is `wanted` are words for the errors.
+
+    Raises:
+      FileNotFoundError, ValueError: it is not there; it is a URL, a folder or empty.
+    """
+    if "://" in str(path):
+        raise ValueError(f"{name}: '{path}' is a URL; {kind}s are read from local files only: download it first")
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{name}: no {kind} file '{path}' (from {Path.cwd()})")
+    if not path.is_file():
+        raise ValueError(f"{name}: '{path}' is not a file: pass {wanted}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{name}: the {kind} file '{path}' has 0 bytes: write or download it again")
+    return path
+
+
+def _open(source: Path | io.BytesIO, what: str) -> Image.Image:
+    try:
+        with Image.open(source) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels exceed the limit of {limit}")
+            return _to_rgb(image)
+    # Pillow only warns between the limit and twice the limit; here both are errors.
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"{what} may be a decompression bomb ({error}): make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if "
+            "you trust it"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{what} is not an image that Pillow can read: convert it to PNG or JPEG") from error
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... by format
+        raise _undecodable(what, error) from error
+
+
+def _decode(image: Image.Image, what: str) -> Image.Image:
+    """An opened image may still have to read its file."""
+    try:
+        return _to_rgb(image)
+    except Exception as error:
+        raise _undecodable(what, error) from error
+
+
+def _undecodable(what: str, error: Exception) -> ValueError:
+    return ValueError(f"{what} can not be decoded ({error}): the data is truncated or damaged; write it again")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def _from_array(array: np.ndarray, name: str) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise TypeError(
+            f"{name}: the image array has dtype {array.dtype}, expected uint8 in 0..255; for floats in 0..1 pass "
+            "(array * 255).round().astype(numpy.uint8) after checking that none is NaN"
+        )
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ValueError(f"{name}: the image array has shape {array.shape}, expected [H, W], [H, W, 3] or [H, W, 4]")
+    if array.size == 0:
+        raise ValueError(f"{name}: the image array has shape {array.shape}: it has no content")
+    return Image.fromarray(np.ascontiguousarray(array))

@@ -1,0 +1,183 @@
+"""What a user may pass as one query or document, and its checks (no file is opened here)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from smart_jax.inputs.image import ImageLike
+from smart_jax.inputs.video import VideoLike, check_sampling, check_video
+
+_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".jp2", ".avif"),
+)
+_KEYS = ("text", "image", "images", "video", "videos", "fps", "max_frames", "instruction")
+_IMAGE_TYPES = (Path, bytes, Image.Image, np.ndarray)
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """Contents of one item; in the prompt videos come first, then images, then texts.
+
+    fps and max_frames are of its videos, None = the settings'.
+    """
+
+    texts: tuple[str, ...] = ()
+    images: tuple[ImageLike, ...] = ()
+    instruction: str | None = None
+    videos: tuple[VideoLike, ...] = ()
+    fps: float | None = None
+    max_frames: int | None = None
+
+
+def check_items(items: Any) -> Sequence[Any]:
+    """The items as a sequence, checked as far as that takes no decoding.
+
+    A list or tuple has each item parsed (texts not empty, files there, keys known), so that a mistake shows before
+    hours of encoding; any other sequence is taken as it is and read item by item, so that a corpus may live on disk.
+
+    Raises:
+      TypeError: a single item instead of a list, or an item of an unknown type.
+      ValueError: no items, or an item without content; the message names its index.
+      FileNotFoundError: an image file is not there.
+    """
+    if isinstance(items, str | bytes | Path | Mapping | Image.Image) or (
+        isinstance(items, np.ndarray) and items.ndim in (0, 2, 3)
+    ):
+        raise TypeError(f"items is a single {type(items).__name__}: pass a list, even for one item")
+    if not isinstance(items, Iterable) and not hasattr(items, "__getitem__"):
+        raise TypeError(f"items is a {type(items).__name__}, expected a list of texts, images or dicts")
+    if not isinstance(items, Sequence):  # arrays, generators, data frame columns
+        items = list(items)
+    if len(items) == 0:
+        raise ValueError("items is empty: pass at least one text, image or dict")
+    if isinstance(items, list | tuple):
+        for i, item in enumerate(items):
+            parse_item(item, name=f"item {i}")
+    return items
+
+
+def parse_item(item: Any, *, name: str = "item") -> Item:
+    """The parts of one item.
+
+    Args:
+      item: a text; a path (`pathlib.Path`, or a str that ends in an image suffix and exists), encoded bytes, PIL image
+        or uint8 array as an image; or a dict with text (str or list), image or images (one or a list), video (a path, a
+        list of frames or an array [T, H, W, 3]) or videos (a list of such), fps, max_frames, instruction. In a dict,
+        text is never taken for a path, and image is never taken for text.
+      name: for messages, such as "item 3".
+
+    Raises:
+      TypeError: of another type.
+      ValueError: no content, an unknown key, or a video that can not be used.
+      FileNotFoundError: the str, the image or the video names a file that is not there.
+    """
+    if isinstance(item, str):
+        return Item(images=(item,)) if _is_image_path(item, name) else Item(texts=(_text(item, name),))
+    if isinstance(item, _IMAGE_TYPES):
+        return Item(images=(_image(item, name),))
+    if isinstance(item, Mapping):
+        return _parse_dict(item, name)
+    hint = "; for several images pass {'images': [...]}" if isinstance(item, list | tuple) else ""
+    raise TypeError(
+        f"{name} is a {type(item).__name__}, expected a text, a path, a PIL image, an array [H, W, 3] uint8 or a dict "
+        f"with text, image, video and instruction{hint}"
+    )
+
+
+def _parse_dict(item: Mapping[str, Any], name: str) -> Item:
+    if unknown := [key for key in item if key not in _KEYS]:
+        raise ValueError(f"{name} has unknown keys {unknown}: known are {', '.join(_KEYS)}")
+    for one, several in (("image", "images"), ("video", "videos")):
+        if item.get(one) is not None and item.get(several) is not None:
+            raise ValueError(f"{name} has both '{one}' and '{several}': pass all of them as '{several}'")
+    instruction = item.get("instruction")
+    if instruction is not None and not isinstance(instruction, str):
+        raise TypeError(f"{name}: the instruction is a {type(instruction).__name__}, expected a str")
+    given = item.get("images") if item.get("image") is None else item["image"]
+    images = tuple(_image(image, name) for image in _as_list(given))
+    videos = _videos(item, name)
+    texts = [_utf8(text, name) for text in _as_list(item.get("text"))]
+    texts = [text for text in texts if text]  # an empty text beside an image adds nothing to the prompt
+    if not images and not videos and not any(text.strip() for text in texts):
+        raise ValueError(f"{name} has neither text nor image nor video: fill one in, or drop the item ({_NULL_HINT})")
+    return Item(tuple(texts), images, instruction, videos, item.get("fps"), item.get("max_frames"))
+
+
+def _videos(item: Mapping[str, Any], name: str) -> tuple[VideoLike, ...]:
+    given = item.get("videos")
+    if given is None:
+        given = [] if item.get("video") is None else [item["video"]]
+    if not isinstance(given, list | tuple):
+        raise TypeError(f"{name}: videos is a {type(given).__name__}, expected a list; pass a single one as 'video'")
+    fps, max_frames = item.get("fps"), item.get("max_frames")
+    if not given and (fps is not None or max_frames is not None):
+        raise ValueError(f"{name} has fps or max_frames but no video: pass 'video', or leave them out")
+    try:
+        check_sampling(1 if fps is None else fps, 2 if max_frames is None else max_frames)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return tuple(check_video(video, name=name) for video in given)
+
+
+_NULL_HINT = "the reference embeds an empty item as the text 'NULL'; pass that text to do the same"
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _text(text: str, name: str) -> str:
+    if not text.strip():
+        raise ValueError(f"{name} is an empty text: fill it in, or drop the item ({_NULL_HINT})")
+    return _utf8(text, name)
+
+
+def _utf8(text: Any, name: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{name}: the text is a {type(text).__name__}, expected a str or a list of str")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: the text has a lone surrogate at character {error.start}: decode it again with errors='replace'"
+        ) from error
+    return text
+
+
+def _image(image: Any, name: str) -> ImageLike:
+    if isinstance(image, str):
+        if "://" in image:
+            raise ValueError(f"{name}: '{image}' is a URL; images are read from local files only: download it first")
+        image = Path(image)
+    if isinstance(image, Path) and not image.exists():
+        raise FileNotFoundError(f"{name}: no image file '{image}' (from {Path.cwd()})")
+    if not isinstance(image, _IMAGE_TYPES):
+        raise TypeError(
+            f"{name}: the image is a {type(image).__name__}, expected a path, bytes, a PIL image or an array "
+            "[H, W, 3] uint8"
+        )
+    return image
+
+
+def _is_image_path(text: str, name: str) -> bool:
+    """Whether a bare str is an image file; something that can only be meant as one but does not exist is an error."""
+    if not text.lower().endswith(_SUFFIXES):
+        return False
+    if os.path.isfile(text):
+        return True
+    if any(c.isspace() for c in text):
+        return False
+    remedy = "give the path of a file, or pass {'text': ...} if it is meant as text"
+    if "://" in text:
+        raise ValueError(f"{name}: '{text}' is a URL, and images are read from local files only: {remedy}")
+    raise FileNotFoundError(f"{name}: no image file '{text}' (from {Path.cwd()}): {remedy}")

@@ -1,0 +1,177 @@
+"""The prompt of a checkpoint: its text, its tokenizer and chat template, and which tokens are kept."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from smart_jax.files import read_json
+from smart_jax.inputs.settings import VISUAL, Turns
+from smart_jax.models import QwenVLConfig
+
+if TYPE_CHECKING:  # transformers takes a second to import: only where a tokenizer is read
+    from jinja2 import Template
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # one of them is there
+_MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+
+
+class _Part(NamedTuple):
+    """Of a turn's content."""
+
+    source: str
+    template: Template
+
+    def content(self, values: Mapping[str, Any]) -> list[dict[str, str]]:
+        """As chat templates read it."""
+        if self.source == VISUAL:
+            return [{"type": "video"}] * values["videos"] + [{"type": "image"}] * values["images"]
+        text = self.template.render(values)
+        return [{"type": "text", "text": text}] if text else []
+
+
+class Prompt:
+    """Writes the prompt of a checkpoint.
+
+    A template (Jinja, sandboxed; an item's texts are values and never read as templates) has these variables:
+      texts: list of the item's texts; images, videos: how many it has; query: whether it is a query;
+      instruction: as given, or the default, or "" (the filter `sentence` strips it and ends it in a period unless its
+        last character is punctuation, Unicode P*);
+      visual: placeholders between their marks of all videos and then all images; image, video: those of one;
+      image_token, video_token: the bare placeholders.
+    """
+
+    def __init__(
+        self,
+        prompt: str | Turns,
+        tokenizer: PreTrainedTokenizerBase,
+        config: QwenVLConfig,
+        chat_template: str | None = None,
+    ):
+        """Raises ValueError: a template has a syntax error.
+
+        Args:
+          prompt: a template, or turns (each its role and the templates of its parts) for the chat template.
+          tokenizer, config: of the checkpoint.
+          chat_template: the checkpoint's; needed for turns.
+        """
+        from jinja2 import StrictUndefined, TemplateSyntaxError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        jinja = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
+        jinja.filters["sentence"] = sentence
+        self._literal = isinstance(prompt, str)
+        turns: Turns = (("", prompt),) if isinstance(prompt, str) else prompt
+        try:
+            self._turns = [(role, [_Part(part, jinja.from_string(part)) for part in parts]) for role, *parts in turns]
+        except TemplateSyntaxError as error:
+            raise ValueError(f"the prompt is not a Jinja template ({error}): {prompt!r}") from error
+        self._tokenizer, self._chat_template = tokenizer, chat_template
+        ids = (config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id)
+        image, video, start, end = (str(tokenizer.convert_ids_to_tokens(i)) for i in ids)
+        self._tokens = {"image_token": image, "video_token": video}
+        self._tokens |= {"image": f"{start}{image}{end}", "video": f"{start}{video}{end}"}
+
+    def __call__(
+        self, texts: Sequence[str], *, images: int = 0, videos: int = 0, instruction: str = "", query: bool = False
+    ) -> str:
+        """The prompt of one item, with one placeholder per video and image.
+
+        Raises:
+          ValueError: a template can not be rendered.
+        """
+        from jinja2 import TemplateError
+
+        visual = self._tokens["video"] * videos + self._tokens["image"] * images
+        values = {"texts": list(texts), "images": images, "videos": videos, "query": query, "visual": visual}
+        values |= {"instruction": instruction, **self._tokens}
+        try:
+            if self._literal:
+                return self._turns[0][1][0].template.render(values)
+            turns: Any = [
+                {"role": role, "content": [piece for part in parts for piece in part.content(values)]}
+                for role, parts in self._turns
+            ]
+            return str(
+                self._tokenizer.apply_chat_template(
+                    turns, chat_template=self._chat_template, tokenize=False, add_generation_prompt=True
+                )
+            )
+        except TemplateError as error:
+            raise ValueError(f"the prompt or chat template can not be rendered: {error}") from error
+
+
+def sentence(instruction: str) -> str:
+    """The instruction, stripped, with a final period unless its last character is punctuation (Unicode P*)."""
+    instruction = instruction.strip()
+    return instruction + "." * (bool(instruction) and not unicodedata.category(instruction[-1]).startswith("P"))
+
+
+def dropped_token_ids(tokenizer: PreTrainedTokenizerBase, config: QwenVLConfig) -> set[int]:
+    """Token ids that take no part in late interaction (SMART, arXiv:2605.24938).
+
+    All of the tokenizer's special tokens and the markers of turns and images; visual placeholders are kept, and so are
+    the words of the template and of the instruction.
+    """
+    dropped = set(tokenizer.all_special_ids)
+    dropped |= {i for marker in _MARKERS if (i := _token_id(tokenizer, marker)) is not None}
+    return dropped - {config.image_token_id, config.video_token_id}
+
+
+def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
+    found = tokenizer.convert_tokens_to_ids(token)
+    return found if isinstance(found, int) and tokenizer.convert_ids_to_tokens(found) == token else None
+
+
+def added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
+    """What the tokenizer puts before and after every text; most put nothing."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return np.array(full[:start], np.int64), np.array(full[start + len(bare) :], np.int64)
+
+
+def read_tokenizer(folder: Path, *, added: str | None = None) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer, with the token `added` if it lacks it.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: its files are corrupt.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise FileNotFoundError(f"{folder} lacks tokenizer.json: copy it from the original checkpoint")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer("a")
+    except Exception as error:  # the Rust tokenizers raise a bare Exception
+        raise ValueError(
+            f"the tokenizer in {folder} (tokenizer.json, tokenizer_config.json) can not be read ({error}): fetch the "
+            "checkpoint again"
+        ) from error
+    if added is not None:
+        tokenizer.add_tokens([added])
+    return tokenizer
+
+
+def read_chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The checkpoint's Jinja template of turns; ValueError when there is none."""
+    # The processor's own file comes first, as in transformers; then chat_template.jinja and tokenizer_config.json.
+    template = tokenizer.chat_template
+    if (path := folder / "chat_template.json").is_file():
+        template = read_json(path).get("chat_template", template)
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not isinstance(template, str) or not template:
+        raise ValueError(
+            f"{folder} has no chat template (chat_template.jinja, chat_template.json or tokenizer_config.json): copy "
+            "one from the original checkpoint"
+        )
+    return template

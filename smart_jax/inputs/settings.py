@@ -1,0 +1,178 @@
+"""How a checkpoint's inputs are written, sized and read: the keys of smart_jax.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smart_jax.files import read_json
+from smart_jax.inputs.video import VideoSettings
+
+SETTINGS_FILE = "smart_jax.json"
+BEFORE = "before:"  # of a pooling rule that names a token
+POOLINGS = ("last", "mean", f"{BEFORE}TOKEN")
+VISUAL = "{{ visual }}"
+
+# Each turn is its role and then the parts of its content, Jinja templates.
+Turns = tuple[tuple[str, ...], ...]
+
+QWEN3_TURNS: Turns = (
+    ("system", "{{ instruction | sentence }}"),
+    ("user", VISUAL, "{{ texts | join or ('' if images or videos else 'NULL') }}"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Prompt, pooling and sizes of a multimodal checkpoint; the defaults are Qwen3-VL-Embedding's.
+
+    `smart_jax.inputs.presets.HEADS` has those of other models, and a checkpoint folder may carry any of them as
+    `smart_jax.json`.
+
+    Attributes:
+      head: name of the row of `smart_jax.inputs.presets.HEADS` that the others come from.
+      prompt: the whole prompt as one Jinja template, or turns for the checkpoint's chat template: each its role and
+        the templates of its content's parts, after which the assistant's turn is opened. See
+        `smart_jax.inputs.prompt.Prompt` for the variables.
+      pooling: "last" = the state of the last token, "before:TOKEN" = the state before the first such token (added to
+        the tokenizer if it lacks it), "mean" = the mean over the visual tokens and their marks, or over all tokens
+        where there are none. States are those after the final norm, the pooled vector is always L2-normalised.
+      keep: the tokens of late interaction: "words" = all but special tokens, visual ones included, "all" = every one.
+      query_visual: whether a query's visual tokens are among them.
+      instructions: which items may be given one: "all", "queries" or "none".
+      default_instruction: where nobody gives an instruction; None = nothing.
+      query_instruction: for queries where nobody gives one; None = default_instruction.
+      positions: "mrope" = temporal, height and width of the visual tokens; "sequential" = 0, 1, 2, ... for all tokens.
+      deepstack: whether Qwen3-VL's DeepStack features are added to the first layers.
+      min_pixels, max_pixels: bounds of an image's height * width after the resize; None = preprocessor_config.json's.
+      first_pixels: bounds of a resize before that one; None = there is one resize.
+      max_length: tokens of a row; what is longer is cut at the end, or, of "before:TOKEN", in the text.
+      length_buckets, patch_buckets: padded sizes; None = two per octave.
+      video: how a video is read: "frames", "middle" = its middle frame as an image, "none" = it is refused.
+      fps, max_frames: frames taken of a video per second, and at most.
+      video_min_pixels, video_max_pixels: bounds of a video frame's height * width after the resize.
+      video_total_pixels: bound of a whole video, its frames counted in pairs.
+    """
+
+    head: str = "qwen3_vl_embedding"
+    prompt: str | Turns = QWEN3_TURNS
+    pooling: str = "last"
+    keep: str = "words"
+    query_visual: bool = True
+    instructions: str = "all"
+    default_instruction: str | None = "Represent the user's input."
+    query_instruction: str | None = None
+    positions: str = "mrope"
+    deepstack: bool = True
+    min_pixels: int | None = 4096
+    max_pixels: int | None = 1_843_200
+    first_pixels: tuple[int, int] | None = None
+    max_length: int = 8192
+    length_buckets: tuple[int, ...] | None = None
+    patch_buckets: tuple[int, ...] | None = None
+    video: str = "frames"
+    fps: float = VideoSettings.fps
+    max_frames: int = VideoSettings.max_frames
+    video_min_pixels: int = VideoSettings.min_pixels
+    video_max_pixels: int = VideoSettings.max_pixels
+    video_total_pixels: int = VideoSettings.total_pixels
+
+    @property
+    def videos(self) -> VideoSettings:
+        return VideoSettings(
+            self.fps, self.max_frames, self.video_min_pixels, self.video_max_pixels, self.video_total_pixels
+        )
+
+    @property
+    def pooling_token(self) -> str | None:
+        """Of the rule "before:TOKEN"."""
+        return self.pooling.removeprefix(BEFORE) if self.pooling.startswith(BEFORE) else None
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "video_min_pixels", "video_max_pixels", "video_total_pixels"):
+            check_positive(name, getattr(self, name))
+        for name in ("min_pixels", "max_pixels"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name))
+        for name in ("length_buckets", "patch_buckets", "first_pixels"):
+            object.__setattr__(self, name, checked_sizes(name, getattr(self, name)))
+        for name in ("default_instruction", "query_instruction"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise ValueError(f"{name} is {value!r}, expected a text or null")
+        if self.default_instruction is not None and not self.default_instruction.strip():
+            raise ValueError(f"default_instruction is {self.default_instruction!r}, expected a text or null")
+        for name, known in _CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} is {value!r}, expected {' or '.join(map(repr, known))}")
+        if self.pooling not in ("last", "mean") and not self.pooling_token:
+            raise ValueError(f"pooling is {self.pooling!r}, expected {', '.join(map(repr, POOLINGS))}")
+        object.__setattr__(self, "prompt", _checked_prompt(self.prompt))
+        _ = self.videos  # makes its own checks
+
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "keep": ("words", "all"),
+    "query_visual": (True, False),
+    "instructions": ("all", "queries", "none"),
+    "positions": ("mrope", "sequential"),
+    "deepstack": (True, False),
+    "video": ("frames", "middle", "none"),
+}
+
+
+def _checked_prompt(prompt: Any) -> str | Turns:
+    if isinstance(prompt, str) and prompt:
+        return prompt
+    turns = tuple(tuple(turn) for turn in prompt) if _is_list(prompt) and all(map(_is_list, prompt)) else ()
+    if not turns or not all(len(turn) > 1 and all(isinstance(part, str) for part in turn) for turn in turns):
+        raise ValueError(
+            f"prompt is {prompt!r}, expected a Jinja template or turns, [['system', '{{{{ instruction }}}}'], ['user', "
+            f"'{VISUAL}', '{{{{ texts | join }}}}']]"
+        )
+    return turns
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises ValueError unless the value is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}, expected a positive integer")
+
+
+def checked_sizes(name: str, sizes: Any) -> tuple[int, ...] | None:
+    """The sizes as a tuple, None as it is; ValueError for anything but a list of positive integers."""
+    if sizes is None:
+        return None
+    if not isinstance(sizes, list | tuple) or not sizes:
+        raise ValueError(f"{name} is {sizes!r}, expected a list of positive integers")
+    for size in sizes:
+        check_positive(name, size)
+    return tuple(sizes)
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """What the folder's smart_jax.json says; empty where there is none."""
+    path = Path(folder) / SETTINGS_FILE
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def with_settings(settings: Any, folder: str | Path, found: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
+    """The dataclass `settings` with what the folder's file says, `found`, and then `overrides`, changed.
+
+    Raises:
+      ValueError: a key or a value is not one of the dataclass; the message names it and where it came from.
+    """
+    path = Path(folder) / SETTINGS_FILE
+    known: Sequence[str] = [field.name for field in dataclasses.fields(settings)]
+    for source, keys in ((str(path), found), ("Preprocessor", overrides)):
+        if unknown := [key for key in keys if key not in known]:
+            raise ValueError(f"{source}: unknown settings {', '.join(unknown)}; known are {', '.join(known)}")
+    try:
+        return dataclasses.replace(settings, **{**found, **overrides})
+    except ValueError as error:
+        raise ValueError(f"{path if found else 'Preprocessor'}: {error}") from error

@@ -1,0 +1,327 @@
+"""A model for mteb's retrieval tasks: `mteb.evaluate(smart_jax.mteb_model("Qwen/Qwen3-VL-Embedding-2B"), tasks)`.
+
+mteb (extra `mteb`) brings torch, and is imported by the functions of this module when they are called, nowhere else.
+The corpus is encoded row by row from its data set, kept packed, and searched exactly: no padded copy of it exists.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from smart_jax.encoder import Encoder, load
+from smart_jax.files import EMBEDDED
+from smart_jax.inputs import TextPreprocessor
+from smart_jax.models import checksum
+from smart_jax.retrieval import Embeddings, score, search
+
+INSTALL = "pip install 'smart_jax[mteb]'"
+EMPTY = "NULL"  # the text of an item without content, as in the reference of arXiv:2605.24938
+STORAGE_DTYPES = ("float32", "float16")
+_ENCODE_KWARGS = ("batch_size", "show_progress_bar")
+
+
+def mteb_model(
+    model: str | Path | Encoder,
+    *,
+    pooled_weight: float = 1.0,
+    late_weight: float = 1.0,
+    instruction: str | None = None,
+    document_instruction: str | None = None,
+    task_prompts: bool | None = None,
+    batch_size: int | None = None,
+    storage_dtype: str = "float32",
+    device_bytes: int | None = None,
+    **options: Any,
+) -> MtebModel:
+    """A model that mteb's retrieval and reranking tasks take, of texts and of images (ViDoRe, BEIR, LIMIT, ...).
+
+    Queries get the first of these instructions that there is, documents likewise with `document_instruction`:
+      1. the given one, in every task;
+      2. with task_prompts the task's, `metadata.prompt`: its "query" or "document" entry; a plain text is the queries';
+      3. the model's default.
+    mteb's generic prompt of tasks without one of their own is never used. What a task asks for query by query
+    (InstructionRetrieval) is part of the query's text, as mteb writes it.
+
+    mteb ranks documents of equal score by their ids, not by `eval.ranking`'s hash. Its cache of results knows a run by
+    the checkpoint's files, the adapter's values and every option here that changes scores.
+
+    Args:
+      model: what `smart_jax.load` takes, or an `Encoder`.
+      pooled_weight, late_weight: of the score; 1 and 0 is single-vector retrieval, 0 and 1 late interaction alone.
+      instruction, document_instruction: see above.
+      task_prompts: None = True where the model's prompt has a place for an instruction: not of BERT encoders, to whose
+        texts it would be prefixed, nor of jina-embeddings-v4.
+      batch_size: rows per batch; None = mteb's, `encode_kwargs={"batch_size": 32}`.
+      storage_dtype: of the embeddings in memory, "float32" or "float16".
+      device_bytes: as in `smart_jax.search`.
+      **options: of `smart_jax.load`: adapter, dtype, mesh, revision, head, ...; the mesh also shares the search.
+
+    Raises:
+      ModuleNotFoundError: mteb is not installed; the message says how to.
+      ValueError: another storage_dtype, weights that are both 0, options beside an `Encoder`, or as `smart_jax.load`.
+    """
+    _import_mteb()
+    if storage_dtype not in STORAGE_DTYPES:
+        raise ValueError(f"storage_dtype is {storage_dtype!r}: use one of {', '.join(STORAGE_DTYPES)}")
+    if not pooled_weight and not late_weight:
+        raise ValueError("pooled_weight and late_weight are both 0: nothing is left to score")
+    if isinstance(model, Encoder) and options:
+        raise ValueError(f"an Encoder is loaded already: pass {', '.join(options)} to smart_jax.load")
+    encoder = model if isinstance(model, Encoder) else load(model, **options)
+    return MtebModel(
+        encoder,
+        name=_name(model),
+        weights={"pooled_weight": pooled_weight, "late_weight": late_weight},
+        instructions={"query": instruction, "document": document_instruction},
+        task_prompts=task_prompts,
+        batch_size=batch_size,
+        storage_dtype=storage_dtype,
+        device_bytes=device_bytes,
+    )
+
+
+class MtebModel:
+    """mteb's `SearchProtocol`; made by `mteb_model`, which documents the arguments.
+
+    Attributes:
+      encoder: with its adapter, if it has one.
+      mteb_model_meta: what mteb reports the results under.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        name: str,
+        weights: Mapping[str, float],
+        instructions: Mapping[str, str | None],
+        task_prompts: bool | None,
+        batch_size: int | None,
+        storage_dtype: str,
+        device_bytes: int | None,
+    ):
+        self.encoder = encoder
+        self._weights: dict[str, Any] = dict(weights)
+        self._instructions = dict(instructions)
+        self._prompted = _prompted_kinds(encoder) if task_prompts is None else ("query", "document") * task_prompts
+        self._batch_size, self._dtype = batch_size, np.dtype(storage_dtype)
+        self._device_bytes = device_bytes
+        self._documents: Embeddings | None = None
+        self._ids: list[str] = []
+        self.modalities = ["text"] if isinstance(encoder.preprocessor, TextPreprocessor) else ["text", "image"]
+        self.mteb_model_meta = _meta(self, name)
+
+    def index(
+        self,
+        corpus: Any,
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        encode_kwargs: Mapping[str, Any],
+        num_proc: int | None = None,
+        **_: Any,
+    ) -> None:
+        """Encodes a corpus in place of the one before.
+
+        Args:
+          corpus: a `datasets.Dataset` with the columns id and text (title), image, or both.
+          task_metadata: of the task: its prompt and its modalities.
+          hf_split, hf_subset: of the task, for messages.
+          encode_kwargs: batch_size and show_progress_bar.
+          num_proc: processes that prepare the data set.
+
+        Raises:
+          ValueError: documents of a kind that the model does not read, ids that repeat, or unknown encode_kwargs.
+        """
+        self._documents = None  # before the next is made
+        ids = [str(i) for i in corpus["id"]]
+        if twice := [i for i, n in Counter(ids).items() if n > 1]:
+            raise ValueError(f"task {task_metadata.name}, {hf_subset}, {hf_split}: document {twice[0]} is there twice")
+        self._ids = ids
+        self._documents = self._encode(corpus, "document", task_metadata, encode_kwargs, num_proc)
+
+    def search(
+        self,
+        queries: Any,
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        top_k: int,
+        encode_kwargs: Mapping[str, Any],
+        top_ranked: Mapping[str, Sequence[str]] | None = None,
+        num_proc: int | None = None,
+        **_: Any,
+    ) -> dict[str, dict[str, float]]:
+        """The best documents of every query and their scores.
+
+        Args:
+          queries: a `datasets.Dataset` with the columns id and text, image, or both.
+          top_k: documents per query, or all if there are fewer.
+          top_ranked: ids of the documents that each query ranks (reranking tasks); None = all.
+          task_metadata, hf_split, hf_subset, encode_kwargs, num_proc: as in `index`.
+
+        Returns:
+          {query id: {document id: score}}.
+
+        Raises:
+          ValueError: nothing is indexed, top_ranked names an unknown document, or as `index`.
+        """
+        if self._documents is None:
+            raise ValueError("no corpus is indexed: call index first")
+        ids = [str(i) for i in queries["id"]]
+        q = self._encode(queries, "query", task_metadata, encode_kwargs, num_proc)
+        if top_ranked is None:
+            scores, found = search(
+                q, self._documents, top_k, **self._weights, mesh=self.encoder.mesh, device_bytes=self._device_bytes
+            )
+            return {
+                query: {self._ids[i]: value for i, value in zip(row, values, strict=True)}
+                for query, row, values in zip(ids, found.tolist(), scores.tolist(), strict=True)
+            }
+        places = {document: i for i, document in enumerate(self._ids)}
+        return {query: self._reranked(q[i], top_ranked.get(query, ()), places, top_k) for i, query in enumerate(ids)}
+
+    def _reranked(
+        self, q: Embeddings, candidates: Sequence[str], places: Mapping[str, int], top_k: int
+    ) -> dict[str, float]:
+        """Of one query."""
+        assert self._documents is not None
+        if unknown := [document for document in candidates if document not in places]:
+            raise ValueError(f"the document {unknown[0]} to rerank is not in the corpus")
+        if not len(candidates):
+            return {}
+        values = score(q, self._documents[[places[document] for document in candidates]], **self._weights)[0]
+        best = np.argsort(-values, kind="stable")[:top_k]
+        return {candidates[i]: float(values[i]) for i in best.tolist()}
+
+    def _encode(
+        self, rows: Any, kind: str, task_metadata: Any, encode_kwargs: Mapping[str, Any], num_proc: int | None
+    ) -> Embeddings:
+        if unknown := [key for key in encode_kwargs if key not in _ENCODE_KWARGS]:
+            raise ValueError(
+                f"unknown encode_kwargs {', '.join(unknown)}: use some of {', '.join(_ENCODE_KWARGS)}; the precision "
+                "of the embeddings is mteb_model's storage_dtype"
+            )
+        encode = self.encoder.encode_query if kind == "query" else self.encoder.encode_document
+        return encode(
+            _Items(_prepared(rows, kind, task_metadata, num_proc, self.modalities)),
+            instruction=self._instruction(task_metadata, kind),
+            batch_size=self._batch_size or encode_kwargs.get("batch_size"),
+            dtype=self._dtype,
+            progress=None if encode_kwargs.get("show_progress_bar", True) else False,
+        )
+
+    def _instruction(self, task_metadata: Any, kind: str) -> str | None:
+        given = self._instructions[kind]
+        if given is not None or kind not in self._prompted:
+            return given
+        prompt = task_metadata.prompt
+        if isinstance(prompt, Mapping):
+            return prompt.get(kind) or None
+        return prompt or None if kind == "query" else None
+
+
+class _Items(Sequence[Any]):
+    """Rows of a data set as items, read one by one."""
+
+    def __init__(self, rows: Any):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self._rows[index]
+        text, image = row.get("text"), row.get("image")
+        item: dict[str, Any] = {"text": text} if text and text.strip() else {}
+        if image is not None:
+            item["images" if isinstance(image, list) else "image"] = image
+        return item or {"text": EMPTY}
+
+
+def _prepared(rows: Any, kind: str, task_metadata: Any, num_proc: int | None, modalities: Sequence[str]) -> Any:
+    """The data set with the texts that mteb gives to every model, titles, conversations and instructions in them."""
+    _import_mteb()
+    from mteb._create_dataloaders import create_dataloader
+    from mteb.types import PromptType
+
+    prompt_type = PromptType.query if kind == "query" else PromptType.document
+    if unread := [name for name in task_metadata.get_modalities(prompt_type) if name not in modalities]:
+        plural = "queries" if kind == "query" else "documents"
+        raise ValueError(
+            f"task {task_metadata.name} has {plural} with {' and '.join(unread)}, and this model reads "
+            f"{' and '.join(modalities)}: leave the task out"
+        )
+    return create_dataloader(rows, task_metadata=task_metadata, prompt_type=prompt_type, num_proc=num_proc).dataset
+
+
+def _prompted_kinds(encoder: Encoder) -> tuple[str, ...]:
+    """What the model's prompt has a place for an instruction of."""
+    if isinstance(encoder.preprocessor, TextPreprocessor):
+        return ()
+    kinds = {"all": ("query", "document"), "queries": ("query",), "none": ()}
+    return kinds[encoder.preprocessor.settings.instructions]
+
+
+def _meta(model: MtebModel, name: str) -> Any:
+    """mteb's `ModelMeta`."""
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+    encoder = model.encoder
+    about = {
+        **model._weights,
+        "adapter": None if encoder.adapter is None else checksum(nnx.state(encoder.adapter)),
+        "dtype": str(jax.tree.leaves(encoder.params)[0].dtype),
+        "instruction": model._instructions["query"],
+        "document_instruction": model._instructions["document"],
+        "task_prompts": ",".join(model._prompted) or None,
+        "fingerprint": encoder.fingerprint(),
+        "storage_dtype": str(model._dtype),
+    }
+    return ModelMeta.create_empty(
+        {
+            "name": name,
+            "revision": _snapshot(encoder.folder)[1] or encoder.fingerprint(),
+            "modalities": model.modalities,
+            "framework": ["JAX"],
+            "model_type": ["late-interaction"] if model._weights["late_weight"] else ["dense"],
+            "similarity_fn_name": ScoringFunction.CUSTOM,
+            "use_instructions": bool(_prompted_kinds(encoder)),
+            "experiment_kwargs": {key: value for key, value in about.items() if value is not None},
+        }
+    )
+
+
+def _name(model: str | Path | Encoder) -> str:
+    """With one slash, as mteb wants it: a hub id as it is."""
+    if isinstance(model, Encoder):
+        return _snapshot(model.folder)[0] or f"smart_jax/{model.folder.name if model.folder else 'encoder'}"
+    if Path(model).is_dir() or str(model) in EMBEDDED or "/" not in str(model):
+        return f"smart_jax/{Path(model).name}"
+    return str(model)
+
+
+def _snapshot(folder: Path | None) -> tuple[str | None, str | None]:
+    """Hub id and revision of a folder models--OWNER--NAME/snapshots/REVISION of the hub's cache."""
+    parts = folder.absolute().parts if folder is not None else ()
+    if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        return parts[-3].removeprefix("models--").replace("--", "/"), parts[-1]
+    return None, None
+
+
+def _import_mteb() -> None:
+    try:
+        import mteb  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"mteb_model needs mteb, and there is no module {error.name}: {INSTALL}", name=error.name
+        ) from error

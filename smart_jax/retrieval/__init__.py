@@ -1,0 +1,23 @@
+"""Embeddings and states of items, the adapter, reductions, scores and exact search."""
+
+from smart_jax.retrieval import reductions
+from smart_jax.retrieval.adapter import Adapter, AdapterConfig, export_reference, import_reference, parse_layers
+from smart_jax.retrieval.embeddings import Embeddings
+from smart_jax.retrieval.maxsim import maxsim
+from smart_jax.retrieval.score import score, search
+from smart_jax.retrieval.states import LAST, States
+
+__all__ = [
+    "LAST",
+    "Adapter",
+    "AdapterConfig",
+    "Embeddings",
+    "States",
+    "export_reference",
+    "import_reference",
+    "maxsim",
+    "parse_layers",
+    "reductions",
+    "score",
+    "search",
+]

@@ -1,0 +1,377 @@
+"""`Embeddings`: one pooled vector per item and its token vectors, packed; slicing, concatenation, files."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from smart_jax.files import flush, map_file, write
+
+DTYPES = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16))
+INT8 = np.dtype(np.int8)
+FORMAT, VERSION = "smart_jax.embeddings", 1
+INDEX = "embeddings.json"
+CHECKED_AT_ONCE = 2**20  # values summed at a time when looking for NaN: stays in the cache
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Embeddings:
+    """Embeddings of N items: NumPy arrays on the host, read-only.
+
+    Item i owns tokens[offsets[i]:offsets[i + 1]]. Vectors are expected to be L2-normalised: scores are inner products.
+    An item without tokens gets its pooled vector as its single token (arXiv:2605.24938, reference implementation), so
+    that every item of an `Embeddings` has at least one.
+
+    Args:
+      pooled: [N, H] float32, float16 or bfloat16.
+      tokens: [T, D] of the same dtype, or int8.
+      offsets: [N + 1] integers, stored as int64: 0 first, never falling, T last.
+      scales: [T] float32, of int8 tokens only: a token is its scale times its integers. `astype(np.int8)` makes them.
+
+    Raises:
+      TypeError: a dtype that is not one of these.
+      ValueError: shapes do not fit together, offsets are not as above, a vector or scale holds NaN or infinity, or an
+        item without tokens has a pooled vector of another width than the tokens.
+    """
+
+    pooled: Float[Array, "N H"]
+    tokens: Float[Array, "T D"] | Int[Array, "T D"]
+    offsets: Int[Array, " N+1"]
+    scales: Float[Array, " T"] | None = None
+
+    def __post_init__(self):
+        pooled, tokens = _matrix("pooled", self.pooled), _matrix("tokens", self.tokens, (*DTYPES, INT8))
+        if tokens.dtype not in (pooled.dtype, INT8):
+            raise TypeError(f"pooled is {pooled.dtype} and tokens are {tokens.dtype}: cast one with .astype")
+        offsets = check_offsets(self.offsets, items=len(pooled), tokens=len(tokens))
+        scales = _check_scales(self.scales, tokens)
+        check_finite("pooled", pooled, lambda row: f"item {row}")
+        if scales is None:
+            check_finite("tokens", tokens, lambda row: token_name(offsets, row))
+        else:
+            check_finite("its scale", scales[:, None], lambda row: token_name(offsets, row))
+        self._set(pooled, *_fill_empty(pooled, tokens, offsets, scales))
+
+    def _set(self, pooled: Array, tokens: Array, offsets: Array, scales: Array | None = None) -> None:
+        for name, array in (("pooled", pooled), ("tokens", tokens), ("offsets", offsets), ("scales", scales)):
+            if array is not None:
+                array = array.view()
+                array.flags.writeable = False  # what was checked once stays checked
+            object.__setattr__(self, name, array)
+
+    @classmethod
+    def from_checked(cls, pooled: Array, tokens: Array, offsets: Array, scales: Array | None = None) -> Embeddings:
+        """From values that were checked before: no second pass over them."""
+        new = object.__new__(cls)
+        new._set(pooled, tokens, offsets, scales)
+        return new
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def __repr__(self) -> str:
+        return (
+            f"Embeddings({len(self)} items, {len(self.tokens)} tokens, pooled width {self.pooled.shape[1]}, "
+            f"token width {self.tokens.shape[1]}, {self.dtype})"
+        )
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the tokens."""
+        return self.tokens.dtype
+
+    @property
+    def lengths(self) -> Int[Array, " N"]:
+        """Tokens of each item, int64, each at least 1."""
+        return np.diff(self.offsets)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self._arrays().values())
+
+    def _arrays(self) -> dict[str, Array]:
+        arrays = {"pooled": self.pooled, "tokens": self.tokens, "offsets": self.offsets}
+        return arrays if self.scales is None else arrays | {"scales": self.scales}
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Array) -> Embeddings:
+        """Some of the items, as embeddings: `e[3]`, `e[3:7]` (a view), `e[[5, 1, 1]]`, `e[mask]`.
+
+        Raises:
+          IndexError: an item that does not exist, or a mask of another length.
+          TypeError: an index that is not an integer, a slice, or an array of integers or booleans.
+        """
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step == 1:
+                return self._run(start, max(start, stop))
+            return self._take(np.arange(start, stop, step))
+        items = np.asarray(index)
+        if items.dtype == bool:
+            if items.shape != (len(self),):
+                raise IndexError(f"mask of shape {items.shape}: it must have shape ({len(self)},)")
+            return self._take(np.flatnonzero(items))
+        if items.size == 0:
+            items = items.astype(np.int64)
+        if not np.issubdtype(items.dtype, np.integer) or items.ndim > 1:
+            raise TypeError(f"index {index!r}: give an int, a slice, or a 1-D array of integers or booleans")
+        outside = (items < -len(self)) | (items >= len(self))
+        if outside.any():
+            raise IndexError(f"item {int(items[outside].ravel()[0])} of embeddings with {len(self)} items")
+        return self._take(np.atleast_1d(items) % max(len(self), 1))
+
+    def _run(self, start: int, stop: int) -> Embeddings:
+        first, last = self.offsets[start], self.offsets[stop]
+        scales = None if self.scales is None else self.scales[first:last]
+        offsets = self.offsets[start : stop + 1] - first
+        return self.from_checked(self.pooled[start:stop], self.tokens[first:last], offsets, scales)
+
+    def _take(self, items: Int[Array, " M"]) -> Embeddings:
+        lengths = self.lengths[items]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[items] - offsets[:-1], lengths)
+        scales = None if self.scales is None else self.scales[rows]
+        return self.from_checked(self.pooled[items], self.tokens[rows], offsets, scales)
+
+    def astype(self, dtype: Any) -> Embeddings:
+        """The same embeddings stored as float32, float16 or bfloat16, or with int8 tokens.
+
+        int8: each token's largest component becomes 127 or -127, the others are rounded in that proportion, and its
+        scale is stored beside it; pooled vectors stay as they are.
+
+        Raises:
+          TypeError: another dtype.
+          ValueError: a value does not fit the dtype.
+        """
+        dtype = np.dtype(dtype)
+        if dtype not in (*DTYPES, INT8):
+            raise TypeError(f"dtype {dtype}: embeddings are stored as {_names((*DTYPES, INT8))}")
+        if dtype == self.dtype:
+            return self
+        if dtype == INT8:
+            tokens, scales = _quantize(self.tokens)
+            return self.from_checked(self.pooled, tokens, self.offsets, scales)
+        tokens = self.tokens if self.scales is None else self.tokens * self.scales[:, None]
+        return Embeddings(_cast(self.pooled, dtype), _cast(tokens, dtype), self.offsets)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
+        """The items of all parts, in order.
+
+        Raises:
+          ValueError: no parts, or parts of different widths or dtypes.
+        """
+        parts = list(parts)
+        if not parts:
+            raise ValueError("no embeddings to concatenate: the list is empty")
+        for i, part in enumerate(parts):
+            kinds = [(p.pooled.shape[1], p.pooled.dtype, p.tokens.shape[1], p.dtype) for p in (part, parts[0])]
+            if kinds[0] != kinds[1]:
+                raise ValueError(f"part {i} is {part!r}, but part 0 is {parts[0]!r}: widths and dtype must be equal")
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate([p.lengths for p in parts]))]).astype(np.int64)
+        arrays = {name: np.concatenate([p._arrays()[name] for p in parts]) for name in parts[0]._arrays()}
+        return Embeddings.from_checked(**(arrays | {"offsets": offsets}))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `embeddings.json` and the safetensors file that it names.
+
+        Replacing the JSON file is the last step: a save that is cut off leaves the folder's former embeddings whole.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"embeddings-{secrets.token_hex(4)}.safetensors"
+        index = {"format": FORMAT, "version": VERSION, "file": name, **self._description()}
+        former = _former_file(folder)
+        tensors, text = folder / name, folder / f"{name}.json"
+        try:
+            write(tensors, self._arrays())
+            text.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            flush(text)
+            text.replace(folder / INDEX)
+        except BaseException:
+            tensors.unlink(missing_ok=True)
+            text.unlink(missing_ok=True)
+            raise
+        if former is not None:
+            former.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(folder: str | Path, *, mmap: bool = False) -> Embeddings:
+        """Embeddings that `save` wrote.
+
+        Args:
+          folder: that it wrote.
+          mmap: leave the vectors in the file and read what is used, when it is used: for a corpus larger than the
+            memory. Values were checked for NaN when they were saved, and are not read once more for it.
+
+        Raises:
+          FileNotFoundError: the folder or one of its two files is missing.
+          ValueError: a file is corrupt, truncated, of an unknown format, or does not match the other.
+        """
+        folder = Path(folder)
+        index = _read_index(folder / INDEX)
+        path = folder / index["file"]
+        if not path.is_file():
+            raise FileNotFoundError(f"no '{path}', which '{folder / INDEX}' names: copy the folder as a whole")
+        try:
+            tensors = map_file(path)[0] if mmap else load_file(path)
+            parts = tensors["pooled"], tensors["tokens"], tensors["offsets"], tensors.get("scales")
+            if mmap:
+                check_offsets(parts[2], items=len(parts[0]), tokens=len(parts[1]))
+                _check_scales(parts[3], parts[1])
+            found = Embeddings.from_checked(*parts) if mmap else Embeddings(*parts)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"'{path}' is corrupt or truncated ({error}): encode and save again") from error
+        for key, value in found._description().items():
+            if index.get(key) != value:
+                raise ValueError(
+                    f"'{folder / INDEX}' says {key} = {index.get(key)}, but '{path.name}' has {value}: save again"
+                )
+        return found
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "items": len(self),
+            "tokens": len(self.tokens),
+            "pooled_width": self.pooled.shape[1],
+            "token_width": self.tokens.shape[1],
+            "dtype": self.dtype.name,
+        }
+
+
+def check_offsets(offsets: Any, *, items: int, tokens: int) -> Int[Array, " N+1"]:
+    """The offsets as int64, or an error that names the item where they go wrong."""
+    offsets = np.asarray(offsets)
+    if not np.issubdtype(offsets.dtype, np.integer):
+        raise TypeError(f"offsets are {offsets.dtype}: they must be integers")
+    if offsets.shape != (items + 1,):
+        raise ValueError(f"offsets have shape {offsets.shape} for {items} items: they must have shape ({items + 1},)")
+    offsets = offsets.astype(np.int64)
+    if offsets[0] != 0:
+        raise ValueError(f"offsets start at {offsets[0]}: they must start at 0")
+    falls = np.flatnonzero(np.diff(offsets) < 0)
+    if falls.size:
+        i = int(falls[0])
+        raise ValueError(f"offsets are not monotone: item {i} goes from token {offsets[i]} to {offsets[i + 1]}")
+    if offsets[-1] != tokens:
+        raise ValueError(f"offsets end at {offsets[-1]}, but there are {tokens} tokens: they must end there")
+    return offsets
+
+
+def check_finite(what: str, rows: Float[Array, "R W"], name: Any) -> None:
+    """Raises ValueError if a row holds NaN or infinity; `name(row)` says which item that is."""
+    step = max(1, CHECKED_AT_ONCE // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
+        chunk = rows[start : start + step]
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = chunk.sum(dtype=np.float32)  # one pass without a temporary; NaN and infinity survive a sum
+        if np.isfinite(total):
+            continue
+        bad = np.flatnonzero(~np.isfinite(chunk.astype(np.float32)).all(axis=1))
+        if bad.size:
+            raise ValueError(f"{name(start + int(bad[0]))}: {what} holds NaN or infinity; drop or encode it again")
+
+
+def token_name(offsets: Int[Array, " N+1"], row: int) -> str:
+    """Where packed token `row` is, in words."""
+    item = int(np.searchsorted(offsets, row, side="right")) - 1
+    return f"item {item}, token {row - int(offsets[item])}"
+
+
+def _matrix(name: str, value: Any, dtypes: Sequence[np.dtype] = DTYPES) -> Array:
+    array = np.asarray(value)
+    if array.dtype not in dtypes:
+        raise TypeError(f"{name} has dtype {array.dtype}: it must be {_names(dtypes)} (use .astype)")
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ValueError(f"{name} has shape {array.shape}: it must be a matrix, one vector a row")
+    return array
+
+
+def _check_scales(scales: Any, tokens: Array) -> Array | None:
+    if (scales is not None) != (tokens.dtype == INT8):
+        raise ValueError(f"tokens are {tokens.dtype}: int8 tokens have scales, and no others do")
+    if scales is None:
+        return None
+    scales = np.asarray(scales)
+    if scales.dtype != np.float32 or scales.shape != tokens.shape[:1]:
+        raise ValueError(
+            f"scales are {scales.dtype} {scales.shape} for {len(tokens)} tokens: they must be float32, one for each"
+        )
+    return scales
+
+
+def _quantize(tokens: Float[Array, "T D"]) -> tuple[Int[Array, "T D"], Float[Array, " T"]]:
+    integers, scales = np.empty(tokens.shape, np.int8), np.empty(len(tokens), np.float32)
+    step = max(1, CHECKED_AT_ONCE // tokens.shape[1])
+    for start in range(0, len(tokens), step):
+        part = tokens[start : start + step].astype(np.float32)
+        scale = np.abs(part).max(axis=1, initial=0) / 127
+        scale[scale == 0] = 1  # a token of zeros
+        integers[start : start + step] = np.rint(part / scale[:, None])
+        scales[start : start + step] = scale
+    return integers, scales
+
+
+def _fill_empty(
+    pooled: Array, tokens: Array, offsets: Array, scales: Array | None
+) -> tuple[Array, Array, Array | None]:
+    """Tokens, offsets and scales in which every item has a token."""
+    empty = np.flatnonzero(np.diff(offsets) == 0)
+    if not empty.size:
+        return tokens, offsets, scales
+    if pooled.shape[1] != tokens.shape[1]:
+        raise ValueError(
+            f"item {int(empty[0])} has no token, and its pooled vector of width {pooled.shape[1]} can not stand in for "
+            f"one of width {tokens.shape[1]}: drop the item or keep at least one token"
+        )
+    new, at = pooled[empty], offsets[empty]
+    if scales is not None:
+        new, new_scales = _quantize(new)
+        scales = np.insert(scales, at, new_scales)
+    tokens = np.insert(tokens, at, new, axis=0)
+    return tokens, np.concatenate([[0], np.cumsum(np.maximum(np.diff(offsets), 1))]), scales
+
+
+def _cast(array: Array, dtype: np.dtype) -> Array:
+    with np.errstate(over="ignore"):  # the constructor reports infinity with the item's name
+        return array.astype(dtype)
+
+
+def _names(dtypes: Sequence[np.dtype] = DTYPES) -> str:
+    return ", ".join(d.name for d in dtypes[:-1]) + f" or {dtypes[-1].name}"
+
+
+def _former_file(folder: Path) -> Path | None:
+    try:
+        return folder / _read_index(folder / INDEX)["file"]
+    except (OSError, ValueError):
+        return None  # nothing there, or nothing of ours to remove
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no '{path}': give the folder that Embeddings.save wrote")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not valid JSON ({error}): encode and save again") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise ValueError(f"'{path}' does not describe embeddings: its format is not {FORMAT!r}")
+    if index.get("version") != VERSION:
+        raise ValueError(f"'{path}' has version {index.get('version')}, this library reads {VERSION}: update it")
+    name = index.get("file")
+    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        raise ValueError(f"'{path}' names no safetensors file of its folder: encode and save again")
+    return index

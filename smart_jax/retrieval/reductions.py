@@ -1,0 +1,278 @@
+"""Smaller embeddings: fewer tokens, narrower tokens, fewer bits of each component.
+
+All but `pool_grid` take and give `Embeddings`, usually of documents, and can follow one another; fewer bits come last.
+Pooled vectors stay as they are. Half precision and int8 are `Embeddings.astype`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
+from smart_jax.retrieval.embeddings import INT8, Embeddings, check_offsets
+from smart_jax.retrieval.states import States
+
+SAMPLE = 100_000  # tokens that a PCA is fitted on
+CHUNK = 2**14  # tokens computed with at a time
+
+
+def keep_tokens(e: Embeddings, keep: Bool[np.ndarray, " T"]) -> Embeddings:
+    """The tokens of a mask; an item that keeps none has its pooled vector as its token.
+
+    Raises:
+      ValueError: the mask is not bool [T], or an item that keeps none has a pooled vector of another width.
+    """
+    keep = np.asarray(keep)
+    if keep.shape != e.tokens.shape[:1] or keep.dtype != bool:
+        raise ValueError(f"keep is {keep.dtype} {keep.shape}: it must be bool, one for each of {len(e.tokens)} tokens")
+    before = np.concatenate([[0], np.cumsum(keep)])
+    scales = None if e.scales is None else e.scales[keep]
+    return Embeddings(e.pooled, e.tokens[keep], before[e.offsets], scales)
+
+
+def pool_tokens(e: Embeddings, factor: float, method: str = "hierarchical") -> Embeddings:
+    """Token pooling (Clavié, Chaffin and Adams 2024, arXiv:2409.14683): groups of an item's tokens become their means.
+
+    Of L tokens of an item at most ceil(L / factor) are left, L2-normalised. Similarities are computed in float32.
+
+    Args:
+      e: tokens [T, D] float32, float16 or bfloat16.
+      factor: at least 1.
+      method: "hierarchical" = Ward's clustering by cosine distance, which takes O(L**2) time and memory; fewer groups
+        are left where several merge at the same distance. "sequential" = runs of tokens that follow one another, of
+        equal lengths or one apart.
+
+    Raises:
+      ValueError: the factor is below 1 or the method unknown.
+      TypeError: tokens are int8.
+    """
+    if not math.isfinite(factor) or factor < 1:
+        raise ValueError(f"factor is {factor}: it must be at least 1")
+    if method not in _GROUPINGS:
+        raise ValueError(f"method is {method!r}: choose one of {', '.join(_GROUPINGS)}")
+    _check_float(e, "pool_tokens")
+    groups = np.empty(len(e.tokens), np.int64)
+    offsets = np.zeros(len(e) + 1, np.int64)
+    for i, (first, last) in enumerate(itertools.pairwise(e.offsets)):
+        count = math.ceil((last - first) / factor)
+        own = np.arange(count) if count == last - first else _GROUPINGS[method](e.tokens[first:last], count)
+        offsets[i + 1] = offsets[i] + own.max() + 1
+        groups[first:last] = offsets[i] + own
+    return Embeddings(e.pooled, _means(e.tokens, groups, unit=True), offsets)
+
+
+def _ward(tokens: Float[np.ndarray, "L D"], count: int) -> Int[np.ndarray, " L"]:
+    unit = _normalised(tokens)
+    distances = np.maximum(1 - unit @ unit.T, 0)
+    tree = linkage(squareform(distances, checks=False), "ward")
+    return np.unique(fcluster(tree, count, "maxclust"), return_inverse=True)[1]
+
+
+def _runs(tokens: Float[np.ndarray, "L D"], count: int) -> Int[np.ndarray, " L"]:
+    return np.arange(len(tokens)) * count // len(tokens)
+
+
+_GROUPINGS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"hierarchical": _ward, "sequential": _runs}
+
+
+def pool_grid(states: States, window: int = 2) -> States:
+    """The means of window x window neighbours in every grid of visual tokens, L2-normalised; other tokens stay.
+
+    Windows at the right and lower edge may be smaller; a video's frames are pooled one by one. A mean takes the place
+    of its window's first token, and its length is the mean length.
+
+    Raises:
+      ValueError: the window is not an integer of at least 1.
+    """
+    if isinstance(window, bool) or not isinstance(window, int | np.integer) or window < 1:
+        raise ValueError(f"window is {window!r}: it must be an integer of at least 1")
+    leaders = np.arange(len(states.ids))  # the first token of each token's window
+    visual = np.flatnonzero(states.visual)
+    start = 0
+    for _, t, h, w in states.grids.tolist():
+        frame, row, column = np.unravel_index(np.arange(t * h * w), (t, h, w))
+        first = np.ravel_multi_index((frame, row // window * window, column // window * window), (t, h, w))
+        leaders[visual[start : start + len(first)]] = visual[start + first]
+        start += len(first)
+    chosen, groups = np.unique(leaders, return_inverse=True)
+    return dataclasses.replace(
+        states,
+        states=_means(states.states, groups, unit=True),
+        norms=_means(states.norms, groups),
+        ids=states.ids[chosen],
+        offsets=np.searchsorted(chosen, states.offsets).astype(np.int64),
+        grids=np.concatenate([states.grids[:, :2], -(-states.grids[:, 2:] // window)], axis=1),
+    )
+
+
+def truncate(e: Embeddings, width: int, *, pooled_width: int | None = None) -> Embeddings:
+    """The first `width` components of each token and, if given, `pooled_width` of each pooled vector, L2-normalised.
+
+    Good where a model was trained for it (Matryoshka representations, arXiv:2205.13147); for others see `PCA`. Both
+    sides must have the same widths.
+
+    Raises:
+      ValueError: a width is not from 1 to the one that there is.
+      TypeError: tokens are int8.
+    """
+    _check_float(e, "truncate")
+    _check_width(width, e.tokens.shape[1])
+    pooled = e.pooled
+    if pooled_width is not None:
+        _check_width(pooled_width, pooled.shape[1])
+        pooled = _normalised(pooled[:, :pooled_width]).astype(e.dtype)
+    return Embeddings(pooled, _normalised(e.tokens[:, :width]).astype(e.dtype), e.offsets)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PCA:
+    """Principal components of token vectors: narrower tokens, rotated so that the first components matter most.
+
+    `PCA.fit(documents, 64)` on documents; the object is then called with documents and queries alike.
+
+    Attributes:
+      mean: [D] float32, subtracted first; zeros where it was not centred.
+      components: [D, W] float32, orthonormal columns, the strongest first.
+      strengths: [W] float32, each component's share of the sample's sum of squares (of its variance, if centred).
+    """
+
+    mean: Float[np.ndarray, " D"]
+    components: Float[np.ndarray, "D W"]
+    strengths: Float[np.ndarray, " W"]
+
+    @classmethod
+    def fit(cls, e: Embeddings, width: int, *, centred: bool = False, sample: int = SAMPLE, seed: int = 0) -> PCA:
+        """Fits on a random sample of the tokens.
+
+        Args:
+          e: tokens [T, D] float32, float16 or bfloat16.
+          width: W, at most D.
+          centred: subtract the mean. Without it the components are those that keep the inner products, which the
+            scores are, best. With it they are of the tokens' differences, and scores change even at full width: the
+            direction that all tokens share, and its cosines, are gone.
+          sample: tokens to fit on; all, if there are no more.
+          seed: of the sample.
+
+        Raises:
+          ValueError: the width is not from 1 to D, or the sample is empty.
+          TypeError: tokens are int8.
+        """
+        _check_float(e, "PCA")
+        _check_width(width, e.tokens.shape[1])
+        if sample < 1:
+            raise ValueError(f"sample is {sample}: it must be at least 1")
+        tokens = e.tokens
+        if sample < len(tokens):
+            tokens = tokens[np.sort(np.random.default_rng(seed).choice(len(tokens), sample, replace=False))]
+        D = tokens.shape[1]
+        total, squares = np.zeros(D), np.zeros((D, D))
+        for chunk in _chunks(tokens):
+            wide = chunk.astype(np.float64)
+            total += wide.sum(axis=0)
+            squares += wide.T @ wide
+        mean = total / len(tokens) if centred else np.zeros(D)
+        strengths, vectors = np.linalg.eigh(squares / len(tokens) - np.outer(mean, mean))
+        strengths = np.maximum(strengths[::-1], 0)
+        shares = strengths[:width] / max(strengths.sum(), np.finfo(np.float64).tiny)
+        parts = (mean, vectors[:, ::-1][:, :width], shares)
+        return cls(*(np.ascontiguousarray(part, np.float32) for part in parts))
+
+    def __call__(self, e: Embeddings) -> Embeddings:
+        """The tokens' components [T, W], L2-normalised, of the same dtype.
+
+        Raises:
+          ValueError: tokens are of another width than those that it was fitted on.
+          TypeError: tokens are int8.
+        """
+        _check_float(e, "PCA")
+        if e.tokens.shape[1] != len(self.mean):
+            raise ValueError(f"tokens have width {e.tokens.shape[1]}, the PCA was fitted on width {len(self.mean)}")
+        parts = [_normalised((chunk - self.mean) @ self.components).astype(e.dtype) for chunk in _chunks(e.tokens)]
+        return Embeddings(e.pooled, np.concatenate(parts), e.offsets)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BinaryEmbeddings:
+    """Embeddings that keep the sign of each token's component: a bit, eight to a byte.
+
+    `score(queries, binary.embeddings())` is asymmetric: queries keep their precision, and so most of the quality. For
+    the symmetric score binarise the queries too.
+
+    Attributes:
+      pooled: [N, H] float32, float16 or bfloat16, as in `Embeddings`.
+      bits: [T, ceil(D / 8)] uint8, as of `numpy.packbits`: 1 = above 0.
+      offsets: [N + 1] int64.
+      width: D.
+    """
+
+    pooled: Float[np.ndarray, "N H"]
+    bits: UInt8[np.ndarray, "T B"]
+    offsets: Int[np.ndarray, " N+1"]
+    width: int
+
+    def __post_init__(self) -> None:
+        check_offsets(self.offsets, items=len(self.pooled), tokens=len(self.bits))
+        if self.bits.dtype != np.uint8 or self.bits.shape[1:] != (-(-self.width // 8),):
+            raise ValueError(
+                f"bits are {self.bits.dtype} {self.bits.shape} for tokens of width {self.width}: they must be uint8 "
+                f"with {-(-self.width // 8)} bytes for each token"
+            )
+
+    @classmethod
+    def of(cls, e: Embeddings) -> BinaryEmbeddings:
+        """Of any embeddings."""
+        return cls(e.pooled, np.packbits(e.tokens > 0, axis=1), e.offsets, e.tokens.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return self.pooled.nbytes + self.bits.nbytes + self.offsets.nbytes
+
+    def embeddings(self) -> Embeddings:
+        """As `Embeddings` with int8 tokens of 1 and -1 and scales 1 / sqrt(D): vectors of length 1."""
+        signs = np.unpackbits(self.bits, axis=1, count=self.width).astype(np.int8) * np.int8(2) - np.int8(1)
+        scales = np.full(len(signs), 1 / math.sqrt(self.width), np.float32)
+        return Embeddings(self.pooled, signs, self.offsets, scales)
+
+
+def _check_float(e: Embeddings, what: str) -> None:
+    if e.dtype == INT8:
+        raise TypeError(f"tokens are int8: use {what} before astype('int8')")
+
+
+def _check_width(width: int, most: int) -> None:
+    if isinstance(width, bool) or not isinstance(width, int | np.integer) or not 1 <= width <= most:
+        raise ValueError(f"width is {width!r}: it must be an integer from 1 to {most}")
+
+
+def _chunks(tokens: np.ndarray) -> Any:
+    """float32."""
+    return (tokens[i : i + CHUNK].astype(np.float32) for i in range(0, len(tokens), CHUNK))
+
+
+def _means(rows: np.ndarray, groups: Int[np.ndarray, " T"], *, unit: bool = False) -> np.ndarray:
+    """The mean of the rows of each group 0, 1, ..., of their dtype, computed in float32; normalised if `unit`."""
+    order, counts = np.argsort(groups, kind="stable"), np.bincount(groups)
+    bounds = np.concatenate([[0], np.cumsum(counts)])
+    means = np.empty((len(counts), *rows.shape[1:]), rows.dtype)
+    for first in range(0, len(counts), CHUNK):
+        last = min(first + CHUNK, len(counts))
+        members = rows[order[bounds[first] : bounds[last]]].astype(np.float32)
+        sums = np.add.reduceat(members, bounds[first:last] - bounds[first], axis=0)
+        found = sums / counts[first:last].reshape(-1, *[1] * (rows.ndim - 1)).astype(np.float32)
+        means[first:last] = _normalised(found) if unit else found
+    return means
+
+
+def _normalised(x: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float32; zeros stay zeros."""
+    x = x.astype(np.float32)
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.finfo(np.float32).tiny)

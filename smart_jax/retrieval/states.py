@@ -1,0 +1,213 @@
+"""`States`: the hidden states of encoded items, before any choice of scoring."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Float, Int
+
+from smart_jax.files import map_file, write
+from smart_jax.retrieval.adapter import Adapter
+from smart_jax.retrieval.embeddings import Embeddings, check_finite, check_offsets, token_name
+
+FORMAT, VERSION = "smart_jax.states", "1"
+ARRAYS = ("pooled", "states", "norms", "ids", "offsets", "grids")
+TOKENS_AT_ONCE = 4096  # projected by an adapter
+LAST = -1  # the layer after the final norm
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class States:
+    """What a backbone says of N items: NumPy arrays on the host, kept tokens only, packed as in `Embeddings`.
+
+    Embeddings of every kind follow from them without the backbone: of any of the K layers, with any adapter on those
+    layers, with fewer tokens or components.
+
+    Attributes:
+      pooled: [N, H] float32 or float16, L2-normalised.
+      states: [T, K, D] of the same dtype, L2-normalised: the tokens' states in each layer; D = H, except where a
+        model's own head projects the last ones.
+      norms: [T, K] float32, lengths of the states before they were normalised.
+      ids: [T] int32, token ids.
+      offsets: [N + 1] int64; item i owns the tokens offsets[i]:offsets[i + 1], at least one.
+      grids: [G, 4] int32, rows (item, t, h, w): those tokens of an item whose id is in visual_ids are, in order, the
+        cells of its grids, row by row.
+      visual_ids: token ids of the visual placeholders.
+      layers: K distinct layers, negative indices into transformers' `hidden_states`; -1 = after the final norm.
+      depth: number of the backbone's blocks; there are depth + 1 layers.
+
+    Raises:
+      TypeError, ValueError: shapes or dtypes do not fit together.
+    """
+
+    pooled: Float[np.ndarray, "N H"]
+    states: Float[np.ndarray, "T K D"]
+    norms: Float[np.ndarray, "T K"]
+    ids: Int[np.ndarray, " T"]
+    offsets: Int[np.ndarray, " N+1"]
+    grids: Int[np.ndarray, "G 4"]
+    visual_ids: tuple[int, ...]
+    layers: tuple[int, ...]
+    depth: int
+
+    def __post_init__(self) -> None:
+        for name in ("visual_ids", "layers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        tokens, K = len(self.ids), len(self.layers)
+        check_offsets(self.offsets, items=len(self.pooled), tokens=tokens)
+        if self.states.ndim != 3 or self.states.shape[:2] != (tokens, K) or self.norms.shape != (tokens, K):
+            raise ValueError(
+                f"states have shape {self.states.shape} and norms {self.norms.shape} for {tokens} tokens and {K} "
+                "layers: they must be [T, K, D] and [T, K]"
+            )
+        if self.states.dtype != self.pooled.dtype or self.states.dtype not in (np.float32, np.float16):
+            raise TypeError(
+                f"pooled is {self.pooled.dtype} and states are {self.states.dtype}: both must be float32 or float16"
+            )
+        if self.grids.ndim != 2 or self.grids.shape[1] != 4:
+            raise ValueError(f"grids have shape {self.grids.shape}: they must be rows (item, t, h, w)")
+        cells, visual = int(self.grids[:, 1:].prod(axis=1).sum()), int(np.sum(self.visual))
+        if cells != visual:
+            raise ValueError(f"the grids have {cells} cells for {visual} visual of {tokens} tokens")
+
+    def check_finite(self) -> None:
+        """Raises ValueError where a pooled vector or a state holds NaN or infinity, and names the item."""
+        check_finite("pooled", self.pooled, lambda row: f"item {row}")
+        flat = self.states.reshape(len(self.ids), -1)
+        check_finite("a state", flat, lambda row: token_name(self.offsets, row))
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def __repr__(self) -> str:
+        return (
+            f"States({len(self)} items, {len(self.ids)} tokens, layers {self.layers} of {self.depth} blocks, width "
+            f"{self.states.shape[2]}, {self.states.dtype})"
+        )
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " N"]:
+        """Tokens of each item, int64."""
+        return np.diff(self.offsets)
+
+    @property
+    def visual(self) -> Bool[np.ndarray, " T"]:
+        """Which tokens are cells of an image or a video."""
+        return np.isin(self.ids, self.visual_ids)
+
+    def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> States:
+        """Some of the items, copied: an int, a slice, a list of ints or a mask, as of an array."""
+        items = np.atleast_1d(np.arange(len(self))[index])
+        lengths = self.lengths[items]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[items] - offsets[:-1], lengths)
+        own = [np.flatnonzero(self.grids[:, 0] == item) for item in items]
+        grids = self.grids[np.concatenate([np.zeros(0, np.int64), *own])]
+        grids[:, 0] = np.repeat(np.arange(len(items)), [len(found) for found in own])
+        arrays: dict[str, Any] = {name: getattr(self, name)[rows] for name in ("states", "norms", "ids")}
+        return dataclasses.replace(self, pooled=self.pooled[items], offsets=offsets, grids=grids, **arrays)
+
+    @staticmethod
+    def concatenate(parts: Sequence[States]) -> States:
+        """The items of all parts, in order.
+
+        Raises:
+          ValueError: no parts, or parts of different models, layers or dtypes.
+        """
+        parts = list(parts)
+        if not parts:
+            raise ValueError("no states to concatenate: the list is empty")
+        for i, part in enumerate(parts):
+            ours, first = (
+                (p.layers, p.depth, p.visual_ids, p.pooled.shape[1], p.states.shape[2], p.states.dtype)
+                for p in (part, parts[0])
+            )
+            if ours != first:
+                raise ValueError(f"part {i} is {part!r}, part 0 is {parts[0]!r}: they must be of one model and alike")
+        starts = np.cumsum([0, *(len(part) for part in parts)])
+        grids = [part.grids + np.array([start, 0, 0, 0], np.int32) for part, start in zip(parts, starts, strict=False)]
+        lengths = np.concatenate([part.lengths for part in parts])
+        return dataclasses.replace(
+            parts[0],
+            pooled=np.concatenate([part.pooled for part in parts]),
+            states=np.concatenate([part.states for part in parts]),
+            norms=np.concatenate([part.norms for part in parts]),
+            ids=np.concatenate([part.ids for part in parts]),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            grids=np.concatenate(grids),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file, whole or not at all."""
+        facts = {name: getattr(self, name) for name in ("visual_ids", "layers", "depth")}
+        metadata = {"format": FORMAT, "version": VERSION} | {name: json.dumps(value) for name, value in facts.items()}
+        write(Path(path), {name: getattr(self, name) for name in ARRAYS}, metadata)
+
+    @staticmethod
+    def load(path: str | Path) -> States:
+        """States that `save` wrote, left in the file: what is used is read when it is used.
+
+        Raises:
+          FileNotFoundError: no such file.
+          ValueError: it is corrupt, truncated, or of another format.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no '{path}': encode the items again")
+        try:
+            arrays, metadata = map_file(path)
+            if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+                raise ValueError(f"its format is {metadata.get('format')} {metadata.get('version')}")
+            facts: dict[str, Any] = {name: json.loads(metadata[name]) for name in ("visual_ids", "layers", "depth")}
+            return States(**facts | {name: arrays[name] for name in ARRAYS})
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"'{path}' is corrupt or truncated ({error}): remove it and encode again") from error
+
+    def embeddings(self, layer: int = LAST) -> Embeddings:
+        """Pooled vectors, and the tokens of one of the layers.
+
+        Raises:
+          ValueError: the layer is not among them.
+        """
+        tokens = np.ascontiguousarray(self.states[:, self._place(layer)])
+        return Embeddings.from_checked(self.pooled, tokens, self.offsets)
+
+    def adapted(self, adapter: Adapter) -> Embeddings:
+        """What the backbone with this adapter embeds, of the same dtype; rounding of stored states aside.
+
+        Raises:
+          ValueError: a layer of the adapter is not among them, or the adapter is for another width.
+        """
+        adapter.check_matches(self.pooled.shape[1], self.depth)
+        places = [self._place(layer) for layer in adapter.config.layers]
+        graphdef, params = nnx.split(adapter)
+        tokens = np.empty((len(self.ids), adapter.config.token_dim), self.states.dtype)
+        for start in range(0, len(tokens), TOKENS_AT_ONCE):
+            part = slice(start, start + TOKENS_AT_ONCE)
+            states = self.states[part][:, places].astype(np.float32) * self.norms[part][:, places, None]
+            count = len(states)
+            padded = np.zeros((TOKENS_AT_ONCE, *states.shape[1:]), np.float32)  # one shape, compiled once
+            padded[:count] = states
+            tokens[part] = np.asarray(_project(graphdef, params, padded))[:count]
+        pooled = np.asarray(adapter.pooled(jnp.asarray(self.pooled)))
+        return Embeddings(pooled.astype(self.pooled.dtype), tokens, self.offsets)
+
+    def _place(self, layer: int) -> int:
+        count = self.depth + 1
+        if not -count <= layer < count or layer % count - count not in self.layers:
+            raise ValueError(f"layer {layer} is not among the stored ones {self.layers}: encode with it in `layers`")
+        return self.layers.index(layer % count - count)
+
+
+@partial(jax.jit, static_argnames=("graphdef",))
+def _project(graphdef: nnx.GraphDef, params: Any, states: jax.Array) -> jax.Array:
+    return nnx.merge(graphdef, params)(states)

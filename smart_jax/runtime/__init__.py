@@ -1,0 +1,36 @@
+"""Devices and processes: the mesh, several processes as one, and the compilation cache."""
+
+from smart_jax.runtime import compilation_cache, distributed
+from smart_jax.runtime.distributed import DistributedConfig, initialize, is_main, on_any, wait_for_all
+from smart_jax.runtime.mesh import (
+    AXES,
+    BATCH,
+    Rules,
+    batch_part,
+    batch_sharding,
+    make_mesh,
+    place,
+    replicated,
+    sharding_for,
+    to_host,
+)
+
+__all__ = [
+    "AXES",
+    "BATCH",
+    "DistributedConfig",
+    "Rules",
+    "batch_part",
+    "batch_sharding",
+    "compilation_cache",
+    "distributed",
+    "initialize",
+    "is_main",
+    "make_mesh",
+    "on_any",
+    "place",
+    "replicated",
+    "sharding_for",
+    "to_host",
+    "wait_for_all",
+]

@@ -1,0 +1,190 @@
+"""Examples of the data set -> what an update takes, prepared ahead of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from smart_jax.inputs import AnyPreprocessor, Row
+from smart_jax.models import Batch
+from smart_jax.runtime import batch_sharding
+from train.config import DataConfig
+from train.data.dataset import Example, Examples, content_hash
+from train.data.mixture import Mixture
+from train.monitor.throughput import Work, measure
+from train.step import TrainBatch
+
+UNREADABLE = (ValueError, TypeError, OSError)  # of `preprocessor.row`: the item's fault
+
+
+class Prepared(NamedTuple):
+    """A batch on the devices, whose examples it is made of, and the data iterator's state after it."""
+
+    ids: list[str]
+    batch: TrainBatch
+    position: dict[str, Any]
+    work: Work  # of this process
+    skipped: int  # of this process, up to this batch
+
+
+class Skipped:
+    """Examples that could not be read, counted each time one is met."""
+
+    def __init__(self, limit: int, before: int = 0):
+        """`limit`: more are an error; 0 = the first one's own. `before`: counted before this process started."""
+        self.limit, self.count, self._names = limit, before, list[str]()
+
+    def add(self, example: Example, error: Exception) -> None:
+        """Raises ValueError: these are too many; the message names those of this process."""
+        if not self.limit:
+            raise error
+        self.count += 1
+        self._names.append(f"'{example.id}'" + (f" ({example.source})" if example.source else ""))
+        if self.count > self.limit:
+            raise ValueError(
+                f"{self.count} examples could not be read, data.max_skipped allows {self.limit}: "
+                f"{', '.join(dict.fromkeys(self._names))}. The last: {error}. Repair the data, or raise the limit"
+            ) from error
+        print(f"\nexample {self._names[-1]} is left out, {self.count} of at most {self.limit}: {error}")
+
+
+class Batcher:
+    """Examples of this process -> its part of the global batch, on the mesh."""
+
+    def __init__(self, preprocessor: AnyPreprocessor, config: DataConfig, mesh: Mesh, *, teacher: bool = False):
+        """`teacher`: batches have the data's scores, for distillation.
+
+        Raises ValueError: several processes without fixed shapes, which would disagree about the bucket.
+        """
+        if jax.process_count() > 1:
+            if None in (config.query_length, config.document_length, config.document_patches):
+                raise ValueError(
+                    "with several processes the shapes must be fixed: set config.data.query_length, document_length "
+                    "and document_patches"
+                )
+            if config.query_patches is None:
+                config = dataclasses.replace(config, query_patches=0)
+        self._preprocessor, self._config, self._mesh, self._teacher = preprocessor, config, mesh, teacher
+        self._threads = ThreadPoolExecutor(max(1, config.workers), thread_name_prefix="rows")
+
+    def prepare(self, examples: Examples | Mixture, skipped: int = 0) -> Iterator[Prepared]:
+        """The batches of `examples`, each with the position after it; `skipped` were before."""
+        tally = Skipped(self._config.max_skipped, skipped)
+        for batch in examples:
+            arrays = self.arrays(batch, tally)
+            work = measure(arrays.queries, len(batch)) + measure(arrays.documents)
+            ids = [example.id for example in batch]
+            yield Prepared(ids, put_batch(arrays, self._mesh), examples.get_state(), work, tally.count - skipped)
+
+    def __call__(self, examples: Sequence[Example]) -> TrainBatch:
+        """As `arrays`, on the mesh; nothing is left out."""
+        return put_batch(self.arrays(examples, Skipped(0)), self._mesh)
+
+    def arrays(self, examples: Sequence[Example], skipped: Skipped) -> TrainBatch:
+        """The batch of some examples, NumPy; query i's documents are its positive and then its negatives.
+
+        Where an example can not be read, the next one of these that can be stands in for it, after the last the first:
+        what is trained on follows from the examples alone. The document is then there twice, and neither is a negative
+        of the other's query.
+
+        Raises:
+          ValueError, TypeError, OSError: an item can not be read and `skipped` allows no more, none of the examples can
+            be read, or one lacks negatives or a teacher's scores; the message names the example.
+        """
+        config = self._config
+        queries, documents = [], []
+        names: list[str] = []
+        for example in examples:
+            if len(example.negatives) < config.negatives:
+                raise ValueError(
+                    f"example '{example.id}' has {len(example.negatives)} negatives, data.negatives asks for "
+                    f"{config.negatives}: lower it, or convert the data with negatives"
+                )
+            own = [example.document, *example.negatives[: config.negatives]]
+            queries.append(example.query)
+            documents.extend(own)
+            names.extend(f"document {k} of example '{example.id}'" for k in range(len(own)))
+        query_names = [f"query of example '{example.id}'" for example in examples]
+        query_rows = self._rows(queries, config.query_instruction, query_names, query=True)
+        document_rows = self._rows(documents, config.document_instruction, names)
+        # Of each place, the example whose rows stand there, and their numbers.
+        places = _readable(examples, query_rows, document_rows, skipped)
+        at = [i * (1 + config.negatives) + k for i in places for k in range(1 + config.negatives)]
+        teacher: Any = np.stack([self._scores(examples[i]) for i in places]) if self._teacher else None
+        return TrainBatch(
+            queries=self._preprocessor.collate(
+                [query_rows[i] for i in places], length=config.query_length, patches=config.query_patches
+            ),
+            documents=self._preprocessor.collate(
+                [document_rows[i] for i in at], length=config.document_length, patches=config.document_patches
+            ),
+            document_ids=np.stack([_id_words(documents[i]) for i in at]),  # type: ignore[arg-type]
+            teacher=teacher,
+        )
+
+    def _scores(self, example: Example) -> np.ndarray:
+        """Of the example's documents in the batch, float32 [K], NaN = not scored."""
+        scores = np.array(example.scores[: 1 + self._config.negatives], np.float32)
+        if len(scores) <= self._config.negatives or np.isnan(scores[0]) or np.isnan(scores[1:]).all():
+            raise ValueError(
+                f"example '{example.id}' lacks a teacher's scores, of its document and of at least one of its first "
+                f"{self._config.negatives} negatives: convert the data with a column 'scores', write one with "
+                "`python -m train.data.mine`, or set loss.distillation to none"
+            )
+        return scores
+
+    def _rows(
+        self, items: Sequence[Any], instruction: str | None, names: Sequence[str], *, query: bool = False
+    ) -> list[Any]:
+        """Rows, or the errors that came instead."""
+
+        def row(item: Any, name: str) -> Row | Exception:
+            try:
+                return self._preprocessor.row(item, instruction=instruction, query=query, name=name)
+            except UNREADABLE as error:
+                return error
+
+        return list(self._threads.map(row, items, names))
+
+
+def _readable(
+    examples: Sequence[Example], queries: Sequence[Any], documents: Sequence[Any], skipped: Skipped
+) -> list[int]:
+    """For each example itself or, where one of its rows is an error, the next without."""
+    count, each = len(examples), len(documents) // len(examples)
+    good = []
+    for i, example in enumerate(examples):
+        rows = (queries[i], *documents[i * each : (i + 1) * each])
+        error = next((row for row in rows if isinstance(row, Exception)), None)
+        good.append(error is None)
+        if error is not None:
+            skipped.add(example, error)
+    if not any(good):
+        names = ", ".join(f"'{example.id}'" for example in examples)
+        raise ValueError(f"none of a batch's examples can be read: {names}. Repair the data")
+    return [next(j % count for j in range(i, i + count) if good[j % count]) for i in range(count)]
+
+
+def _id_words(item: Any) -> np.ndarray:
+    """The content's hash as uint32 [4], which fits into arrays."""
+    return np.frombuffer(bytes.fromhex(content_hash(item)), np.uint32)
+
+
+def put_batch(batch: TrainBatch, mesh: Mesh) -> TrainBatch:
+    """This process's rows as part of global arrays, split over the mesh's data axes."""
+    rows, columns = batch_sharding(mesh), batch_sharding(mesh, leading=1)
+
+    def shardings(part: Batch) -> Batch:
+        return dataclasses.replace(jax.tree.map(lambda _: rows, part), position_ids=columns)
+
+    scores = None if batch.teacher is None else rows
+    where = TrainBatch(shardings(batch.queries), shardings(batch.documents), rows, scores)  # type: ignore[arg-type]
+    if jax.process_count() == 1:
+        return jax.device_put(batch, where)
+    return jax.tree.map(lambda x, s: jax.make_array_from_process_local_data(s, np.asarray(x)), batch, where)

@@ -1,0 +1,110 @@
+"""Several data sets in one run: each batch comes from one of them, in fixed proportions.
+
+Retrieval training needs batches of one task: documents of another are negatives that teach nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train.data.dataset import Example, Examples, open_split
+
+
+def parse_names(text: str) -> dict[str, float | None]:
+    """Weights by data set of "pages" or "pages=2,charts=1,tables"; None = not given.
+
+    Raises:
+      ValueError: no name, one that is there twice, or a weight that is not a positive number.
+    """
+    found: dict[str, float | None] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([^\s=]+)\s*(?:=\s*([0-9.eE+-]+)\s*)?", part)
+        if match is None or match[1] in found:
+            raise ValueError(f"data.name is '{text}': expected names, each once, as in 'pages' or 'pages=2,charts=1'")
+        try:
+            weight = None if match[2] is None else float(match[2])
+        except ValueError:
+            weight = -1.0
+        if weight is not None and not 0 < weight < float("inf"):
+            raise ValueError(f"data.name is '{text}': the weight of {match[1]} must be a positive number")
+        found[match[1]] = weight
+    return found
+
+
+def open_examples(
+    data_dir: str | Path, names: str, split: str, batch_size: int, *, seed: int = 0, **options: Any
+) -> Examples | Mixture:
+    """Batches of one data set, or of several as `parse_names` reads them; options and errors as of `Examples`.
+
+    A data set without a weight weighs as much as it has batches: all examples are then seen equally often.
+
+    Raises:
+      FileNotFoundError, ValueError: as `open_split`, `Examples` and `parse_names`; some weights given and some not.
+    """
+    weights = parse_names(names)
+    missing = [name for name, weight in weights.items() if weight is None]
+    if missing and len(missing) < len(weights):
+        raise ValueError(f"data.name is '{names}': {', '.join(missing)} has no weight; give all of them one, or none")
+    parts = {}
+    for name in weights:
+        try:
+            parts[name] = Examples(open_split(data_dir, name, split), batch_size, seed=seed, **options)
+        except ValueError as error:
+            raise ValueError(f"data set '{name}': {error}") from error
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return Mixture(parts, {name: weights[name] or parts[name].batches_per_epoch for name in parts})
+
+
+class Mixture:
+    """Iterator over batches of several sources, each batch of one of them; its position can be saved and restored.
+
+    Batch t comes from the source that lags furthest behind its share of the first t batches: shares are kept within
+    one batch at any moment, and the order depends on the weights only.
+
+    Args:
+      parts: endless `Examples` by name.
+      weights: positive, by the same names.
+
+    Attributes:
+      batches_per_epoch: batches in which all sources together have as many as in an epoch of each.
+    """
+
+    def __init__(self, parts: Mapping[str, Examples], weights: Mapping[str, float]):
+        total = sum(weights.values())
+        self._parts, self._shares = dict(parts), {name: weights[name] / total for name in parts}
+        self._given = dict.fromkeys(parts, 0)
+        self.batches_per_epoch = sum(part.batches_per_epoch for part in parts.values())
+
+    def __iter__(self) -> Mixture:
+        return self
+
+    def __next__(self) -> list[Example]:
+        """The next batch's examples of this process."""
+        drawn = sum(self._given.values()) + 1
+        name = max(self._parts, key=lambda n: self._shares[n] * drawn - self._given[n])
+        batch = next(self._parts[name])
+        self._given[name] += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Position after the last batch given out, of plain values that JSON can hold."""
+        return {"shares": self._shares, "parts": {name: part.get_state() for name, part in self._parts.items()}}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on after the batch at which `get_state` was called.
+
+        Raises:
+          ValueError: the state is of other sources, weights or settings.
+        """
+        if state.get("shares") != self._shares:
+            raise ValueError(
+                f"the saved data position is of the mixture {state.get('shares')}, this one is {self._shares}: resume "
+                "with the data and weights of the first start, or start a new run"
+            )
+        for name, part in self._parts.items():
+            part.set_state(state["parts"][name])
+            self._given[name] = state["parts"][name]["batches"]

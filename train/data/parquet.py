@@ -1,0 +1,313 @@
+"""Reads query-document pairs from a folder or hub data set of parquet files, a few rows at a time.
+
+The layout is that of the ColPali training set, which the paper trains on (arXiv:2605.24938): one row is one pair, with
+the columns `query` (string) and `image` (struct{bytes, path}, or binary), `video` or `text`, what the document is.
+Optional columns are `negatives` (a list of images or of strings), `scores` (a list of numbers) and `source` (string);
+others are not read. Where documents are images and rows have an `id` (string), strings in `negatives` are the ids of
+other rows, whose documents are meant (as in llamaindex/vdr-multilingual-train); rows without a query serve as such
+negatives only.
+
+`scores` are a teacher's for distillation, the document's first and then one for each negative; null in the list where
+it has not scored a document, null or an empty list where it has scored none of the row.
+
+A video is the path of its file (string, or struct with `path`), or its frames (a list of images, or of their paths).
+The files of images are read, those of videos stay where they are; a path is relative to the folder, or for videos
+absolute. Beside `video` may be `fps` and `max_frames`, and the query may hold a video, too: `query_video`, `query_fps`,
+`query_max_frames`, with null in `query` where there is no text, and null in `query_video` where there is no video.
+
+Files are read one row group at a time, so memory does not grow with the source.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from PIL import Image
+
+from smart_jax.inputs import check_sampling, check_video_file
+
+ROWS_AT_ONCE = 32
+LARGEST = float(np.finfo(np.float32).max)  # score
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SPLIT_NAME = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|dev)(?=[_.-])")
+
+
+def find_source(source: str | Path, revision: str | None = None, subset: str | None = None) -> Path:
+    """The folder itself, or that of a hub data set's parquet files, or `subset` in it; raises as `convert`."""
+    if (folder := Path(source)).is_dir():
+        return _subset(folder, subset)
+    name = str(source)
+    if isinstance(source, Path) or not _HUB_ID.fullmatch(name):
+        raise FileNotFoundError(f"'{name}' is not a folder: give one with parquet files, or a hub id 'owner/name'")
+    try:
+        files = "*.parquet" if subset is None else f"{subset}/*.parquet"
+        folder = Path(
+            huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=[files])
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = f" at revision '{revision}'" if revision else ""
+        raise FileNotFoundError(
+            f"the hub has no data set '{name}'{at}, and no such folder exists here: check the name (a private one "
+            "needs `hf auth login`)"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise ConnectionError(
+            f"data set '{name}' is not in the local cache and the hub can not be reached (or HF_HUB_OFFLINE is set): "
+            f"go online once, run `hf download --repo-type dataset {name}`, or pass the path of a local folder"
+        ) from error
+    return _subset(folder, subset)
+
+
+def _subset(folder: Path, subset: str | None) -> Path:
+    if subset is None or (folder / subset).is_dir():
+        return folder / (subset or "")
+    names = sorted({str(file.parent.relative_to(folder)) for file in folder.rglob("*.parquet")})
+    raise FileNotFoundError(f"'{folder}' has no subset '{subset}'; there are parquet files in {names}")
+
+
+class _Layout(NamedTuple):
+    document: str
+    negatives: str | None
+    videos: dict[str, str]
+    scores: bool
+    columns: list[str]
+
+
+class ParquetFolder:
+    """The rows of a split's parquet files, in order.
+
+    Attributes:
+      root: the folder.
+      files: the split's files.
+      document: "image", "video" or "text", the column of the documents.
+      negatives: "image", "text", "id" or None, what the column `negatives` lists.
+      videos: "path" or "frames", what the columns `video` and `query_video` hold, of those that are there.
+      has_scores: whether there is the column `scores`.
+    """
+
+    def __init__(self, root: Path, split: str, *, videos: bool = True) -> None:
+        """Looks at every file's schema, so that a bad source fails before anything is written; raises as `convert`.
+
+        `videos`: whether the files of videos are there, which those of the hub are not.
+        """
+        self.root, self.files = root, _split_files(root, split)
+        self._count = 0
+        layouts = {file: self._layout(file) for file in self.files}
+        self.document, self.negatives, self.videos, self.has_scores, self._columns = layouts[self.files[0]]
+        for file, layout in layouts.items():
+            if layout != layouts[self.files[0]]:
+                raise ValueError(
+                    f"'{file}' has other columns than '{self.files[0]}': {layout.columns} and {self._columns}"
+                )
+
+        if "path" in self.videos.values() and not videos:
+            raise ValueError(
+                f"'{root}' has videos by path, and their files are not downloaded with it: get the whole data set "
+                "(hf download --repo-type dataset NAME --local-dir FOLDER) and pass that folder"
+            )
+
+    def _layout(self, file: Path) -> _Layout:
+        with _open(file) as parquet:
+            schema = parquet.schema_arrow
+            self._count += parquet.metadata.num_rows
+        document = next((column for column in ("image", "video", "text") if column in schema.names), None)
+        if "query" not in schema.names or document is None:
+            missing = "'query'" if "query" not in schema.names else "'image' (or 'video' or 'text')"
+            raise ValueError(f"'{file}' has no column {missing}; its columns are {schema.names}")
+        if not _is_text(schema.field("query").type):
+            raise ValueError(f"'{file}': column 'query' is {schema.field('query').type}, expected string")
+        if document != "video" and _kind(schema.field(document).type) != document:
+            expected = "struct{bytes, path} or binary" if document == "image" else "string"
+            raise ValueError(f"'{file}': column '{document}' is {schema.field(document).type}, expected {expected}")
+        negatives = None
+        if "negatives" in schema.names and not pa.types.is_null(kind := schema.field("negatives").type):
+            negatives = _kind(kind.value_type) if _is_list(kind) else None
+            if negatives is None:
+                raise ValueError(f"'{file}': column 'negatives' is {kind}, expected a list of images or of strings")
+            has_ids = "id" in schema.names and _is_text(schema.field("id").type)
+            negatives = "id" if (document, negatives, has_ids) == ("image", "text", True) else negatives
+        scores = "scores" in schema.names and not pa.types.is_null(kind := schema.field("scores").type)
+        if scores and not (_is_list(kind) and _is_number(kind.value_type)):
+            raise ValueError(f"'{file}': column 'scores' is {kind}, expected a list of numbers")
+        has_source = "source" in schema.names and _is_text(schema.field("source").type)
+        videos, sampling = _videos(schema, document, file)
+        columns = list(dict.fromkeys(["query", document, *videos, *sampling]))
+        columns += ["negatives"] * bool(negatives) + ["id"] * (negatives == "id") + ["scores"] * scores
+        columns += ["source"] * has_source
+        return _Layout(document, negatives, videos, scores, columns)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        """Row number over all files, a name for messages, and the row's columns."""
+        number = 0
+        for file in self.files:
+            with _open(file) as parquet:
+                in_file = 0
+                for group in range(parquet.num_row_groups):
+                    try:
+                        for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=self._columns):
+                            for row in batch.to_pylist():
+                                yield number, f"row {in_file} of '{file}'", row
+                                number, in_file = number + 1, in_file + 1
+                    except (pa.ArrowException, OSError) as error:
+                        raise ValueError(
+                            f"'{file}' is corrupt in row group {group} ({error}): download it again"
+                        ) from error
+
+    def image(self, value: Any) -> bytes:
+        """The encoded bytes of an image column's value; raises ValueError when they are not a readable image's."""
+        data = value
+        if isinstance(value, dict):
+            data = value.get("bytes")
+            if data is None and value.get("path"):
+                path = (self.root / value["path"]).resolve()
+                if not path.is_relative_to(self.root.resolve()) or not path.is_file():
+                    raise ValueError(f"has no image bytes, and '{value['path']}' is no file in '{self.root}'")
+                data = path.read_bytes()
+        if not data:
+            raise ValueError("has no image")
+        try:
+            with Image.open(io.BytesIO(data)) as image:  # the header; Pillow's guard against decompression bombs is on
+                image.size  # noqa: B018
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"has {len(data)} bytes that are no readable image ({error})") from error
+        return data
+
+    def scores(self, row: dict[str, Any], where: str) -> list[float]:
+        """A teacher's scores of the row's document and negatives, NaN for null; none if there are none.
+
+        Raises:
+          ValueError: there are not as many as documents, or one is no finite float32; the message says `where`.
+        """
+        scores, documents = row["scores"] or [], 1 + len(row.get("negatives") or [])
+        if scores and len(scores) != documents:
+            raise ValueError(
+                f"{where} has {len(scores)} scores, expected {documents}, the document's and one for each of its "
+                f"{documents - 1} negatives: score them all, with null where there is no score"
+            )
+        bad = [score for score in scores if score is not None and not abs(score) <= LARGEST]
+        if bad:
+            raise ValueError(f"{where} has the score {bad[0]}: scores are finite numbers (float32), or null")
+        return [math.nan if score is None else float(score) for score in scores]
+
+    def video(self, column: str, row: dict[str, Any]) -> dict[str, Any] | None:
+        """The row's video there, and its sampling; None = there is none.
+
+        Returns:
+          `video`, an existing file's path, as it is in the row, or a list of frames as encoded bytes; and `fps` and
+          `max_frames` where the row has them.
+
+        Raises:
+          ValueError: the video can not be used; a path that leaves the folder is refused.
+          ImportError: PyAV is not installed, which looks into the file.
+        """
+        value = self._value(column, row)
+        if not value:
+            return None
+        prefix = column.removesuffix("video")
+        item = {key: x for key in ("fps", "max_frames") if (x := row.get(prefix + key)) is not None}
+        try:
+            check_sampling(item.get("fps", 1), item.get("max_frames", 2))
+            if self.videos[column] == "path":
+                self._check_file(value)
+            else:
+                value = [self.image({"path": frame} if isinstance(frame, str) else frame) for frame in value]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"has a {column.replace('_', ' ')} that can not be used: {error}") from error
+        return {"video": value, **item}
+
+    def has_video(self, column: str, row: dict[str, Any]) -> bool:
+        return bool(self._value(column, row))
+
+    def _value(self, column: str, row: dict[str, Any]) -> Any:
+        """Path or frames; empty or None where there is no video."""
+        value = row.get(column)
+        return value["path"] if isinstance(value, dict) else value
+
+    def _check_file(self, path: str) -> None:
+        if not Path(path).is_absolute() and not (self.root / path).resolve().is_relative_to(self.root.resolve()):
+            raise ValueError(f"'{path}' is not in '{self.root}'")
+        check_video_file(self.root / path)
+
+
+def _split_files(root: Path, split: str) -> list[Path]:
+    files = sorted(root.glob("data/*.parquet")) or sorted(root.glob("*.parquet"))
+    if not files:
+        nested = sorted({str(file.parent.relative_to(root)) for file in root.rglob("*.parquet")})
+        hint = f"; there are some in {nested}: pass that folder" if nested else ""
+        raise FileNotFoundError(f"no parquet files in '{root}' or '{root / 'data'}'{hint}")
+    names = {file: found[1] if (found := _SPLIT_NAME.search(file.name)) else "train" for file in files}
+    chosen = [file for file in files if names[file] == split]
+    if not chosen:
+        raise FileNotFoundError(f"'{root}' has no split '{split}'; it has {sorted(set(names.values()))}")
+    return chosen
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"'{file}' is no parquet file, or corrupt ({error}): download it again") from error
+
+
+def _videos(schema: pa.Schema, document: str, file: Path) -> tuple[dict[str, str], list[str]]:
+    """What the columns of videos hold, and the columns of how to sample them."""
+    videos, sampling = {}, []
+    for column in ("video", "query_video"):
+        if column not in schema.names or (column == "video" and document != "video"):
+            continue
+        kind = schema.field(column).type
+        if _is_list(kind) and _kind(kind.value_type) is not None:
+            videos[column] = "frames"
+        elif _is_text(kind) or (pa.types.is_struct(kind) and kind.get_field_index("path") >= 0):
+            videos[column] = "path"
+        else:
+            raise ValueError(
+                f"'{file}': column '{column}' is {kind}, expected string (a path), struct{{path, ...}} or a list of "
+                "images or of their paths"
+            )
+        for key, fits in (("fps", _is_number), ("max_frames", pa.types.is_integer)):
+            name = column.removesuffix("video") + key
+            if name not in schema.names or pa.types.is_null(schema.field(name).type):
+                continue
+            if not fits(schema.field(name).type):
+                raise ValueError(f"'{file}': column '{name}' is {schema.field(name).type}, expected a number")
+            sampling.append(name)
+    return videos, sampling
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _kind(kind: pa.DataType) -> str | None:
+    if _is_text(kind):
+        return "text"
+    is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    return "image" if is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None

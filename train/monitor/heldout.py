@@ -1,0 +1,160 @@
+"""Search of a held-out split while a run trains: how well each score finds the pages, and for which queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+
+from smart_jax.encoder import Encoder
+from smart_jax.inputs import Preprocessor, middle_frame, open_rgb
+from smart_jax.retrieval import score
+from train.config import TrainConfig
+from train.data.dataset import Example, Item, Source, content_hash
+from train.monitor.tensorboard import Sample
+
+NDCG_AT, RECALL_AT = 5, (1, 10)
+CHUNK = 64  # documents whose tokens are held at a time
+PICTURE_HEIGHT = 512
+
+
+class Found(NamedTuple):
+    """Scores of all queries with all documents, by name: pooled, late, hybrid."""
+
+    scores: dict[str, Float[np.ndarray, "Q N"]]
+    positives: Int[np.ndarray, " Q"]
+
+
+class HeldOut:
+    """The queries of a split and their documents, each once; read from disk when they are needed."""
+
+    def __init__(self, source: Source, limit: int, readable: Callable[[Example], bool], *, name: str):
+        """Takes examples in their order until there are `limit` documents that differ.
+
+        Raises:
+          ValueError: fewer than two documents; the message has `name`.
+        """
+        self._source = source
+        self._queries: list[int] = []  # numbers of examples ...
+        self._documents: list[int] = []  # ... and of the first that has each document
+        positives, known = [], dict[str, int]()
+        for i in range(len(source)):
+            example = source[i]
+            if not readable(example):
+                continue
+            key = content_hash(example.document)
+            if key not in known:
+                if len(known) == limit:
+                    break
+                known[key] = len(known)
+                self._documents.append(i)
+            self._queries.append(i)
+            positives.append(known[key])
+        self._positives = np.array(positives, np.int64)
+        if len(known) < 2:
+            raise ValueError(
+                f"{name} has {len(known)} different documents that can be read, too few for a search: convert the data "
+                "with more, or set config.eval.validation_documents=0"
+            )
+
+    def search(self, encoder: Encoder, config: TrainConfig) -> Found:
+        """Scores every query with every document, exactly."""
+        data, loss = config.data, config.loss
+        items = [self._source[i].query for i in self._queries]
+        queries = encoder.encode_query(items, instruction=data.query_instruction, progress=False)
+        pooled, late = [], []
+        for start in range(0, len(self._documents), CHUNK):
+            items = [self._source[i].document for i in self._documents[start : start + CHUNK]]
+            documents = encoder.encode_document(items, instruction=data.document_instruction, progress=False)
+            pooled.append(score(queries, documents, late_weight=0.0))
+            late.append(score(queries, documents, pooled_weight=0.0))
+        scores = {"pooled": np.concatenate(pooled, axis=1), "late": np.concatenate(late, axis=1)}
+        scores["hybrid"] = loss.pooled_weight * scores["pooled"] + loss.late_weight * scores["late"]
+        return Found(scores, self._positives)
+
+    def samples(self, found: Found, by: str, count: int, encoder: Encoder, prefix: str = "samples") -> list[Sample]:
+        """The `count` best and worst queries by the margin of the positive's score over the best other document's.
+
+        Pictures show, from left to right, what of query, positive and best other document is an image or a video, of
+        which it is the middle frame.
+        """
+        scores, positives = found.scores[by], found.positives
+        own, others = split_scores(scores, positives)
+        rivals, margins = others.argmax(axis=1), own - others.max(axis=1)
+        order = np.argsort(margins, kind="stable")
+        count = min(count, len(order) // 2)
+        chosen = {"worst": order[:count], "best": order[::-1][:count]}
+        return [
+            self._sample(f"{prefix}/{kind}_{n}", q, positives[q], rivals[q], scores[q], by, encoder)
+            for kind, numbers in chosen.items()
+            for n, q in enumerate(numbers, start=1)
+        ]
+
+    def _sample(
+        self, name: str, query: int, positive: int, rival: int, scores: Any, by: str, encoder: Encoder
+    ) -> Sample:
+        example = self._source[self._queries[query]]
+        documents = [self._source[self._documents[d]] for d in (positive, rival)]
+        lines = [f"**query** of example '{example.id}': {_text(example.query)}"]
+        for title, d, found in zip(("its document", "the best other"), (positive, rival), documents, strict=True):
+            lines.append(f"**{title}**, {by} score {scores[d]:.4f}, example '{found.id}': {_text(found.document)}")
+        pictures = [picture(item, encoder) for item in (example.query, *(found.document for found in documents))]
+        return Sample(name, "\n\n".join(lines), side_by_side([p for p in pictures if p is not None]))
+
+
+def split_scores(
+    scores: Float[np.ndarray, "Q N"], positives: Int[np.ndarray, " Q"]
+) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, "Q N"]]:
+    """Scores of the positives, and all scores with these at -inf."""
+    rows, others = np.arange(len(scores)), scores.copy()
+    others[rows, positives] = -np.inf
+    return scores[rows, positives], others
+
+
+def ranking_metrics(scores: Float[np.ndarray, "Q N"], positives: Int[np.ndarray, " Q"]) -> dict[str, float]:
+    """Means over the queries, each of which has one relevant document: of rank r,
+
+        nDCG@k = 1 / log2(1 + r) and recall@k = 1 where r <= k, else 0
+
+    A tie counts as lost, so that a constant score is no good one.
+    """
+    own, others = split_scores(scores, positives)
+    ranks = 1 + (others >= own[:, None]).sum(axis=1)
+    gains = np.where(ranks <= NDCG_AT, 1 / np.log2(1 + ranks), 0.0)
+    metrics = {f"ndcg@{NDCG_AT}": float(gains.mean())}
+    return metrics | {f"recall@{k}": float((ranks <= k).mean()) for k in RECALL_AT}
+
+
+def picture(item: Item, encoder: Encoder) -> Image.Image | None:
+    """An image, the middle frame of a video, None of a text."""
+    if "image" in item:
+        return open_rgb(item["image"])
+    if "video" not in item or not isinstance(encoder.preprocessor, Preprocessor):
+        return None
+    images, videos = encoder.preprocessor.images, encoder.preprocessor.settings.videos
+    return middle_frame(item["video"], images, videos, fps=item.get("fps"), max_frames=item.get("max_frames"))
+
+
+def side_by_side(pictures: list[Image.Image]) -> Image.Image | None:
+    """Pictures of one height in a row, on grey; None of none."""
+    if not pictures:
+        return None
+    height = min(PICTURE_HEIGHT, max(p.height for p in pictures))
+    scaled = [p.resize((max(1, round(p.width * height / p.height)), height)) for p in pictures]
+    gap = 8
+    whole = Image.new("RGB", (sum(p.width + gap for p in scaled) - gap, height), (128, 128, 128))
+    left = 0
+    for p in scaled:
+        whole.paste(p, (left, 0))
+        left += p.width + gap
+    return whole
+
+
+def _text(item: Item) -> str:
+    video = item.get("video")
+    kind = f"video {video}" if isinstance(video, str | Path) else ", ".join(item.keys() & {"image", "video"})
+    return item.get("text") or f"({kind})"

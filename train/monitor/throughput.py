@@ -1,0 +1,198 @@
+"""How fast a run is: examples and tokens per second, model FLOPs utilisation, memory.
+
+Model FLOPs are those that the mathematics asks for, two for each multiplication in a matrix product with a real token
+or patch: neither padding, nor what rematerialisation and GradCache compute again, counts as useful (Chowdhery et al.,
+arXiv:2204.02311, appendix B). The gradient with respect to a product's input costs as much as the product, and so does
+that with respect to its matrix; each counts where it is needed. The scores of queries with documents are left out.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from smart_jax.models import Batch, ModelConfig, QwenVLConfig
+
+GIB = 1 << 30
+# Dense bfloat16 FLOP/s of a jax device by its device_kind, the first that matches: makers' data sheets. A TPU v2 or v3
+# chip is two devices.
+PEAKS = {
+    r"^TPU v2": 22.5e12,
+    r"^TPU v3": 61.5e12,
+    r"^TPU v4( lite)?$": 275e12,
+    r"^TPU v5 ?(lite|e)": 197e12,
+    r"^TPU v5p?$": 459e12,
+    r"^TPU v6 ?(lite|e)": 918e12,
+    r"A100": 312e12,
+    r"H100 PCIe": 756e12,
+    r"(H100|H200) NVL": 835e12,
+    r"H100|H200|GH200": 989e12,
+    r"GB200": 2500e12,
+    r"B200": 2250e12,
+    r"L40S": 362e12,
+    r"\bL4$": 121e12,
+    r"A10G": 70e12,
+}
+
+
+class Work(NamedTuple):
+    """What a batch holds, on this process: padding does not count."""
+
+    examples: int = 0
+    tokens: int = 0  # of queries and documents, visual ones included
+    token_pairs: int = 0  # sum over items of their squared number of tokens
+    patches: int = 0
+    patch_pairs: int = 0  # sum over frames, which attend to themselves
+    window_pairs: int = 0  # sum over attention windows
+
+    def __add__(self, other: Work) -> Work:  # type: ignore[override]
+        return Work(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Cost(NamedTuple):
+    """FLOPs of an update for each token, patch and pair of them, forward and backward."""
+
+    token: float = 0.0
+    token_pair: float = 0.0
+    patch: float = 0.0
+    patch_pair: float = 0.0
+    window_pair: float = 0.0
+
+    def flops(self, work: Work) -> float:
+        return sum(cost * count for cost, count in zip(self, work[1:], strict=True))
+
+
+def measure(batch: Batch, examples: int = 0) -> Work:
+    """The work in one side of a batch; NumPy arrays."""
+    lengths = np.asarray(batch.attention_mask).sum(axis=1, dtype=np.int64)
+    pairs, (patches, patch_pairs), window_pairs = int((lengths**2).sum()), (0, 0), 0
+    if batch.vision is not None:
+        patches, patch_pairs = _segments(batch.vision.segment)
+        window_pairs = 0 if batch.vision.window is None else _segments(batch.vision.window)[1]
+    return Work(examples, int(lengths.sum()), pairs, patches, patch_pairs, window_pairs)
+
+
+def _segments(numbers: np.ndarray) -> tuple[int, int]:
+    """Patches in segments, and the sum of the segments' squared sizes; 0 = padding."""
+    sizes = [np.bincount(row)[1:].astype(np.int64) for row in np.asarray(numbers)]
+    return sum(int(size.sum()) for size in sizes), sum(int((size**2).sum()) for size in sizes)
+
+
+def training_cost(params: Mapping[str, Any], frozen: Mapping[str, Any], config: ModelConfig) -> Cost:
+    """Of a backbone and, if it is among `params`, an adapter.
+
+    Args:
+      params: what is trained, arrays by dotted name as in `train.step`.
+      frozen: what is not.
+      config: of the backbone.
+    """
+    vision = config.vision if isinstance(config, QwenVLConfig) else None
+    # A product's input needs a gradient where something that is trained lies before it: vision comes before text.
+    backward = {
+        "text": any(name.startswith(("model.", "lora.")) for name in params),
+        "visual": any(name.startswith(("model.visual.", "lora.visual.")) for name in params),
+        "adapter": any(name.startswith(("model.", "lora.")) or "layer_vector" in name for name in params),
+    }
+    token = patch = 0.0
+    for name, x in (*params.items(), *frozen.items()):
+        if x.ndim != 2 or name.endswith(("embedding", "scales")):
+            continue
+        tower = "adapter" if name.startswith("adapter.") else "visual" if ".visual." in name else "text"
+        to_input = backward[tower] and "patch_embed" not in name  # pixels need no gradient
+        flops = 2.0 * x.size * (1 + to_input + (name in params))
+        if name.endswith("codes") and x.dtype == np.uint8:
+            flops *= 2  # two codes in a byte
+        if tower == "visual" and vision is not None:
+            patch += flops / (vision.spatial_merge_size**2 if "merger" in name else 1)
+        else:
+            token += flops
+    # Of each pair a score and its share of the sum of values: two products.
+    if vision is None or not isinstance(config, QwenVLConfig):
+        return Cost(token, 4.0 * config.text.hidden_size * config.text.num_hidden_layers * (1 + 2 * backward["text"]))
+    text = config.text
+    width = text.num_attention_heads * text.head_dim
+    token_pair = (
+        4.0 * width * text.num_hidden_layers * (1 + 2 * backward["text"]) / 2
+    )  # a token attends to those before
+    block = 4.0 * vision.hidden_size * (1 + 2 * backward["visual"])
+    windowed = 0 if vision.window_size is None else vision.depth - len(vision.fullatt_block_indexes)
+    return Cost(token, token_pair, patch, block * (vision.depth - windowed), block * windowed)
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Dense bfloat16 FLOP/s of a device; None where it is not known, as of a CPU."""
+    return next((peak for kind, peak in PEAKS.items() if re.search(kind, device.device_kind)), None)
+
+
+class Throughput:
+    """The rate of work since the last reading, over all processes; time spent in `paused` does not count.
+
+    Nor does the compilation of the first update: the clock starts when that has been sent to the devices.
+    """
+
+    def __init__(
+        self, cost: Cost, peak: float | None = None, *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """`peak`: FLOP/s of all devices together; None = utilisation is left out."""
+        self._cost, self._peak, self._clock = cost, peak, clock
+        self._work, self._steps = Work(), 0
+        self._since: float | None = None
+
+    def add(self, work: Work) -> None:
+        """An update was sent to the devices."""
+        self._work, self._steps = self._work + work, self._steps + 1
+        if self._since is None:
+            self._since = self._clock()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Context of what is no training; what was sent to the devices must be done."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            if self._since is not None:
+                self._since += self._clock() - start
+
+    def read(self) -> dict[str, float]:
+        """Rates since the last call; what was sent to the devices must be done."""
+        now = self._clock()
+        seconds = max(now - (now if self._since is None else self._since), 1e-9)
+        work = Work(*total(self._work).tolist())
+        rates = {
+            "examples_per_second": work.examples / seconds,
+            "tokens_per_second": work.tokens / seconds,
+            "seconds_per_step": seconds / max(1, self._steps),
+        }
+        if self._peak is not None:
+            rates["mfu"] = self._cost.flops(work) / seconds / self._peak
+        self._work, self._steps, self._since = Work(), 0, now
+        return rates
+
+
+def total(counts: Any) -> np.ndarray:
+    """Sum over the processes, each of which has to call it; int64."""
+    counts = np.asarray(counts, np.int64)
+    if jax.process_count() == 1:
+        return counts
+    # jax would cut 64 bits to 32: high and low halves travel apart.
+    halves = np.stack([counts >> 31, counts & (1 << 31) - 1]).astype(np.int32)
+    high, low = np.asarray(multihost_utils.process_allgather(halves), np.int64).sum(axis=0)
+    return (high << 31) + low
+
+
+def memory() -> dict[str, float]:
+    """Peaks so far in GiB: of this process's fullest device, where the backend tells, and of the process itself."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return ({"device_memory_gib": max(peaks) / GIB} if peaks else {}) | {"host_memory_gib": resident / GIB}

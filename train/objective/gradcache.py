@@ -1,0 +1,90 @@
+"""GradCache (Gao et al., arXiv:2101.06983): a contrastive batch larger than a backbone's activations leave room for.
+
+The loss needs every row's vectors, but not every row's activations at once. Rows pass through the backbone chunk by
+chunk and only their vectors are kept; once the loss's gradient with respect to these is known, each chunk passes again,
+now with its activations, and its part of the weights' gradient is added up. In JAX that is a checkpointed scan, and the
+gradient is that of the whole batch. A frozen vision tower needs no second pass: its features, far fewer than its
+activations, are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
+
+from smart_jax.models import Batch, Hidden
+from smart_jax.runtime import BATCH
+from smart_jax.typing import Array
+
+Compute = Callable[[Any, Batch, Int[Array, " c"]], Hidden]
+
+
+def in_chunks(
+    compute: Compute,
+    weights: Any,
+    batch: Batch,
+    *,
+    size: int | None,
+    mesh: Mesh,
+    trained: bool,
+    kept: tuple[str, ...] = (),
+) -> Hidden:
+    """`compute(weights, batch, rows)` of all rows, differentiable in the weights.
+
+    Args:
+      compute: of some rows and their numbers in the batch; each row on its own.
+      weights: pytree of arrays.
+      batch: B rows, split over the mesh's data axes, a bin of patches for each.
+      size: at most so many rows at a time, over all devices; each device takes its share of its own rows. None = all.
+      mesh: that the batch is on.
+      trained: compute a chunk again in the backward pass; False = there is no backward pass.
+      kept: names (`jax.ad_checkpoint.checkpoint_name`) of what is kept for it rather than computed again.
+
+    Raises:
+      ValueError: rows share bins of patches, or `size` is below the number of devices that share the batch.
+    """
+    count, devices = len(batch.input_ids), mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = jnp.arange(count)
+    chunk = count if size is None else _largest(count, size, devices)
+    if chunk == count:
+        return compute(weights, batch, rows)
+    if batch.vision is not None and len(batch.vision.patches) != count:
+        raise ValueError("rows of this batch share bins of patches: collate it without `shards`")
+
+    def split(x: Array, axis: int) -> Array:
+        """[..., B, ...] -> [chunks, ..., chunk, ...]: of each device's rows some in every chunk."""
+        parts = x.reshape(*x.shape[:axis], devices, count // chunk, chunk // devices, *x.shape[axis + 1 :])
+        parts = jnp.moveaxis(parts, axis + 1, 0)
+        parts = parts.reshape(len(parts), *x.shape[:axis], chunk, *x.shape[axis + 1 :])
+        return _placed(parts, mesh, axis + 1)
+
+    def join(x: Array) -> Array:
+        parts = jnp.moveaxis(x.reshape(count // chunk, devices, chunk // devices, *x.shape[2:]), 0, 1)
+        return _placed(parts.reshape(count, *x.shape[2:]), mesh, 0)
+
+    axes = dataclasses.replace(jax.tree.map(lambda _: 0, batch), position_ids=1)
+    parts = jax.tree.map(split, batch, axes)
+    # In a scan, nothing can merge the second pass with the first: no barrier is needed against it.
+    policy = jax.checkpoint_policies.save_only_these_names(*kept)
+    function = partial(jax.checkpoint, prevent_cse=False, policy=policy)(compute) if trained else compute
+    return jax.tree.map(join, lax.map(lambda part: function(weights, *part), (parts, split(rows, 0))))
+
+
+def _largest(count: int, size: int, devices: int) -> int:
+    """Rows of a chunk: they divide `count`, and by the devices."""
+    found = [n for n in range(devices, min(size, count) + 1, devices) if count % n == 0]
+    if not found:
+        raise ValueError(f"chunk_size {size} is below the {devices} devices that share the batch: raise it")
+    return found[-1]
+
+
+def _placed(x: Array, mesh: Mesh, axis: int) -> Array:
+    return lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*[None] * axis, *BATCH)))

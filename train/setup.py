@@ -1,0 +1,141 @@
+"""What a run trains: a backbone loaded as the config asks, taken apart into what is trained and what is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from smart_jax import encoder as encode
+from smart_jax.encoder import Encoder
+from smart_jax.files import find_adapter, resolve_base
+from smart_jax.models import add_lora
+from smart_jax.retrieval import Adapter, AdapterConfig, parse_layers
+from smart_jax.runtime import place, replicated
+from train.config import TrainConfig
+from train.step import Objective, Params, take_apart
+
+
+def load_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:
+    """The backbone that is trained or frozen, with the preprocessing and low-rank branches that the config asks for.
+
+    Raises:
+      ValueError: no model is named, or low-rank branches are asked for beside those of an adapter that it has.
+    """
+    if not config.model:
+        raise ValueError("config.model is empty: name a checkpoint folder or hub id, --config.model=...")
+    encoder = load_backbone(config.model, config, mesh, task=config.task)
+    if "lora" not in config.parts:
+        return encoder
+    if (adapter := find_adapter(source_folder(encoder))) is not None:
+        raise ValueError(
+            f"{adapter} holds a PEFT adapter already, and a second LoRA would have no base to be saved for: merge it "
+            "into the weights first (merge_and_unload of peft)"
+        )
+    graphdef, params = add_lora(encoder.graphdef, encoder.params, config.lora, seed=config.seed)
+    return Encoder(encoder.config, encoder.preprocessor, graphdef, params, mesh=mesh, folder=encoder.folder)
+
+
+def load_backbone(model: str | Path, config: TrainConfig, mesh: Mesh, task: str | None = None) -> Encoder:
+    """A checkpoint in the run's dtype, with its preprocessing."""
+    dtypes = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    # Weights that are trained are kept, and updated, in float32.
+    dtype = jnp.float32 if "full" in config.parts else dtypes[config.dtype]
+    overrides = preprocessing_overrides(config)
+    return encode.load(model, dtype=dtype, mesh=mesh, task=task, pooling=config.pooling, settings=overrides)
+
+
+def source_folder(encoder: Encoder) -> Path:
+    """Where the encoder's files are; one put together by hand has none."""
+    if encoder.folder is None:
+        raise ValueError("the encoder was not loaded from a folder, and a run needs its files: use smart_jax.load")
+    return encoder.folder
+
+
+def weight_folders(encoder: Encoder) -> list[Path]:
+    """That the encoder's weights were read from: a checkpoint's, and those of a PEFT adapter or of its base."""
+    source = source_folder(encoder)
+    return list(dict.fromkeys(place for place in (source, find_adapter(source), resolve_base(source)) if place))
+
+
+def preprocessing_overrides(config: TrainConfig) -> dict[str, Any]:
+    """Settings of the checkpoint that the config changes."""
+    asked = {name: getattr(config, name) for name in ("head", "pooling", "prompt")}
+    asked |= {name: getattr(config.data, name) for name in ("min_pixels", "max_pixels", "max_length")}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def make_objective(config: TrainConfig, encoder: Encoder, mesh: Mesh, steps: int) -> tuple[Params, Params, Objective]:
+    """Trainable parameters, frozen parameters, and the loss of both.
+
+    Raises:
+      ValueError: no weight of the backbone matches `config.weights`, or vectors are no wider than a width of
+        `loss.matryoshka`; and as `adapter_config`.
+    """
+    backbone, weights = take_apart("model", encoder.graphdef, encoder.params)
+    params = {name: x for name, x in weights.items() if name.startswith("lora.")}
+    dtype = None
+    if "full" in config.parts:
+        params = {name: x for name, x in weights.items() if re.search(config.weights, name.removeprefix("model."))}
+        if not params:
+            raise ValueError(
+                f"config.weights {config.weights!r} matches no parameter of the backbone; it has "
+                f"{', '.join(name.removeprefix('model.') for name in sorted(weights)[:4])}, ..."
+            )
+        on_accelerator = config.dtype == "auto" and jax.default_backend() != "cpu"
+        dtype = jnp.bfloat16 if on_accelerator or config.dtype == "bfloat16" else None
+    _check_widths(config, encoder)
+    objective = Objective(
+        config.loss,
+        steps,
+        mesh,
+        backbone,
+        dtype=dtype,
+        remat=config.remat,
+        remat_policy=config.remat_policy,
+        chunk_size=config.chunk_size,
+    )
+    frozen = objective.cast({name: x for name, x in weights.items() if name not in params})
+    if "lora" in config.parts and config.lora.dropout:
+        objective = dataclasses.replace(objective, dropout_seed=config.seed)
+    if "adapter" in config.parts:
+        adapter = Adapter(adapter_config(config, encoder), rngs=nnx.Rngs(config.seed))
+        structure, projection = take_apart("adapter", *nnx.split(adapter))
+        objective = dataclasses.replace(objective, adapter=structure)
+        params |= place(projection, replicated(mesh))
+    return params, frozen, objective
+
+
+def adapter_config(config: TrainConfig, encoder: Encoder) -> AdapterConfig:
+    """Raises ValueError: layers that the backbone has not, or a regulariser without a trainable part."""
+    text = encoder.config.text
+    layers = parse_layers(config.adapter.layers, text.num_hidden_layers)
+    frozen = config.trainable == "adapter"
+    if frozen and len(layers) == 1 and (config.loss.diversity_weight or config.loss.overlap_weight):
+        raise ValueError(
+            "diversity_weight and overlap_weight act on the fused states, which one layer of a frozen backbone leaves "
+            "without a trainable part: set them to 0 or fuse more layers (config.adapter.layers)"
+        )
+    return AdapterConfig(text.hidden_size, config.adapter.dim, layers, config.adapter.pooled_dim)
+
+
+def _check_widths(config: TrainConfig, encoder: Encoder) -> None:
+    """Raises ValueError: a width of `loss.matryoshka` would cut nothing."""
+    hidden = encoder.config.text.hidden_size
+    vectors = {"pooled vectors": hidden, "tokens": getattr(encoder.config, "token_dim", None) or hidden}
+    if "adapter" in config.parts:
+        vectors = {"pooled vectors": config.adapter.pooled_dim or hidden, "tokens": config.adapter.dim or hidden}
+    if config.loss.objective == "pooled":
+        del vectors["tokens"]
+    for name, width in vectors.items():
+        if wide := [w for w in config.loss.widths if w is not None and w >= width]:
+            raise ValueError(
+                f"loss.matryoshka is '{config.loss.matryoshka}', but the {name} have {width} components: choose widths "
+                f"below that, not {wide[0]}; the full width always takes part"
+            )
