@@ -3,7 +3,17 @@
 from smart_jax.encoder import Encoder, load
 from smart_jax.integrations import mteb_model
 from smart_jax.maxsim import maxsim_pairs
-from smart_jax.retrieval import Adapter, AdapterConfig, Embeddings, States, maxsim, reductions, score, search
+from smart_jax.retrieval import (
+    Adapter,
+    AdapterConfig,
+    Embeddings,
+    Retriever,
+    States,
+    maxsim,
+    reductions,
+    score,
+    search,
+)
 from smart_jax.runtime import make_mesh
 
 __all__ = [
@@ -11,6 +21,7 @@ __all__ = [
     "AdapterConfig",
     "Embeddings",
     "Encoder",
+    "Retriever",
     "States",
     "load",
     "make_mesh",

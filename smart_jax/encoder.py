@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from numpy.typing import DTypeLike
 from tqdm import tqdm
 
 from smart_jax.files import resolve, resolve_base
@@ -118,13 +119,31 @@ class Encoder:
             folder=self.folder,
         )
 
-    def encode_query(self, items: Any, *, instruction: str | None = None, **options: Any) -> Embeddings:
+    def encode_query(
+        self,
+        items: Sequence[Any],
+        *,
+        instruction: str | None = None,
+        batch_size: int | None = None,
+        dtype: DTypeLike = np.float32,
+        progress: bool | None = None,
+    ) -> Embeddings:
         """Embeds queries; `instruction` defaults to the checkpoint's query instruction. See `encode`."""
-        return self.encode(items, instruction=instruction, query=True, **options)
+        how: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype, "progress": progress}
+        return self.encode(items, instruction=instruction, query=True, **how)
 
-    def encode_document(self, items: Any, *, instruction: str | None = None, **options: Any) -> Embeddings:
+    def encode_document(
+        self,
+        items: Sequence[Any],
+        *,
+        instruction: str | None = None,
+        batch_size: int | None = None,
+        dtype: DTypeLike = np.float32,
+        progress: bool | None = None,
+    ) -> Embeddings:
         """Embeds documents; `instruction` defaults to the checkpoint's default instruction. See `encode`."""
-        return self.encode(items, instruction=instruction, **options)
+        how: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype, "progress": progress}
+        return self.encode(items, instruction=instruction, **how)
 
     def encode(
         self,
@@ -133,7 +152,7 @@ class Encoder:
         instruction: str | None = None,
         query: bool = False,
         batch_size: int | None = None,
-        dtype: Any = np.float32,
+        dtype: DTypeLike = np.float32,
         progress: bool | None = None,
     ) -> Embeddings:
         """Embeds items (str, path, PIL image, array [H, W, 3] uint8, or dict of text / image / images / video /
@@ -177,7 +196,7 @@ class Encoder:
         query: bool = False,
         layers: Sequence[int] | None = None,
         batch_size: int | None = None,
-        dtype: Any = np.float16,
+        dtype: DTypeLike = np.float16,
         progress: bool | None = None,
     ) -> States:
         """The backbone's states of items, from which embeddings of any kind follow; an adapter is left out.
@@ -216,7 +235,7 @@ class Encoder:
             grids=np.array(grids, np.int32).reshape(-1, 4),
             visual_ids=self._visual_ids,
             layers=chosen,
-            depth=self.config.text.num_hidden_layers,
+            depth=self.depth,
         )
         found.check_finite()
         return found
@@ -230,8 +249,23 @@ class Encoder:
         return checksum(self.params) + hashlib.blake2b(about.encode(), digest_size=8).hexdigest()
 
     @property
+    def width(self) -> int:
+        """Width H of the backbone's states, and of pooled vectors without an adapter."""
+        return self.config.text.hidden_size
+
+    @property
+    def depth(self) -> int:
+        """Number of the backbone's blocks; there are depth + 1 layers of states."""
+        return self.config.text.num_hidden_layers
+
+    @property
+    def token_dim(self) -> int | None:
+        """Width of the token vectors that the model's own head makes; None = it has no head, and they are states."""
+        return self.config.token_dim
+
+    @property
     def max_tokens(self) -> int:
-        """Of one item, at most."""
+        """Largest number of tokens of one item."""
         return self.preprocessor.length_buckets[-1]
 
     @property
@@ -254,7 +288,7 @@ class Encoder:
 
     def _layers(self, layers: Sequence[int]) -> tuple[int, ...]:
         """As negative indices; ValueError where a backbone of this depth has no such layers."""
-        count = self.config.text.num_hidden_layers + 1
+        count = self.depth + 1
         if outside := [layer for layer in layers if not -count <= layer < count]:
             raise ValueError(
                 f"layers {outside} are not of this backbone of {count - 1} blocks: it has 0 to {count - 1}"
@@ -330,7 +364,7 @@ class Encoder:
                 batch = self.preprocessor.collate(list(chosen.values()), batch_size=rows_at_once, shards=self._devices)
                 yield chosen, batch
 
-    def embed(self, batch: Batch, *, dtype: Any = np.float32) -> tuple[jax.Array, jax.Array]:
+    def embed(self, batch: Batch, *, dtype: DTypeLike = np.float32) -> tuple[jax.Array, jax.Array]:
         """L2-normalised pooled vectors [B, H] and token vectors [B, L, D] of one batch, on the device."""
         if self.mesh is not None:
             batch = put_batch(batch, self.mesh)

@@ -16,14 +16,14 @@ from smart_jax.retrieval.states import States
 
 @dataclasses.dataclass
 class FakeEncoder:
-    """Has the methods of `smart_jax.Encoder` that evaluation uses, and records its calls."""
+    """A `smart_jax.Retriever` that records its calls."""
 
     width: int = 16
     noise: float = 0.0  # on each item's pooled vector
     adapter: Any = None
     calls: list[tuple[str, int, str | None]] = dataclasses.field(default_factory=list)
 
-    def with_adapter(self, adapter: str, **config: Any) -> FakeEncoder:
+    def with_adapter(self, adapter: Any, **config: Any) -> FakeEncoder:
         return dataclasses.replace(self, adapter=SimpleNamespace(name=adapter, config=SimpleNamespace(**config)))
 
     def encode_query(self, items: Any, *, instruction: str | None = None, **options: Any) -> Embeddings:
@@ -33,6 +33,14 @@ class FakeEncoder:
     def encode_document(self, items: Any, *, instruction: str | None = None, **options: Any) -> Embeddings:
         self.calls.append(("document", len(items), instruction))
         return self._encode(items, **{"dtype": np.float32, **options})
+
+    @property
+    def depth(self) -> int:
+        return 1
+
+    @property
+    def token_dim(self) -> int | None:
+        return None
 
     @property
     def config(self) -> SimpleNamespace:
@@ -45,10 +53,12 @@ class FakeEncoder:
     def fingerprint(self) -> str:
         return f"fake-{self.width}-{self.noise}"
 
-    def states(self, items: Any, *, instruction: str | None, query: bool, layers: Any, **options: Any) -> States:
+    def states(
+        self, items: Any, *, instruction: str | None = None, query: bool = False, layers: Any = None, **options: Any
+    ) -> States:
         assert layers is None and self.adapter is None
         self.calls.append(("states of queries" if query else "states of documents", len(items), instruction))
-        found = self._encode(items, **options)
+        found = self._encode(items, **{"dtype": np.float16, **options})
         count = len(found.tokens)
         return States(
             pooled=found.pooled,

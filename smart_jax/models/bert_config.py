@@ -39,6 +39,11 @@ class BertConfig:
         """The text tower, as every backbone's config has it: here the whole."""
         return self
 
+    @property
+    def token_dim(self) -> None:
+        """Width of a head's token vectors, as every backbone's config has it: a BERT has no head."""
+        return None
+
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> BertConfig:
         """Config of a parsed config.json.
