@@ -17,8 +17,9 @@ from smart_jax.models import ARCHITECTURES, Batch, LoraConfig, VisionBatch, abst
 from smart_jax.retrieval import Adapter, AdapterConfig
 from smart_jax.runtime import batch_sharding, replicated, sharding_for
 from train.config import LossConfig, OptimizerConfig
+from train.objective import Objective, TrainBatch, take_apart
 from train.optimizer import make_optimizer, make_schedule
-from train.step import Objective, TrainBatch, TrainState, make_train_step, take_apart
+from train.step import TrainState, make_train_step
 
 GIB = 2**30
 STEPS = 100  # of the run
@@ -33,7 +34,7 @@ class Work:
       rows: queries of each device, and as many pages.
       query_tokens, page_tokens, patches: of a row.
       chunk: rows of each device that pass through the backbone at a time; None = all.
-      remat: see `train.step.Objective`.
+      remat: see `train.objective.Objective`.
       r: rank.
     """
 

@@ -109,7 +109,7 @@ def run_config(run: str, seed: int, settings: Settings, *, data: Path, output: P
 def make_data(settings: Settings, out: Path) -> None:
     """The training pages of `make demo`, in `out`/data; not made again."""
     from recipes.tiny.pages import Canvas, for_training, training_pairs, write_pairs
-    from train.data.convert import convert
+    from train.data import convert
 
     if (out / "data" / "pages").is_dir():
         return
@@ -168,7 +168,7 @@ def measure_start(request: dict[str, Any]) -> None:
 def train_and_measure(request: dict[str, Any]) -> None:
     """One run: figures at intervals, with the time until then, and of its exported weights."""
     import smart_jax
-    from train.loop import read_metrics
+    from train.monitor import read_metrics
     from train.posttrain import train
 
     settings, out = _read(request)

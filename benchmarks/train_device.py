@@ -30,8 +30,9 @@ from smart_jax.models import Batch, LoraConfig, QwenVLConfig, add_lora
 from smart_jax.retrieval import Adapter, AdapterConfig
 from smart_jax.runtime import make_mesh, replicated
 from train.config import LossConfig, OptimizerConfig
+from train.objective import Objective, Params, TrainBatch, take_apart
 from train.optimizer import make_optimizer, make_schedule
-from train.step import Objective, Params, TrainBatch, TrainState, init_state, make_train_step, take_apart
+from train.step import TrainState, init_state, make_train_step
 
 STEPS = ("adapter", "lora", "gradcache")
 QUERY_TOKENS = 32

@@ -28,8 +28,9 @@ from smart_jax.retrieval import Adapter, AdapterConfig
 from smart_jax.runtime import make_mesh, replicated
 from tests.parity.qwen3_vl import Inputs
 from train.config import LossConfig, OptimizerConfig
+from train.objective import Objective, Params, TrainBatch, take_apart
 from train.optimizer import make_optimizer, make_schedule
-from train.step import Objective, Params, TrainBatch, init_state, make_train_step, take_apart
+from train.step import init_state, make_train_step
 
 STEPS = 1000  # of the run that a step is taken from
 

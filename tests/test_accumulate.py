@@ -13,11 +13,10 @@ import pytest
 
 from smart_jax.runtime.mesh import make_mesh
 from tests.training import make_config, write_inputs
-from train import step as train_step
 from train.config import from_config_dict
-from train.data.batches import Batcher
-from train.data.dataset import Examples, open_split
-from train.loop import read_metrics
+from train.data import Batcher, Examples, open_split
+from train.monitor import read_metrics
+from train.objective import objective as objective_module
 from train.optimizer import OptimizerConfig, make_optimizer, make_schedule, updates_made
 from train.posttrain import train
 from train.run import Run
@@ -65,14 +64,14 @@ def test_an_update_is_the_one_of_the_mean_gradient(inputs, tmp_path, monkeypatch
     schedule = make_schedule(config.optimizer, 4)
     start = jax.device_get(params)
     state = init_state(params, config.loss, optimizer, mesh)
-    contrastive = train_step.contrastive
+    contrastive = objective_module.contrastive
 
     def sometimes_broken(*arguments):
         loss, metrics = contrastive(*arguments)
         return jnp.where(arguments[5] == broken, jnp.nan, 1.0) * loss, metrics
 
     if broken is not None:
-        monkeypatch.setattr(train_step, "contrastive", sometimes_broken)
+        monkeypatch.setattr(objective_module, "contrastive", sometimes_broken)
     step_fn = make_train_step(objective, optimizer, schedule, state)
     pairs = [(1, 2), (3, 4)] if broken is None else [(1, 3), (4, 5)]
     seen, gradients, gradient = [start], [], []

@@ -26,7 +26,7 @@ from smart_jax.retrieval.adapter import Adapter, AdapterConfig
 from tests.small_bert import SPECIAL_TOKENS, WORDS, write_json, write_plain, write_sentence_transformer
 from tests.small_pdf import write_pdf
 from tests.training import make_config
-from train.data.convert import convert
+from train.data import convert
 from train.posttrain import train
 
 TOLERANCE = 2e-5

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from tests.golden.make_video import clip
-from train.data.convert import convert
-from train.data.dataset import Example, Examples, content_hash, main, open_split
+from train.data import Example, Examples, content_hash, convert, open_split
+from train.data.__main__ import main
 
 COLUMNS = ("image_filename", "query", "answer", "source", "options", "page", "model", "prompt", "answer_type")
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -12,9 +12,10 @@ import pytest
 
 from tests.test_checkpoint import IDENTITY, assert_equal, make_state, save, zeros_like
 from tests.training import make_config, repeatable, write_inputs
-from train.checkpoints import Checkpoints, UnwrittenError
-from train.loop import MetricsLog, open_run, read_metrics
+from train.checkpoints import Checkpoints
+from train.monitor import MetricsLog, read_metrics
 from train.posttrain import train
+from train.run_directory import UnwrittenError, open_run
 
 
 @pytest.fixture

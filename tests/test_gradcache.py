@@ -17,10 +17,9 @@ from smart_jax.models.lora import TEXT_PROJECTIONS
 from smart_jax.runtime.mesh import make_mesh
 from tests.training import make_config, page, write_inputs
 from train.config import from_config_dict
-from train.data.batches import Batcher
-from train.data.dataset import Example
+from train.data import Batcher, Example
+from train.objective import TrainBatch
 from train.setup import load_encoder, make_objective
-from train.step import TrainBatch
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from smart_jax.runtime import distributed
 from smart_jax.runtime.distributed import DistributedConfig
 from tests.training import write_inputs
-from train.loop import read_metrics
+from train.monitor import read_metrics
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = {"data.query_length": 64, "data.document_length": 64, "data.document_patches": 16}

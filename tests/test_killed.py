@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.training import repeatable, write_inputs
-from train.loop import read_metrics
+from train.monitor import read_metrics
 
 ROOT = Path(__file__).parent.parent
 KILLS, STEPS, EVERY = 20, 26, 2

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import pytest
 
 from train.config import TrainConfig, default_config, from_config_dict, to_config_dict
-from train.data.mixture import parse_names
-from train.loop import LossGuard, MetricsLog, Prefetch, check_run, due, open_run, read_metrics
+from train.data import Prefetch, parse_names
+from train.monitor import LossGuard, MetricsLog, read_metrics
+from train.posttrain import due
+from train.run_directory import check_run, open_run
 
 ROOT = Path(__file__).parent.parent
 MODE = {"resume": False, "overwrite": False}

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from train.config import LossConfig
-from train.objective import losses
-from train.step import contrastive, start_temperatures
+from train.objective import contrastive, losses, start_temperatures
 
 LN2, LN3 = np.log(2.0), np.log(3.0)
 

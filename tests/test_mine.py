@@ -6,9 +6,8 @@ import pytest
 
 from tests.fake_encoder import FakeEncoder
 from tests.test_data import pair, write
+from train.data import Example, content_hash, convert, open_split
 from train.data import mine as module
-from train.data.convert import convert
-from train.data.dataset import Example, content_hash, open_split
 from train.data.mine import Corpus, MineConfig, choose, main, mine, search
 
 VOCABULARY = [f"word{i}" for i in range(30)]

@@ -6,9 +6,7 @@ from itertools import chain
 import pytest
 
 from tests.test_data import examples, pair, write
-from train.data.convert import convert
-from train.data.dataset import Example, Examples
-from train.data.mixture import Mixture, open_examples, parse_names
+from train.data import Example, Examples, Mixture, convert, open_examples, parse_names
 
 
 def source(name, count):

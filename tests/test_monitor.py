@@ -20,10 +20,10 @@ from smart_jax.inputs.image import open_rgb
 from tests.golden.make_video import clip
 from tests.training import make_config, page, repeatable, write_inputs
 from train.checkpoints import Checkpoints
-from train.data.dataset import Example, open_split
-from train.loop import MetricsLog, read_metrics
-from train.monitor.heldout import Found, HeldOut, picture, ranking_metrics, side_by_side
-from train.monitor.tensorboard import EventFile, Sample
+from train.data import Example, open_split
+from train.monitor import HeldOut, MetricsLog, Sample, ranking_metrics, read_metrics
+from train.monitor.heldout import Found, picture, side_by_side
+from train.monitor.tensorboard import EventFile
 from train.posttrain import train
 
 

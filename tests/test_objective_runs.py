@@ -21,12 +21,11 @@ from tests.test_objectives import np_objective
 from tests.test_posttrain import examples, loss_and_gradient
 from tests.training import make_config, page, write_inputs
 from train.config import LossConfig
-from train.data.convert import convert
-from train.data.dataset import Examples, content_hash, open_split
-from train.loop import read_metrics
+from train.data import Examples, content_hash, convert, open_split
+from train.monitor import read_metrics
+from train.objective import start_temperatures
 from train.posttrain import train
 from train.setup import adapter_config
-from train.step import start_temperatures
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,8 @@ from smart_jax.models.batch import Batch
 from smart_jax.runtime.mesh import make_mesh
 from train.config import OBJECTIVES, LossConfig, from_config_dict, to_config_dict
 from train.data.batches import put_batch
-from train.objective import losses
+from train.objective import Encoded, Objective, TrainBatch, contrastive, distillation, losses, start_temperatures
 from train.objective import reductions as vectors
-from train.step import Encoded, Objective, TrainBatch, contrastive, distillation, start_temperatures
 
 LN2, LN3 = math.log(2), math.log(3)
 

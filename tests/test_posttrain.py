@@ -30,14 +30,12 @@ from tests.checkpoints import write_processor
 from tests.golden.make_video import clip
 from tests.lora import write_lora
 from tests.training import make_config, page, repeatable, write_inputs
-from train import step as train_step
 from train.checkpoints import weights_fingerprint
 from train.config import DataConfig
-from train.data.batches import Batcher
-from train.data.convert import convert
-from train.data.dataset import Example, Examples, open_split
+from train.data import Batcher, Example, Examples, convert, open_split
 from train.export import export_model
-from train.loop import read_metrics
+from train.monitor import read_metrics
+from train.objective import objective as objective_module
 from train.posttrain import train
 from train.run import Run
 from train.setup import load_encoder, make_objective, weight_folders
@@ -409,13 +407,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(inputs, tmp_path):
 
 def test_updates_that_are_not_finite_are_left_out(inputs, tmp_path, monkeypatch):
     """Steps 3 and 5 of 8 have no finite gradient; two in a row would be too many."""
-    contrastive, broken = train_step.contrastive, jnp.array([3, 5])
+    contrastive, broken = objective_module.contrastive, jnp.array([3, 5])
 
     def sometimes_broken(*arguments):
         loss, metrics = contrastive(*arguments)
         return jnp.where(jnp.isin(arguments[5], broken), jnp.nan, 1.0) * loss, metrics
 
-    monkeypatch.setattr(train_step, "contrastive", sometimes_broken)
+    monkeypatch.setattr(objective_module, "contrastive", sometimes_broken)
     settings = {"optimizer.skip_nonfinite": 1, "optimizer.schedule": "constant", "optimizer.warmup_ratio": 0.0}
     results = train(make_config(inputs, tmp_path / "a", **settings))
     assert np.isfinite(results["validation/loss"])
@@ -580,7 +578,6 @@ from smart_jax import compilation_cache
 from tests.golden.make_video import clip
 from tests.training import make_config
 from train import run
-from train import step as train_step
 from train.posttrain import train
 inputs, output, event, at, resume = sys.argv[1:]
 compilation_cache.enable()

@@ -14,7 +14,7 @@ from tests.backbone import write_backbone
 from tests.checkpoints import write_processor
 from tests.test_posttrain import examples
 from tests.training import make_config, write_inputs
-from train.data.batches import Batcher
+from train.data import Batcher
 from train.setup import load_encoder, make_objective
 
 KINDS = {

@@ -15,7 +15,7 @@ from smart_jax.models.qwen_vl import QwenVL
 from smart_jax.runtime.mesh import batch_part, make_mesh
 from tests.test_posttrain import examples
 from tests.training import make_config, write_inputs
-from train.data.batches import Batcher
+from train.data import Batcher
 from train.optimizer import make_optimizer, make_schedule
 from train.setup import load_encoder, make_objective
 from train.step import init_state, make_train_step

@@ -14,13 +14,12 @@ import pytest
 from smart_jax.runtime.mesh import make_mesh
 from tests.training import make_config, page, repeatable, write_inputs
 from train.config import from_config_dict
-from train.data import batches
-from train.data.batches import Batcher, Skipped
-from train.data.dataset import Example, Split, open_split
-from train.loop import read_metrics
+from train.data import Batcher, Example, Split, batches, open_split
+from train.data.batches import Skipped
+from train.monitor import read_metrics
+from train.objective import TrainBatch
 from train.posttrain import train
 from train.setup import load_encoder, make_objective
-from train.step import TrainBatch
 
 
 @pytest.fixture(scope="module")

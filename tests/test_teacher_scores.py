@@ -11,10 +11,8 @@ from tests.test_mine import examples as mineable
 from tests.test_mine import texts
 from tests.training import make_config, write_inputs
 from train.config import DataConfig
+from train.data import Batcher, Example, convert, open_split
 from train.data import mine as module
-from train.data.batches import Batcher
-from train.data.convert import convert
-from train.data.dataset import Example, open_split
 from train.data.mine import MineConfig, mine
 from train.setup import load_encoder
 

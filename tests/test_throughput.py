@@ -15,14 +15,14 @@ import pytest
 
 from smart_jax.inputs.multimodal import Preprocessor
 from smart_jax.models.lora import LoraLinear
-from smart_jax.runtime.mesh import make_mesh
+from smart_jax.runtime import distributed, make_mesh, sum_over_processes
 from tests.backbone import write_checkpoint
 from tests.small_bert import write_plain
 from tests.training import make_config, page
-from train.data.batches import Batcher, Skipped
-from train.data.dataset import Example
-from train.monitor import throughput
-from train.monitor.throughput import GIB, Cost, Throughput, Work, measure, memory, peak_flops, total, training_cost
+from train.data import Batcher, Example, Work, count_work
+from train.data.batches import Skipped
+from train.monitor import Throughput, memory, peak_flops, throughput, training_cost
+from train.monitor.throughput import GIB, Cost
 from train.setup import load_encoder, make_objective
 
 
@@ -79,7 +79,7 @@ def test_model_flops_are_those_of_the_matrix_products(tmp_path, monkeypatch, nam
         return sum(jnp.sum(e.pooled[:, :5]) + jnp.sum(e.tokens[..., :5]) for e in encoded)
 
     expected = products(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
-    cost, work = training_cost(params, frozen, encoder.config), measure(sides[0], 2) + measure(sides[1])
+    cost, work = training_cost(params, frozen, encoder.config), count_work(sides[0], 2) + count_work(sides[1])
     whole = cost._replace(token_pair=2 * cost.token_pair)  # the CPU's attention computes what is masked, too
     assert whole.flops(work) == pytest.approx(expected, rel=1e-3 if name == "adapter" else 0.04)
     assert work.examples == 2 and cost.flops(work) < whole.flops(work)
@@ -94,7 +94,7 @@ def test_model_flops_of_a_bert(tmp_path):
     side = filled(Batcher(encoder.preprocessor, config.data, mesh).arrays(examples, Skipped(0)).documents)
     jaxpr = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(objective.encode(p, frozen, side).tokens[..., :5])))(params)
     cost = training_cost(params, frozen, encoder.config)
-    assert cost.flops(measure(side)) == pytest.approx(products(jaxpr.jaxpr), rel=1e-2)  # of a model this small
+    assert cost.flops(count_work(side)) == pytest.approx(products(jaxpr.jaxpr), rel=1e-2)  # of a model this small
 
 
 def test_work_counts_what_is_real(checkpoint):
@@ -103,7 +103,7 @@ def test_work_counts_what_is_real(checkpoint):
     preprocessor = Preprocessor.from_pretrained(checkpoint, load_config(checkpoint))
     rows = [preprocessor.row(item) for item in ({"image": page(1)}, {"text": "a text"}, {"images": [page(2), page(3)]})]
     lengths, sizes = [len(row.input_ids) for row in rows], [t * h * w for row in rows for t, h, w in row.grids]
-    work = measure(preprocessor.collate(rows, length=128, patches=96), examples=3)
+    work = count_work(preprocessor.collate(rows, length=128, patches=96), examples=3)
     assert work == Work(3, sum(lengths), sum(n * n for n in lengths), sum(sizes), sum(n * n for n in sizes), 0)
     assert len(sizes) == 3 and work + work == Work(*(2 * x for x in work))
 
@@ -118,7 +118,8 @@ def test_attention_windows_count_as_what_they_are(tmp_path):
     t, h, w = preprocessor.row({"image": page(1)}).grids[0]
     side = config.vision.window_patches
     windows = [min(side, h - i) * min(side, w - j) for i in range(0, h, side) for j in range(0, w, side)]
-    assert measure(batch).window_pairs == sum(n * n for n in windows) and measure(batch).patch_pairs == (t * h * w) ** 2
+    assert count_work(batch).window_pairs == sum(n * n for n in windows)
+    assert count_work(batch).patch_pairs == (t * h * w) ** 2
     cost = training_cost({}, {}, config)
     assert (cost.patch_pair, cost.window_pair) == (4 * 16, 4 * 16)  # one block of each kind, 16 wide
 
@@ -166,16 +167,16 @@ def test_devices_are_known_by_their_kind():
 
 def test_counts_are_summed_over_processes(monkeypatch):
     counts = np.array([3, 5_000_000_000_000, 0])
-    assert total(counts).tolist() == counts.tolist()
-    monkeypatch.setattr(throughput.jax, "process_count", lambda: 2)
+    assert sum_over_processes(counts).tolist() == counts.tolist()
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
     gathered = []
 
     def allgather(x):
         gathered.append(x.dtype)
         return jnp.stack([x, x])  # as jax gives it, in 32 bits
 
-    monkeypatch.setattr(throughput.multihost_utils, "process_allgather", allgather)
-    assert total(counts).tolist() == [6, 10_000_000_000_000, 0] and gathered == [np.int32]
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", allgather)
+    assert sum_over_processes(counts).tolist() == [6, 10_000_000_000_000, 0] and gathered == [np.int32]
 
 
 def test_memory_is_that_of_the_fullest_device(monkeypatch):

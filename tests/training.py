@@ -14,7 +14,7 @@ from PIL import Image
 from tests.backbone import write_backbone
 from tests.checkpoints import write_processor
 from train.config import TrainConfig, default_config, from_config_dict
-from train.data.convert import convert
+from train.data import convert
 
 EXAMPLES = 40
 

@@ -24,6 +24,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from smart_jax.models import array_sums
 from smart_jax.runtime import is_main, on_any, wait_for_all
+from train.run_directory import UnwrittenError
 
 FORMAT = 1
 _END_BYTES = 1 << 20
@@ -38,10 +39,6 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 
 class DamagedCheckpointError(ValueError):
     """A checkpoint that is truncated or corrupt."""
-
-
-class UnwrittenError(OSError):
-    """A checkpoint, or another file of a run, that could not be written: the disk is full, for example."""
 
 
 @dataclasses.dataclass(frozen=True)

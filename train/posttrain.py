@@ -20,11 +20,11 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from smart_jax.runtime import compilation_cache, distributed
-from train.checkpoints import UnwrittenError
 from train.config import TrainConfig, from_config_dict
-from train.loop import LossGuard, Prefetch, Progress, StopRequest, announce, due, format_table
-from train.monitor.throughput import memory
+from train.data import Prefetch
+from train.monitor import LossGuard, Progress, StopRequest, announce, format_table, memory
 from train.run import EvalFn, Run
+from train.run_directory import UnwrittenError
 
 
 def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float]:
@@ -79,6 +79,11 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
     where = ", ".join(map(str, run.export(state)))
     announce(format_table(results, f"after step {steps}; {where}:"))
     return results
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Returns True at every `every`-th step (0 = none of them) and at the last."""
+    return step == steps or (every > 0 and step % every == 0)
 
 
 def main() -> None:

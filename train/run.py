@@ -13,21 +13,27 @@ from safetensors import SafetensorError
 
 from smart_jax.encoder import Encoder
 from smart_jax.retrieval import Adapter
-from smart_jax.runtime import batch_part, is_main, make_mesh, wait_for_all
-from train.checkpoints import Checkpoints, UnwrittenError, fingerprint, weights_fingerprint
+from smart_jax.runtime import batch_part, is_main, make_mesh, sum_over_processes, wait_for_all
+from train.checkpoints import Checkpoints, fingerprint, weights_fingerprint
 from train.config import TrainConfig
-from train.data.batches import UNREADABLE, Batcher, Prepared
-from train.data.dataset import Example, Examples, open_split
-from train.data.mixture import open_examples, parse_names
+from train.data import UNREADABLE, Batcher, Example, Examples, Prepared, open_examples, open_split, parse_names
 from train.export import export_lora, export_model
-from train.loop import MetricsLog, check_run, open_run
-from train.monitor.heldout import HeldOut, ranking_metrics
-from train.monitor.tensorboard import Sample
-from train.monitor.throughput import Throughput, peak_flops, total, training_cost
-from train.monitor.wandb_log import WandbLog, import_wandb
+from train.monitor import (
+    HeldOut,
+    MetricsLog,
+    Sample,
+    Throughput,
+    WandbLog,
+    import_wandb,
+    peak_flops,
+    ranking_metrics,
+    training_cost,
+)
+from train.objective import Params
 from train.optimizer import make_optimizer, make_schedule
+from train.run_directory import UnwrittenError, check_run, open_run
 from train.setup import adapter_config, load_backbone, load_encoder, make_objective, weight_folders
-from train.step import Params, TrainState, init_state, make_eval_step, make_train_step
+from train.step import TrainState, init_state, make_eval_step, make_train_step
 
 EvalFn = Callable[[Encoder], dict[str, float]]
 
@@ -105,7 +111,7 @@ class Run:
 
     def skipped(self, item: Prepared) -> int:
         """Examples left out so far, by all processes, each of which has to call this; ValueError: too many."""
-        count = self._skipped + int(total(item.skipped))
+        count = self._skipped + int(sum_over_processes(item.skipped))
         if count > (limit := self.config.data.max_skipped):
             raise ValueError(f"{count} examples could not be read on all processes, data.max_skipped allows {limit}")
         return count

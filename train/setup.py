@@ -19,7 +19,7 @@ from smart_jax.models import add_lora
 from smart_jax.retrieval import Adapter, AdapterConfig, parse_layers
 from smart_jax.runtime import place, replicated
 from train.config import TrainConfig
-from train.step import Objective, Params, take_apart
+from train.objective import Objective, Params, take_apart
 
 
 def load_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:

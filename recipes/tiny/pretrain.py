@@ -177,7 +177,7 @@ def make_data(root: Path, name: str) -> None:
     """Pairs of one stage, converted."""
     from tokenizers import Tokenizer
 
-    from train.data.convert import convert
+    from train.data import convert
 
     stage, number = STAGES[name], list(STAGES).index(name)
     tokenizer = Tokenizer.from_file(str(root / "new" / "tokenizer.json"))
@@ -202,8 +202,8 @@ def warmup(root: Path, seed: int) -> None:
     from recipes.tiny.warmup import warm_up
     from smart_jax.models import save_weights
     from train.config import TrainConfig
+    from train.data import Prefetch
     from train.export import export_model
-    from train.loop import Prefetch
 
     encoder = smart_jax.load(root / "new")
     batches = Prefetch(reading_batches(encoder, corpus(root), seed), depth=4)

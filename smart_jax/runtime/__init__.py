@@ -1,7 +1,14 @@
 """Devices and processes: the mesh, several processes as one, and the compilation cache."""
 
 from smart_jax.runtime import compilation_cache, distributed
-from smart_jax.runtime.distributed import DistributedConfig, initialize, is_main, on_any, wait_for_all
+from smart_jax.runtime.distributed import (
+    DistributedConfig,
+    initialize,
+    is_main,
+    on_any,
+    sum_over_processes,
+    wait_for_all,
+)
 from smart_jax.runtime.mesh import (
     AXES,
     BATCH,
@@ -31,6 +38,7 @@ __all__ = [
     "place",
     "replicated",
     "sharding_for",
+    "sum_over_processes",
     "to_host",
     "wait_for_all",
 ]

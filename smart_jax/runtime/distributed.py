@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from numpy.typing import ArrayLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,3 +66,14 @@ def wait_for_all(name: str) -> None:
 def on_any(flag: bool) -> bool:
     """Whether the flag is set on any process; each has to ask."""
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def sum_over_processes(counts: ArrayLike) -> np.ndarray:
+    """Returns the sum of integers over the processes, each of which has to call it; int64."""
+    counts = np.asarray(counts, np.int64)
+    if jax.process_count() == 1:
+        return counts
+    # jax would cut 64 bits to 32: high and low halves travel apart.
+    halves = np.stack([counts >> 31, counts & (1 << 31) - 1]).astype(np.int32)
+    high, low = np.asarray(multihost_utils.process_allgather(halves), np.int64).sum(axis=0)
+    return (high << 31) + low

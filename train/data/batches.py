@@ -15,10 +15,11 @@ from smart_jax.inputs import AnyPreprocessor, Row
 from smart_jax.models import Batch
 from smart_jax.runtime import batch_sharding
 from train.config import DataConfig
-from train.data.dataset import Example, Examples, content_hash
+from train.data.dataset import Example, content_hash
+from train.data.examples import Examples
 from train.data.mixture import Mixture
-from train.monitor.throughput import Work, measure
-from train.step import TrainBatch
+from train.data.work import Work, count_work
+from train.objective import TrainBatch
 
 UNREADABLE = (ValueError, TypeError, OSError)  # of `preprocessor.row`: the item's fault
 
@@ -78,7 +79,7 @@ class Batcher:
         tally = Skipped(self._config.max_skipped, skipped)
         for batch in examples:
             arrays = self.arrays(batch, tally)
-            work = measure(arrays.queries, len(batch)) + measure(arrays.documents)
+            work = count_work(arrays.queries, len(batch)) + count_work(arrays.documents)
             ids = [example.id for example in batch]
             yield Prepared(ids, put_batch(arrays, self._mesh), examples.get_state(), work, tally.count - skipped)
 

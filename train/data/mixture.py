@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from train.data.dataset import Example, Examples, open_split
+from train.data.dataset import Example, open_split
+from train.data.examples import Examples
 
 
 def parse_names(text: str) -> dict[str, float | None]:

@@ -14,7 +14,7 @@ from smart_jax.encoder import Encoder
 from smart_jax.inputs import Preprocessor, middle_frame, open_rgb
 from smart_jax.retrieval import score
 from train.config import TrainConfig
-from train.data.dataset import Example, Item, Source, content_hash
+from train.data import Example, Item, Source, content_hash
 from train.monitor.tensorboard import Sample
 
 NDCG_AT, RECALL_AT = 5, (1, 10)

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from smart_jax.models import Batch, ModelConfig, QwenVLConfig
+from smart_jax.models import ModelConfig, QwenVLConfig
+from smart_jax.runtime import sum_over_processes
+from train.data import Work
 
 GIB = 1 << 30
 # Dense bfloat16 FLOP/s of a jax device by its device_kind, the first that matches: makers' data sheets. A TPU v2 or v3
@@ -44,20 +45,6 @@ PEAKS = {
 }
 
 
-class Work(NamedTuple):
-    """What a batch holds, on this process: padding does not count."""
-
-    examples: int = 0
-    tokens: int = 0  # of queries and documents, visual ones included
-    token_pairs: int = 0  # sum over items of their squared number of tokens
-    patches: int = 0
-    patch_pairs: int = 0  # sum over frames, which attend to themselves
-    window_pairs: int = 0  # sum over attention windows
-
-    def __add__(self, other: Work) -> Work:  # type: ignore[override]
-        return Work(*(a + b for a, b in zip(self, other, strict=True)))
-
-
 class Cost(NamedTuple):
     """FLOPs of an update for each token, patch and pair of them, forward and backward."""
 
@@ -69,22 +56,6 @@ class Cost(NamedTuple):
 
     def flops(self, work: Work) -> float:
         return sum(cost * count for cost, count in zip(self, work[1:], strict=True))
-
-
-def measure(batch: Batch, examples: int = 0) -> Work:
-    """The work in one side of a batch; NumPy arrays."""
-    lengths = np.asarray(batch.attention_mask).sum(axis=1, dtype=np.int64)
-    pairs, (patches, patch_pairs), window_pairs = int((lengths**2).sum()), (0, 0), 0
-    if batch.vision is not None:
-        patches, patch_pairs = _segments(batch.vision.segment)
-        window_pairs = 0 if batch.vision.window is None else _segments(batch.vision.window)[1]
-    return Work(examples, int(lengths.sum()), pairs, patches, patch_pairs, window_pairs)
-
-
-def _segments(numbers: np.ndarray) -> tuple[int, int]:
-    """Patches in segments, and the sum of the segments' squared sizes; 0 = padding."""
-    sizes = [np.bincount(row)[1:].astype(np.int64) for row in np.asarray(numbers)]
-    return sum(int(size.sum()) for size in sizes), sum(int((size**2).sum()) for size in sizes)
 
 
 def training_cost(params: Mapping[str, Any], frozen: Mapping[str, Any], config: ModelConfig) -> Cost:
@@ -167,7 +138,7 @@ class Throughput:
         """Rates since the last call; what was sent to the devices must be done."""
         now = self._clock()
         seconds = max(now - (now if self._since is None else self._since), 1e-9)
-        work = Work(*total(self._work).tolist())
+        work = Work(*sum_over_processes(self._work).tolist())
         rates = {
             "examples_per_second": work.examples / seconds,
             "tokens_per_second": work.tokens / seconds,
@@ -177,17 +148,6 @@ class Throughput:
             rates["mfu"] = self._cost.flops(work) / seconds / self._peak
         self._work, self._steps, self._since = Work(), 0, now
         return rates
-
-
-def total(counts: Any) -> np.ndarray:
-    """Sum over the processes, each of which has to call it; int64."""
-    counts = np.asarray(counts, np.int64)
-    if jax.process_count() == 1:
-        return counts
-    # jax would cut 64 bits to 32: high and low halves travel apart.
-    halves = np.stack([counts >> 31, counts & (1 << 31) - 1]).astype(np.int32)
-    high, low = np.asarray(multihost_utils.process_allgather(halves), np.int64).sum(axis=0)
-    return (high << 31) + low
 
 
 def memory() -> dict[str, float]:

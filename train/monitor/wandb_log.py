@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train.monitor.tensorboard import Sample
-
-ID_FILE = "wandb_id"
+from train.run_directory import WANDB_ID_FILE
 
 
 def import_wandb(project: str) -> Any:
@@ -29,7 +28,7 @@ class WandbLog:
 
     def __init__(self, project: str, folder: Path, config: Mapping[str, Any]):
         self._wandb = import_wandb(project)
-        file = folder / ID_FILE
+        file = folder / WANDB_ID_FILE
         if not file.is_file():
             file.write_text(secrets.token_hex(4) + "\n")
         self._run = self._wandb.init(

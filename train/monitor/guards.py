@@ -1,0 +1,78 @@
+"""What ends a run before its last step: a loss that is not finite, and SIGTERM."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from train.monitor.progress import announce
+
+
+class LossGuard:
+    """Stops the run where loss or gradient are not finite. Each is read one step late, while the device computes."""
+
+    def __init__(self, allowed: int = 0) -> None:
+        """`allowed`: such steps in a row, whose updates the optimizer leaves out."""
+        self._pending: tuple[int, Sequence[str], dict[str, jax.Array]] | None = None
+        self._allowed, self._in_a_row = allowed, 0
+        self.last = math.nan
+
+    def push(self, step: int, ids: Sequence[str], loss: jax.Array, grad_norm: jax.Array) -> None:
+        self.flush()
+        self._pending = (step, ids, {"loss": loss, "gradient's norm": grad_norm})
+
+    def flush(self) -> None:
+        """Raises FloatingPointError, with the step and the ids of the batch's examples."""
+        if self._pending is None:
+            return
+        step, ids, values = self._pending
+        found = {name: float(value) for name, value in values.items()}
+        self._pending, self.last = None, found["loss"]
+        wrong = [f"{name} is {value}" for name, value in found.items() if not np.isfinite(value)]
+        self._in_a_row = self._in_a_row + 1 if wrong else 0
+        if not wrong:
+            return
+        what = f"{wrong[0]} at step {step}, on the examples {', '.join(map(str, ids))}"
+        if self._in_a_row <= self._allowed:
+            announce(f"\n{what}: the update is left out")
+            return
+        raise FloatingPointError(
+            f"{what}. The last checkpoint is from before it: look at these examples, lower the learning rate or the "
+            "compute precision's risk (--config.dtype=float32), and resume; --config.optimizer.skip_nonfinite=N leaves "
+            "out up to N such updates in a row"
+        )
+
+
+class StopRequest:
+    """Context in which SIGTERM, as sent before a machine is taken away, asks the loop to save and end.
+
+    With several processes one of them that gets it is enough: all end after the same step.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._previous: Any = None
+
+    def __enter__(self) -> StopRequest:
+        # With several processes jax's own service sees the signal and agrees on a step.
+        self._signals = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        if self._signals:
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._signals:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _ask(self, *_: Any) -> None:
+        self._asked = True
+
+    def asked(self, step: int) -> bool:
+        return self._asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)

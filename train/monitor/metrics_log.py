@@ -1,0 +1,63 @@
+"""The log of a run: metrics.jsonl, and copies of it for TensorBoard and Weights & Biases."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smart_jax.runtime import is_main
+from train.monitor.tensorboard import EventFile, Sample
+from train.monitor.wandb_log import WandbLog
+from train.run_directory import unwritten, write_whole
+
+
+class MetricsLog:
+    """One line of metrics.jsonl and one point of each TensorBoard curve per logged step.
+
+    Records after `last_step`, of a run that was cut off, are dropped: a resumed run writes those steps again. Of
+    several processes one writes.
+    """
+
+    def __init__(self, folder: Path, last_step: int = 0, mirror: WandbLog | None = None):
+        """`mirror` gets a copy. Raises UnwrittenError: the files can not be written."""
+        self.path, self._mirror = folder / "metrics.jsonl", mirror
+        if not is_main():
+            return
+        kept = [record for record in read_metrics(self.path) if record["step"] <= last_step]
+        write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._events = EventFile(folder / "tensorboard", last_step + 1)
+
+    def write(self, step: int, values: Mapping[str, float], samples: Sequence[Sample] = ()) -> None:
+        """Raises UnwrittenError: the disk is full, for example; the message names the folder and the remedy."""
+        if not is_main():
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            self._events.write(step, values, samples)
+        except OSError as error:
+            raise unwritten(self.path.parent, error) from error
+        if self._mirror is not None:
+            self._mirror.write(step, values, samples)
+
+    def close(self) -> None:
+        if not is_main():
+            return
+        with contextlib.suppress(OSError):  # `write` has said so, and here it would hide another error
+            self._events.close()
+        if self._mirror is not None:
+            self._mirror.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Records of a metrics.jsonl; a last line that was cut off in the middle is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
