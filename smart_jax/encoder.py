@@ -19,7 +19,16 @@ from tqdm import tqdm
 
 from smart_jax.files import resolve, resolve_base
 from smart_jax.inputs import AnyPreprocessor, Preprocessor, Row, check_items, open_preprocessor
-from smart_jax.models import Batch, ModelConfig, Params, QwenVLConfig, checksum, load_config, load_weights
+from smart_jax.models import (
+    Batch,
+    ModelConfig,
+    Params,
+    QwenVLConfig,
+    batch_axes,
+    checksum,
+    load_config,
+    load_weights,
+)
 from smart_jax.retrieval import LAST, Adapter, Embeddings, States, import_reference
 from smart_jax.runtime import batch_sharding, place, to_host
 
@@ -404,10 +413,7 @@ def _states(
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """The batch on the mesh, rows split over its data axes."""
-    rows = batch_sharding(mesh)
-    shardings = jax.tree.map(lambda _: rows, batch)
-    shardings = dataclasses.replace(shardings, position_ids=batch_sharding(mesh, leading=1))
-    return place(batch, shardings)
+    return place(batch, jax.tree.map(lambda axis: batch_sharding(mesh, leading=axis), batch_axes(batch)))
 
 
 def _l2(x: jax.Array) -> jax.Array:

@@ -33,7 +33,7 @@ def oracle(q, k, v, segment, causal):
 
 def arrays(length, heads=4, groups=2, width=16, batch=2, seed=0):
     rng = np.random.default_rng(seed)
-    return [rng.normal(size=(batch, length, h, width)).astype(np.float32) for h in (heads, groups, groups)]
+    return [jnp.asarray(rng.normal(size=(batch, length, h, width)), jnp.float32) for h in (heads, groups, groups)]
 
 
 def value_and_gradients(way, q, k, v, segment, **options):
@@ -51,8 +51,8 @@ def value_and_gradients(way, q, k, v, segment, **options):
 
 def check(way, q, k, v, segment, causal, atol=3e-6):
     """The value against NumPy, the gradients against those of attention in one piece."""
-    segment = np.asarray(segment, np.int32)
-    whole = partial(A._attend, q_segment=segment, k_segment=segment, q_index=np.arange(q.shape[1]), causal=causal)
+    segment = jnp.asarray(segment, jnp.int32)
+    whole = partial(A._attend, q_segment=segment, k_segment=segment, q_index=jnp.arange(q.shape[1]), causal=causal)
     out, *gradients = value_and_gradients(way, q, k, v, segment, causal=causal)
     assert np.isfinite(np.asarray(out, np.float32)).all()
     np.testing.assert_allclose(out, oracle(q, k, v, segment, causal), atol=atol)
@@ -94,11 +94,12 @@ def test_windows(monkeypatch, backend, length):
     segment = np.stack([np.repeat(np.arange(1, 14), some)[:length] for some in sizes])
     segment[1, length - 20 :] = 0
     segment[2, :20] = 0
+    segment = jnp.asarray(segment)
     q, k, v = arrays(length, batch=4)
     with pytest.MonkeyPatch.context() as patch:  # padding may see less of itself than in one piece
         patch.setattr(A, "attention", None)
         out, *gradients = value_and_gradients(A.window_attention, q, k, v, segment, longest=8)
-    attended = segment > 0
+    attended = np.asarray(segment) > 0
     assert np.isfinite(np.asarray(out)).all()
     np.testing.assert_allclose(np.asarray(out)[attended], oracle(q, k, v, segment, False)[attended], atol=3e-6)
     _, *expected = value_and_gradients(A.attention, q, k, v, segment, causal=False)
@@ -108,15 +109,16 @@ def test_windows(monkeypatch, backend, length):
 
 def test_a_run_longer_than_said_shows():
     q, k, v = arrays(64)
-    segment = np.ones((2, 64), np.int32)
+    segment = jnp.ones((2, 64), jnp.int32)
     out = A.window_attention(q, k, v, segment, longest=8)
     assert np.abs(out - oracle(q, k, v, segment, False)).max() > 0.01
 
 
 def test_short_rows_have_no_windows(monkeypatch):
     monkeypatch.setattr(A, "_by_head", None)
-    monkeypatch.setattr(A, "attention", lambda *_, causal: causal)
-    assert A.window_attention(*arrays(24), np.ones((2, 24), np.int32), longest=8) is False
+    monkeypatch.setattr(A, "attention", lambda q, k, v, segment, *, causal: q if causal is False else None)
+    q, k, v = arrays(24)
+    assert A.window_attention(q, k, v, jnp.ones((2, 24), jnp.int32), longest=8) is q
 
 
 def test_scores_of_windows_grow_with_the_length():
@@ -173,7 +175,7 @@ def test_cudnn_is_called(monkeypatch, causal):
 def test_what_cudnn_takes(monkeypatch, capability, dtype, shape, taken):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [type("Device", (), {"compute_capability": capability})])
-    assert A._choose(jax.ShapeDtypeStruct(shape, dtype)) is (A._by_cudnn if taken else A._by_rows)
+    assert A._choose(shape, jnp.dtype(dtype)) is (A._by_cudnn if taken else A._by_rows)
 
 
 # --- TPU ------------------------------------------------------------------------------------------------------------
@@ -192,7 +194,7 @@ def test_what_cudnn_takes(monkeypatch, capability, dtype, shape, taken):
 )
 def test_choice(monkeypatch, backend, length, dtype, way):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert A._choose(jax.ShapeDtypeStruct((2, length, 4, 64), dtype)) is getattr(A, way)
+    assert A._choose((2, length, 4, 64), jnp.dtype(dtype)) is getattr(A, way)
 
 
 @pytest.mark.slow

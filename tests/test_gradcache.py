@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from configs import lora_visdoc
+from smart_jax.models.batch import batch_axes
 from smart_jax.models.lora import TEXT_PROJECTIONS
 from smart_jax.runtime.mesh import make_mesh
 from tests.training import make_config, page, write_inputs
@@ -52,13 +53,10 @@ def example(number: int) -> Example:
 def enlarged(batch: TrainBatch, rows: int) -> TrainBatch:
     """Shapes of a batch of so many rows."""
 
-    def shape(x, axis=0):
+    def shape(x, axis):
         return jax.ShapeDtypeStruct((*x.shape[:axis], rows, *x.shape[axis + 1 :]), x.dtype)
 
-    def side(part):
-        return dataclasses.replace(jax.tree.map(shape, part), position_ids=shape(part.position_ids, 1))
-
-    return TrainBatch(side(batch.queries), side(batch.documents), shape(batch.document_ids))
+    return jax.tree.map(shape, batch, batch_axes(batch))
 
 
 @pytest.mark.slow

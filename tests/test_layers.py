@@ -52,10 +52,10 @@ def test_a_rotation_turns_by_the_chosen_positions():
     """Complex numbers x1 + i x2, each turned by its frequency times the position on its axis."""
     rng = np.random.default_rng(0)
     positions, axes = rng.integers(0, 1000, (3, 2, 5)), np.array([2, 0, 1, 0])
-    frequencies = np.asarray(L.inverse_frequencies(8, 10_000.0))
+    frequencies = L.inverse_frequencies(8, 10_000.0)
     x = rng.standard_normal((2, 5, 6, 8))
     found = L.rotate(jnp.float32(x), L.rotation_of(jnp.asarray(positions), frequencies, jnp.asarray(axes)))
-    angles = positions.astype(np.float32)[axes].transpose(1, 2, 0) * frequencies  # float32, as models do
+    angles = positions.astype(np.float32)[axes].transpose(1, 2, 0) * np.asarray(frequencies)  # float32, as models do
     turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angles.astype(np.float64))[:, :, None]
     np.testing.assert_allclose(found, np.concatenate([turned.real, turned.imag], -1), atol=2e-6)
 

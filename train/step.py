@@ -14,12 +14,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from smart_jax.runtime import place
+from smart_jax.typing import register_arrays
 from train.config import LossConfig
 from train.objective import Metrics, Objective, Params, TrainBatch, start_temperatures
 from train.optimizer import updates_made
 
 
-@jax.tree_util.register_dataclass
+@register_arrays
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """All that an update changes."""

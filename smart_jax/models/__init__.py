@@ -1,7 +1,7 @@
 """Backbones as Flax modules: architectures, weights, adapters merged or trained, and their batches."""
 
 from smart_jax.models.architectures import ARCHITECTURES, Architecture, Model, ModelConfig, load_config
-from smart_jax.models.batch import Batch, Hidden, VisionBatch
+from smart_jax.models.batch import Batch, Hidden, VisionBatch, batch_axes
 from smart_jax.models.bert_config import BertConfig
 from smart_jax.models.layers import REMAT_POLICIES, VISUAL_FEATURES
 from smart_jax.models.lora import TEXT_PROJECTIONS, LoraConfig, add_lora, drop_out, save_lora
@@ -37,6 +37,7 @@ __all__ = [
     "abstract_model",
     "add_lora",
     "array_sums",
+    "batch_axes",
     "checksum",
     "drop_out",
     "init_weights",

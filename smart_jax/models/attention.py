@@ -28,32 +28,32 @@ FLASH_LENGTH = 512  # positions from which on a TPU does not write its scores to
 FLASH_BLOCKS = (512, 256, 128)  # query and key positions at a time: the largest that divides the length
 NOBODY, NOTHING = -2, -1  # segments of queries and keys that only fill up a block: they equal no other
 
-Way = Callable[..., Float[Array, "B L A K"]]  # of q, k, v and segment
+Way = Callable[..., Float[Array, "B L A C"]]  # of q, k, v and segment
 
 
 def attention(
-    q: Float[Array, "B L A K"],
-    k: Float[Array, "B L G K"],
-    v: Float[Array, "B L G K"],
+    q: Float[Array, "B L A C"],
+    k: Float[Array, "B L kv C"],
+    v: Float[Array, "B L kv C"],
     segment: Int[Array, "B L"],
     *,
     causal: bool,
-) -> Float[Array, "B L A K"]:
-    """Softmax attention within segments (softmax in float32); A query heads share G key heads in groups of A / G.
+) -> Float[Array, "B L A C"]:
+    """Softmax attention within segments (softmax in float32); A query heads share kv key heads in groups of A / kv.
 
     Padding has a segment number of its own, so it attends to padding only: its state is finite and reaches nobody.
     """
-    return partial(_choose(q), causal=causal)(q, k, v, segment)
+    return partial(_choose(q.shape, q.dtype), causal=causal)(q, k, v, segment)
 
 
 def window_attention(
-    q: Float[Array, "B L A K"],
-    k: Float[Array, "B L G K"],
-    v: Float[Array, "B L G K"],
+    q: Float[Array, "B L A C"],
+    k: Float[Array, "B L kv C"],
+    v: Float[Array, "B L kv C"],
     segment: Int[Array, "B L"],
     *,
     longest: int,
-) -> Float[Array, "B L A K"]:
+) -> Float[Array, "B L A C"]:
     """`attention`, not causal, within segments each of which is one run of at most `longest` neighbouring positions.
 
     A position's segment ends less than `longest` positions before and after it, wherever the others begin: blocks of
@@ -67,13 +67,15 @@ def window_attention(
     return _by_blocks(q, k, v, segment, block=longest)
 
 
-def _choose(q: Float[Array, "B L A K"]) -> Way:
+def _choose(shape: tuple[int, ...], dtype: jnp.dtype) -> Way:
+    """Returns the way for queries of a shape [B, L, A, C] on the default backend."""
+    length = shape[1]
     backend = jax.default_backend()
     if backend == "cpu":
-        return _by_rows if q.shape[1] <= CPU_WHOLE else _by_head_on_each_device
-    if backend == "gpu" and _cudnn_takes(q):
+        return _by_rows if length <= CPU_WHOLE else _by_head_on_each_device
+    if backend == "gpu" and _cudnn_takes(shape, dtype):
         return _by_cudnn
-    if backend == "tpu" and q.shape[1] >= FLASH_LENGTH and q.dtype in (jnp.bfloat16, jnp.float32):
+    if backend == "tpu" and length >= FLASH_LENGTH and dtype in (jnp.bfloat16, jnp.float32):
         return _by_flash_on_each_device
     return _by_rows
 
@@ -109,7 +111,7 @@ def _by_flash_on_each_device(q: Array, k: Array, v: Array, segment: Array, *, ca
     return _on_each_device(partial(_by_flash, causal=causal))(q, k, v, segment)
 
 
-def _cudnn_takes(q: Float[Array, "B L A K"]) -> bool:
+def _cudnn_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
     """What cuDNN's fused attention asks for: a GPU from Ampere on, 16 bits, some head widths, even lengths."""
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))
     if not capability.replace(".", "").isdigit():  # not NVIDIA's
@@ -117,35 +119,35 @@ def _cudnn_takes(q: Float[Array, "B L A K"]) -> bool:
     major = int(capability.split(".")[0])
     return (
         major >= 8
-        and q.dtype in (jnp.bfloat16, jnp.float16)
-        and q.shape[1] % 2 == 0
-        and q.shape[3] % 8 == 0
-        and q.shape[3] <= (256 if major >= 9 else 128)
+        and dtype in (jnp.bfloat16, jnp.float16)
+        and shape[1] % 2 == 0
+        and shape[3] % 8 == 0
+        and shape[3] <= (256 if major >= 9 else 128)
     )
 
 
 def _by_cudnn(
-    q: Float[Array, "B L A K"],
-    k: Float[Array, "B L G K"],
-    v: Float[Array, "B L G K"],
+    q: Float[Array, "B L A C"],
+    k: Float[Array, "B L kv C"],
+    v: Float[Array, "B L kv C"],
     segment: Int[Array, "B L"],
     *,
     causal: bool,
     implementation: Literal["cudnn", "xla"] = "cudnn",
-) -> Float[Array, "B L A K"]:
+) -> Float[Array, "B L A C"]:
     """Segments are a mask of L x L, one for all heads: lengths would say only that a row is padded on the right."""
     mask = segment[:, None, :, None] == segment[:, None, None, :]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=implementation)
 
 
 def _by_flash(
-    q: Float[Array, "B L A K"],
-    k: Float[Array, "B L G K"],
-    v: Float[Array, "B L G K"],
+    q: Float[Array, "B L A C"],
+    k: Float[Array, "B L kv C"],
+    v: Float[Array, "B L kv C"],
     segment: Int[Array, "B L"],
     *,
     causal: bool,
-) -> Float[Array, "B L A K"]:
+) -> Float[Array, "B L A C"]:
     """The kernel has as many key heads as query heads, and lengths that are a multiple of its blocks'."""
     from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, SegmentIds, flash_attention
 
@@ -173,14 +175,14 @@ def _by_flash(
 
 
 def _by_head(
-    q: Float[Array, "B L A K"],
-    k: Float[Array, "B L G K"],
-    v: Float[Array, "B L G K"],
+    q: Float[Array, "B L A C"],
+    k: Float[Array, "B L kv C"],
+    v: Float[Array, "B L kv C"],
     segment: Int[Array, "B L"],
     *,
     causal: bool,
     around: int | None = None,
-) -> Float[Array, "B L A K"]:
+) -> Float[Array, "B L A C"]:
     """One key head of one row, and a block of its queries, at a time; of the keys those `around` the block, or all."""
     batch, length, heads, width = q.shape
     groups = k.shape[2]
@@ -204,7 +206,7 @@ def _by_head(
 
         @jax.checkpoint  # a backward pass recomputes the scores of a block instead of storing those of every block
         def one_block(block: tuple[Array, ...]) -> Array:
-            q, q_segment, index = block  # [shared * rows, K], [shared * rows], [shared * rows]
+            q, q_segment, index = block  # [shared * rows, C], [shared * rows], [shared * rows]
 
             def near(x: Array, axis: int) -> Array:
                 return x if around is None else jax.lax.dynamic_slice_in_dim(x, index[0], keys, axis)
@@ -228,13 +230,13 @@ def _by_head(
 
 
 def _by_rows(
-    q: Float[Array, "B L A K"],
-    k: Float[Array, "B L G K"],
-    v: Float[Array, "B L G K"],
+    q: Float[Array, "B L A C"],
+    k: Float[Array, "B L kv C"],
+    v: Float[Array, "B L kv C"],
     segment: Int[Array, "B L"],
     *,
     causal: bool,
-) -> Float[Array, "B L A K"]:
+) -> Float[Array, "B L A C"]:
     """All heads of all rows, and so many queries at a time that their scores stay below `SCORES_AT_ONCE`."""
     batch, length, heads, width = q.shape
     blocks, rows = _blocks(length, max(1, SCORES_AT_ONCE // length))
@@ -251,18 +253,18 @@ def _by_rows(
         return _attend(q, k, v, q_segment, segment, index, causal)
 
     index = jnp.arange(blocks * rows).reshape(blocks, rows)
-    out = jax.lax.map(one_block, (by_block(q), by_block(segment, NOBODY), index))  # [blocks, B, rows, A, K]
+    out = jax.lax.map(one_block, (by_block(q), by_block(segment, NOBODY), index))  # [blocks, B, rows, A, C]
     return out.swapaxes(0, 1).reshape(batch, blocks * rows, heads, width)[:, :length]
 
 
 def _by_blocks(
-    q: Float[Array, "B L A K"],
-    k: Float[Array, "B L G K"],
-    v: Float[Array, "B L G K"],
+    q: Float[Array, "B L A C"],
+    k: Float[Array, "B L kv C"],
+    v: Float[Array, "B L kv C"],
     segment: Int[Array, "B L"],
     *,
     block: int,
-) -> Float[Array, "B L A K"]:
+) -> Float[Array, "B L A C"]:
     """All blocks of queries at once, each with the keys of its own block and of the two beside it."""
     batch, length = segment.shape
     blocks = -(-length // block)
@@ -282,21 +284,21 @@ def _by_blocks(
 
 
 def _attend(
-    q: Float[Array, "B Q A K"],
-    k: Float[Array, "B L G K"],
-    v: Float[Array, "B L G K"],
-    q_segment: Int[Array, "B Q"],
+    q: Float[Array, "B queries A C"],
+    k: Float[Array, "B L kv C"],
+    v: Float[Array, "B L kv C"],
+    q_segment: Int[Array, "B queries"],
     k_segment: Int[Array, "B L"],
-    q_index: Int[Array, " Q"],
+    q_index: Int[Array, " queries"],
     causal: bool,
-) -> Float[Array, "B Q A K"]:
+) -> Float[Array, "B queries A C"]:
     """In one piece."""
     batch, rows, heads, width = q.shape
     groups = k.shape[2]
-    mask = q_segment[:, :, None] == k_segment[:, None, :]  # [B, Q, L]
+    mask = q_segment[:, :, None] == k_segment[:, None, :]  # [B, queries, L]
     if causal:
         mask &= q_index[:, None] >= jnp.arange(k.shape[1])[None, :]
-    # Scaling q and dividing the result touches K values a row where the usual order touches L scores.
+    # Scaling q and dividing the result touches C values a row where the usual order touches L scores.
     q = (q * width**-0.5).reshape(batch, rows, groups, heads // groups, width)
     scores = jnp.einsum("bqghk,blgk->bghql", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)

@@ -3,52 +3,122 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeVar
 
 import jax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from smart_jax.typing import Array
+from smart_jax.typing import HostOrDevice, register_arrays
+
+_Tree = TypeVar("_Tree")
 
 
-@jax.tree_util.register_dataclass
+@register_arrays
 @dataclasses.dataclass(frozen=True)
 class VisionBatch:
-    """Patches of a batch in G bins: bin g holds the images of the rows g * B / G .. (g + 1) * B / G - 1, one after
-    another, padding last. G = B, a bin for each row, unless rows of different sizes make shared ones cheaper.
+    """Patches of the images of a batch, in G bins of V patches.
 
-    Patches are in the processor's order: the merge x merge patches of one visual token are adjacent, so visual
-    token j of a bin comes from patches [j * merge**2, (j + 1) * merge**2).
+    Bin g holds the images of rows g * B / G to (g + 1) * B / G - 1 of the batch, one after another, and padding at its
+    end. There is one bin for each row (G = B), unless rows of different sizes make shared bins cheaper.
+
+    Patches are in the processor's order: the merge x merge patches of one visual token are adjacent, so that visual
+    token j of a bin comes from patches j * merge**2 to (j + 1) * merge**2 - 1.
+
+    Attributes:
+      patches: normalised pixel values, E = channels * temporal_patch * patch * patch of them for each patch.
+      coords: row and column of the patch in its image's grid, for the rotary embedding.
+      interp_idx: four cells of the learned grid of positions; None = the backbone has no such grid.
+      interp_w: their bilinear weights.
+      segment: 1, 2, ..., a number for each frame, within which patches attend to each other; 0 = padding, which attends
+        to padding only.
+      window: the same for the windows of windowed attention; None = the backbone has none.
+
+    Example:
+      >>> import numpy as np
+      >>> index, weights = np.zeros((1, 4, 4), np.int32), np.full((1, 4, 4), 0.25, np.float32)
+      >>> vision = VisionBatch(
+      ...     patches=np.zeros((1, 4, 1536), np.float32), coords=np.array([[[0, 0], [0, 1], [1, 0], [1, 1]]]),
+      ...     interp_idx=index, interp_w=weights, segment=np.ones((1, 4), np.int32))
+      >>> vision.patches.shape
+      (1, 4, 1536)
     """
 
-    patches: Float[Array, "G P E"]  # E = channels * temporal_patch * patch * patch, normalised pixel values
-    coords: Int[Array, "G P 2"]  # row and column of the patch in its image's grid, for the rotary embedding
-    interp_idx: Int[Array, "G P 4"] | None  # four cells of the learned position grid (None = there is no grid) ...
-    interp_w: Float[Array, "G P 4"] | None  # ... and their bilinear weights
-    segment: Int[Array, "G P"]  # 1, 2, ... one number per attended frame; 0 = padding, which attends to itself only
-    window: Int[Array, "G P"] | None = None  # as segment, one number per attention window; None = no windows
+    patches: Float[HostOrDevice, "G V E"]
+    coords: Int[HostOrDevice, "G V 2"]
+    interp_idx: Int[HostOrDevice, "G V 4"] | None
+    interp_w: Float[HostOrDevice, "G V 4"] | None
+    segment: Int[HostOrDevice, "G V"]
+    window: Int[HostOrDevice, "G V"] | None = None
 
 
-@jax.tree_util.register_dataclass
+@register_arrays
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One padded batch of static shape: what a backbone's jitted function takes."""
+    """One padded batch of tokenised items, of static shape: what a backbone's jitted function takes.
 
-    input_ids: Int[Array, "B L"]
-    attention_mask: Bool[Array, "B L"]
-    position_ids: Int[Array, "3 B L"]  # temporal, height, width (M-RoPE)
-    keep_mask: Bool[Array, "B L"]  # tokens that take part in late interaction (method section 3)
-    index: Int[Array, "B L"]  # visual token of the row's bin that replaces this position; -1 = text
-    vision: VisionBatch | None  # None = a batch without any image: its own, smaller compilation
-    pool_mask: Bool[Array, "B L"] | None = None  # tokens whose mean state is the pooled one; None = the backbone's rule
+    Attributes:
+      input_ids: the tokens.
+      attention_mask: False = padding.
+      position_ids: temporal, height and width position of each token (M-RoPE); all three equal in a text.
+      keep_mask: the kept tokens, which take part in late interaction.
+      index: number, in the row's bin, of the visual token whose features replace this position; -1 = text.
+      vision: the patches; None = a batch without any image, which has a smaller compilation of its own.
+      pool_mask: tokens whose mean state is the pooled vector; None = the backbone's rule, see `Hidden.pooled`.
+
+    Example:
+      >>> import numpy as np
+      >>> ids, mask = np.array([[101, 7592, 102, 0]], np.int32), np.array([[True, True, True, False]])
+      >>> positions = np.broadcast_to(np.arange(4, dtype=np.int32), (3, 1, 4))
+      >>> batch = Batch(ids, mask, positions, keep_mask=mask, index=np.full_like(ids, -1), vision=None)
+      >>> int(batch.keep_mask.sum())
+      3
+    """
+
+    input_ids: Int[HostOrDevice, "B L"]
+    attention_mask: Bool[HostOrDevice, "B L"]
+    position_ids: Int[HostOrDevice, "3 B L"]
+    keep_mask: Bool[HostOrDevice, "B L"]
+    index: Int[HostOrDevice, "B L"]
+    vision: VisionBatch | None
+    pool_mask: Bool[HostOrDevice, "B L"] | None = None
 
 
-@jax.tree_util.register_dataclass
+@register_arrays
 @dataclasses.dataclass(frozen=True)
 class Hidden:
-    """What a backbone returns."""
+    """What a backbone returns for a batch.
 
-    pooled: Float[Array, "B H"]  # state of the pooling position after the final norm, not normalised
-    states: Float[
-        Array, "B L N H"
-    ]  # the N chosen layers' states, in the order asked for; index -1 is after the final norm
-    tokens: Float[Array, "B L D"] | None = None  # the last states as the model's own head projects them; None = no head
+    Attributes:
+      pooled: state of the pooling position after the final norm, not normalised: the mean over `Batch.pool_mask` where
+        there is one, otherwise that of the last attended position or, of a BERT, as its config says.
+      states: states of the chosen layers, in the order asked for; layer -1 is after the final norm.
+      tokens: the last states as the model's own late-interaction head projects them; None = it has no such head.
+    """
+
+    pooled: Float[Array, "B H"]
+    states: Float[Array, "B L layers H"]
+    tokens: Float[Array, "B L D"] | None = None
+
+
+def batch_axes(batch: _Tree) -> _Tree:
+    """Returns the number of each array's batch axis: 0, and 1 of `position_ids`.
+
+    Args:
+      batch: a `Batch`, or a pytree of batches and of arrays whose first axis is that of the batch.
+
+    Returns:
+      The pytree with an int in each array's place.
+
+    Example:
+      >>> import numpy as np
+      >>> ids, mask = np.zeros((2, 3), np.int32), np.ones((2, 3), bool)
+      >>> axes = batch_axes(Batch(ids, mask, np.zeros((3, 2, 3), np.int32), mask, ids, vision=None))
+      >>> axes.input_ids, axes.position_ids
+      (0, 1)
+    """
+
+    def axis(path: tuple[jax.tree_util.GetAttrKey, ...], _: object) -> int:
+        return int(bool(path) and getattr(path[-1], "name", None) == "position_ids")
+
+    axes: _Tree = jax.tree_util.tree_map_with_path(axis, batch)
+    return axes

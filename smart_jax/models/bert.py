@@ -16,6 +16,7 @@ from smart_jax.models import layers as L
 from smart_jax.models.attention import attention
 from smart_jax.models.batch import Batch, Hidden
 from smart_jax.models.bert_config import BertConfig
+from smart_jax.typing import HostOrDevice
 
 SHARDING_RULES = (
     (r"(query|key|value|intermediate\.dense)\.kernel$", P("fsdp", "tensor")),
@@ -37,7 +38,7 @@ class Embeddings(nnx.Module):
         self.token_type_embeddings = table(c.type_vocab_size)
         self.LayerNorm = L.layer_norm(c.hidden_size, c.layer_norm_eps, rngs=rngs)
 
-    def __call__(self, ids: Int[Array, "B L"], positions: Int[Array, "B L"]) -> Float[Array, "B L H"]:
+    def __call__(self, ids: Int[HostOrDevice, "B L"], positions: Int[HostOrDevice, "B L"]) -> Float[Array, "B L H"]:
         x = self.word_embeddings.embedding[ids] + self.token_type_embeddings.embedding[0]
         return self.LayerNorm(x + self.position_embeddings.embedding[positions])
 
@@ -52,7 +53,7 @@ class Projections(nnx.Module):
 
     def __call__(self, x: Float[Array, "B L H"], segment: Int[Array, "B L"]) -> Float[Array, "B L H"]:
         heads = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
-        q, k, v = (project(x).reshape(heads) for project in (self.query, self.key, self.value))  # [B, L, A, K]
+        q, k, v = (project(x).reshape(heads) for project in (self.query, self.key, self.value))  # [B, L, A, C]
         return attention(q, k, v, segment, causal=False).reshape(x.shape)
 
 
@@ -63,7 +64,7 @@ class Output(nnx.Module):
         self.dense = L.linear(din, c.hidden_size, bias=True, std=c.initializer_range, rngs=rngs)
         self.LayerNorm = L.layer_norm(c.hidden_size, c.layer_norm_eps, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L I"], residual: Float[Array, "B L H"]) -> Float[Array, "B L H"]:
+    def __call__(self, x: Float[Array, "B L inputs"], residual: Float[Array, "B L H"]) -> Float[Array, "B L H"]:
         return self.LayerNorm(residual + self.dense(x))
 
 
@@ -81,7 +82,7 @@ class Intermediate(nnx.Module):
         self.dense = L.linear(c.hidden_size, c.intermediate_size, bias=True, std=c.initializer_range, rngs=rngs)
         self.act = L.ACTIVATIONS[c.hidden_act]
 
-    def __call__(self, x: Float[Array, "B L H"]) -> Float[Array, "B L I"]:
+    def __call__(self, x: Float[Array, "B L H"]) -> Float[Array, "B L inputs"]:
         return self.act(self.dense(x))
 
 
@@ -121,10 +122,10 @@ class Bert(nnx.Module):
             policy of `layers.REMAT_POLICIES` does not keep.
 
         Returns:
-          `Hidden`: `pooled` [B, H], the mean over attended tokens or the first of them, and `states` [B, L, N, H].
+          `Hidden`: `pooled` [B, H], the mean over attended tokens or the first of them, and `states` [B, L, layers, H].
         """
         chosen = [range(self.config.num_hidden_layers + 1)[i] for i in layers]
-        segment = batch.attention_mask.astype(jnp.int32)
+        segment = jnp.asarray(batch.attention_mask, jnp.int32)
         x = self.embeddings(batch.input_ids, batch.position_ids[0])
         found = {0: x}
         call = L.rematerialised(Layer.__call__, remat)
@@ -132,13 +133,13 @@ class Bert(nnx.Module):
             x = call(layer, x, segment)
             if i in chosen:
                 found[i] = x
-        states = jnp.stack([found[i] for i in chosen], axis=2)  # [B, L, N, H]
+        states = jnp.stack([found[i] for i in chosen], axis=2)  # [B, L, layers, H]
         first = jnp.argmax(batch.attention_mask, axis=1)[:, None]  # [B, 1]
         alone = (jnp.arange(x.shape[1]) == first) & batch.keep_mask  # [B, L]
         states = jnp.where(alone[:, :, None, None], self._pool(states, batch)[:, None].astype(x.dtype), states)
         return Hidden(pooled=self._pool(x[:, :, None], batch)[:, 0], states=states)
 
-    def _pool(self, states: Float[Array, "B L N H"], batch: Batch) -> Float[Array, "B N H"]:
+    def _pool(self, states: Float[Array, "B L layers H"], batch: Batch) -> Float[Array, "B layers H"]:
         mask = batch.attention_mask
         if self.config.pooling == "cls":
             return jnp.take_along_axis(states, jnp.argmax(mask, axis=1)[:, None, None, None], axis=1)[:, 0]

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from smart_jax.typing import HostOrDevice
+
 
 def quick_gelu(x: Array) -> Array:
     return x * jax.nn.sigmoid(1.702 * x)
@@ -54,12 +56,14 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(width))
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         return rms_normalized(x, self.scale[...], self.eps)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rms_normalized(x: Float[Array, "*B H"], scale: Float[Array, " H"], eps: float) -> Float[Array, "*B H"]:
+def rms_normalized(
+    x: Float[Array, "*batch width"], scale: Float[Array, " width"], eps: float
+) -> Float[Array, "*batch width"]:
     """y = x / sqrt(mean(x^2) + eps) * scale, computed in float32; y has x's dtype."""
     return _rms_forward(x, scale, eps)[0]
 
@@ -82,7 +86,7 @@ def _rms_backward(eps: float, saved: tuple[Array, ...], gradient: Array) -> tupl
 rms_normalized.defvjp(_rms_forward, _rms_backward)
 
 
-def inverse_frequencies(dim: int, theta: float) -> Float[Array, half]:
+def inverse_frequencies(dim: int, theta: float) -> Float[Array, " half"]:
     return 1.0 / (theta ** (jnp.arange(0, dim, 2, dtype=jnp.float32) / dim))
 
 
@@ -93,16 +97,18 @@ class Rotation(NamedTuple):
     sin: Float[Array, "B L half"]
 
 
-def rotate(x: Float[Array, "B L A K"], rotation: Rotation) -> Float[Array, "B L A K"]:
-    """Rotary embedding of the halves (x1, x2) of K = 2 * half components, in float32."""
+def rotate(x: Float[Array, "B L A C"], rotation: Rotation) -> Float[Array, "B L A C"]:
+    """Rotary embedding of the halves (x1, x2) of C = 2 * half components, in float32."""
     x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = (turn[:, :, None] for turn in rotation)  # [B, L, 1, half]
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
 
 
-def rotation_of(positions: Int[Array, "M B L"], frequencies: Float[Array, half], axes: Int[Array, half]) -> Rotation:
-    """Frequency f turns by the position on axis `axes[f]` of M."""
-    angles = positions.astype(jnp.float32)[..., None] * frequencies  # [M, B, L, half]
+def rotation_of(
+    positions: Int[HostOrDevice, "axes B L"], frequencies: Float[Array, " half"], axes: Int[Array, " half"]
+) -> Rotation:
+    """Frequency f turns by the position on axis `axes[f]`."""
+    angles = jnp.asarray(positions, jnp.float32)[..., None] * frequencies  # [axes, B, L, half]
     # Cosines are chosen from, not angles: XLA's CPU compiler gathers once, but would compute a cosine again in every
     # fusion that takes it, for each head of each layer.
     index = axes[None, None, None, :]
@@ -110,7 +116,7 @@ def rotation_of(positions: Int[Array, "M B L"], frequencies: Float[Array, half],
 
 
 def mrope(
-    position_ids: Int[Array, "3 B L"], *, dim: int, theta: float, sections: tuple[int, ...], interleaved: bool
+    position_ids: Int[HostOrDevice, "3 B L"], *, dim: int, theta: float, sections: tuple[int, ...], interleaved: bool
 ) -> Rotation:
     """M-RoPE: each frequency follows the temporal, height or width position.
 

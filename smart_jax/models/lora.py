@@ -78,7 +78,7 @@ class LoraConfig:
 class QuantizedKernel(nnx.Module):
     """A frozen kernel in 8 or 4 bits; two 4-bit codes of neighbouring inputs share a byte."""
 
-    def __init__(self, kernel: Float[Array, "I O"], kind: str):
+    def __init__(self, kernel: Float[Array, "inputs outputs"], kind: str):
         self.kind, self.dtype = kind, kernel.dtype
         spec = _spec(kernel)
         codes, scales = jax.jit(quantize, static_argnames="kind")(kernel, kind=kind)
@@ -86,7 +86,7 @@ class QuantizedKernel(nnx.Module):
             codes, scales = (_placed(x, spec, kernel) for x in (codes, scales))
         self.codes, self.scales = nnx.Variable(codes), nnx.Variable(scales)
 
-    def product(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+    def product(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
         """x W; the kernel is restored again in the backward pass rather than kept for it."""
 
         @jax.checkpoint
@@ -113,7 +113,7 @@ class LoraLinear(nnx.Module):
         self.scale, self.dropout = config.alpha / config.r, config.dropout
         self.dropout_key: Any = nnx.data(None)
 
-    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+    def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
         a, b = self.scale * self.lora_a[...], self.lora_b[...]
         if self._merges():
             y = merged_product(x, self.kernel[...], a, b)
@@ -131,7 +131,7 @@ class LoraLinear(nnx.Module):
             return False
         return self.kernel.dtype == jnp.float32 and jax.default_backend() == "cpu"
 
-    def _dropped(self, x: Float[Array, "B *L I"]) -> Float[Array, "B *L I"]:
+    def _dropped(self, x: Float[Array, "B *L inputs"]) -> Float[Array, "B *L inputs"]:
         if self.dropout_key is None:
             return x
         kept = partial(jax.random.bernoulli, p=1 - self.dropout, shape=x.shape[1:])
@@ -140,8 +140,10 @@ class LoraLinear(nnx.Module):
 
 
 @jax.custom_vjp
-def low_rank(x: Float[Array, "*B I"], a: Float[Array, "I r"], b: Float[Array, "r O"]) -> Float[Array, "*B O"]:
-    """x A B. Its gradient is written out so that the products transpose arrays of r columns, not of I and O."""
+def low_rank(
+    x: Float[Array, "*B inputs"], a: Float[Array, "inputs rank"], b: Float[Array, "rank outputs"]
+) -> Float[Array, "*B outputs"]:
+    """Returns x A B. Its gradient is written out, so that the products transpose arrays of r columns, not wide ones."""
     return x @ a @ b
 
 
@@ -162,8 +164,11 @@ low_rank.defvjp(_low_rank_forward, _low_rank_backward)
 
 @jax.custom_vjp
 def merged_product(
-    x: Float[Array, "*B I"], kernel: Float[Array, "I O"], a: Float[Array, "I r"], b: Float[Array, "r O"]
-) -> Float[Array, "*B O"]:
+    x: Float[Array, "*B inputs"],
+    kernel: Float[Array, "inputs outputs"],
+    a: Float[Array, "inputs rank"],
+    b: Float[Array, "rank outputs"],
+) -> Float[Array, "*B outputs"]:
     """x (W + A B), with the gradient of x W + x A B: that of a factor needs no product of the kernel's size."""
     return x @ (kernel + a @ b)
 
@@ -187,7 +192,7 @@ def _factor_gradients(x: Array, inner: Array, gradient: Array, inner_gradient: A
     return _over_rows(x, inner_gradient), _over_rows(inner, gradient)
 
 
-def _over_rows(a: Float[Array, "*B I"], b: Float[Array, "*B O"]) -> Float[Array, "I O"]:
+def _over_rows(a: Float[Array, "*B inputs"], b: Float[Array, "*B outputs"]) -> Float[Array, "inputs outputs"]:
     """Sum over all rows of their outer products."""
     return jax.lax.dot_general(a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]), (((0,), (0,)), ((), ())))
 
@@ -296,12 +301,13 @@ def save_lora(
     return folder
 
 
-def quantize(kernel: Float[Array, "I O"], kind: str) -> tuple[Array, Float[Array, "G O"]]:
+def quantize(kernel: Float[Array, "inputs outputs"], kind: str) -> tuple[Array, Float[Array, "blocks outputs"]]:
     """Codes and scales of a kernel.
 
-    int8: codes int8 [I, O], one scale per output (G = 1), its largest absolute weight / 127. nf4: codes uint8
-    [I / 2, O], input 2 i in the low half of byte i; one scale per block of inputs, its largest absolute weight. A block
-    has 64 inputs or, where 64 does not divide I, the largest smaller power of two that does.
+    int8: codes int8 [inputs, outputs] and one scale for each output (a single block of inputs), its largest absolute
+    weight / 127. nf4: codes uint8 [inputs / 2, outputs], input 2 i in the low half of byte i, and one scale for each
+    block of inputs, its largest absolute weight. A block has 64 inputs or, where 64 does not divide their number, the
+    largest smaller power of two that does.
 
     Raises:
       ValueError: nf4 of an odd number of inputs.
@@ -314,18 +320,20 @@ def quantize(kernel: Float[Array, "I O"], kind: str) -> tuple[Array, Float[Array
     if inputs % 2:
         raise ValueError(f"lora.quantize 'nf4' needs an even number of inputs, not {inputs}: choose 'int8'")
     blocks = weight.reshape(-1, min(NF4_BLOCK, inputs & -inputs), outputs)
-    scales = jnp.max(jnp.abs(blocks), axis=1)  # [I / block, O]
+    scales = jnp.max(jnp.abs(blocks), axis=1)  # [blocks, outputs]
     relative = (blocks / _not_zero(scales)[:, None]).reshape(inputs, outputs)
     table = jnp.array(NF4)
     codes = jnp.searchsorted((table[1:] + table[:-1]) / 2, relative).astype(jnp.uint8)  # the nearest
     return codes[::2] | codes[1::2] << 4, scales
 
 
-def dequantize(codes: Int[Array, "I O"] | UInt[Array, "half O"], scales: Float[Array, "G O"], kind: str) -> Array:
-    """The kernel [I, O] that `quantize` made them of, nearly; float32."""
+def dequantize(
+    codes: Int[Array, "inputs outputs"] | UInt[Array, "half outputs"], scales: Float[Array, "blocks outputs"], kind: str
+) -> Array:
+    """The kernel [inputs, outputs] that `quantize` made them of, nearly; float32."""
     if kind == "int8":
         return codes.astype(jnp.float32) * scales
-    pairs = jnp.stack([codes & 15, codes >> 4], axis=1)  # [I / 2, 2, O]
+    pairs = jnp.stack([codes & 15, codes >> 4], axis=1)  # [inputs / 2, 2, outputs]
     blocks = jnp.array(NF4)[pairs].reshape(len(scales), -1, scales.shape[1])
     return (blocks * scales[:, None]).reshape(-1, scales.shape[1])
 

@@ -17,11 +17,11 @@ Grid = tuple[int, int, int]  # frames, rows, columns, counted in patches
 
 
 class PatchGeometry(NamedTuple):
-    coords: Int[np.ndarray, "P 2"]
-    interp_idx: Int[np.ndarray, "P 4"] | None
-    interp_w: Float[np.ndarray, "P 4"] | None
-    segment: Int[np.ndarray, P]
-    window: Int[np.ndarray, P] | None
+    coords: Int[np.ndarray, "V 2"]
+    interp_idx: Int[np.ndarray, "V 4"] | None
+    interp_w: Float[np.ndarray, "V 4"] | None
+    segment: Int[np.ndarray, " V"]
+    window: Int[np.ndarray, " V"] | None
 
 
 def patch_geometry(grids: Sequence[Grid], *, merge: int, side: int | None, window: int | None = None) -> PatchGeometry:
@@ -34,9 +34,9 @@ def patch_geometry(grids: Sequence[Grid], *, merge: int, side: int | None, windo
       window: side of an attention window in patches, a multiple of `merge`; None = no windows.
 
     Returns:
-      `PatchGeometry` of P = sum(t * h * w) patches: `coords` [P, 2] int32 (row, column), `interp_idx` [P, 4] int32
-      and `interp_w` [P, 4] float32 (bilinear, corners aligned; None without a grid), `segment` [P] int32 (1, 2, ... per
-      frame), `window` [P] int32 (1, 2, ... per window; those at the right and lower edge may be smaller).
+      `PatchGeometry` of V = sum(t * h * w) patches: `coords` [V, 2] int32 (row, column), `interp_idx` [V, 4] int32
+      and `interp_w` [V, 4] float32 (bilinear, corners aligned; None without a grid), `segment` [V] int32 (1, 2, ... per
+      frame), `window` [V] int32 (1, 2, ... per window; those at the right and lower edge may be smaller).
     """
     frames = [(h, w) for t, h, w in grids for _ in range(t)]
     coords = _joined([_frame_coords(h, w, merge) for h, w in frames], (0, 2), np.int32)
@@ -59,14 +59,14 @@ def _joined(pieces: Sequence[np.ndarray], empty: tuple[int, ...], dtype: type) -
 
 
 @functools.lru_cache(maxsize=256)  # pages of one document share their size
-def _frame_coords(h: int, w: int, merge: int) -> Int[np.ndarray, "p 2"]:
+def _frame_coords(h: int, w: int, merge: int) -> Int[np.ndarray, "V 2"]:
     rows, cols = np.meshgrid(np.arange(h, dtype=np.int32), np.arange(w, dtype=np.int32), indexing="ij")
     blocks = np.stack([rows, cols], -1).reshape(h // merge, merge, w // merge, merge, 2)
     return blocks.transpose(0, 2, 1, 3, 4).reshape(-1, 2)
 
 
 @functools.lru_cache(maxsize=256)
-def _frame_taps(h: int, w: int, merge: int, side: int) -> tuple[Int[np.ndarray, "p 4"], Float[np.ndarray, "p 4"]]:
+def _frame_taps(h: int, w: int, merge: int, side: int) -> tuple[Int[np.ndarray, "V 4"], Float[np.ndarray, "V 4"]]:
     rows, cols = _frame_coords(h, w, merge).T
     low_r, high_r, frac_r = _axis_taps(h, side)
     low_c, high_c, frac_c = _axis_taps(w, side)
@@ -75,7 +75,7 @@ def _frame_taps(h: int, w: int, merge: int, side: int) -> tuple[Int[np.ndarray, 
     return np.stack(idx, -1).astype(np.int32), np.stack(weights, -1).astype(np.float32)
 
 
-def _frame_windows(h: int, w: int, merge: int, window: int) -> Int[np.ndarray, " p"]:
+def _frame_windows(h: int, w: int, merge: int, window: int) -> Int[np.ndarray, " V"]:
     """Number of each patch's window in its frame, from 0, row by row."""
     rows, cols = _frame_coords(h, w, merge).T // window
     return rows * -(-w // window) + cols
@@ -89,7 +89,7 @@ def _axis_taps(n: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def mrope_positions(
-    input_ids: Int[np.ndarray, L],
+    input_ids: Int[np.ndarray, " L"],
     grids: Sequence[Grid],
     *,
     image_token_id: int,

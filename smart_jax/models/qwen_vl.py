@@ -22,6 +22,7 @@ from smart_jax.models import layers as L
 from smart_jax.models.attention import attention, window_attention
 from smart_jax.models.batch import Batch, Hidden, VisionBatch
 from smart_jax.models.qwen_vl_config import QwenVLConfig, TextConfig, VisionConfig
+from smart_jax.typing import HostOrDevice
 
 # Megatron layout: a pair of matrices is split by columns then by rows; fsdp takes the other side.
 SHARDING_RULES = (
@@ -50,7 +51,7 @@ class VisionMLP(nnx.Module):
         self.linear_fc2 = L.linear(c.intermediate_size, c.hidden_size, bias=True, std=std, rngs=rngs)
         self.act = L.ACTIVATIONS[c.hidden_act]
 
-    def __call__(self, x: Float[Array, "B P W"]) -> Float[Array, "B P W"]:
+    def __call__(self, x: Float[Array, "G V W"]) -> Float[Array, "G V W"]:
         return self.linear_fc2(self.act(self.linear_fc1(x)))
 
 
@@ -62,15 +63,15 @@ class VisionAttention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B P W"],
+        x: Float[Array, "G V W"],
         rotation: L.Rotation,
-        segment: Int[Array, "B P"],
+        segment: Int[Array, "G V"],
         longest: int | None = None,
-    ) -> Float[Array, "B P W"]:
+    ) -> Float[Array, "G V W"]:
         """Attention within segments; `longest`: each of them is one run of at most so many patches."""
         batch, patches, width = x.shape
         qkv = self.qkv(x).reshape(batch, patches, 3, self.heads, width // self.heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, P, A, K]
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [G, V, A, C]
         q, k = L.rotate(q, rotation), L.rotate(k, rotation)
         if longest is None:
             out = attention(q, k, v, segment, causal=False)
@@ -106,7 +107,7 @@ class PatchMerger(nnx.Module):
         self.linear_fc1 = L.linear(self.width, self.width, bias=True, std=c.initializer_range, rngs=rngs)
         self.linear_fc2 = L.linear(self.width, c.out_hidden_size, bias=True, std=c.initializer_range, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B P W"]) -> Float[Array, "G V H"]:
+    def __call__(self, x: Float[Array, "G V W"]) -> Float[Array, "G visual H"]:
         if not self.norm_after:
             x = self.norm(x)
         x = x.reshape(x.shape[0], -1, self.width)
@@ -121,7 +122,7 @@ class PatchEmbed(nnx.Module):
     def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs):
         self.proj = L.linear(c.patch_values, c.hidden_size, bias=c.patch_bias, std=c.initializer_range, rngs=rngs)
 
-    def __call__(self, patches: Float[Array, "B P E"]) -> Float[Array, "B P W"]:
+    def __call__(self, patches: Float[Array, "G V E"]) -> Float[Array, "G V W"]:
         return self.proj(patches.astype(self.proj.kernel.dtype))
 
 
@@ -144,16 +145,17 @@ class VisionModel(nnx.Module):
 
     def __call__(
         self, v: VisionBatch, *, remat: bool | str = False
-    ) -> tuple[Float[Array, "G V H"], list[Float[Array, "G V H"]]]:
+    ) -> tuple[Float[Array, "G visual H"], list[Float[Array, "G visual H"]]]:
         """Visual tokens after the merger, and one set of DeepStack features per tap."""
         c = self.config
         if (c.grid_side is None, c.window_size is None) != (v.interp_w is None, v.window is None):
             raise ValueError("the batch's learned positions or attention windows are of another backbone")
-        x = self.patch_embed(v.patches)
+        x = self.patch_embed(jnp.asarray(v.patches))
         if v.interp_idx is not None and v.interp_w is not None:
-            weights = v.interp_w.astype(x.dtype)
-            x = x + jnp.einsum("bpiw,bpi->bpw", self.pos_embed.embedding[v.interp_idx], weights)
-        coords, segment, window, order = v.coords, v.segment, v.window, None
+            weights = jnp.asarray(v.interp_w, x.dtype)
+            x = x + jnp.einsum("gviw,gvi->gvw", self.pos_embed.embedding[v.interp_idx], weights)
+        coords, segment, order = jnp.asarray(v.coords), jnp.asarray(v.segment), None
+        window = None if v.window is None else jnp.asarray(v.window)
         if window is not None:  # as in the reference, the patches of a window are neighbours until the merger
             order = jnp.argsort(window, axis=1)
             x, coords, segment, window = (_reorder(values, order) for values in (x, coords, segment, window))
@@ -169,7 +171,7 @@ class VisionModel(nnx.Module):
                 deepstack.append(self.deepstack_merger_list[tap](_restore(x, order)))
         return self.merger(_restore(x, order)), deepstack
 
-    def _rotation(self, coords: Int[Array, "B P 2"]) -> L.Rotation:
+    def _rotation(self, coords: Int[Array, "G V 2"]) -> L.Rotation:
         """The first half of a head's frequencies turns by the patch's row, the second by its column."""
         quarter = self.config.hidden_size // self.config.num_heads // 4
         frequencies = jnp.tile(L.inverse_frequencies(2 * quarter, self.config.rope_theta), 2)
@@ -196,7 +198,7 @@ class TextAttention(nnx.Module):
         q, k, v = (proj(x).reshape(heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = L.rotate(q, rotation), L.rotate(k, rotation)  # [B, L, A, K], [B, L, G, K]
+        q, k = L.rotate(q, rotation), L.rotate(k, rotation)  # [B, L, A, C], [B, L, kv, C]
         out = attention(q, k, v, segment, causal=True)
         return self.o_proj(out.reshape(*x.shape[:2], -1))
 
@@ -234,7 +236,7 @@ class TextModel(nnx.Module):
             sections=c.mrope_section,
             interleaved=c.mrope_interleaved,
         )
-        segment = batch.attention_mask.astype(jnp.int32)
+        segment = jnp.asarray(batch.attention_mask, jnp.int32)
         states = {0: x} if 0 in wanted else {}
         for i, layer in enumerate(self.layers):
             x = _call(layer, remat, x, rotation, segment)
@@ -273,8 +275,8 @@ class QwenVL(nnx.Module):
 
         Returns:
           `Hidden`: `pooled` [B, H], the mean of the states at `batch.pool_mask` after the final norm, or without it the
-          state of each row's last attended position, `states` [B, L, N, H] and, of a model with a projector, `tokens`
-          [B, L, D], all in the parameters' dtype.
+          state of each row's last attended position, `states` [B, L, layers, H] and, of a model with a projector,
+          `tokens` [B, L, D], all in the parameters' dtype.
         """
         depth = self.config.text.num_hidden_layers
         chosen = [range(depth + 1)[i] for i in layers]
@@ -303,18 +305,18 @@ def _pool(states: Float[Array, "B L H"], batch: Batch) -> Float[Array, "B H"]:
     return jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
 
 
-def _gather(features: Float[Array, "G V H"], index: Int[Array, "B L"]) -> Float[Array, "B L H"]:
+def _gather(features: Float[Array, "G visual H"], index: Int[HostOrDevice, "B L"]) -> Float[Array, "B L H"]:
     """Each row's visual tokens out of its bin; 0 where index is -1."""
     by_bin = jnp.maximum(index, 0).reshape(features.shape[0], -1)  # [G, B / G * L]
     rows = jnp.take_along_axis(features, by_bin[..., None], axis=1).reshape(*index.shape, -1)
     return jnp.where((index >= 0)[..., None], rows, 0)
 
 
-def _reorder(x: Shaped[Array, "G P *rest"], order: Int[Array, "G P"]) -> Shaped[Array, "G P *rest"]:
+def _reorder(x: Shaped[Array, "G V *rest"], order: Int[Array, "G V"]) -> Shaped[Array, "G V *rest"]:
     return jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
 
 
-def _restore(x: Shaped[Array, "G P *rest"], order: Int[Array, "G P"] | None) -> Shaped[Array, "G P *rest"]:
+def _restore(x: Shaped[Array, "G V *rest"], order: Int[Array, "G V"] | None) -> Shaped[Array, "G V *rest"]:
     return x if order is None else _reorder(x, jnp.argsort(order, axis=1))
 
 

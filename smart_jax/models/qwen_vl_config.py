@@ -232,12 +232,14 @@ def _vision(section: Mapping[str, Any], family: Family) -> VisionConfig:
     fields = {**_fields(VisionConfig, section, "vision_config", ("rope_theta", *family.vision)), **family.vision}
     for name in ("deepstack_visual_indexes", "fullatt_block_indexes"):
         fields[name] = tuple(fields[name])
+    if (rate := fields["tokens_per_second"]) is not None:
+        if not isinstance(rate, int | float) or rate <= 0:
+            raise ValueError(f"vision_config: tokens_per_second is {rate!r}, expected a positive number")
+        fields["tokens_per_second"] = float(rate)
     theta = (section.get("rope_parameters") or {}).get("rope_theta", VisionConfig.rope_theta)
     config = VisionConfig(**fields, rope_theta=float(theta))
     if config.window_patches == 0:
         raise ValueError(f"vision_config: window_size {config.window_size} is smaller than one visual token")
-    if (rate := config.tokens_per_second) is not None and (not isinstance(rate, int | float) or rate <= 0):
-        raise ValueError(f"vision_config: tokens_per_second is {rate!r}, expected a positive number")
     return config
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from smart_jax.typing import Array
+from smart_jax.typing import Array, register_arrays
 
 QUERY_TOKENS = 2048  # of the queries that are scored together
 DEVICE_BYTES = 2**28  # of a device's memory that scoring takes, unless it is told
@@ -54,7 +53,7 @@ class Limits:
     items: int
 
 
-@jax.tree_util.register_dataclass
+@register_arrays
 @dataclasses.dataclass(frozen=True)
 class Window:
     """M consecutive packed tokens.
@@ -70,7 +69,7 @@ class Window:
     used: Int[Array, " 2"]  # first and last + 1 of the block's own tokens
 
 
-@jax.tree_util.register_dataclass
+@register_arrays
 @dataclasses.dataclass(frozen=True)
 class Block:
     """Consecutive items in arrays of static shape, with S slots for items."""

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from smart_jax.inputs import AnyPreprocessor, Row
-from smart_jax.models import Batch
+from smart_jax.models import batch_axes
 from smart_jax.runtime import batch_sharding
 from train.config import DataConfig
 from train.data.dataset import Example, content_hash
@@ -179,13 +179,7 @@ def _id_words(item: Any) -> np.ndarray:
 
 def put_batch(batch: TrainBatch, mesh: Mesh) -> TrainBatch:
     """This process's rows as part of global arrays, split over the mesh's data axes."""
-    rows, columns = batch_sharding(mesh), batch_sharding(mesh, leading=1)
-
-    def shardings(part: Batch) -> Batch:
-        return dataclasses.replace(jax.tree.map(lambda _: rows, part), position_ids=columns)
-
-    scores = None if batch.teacher is None else rows
-    where = TrainBatch(shardings(batch.queries), shardings(batch.documents), rows, scores)  # type: ignore[arg-type]
+    where = jax.tree.map(lambda axis: batch_sharding(mesh, leading=axis), batch_axes(batch))
     if jax.process_count() == 1:
         return jax.device_put(batch, where)
     return jax.tree.map(lambda x, s: jax.make_array_from_process_local_data(s, np.asarray(x)), batch, where)

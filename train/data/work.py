@@ -28,12 +28,12 @@ def count_work(batch: Batch, examples: int = 0) -> Work:
     lengths = np.asarray(batch.attention_mask).sum(axis=1, dtype=np.int64)
     pairs, (patches, patch_pairs), window_pairs = int((lengths**2).sum()), (0, 0), 0
     if batch.vision is not None:
-        patches, patch_pairs = _segments(batch.vision.segment)
-        window_pairs = 0 if batch.vision.window is None else _segments(batch.vision.window)[1]
+        patches, patch_pairs = _segments(np.asarray(batch.vision.segment))
+        window_pairs = 0 if batch.vision.window is None else _segments(np.asarray(batch.vision.window))[1]
     return Work(examples, int(lengths.sum()), pairs, patches, patch_pairs, window_pairs)
 
 
 def _segments(numbers: np.ndarray) -> tuple[int, int]:
     """Patches in segments, and the sum of the segments' squared sizes; 0 = padding."""
-    sizes = [np.bincount(row)[1:].astype(np.int64) for row in np.asarray(numbers)]
+    sizes = [np.bincount(row)[1:].astype(np.int64) for row in numbers]
     return sum(int(size.sum()) for size in sizes), sum(int((size**2).sum()) for size in sizes)

@@ -9,7 +9,6 @@ activations, are kept.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,7 +19,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
-from smart_jax.models import Batch, Hidden
+from smart_jax.models import Batch, Hidden, batch_axes
 from smart_jax.runtime import BATCH
 from smart_jax.typing import Array
 
@@ -70,8 +69,7 @@ def in_chunks(
         parts = jnp.moveaxis(x.reshape(count // chunk, devices, chunk // devices, *x.shape[2:]), 0, 1)
         return _placed(parts.reshape(count, *x.shape[2:]), mesh, 0)
 
-    axes = dataclasses.replace(jax.tree.map(lambda _: 0, batch), position_ids=1)
-    parts = jax.tree.map(split, batch, axes)
+    parts = jax.tree.map(split, batch, batch_axes(batch))
     # In a scan, nothing can merge the second pass with the first: no barrier is needed against it.
     policy = jax.checkpoint_policies.save_only_these_names(*kept)
     function = partial(jax.checkpoint, prevent_cse=False, policy=policy)(compute) if trained else compute

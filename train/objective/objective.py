@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from smart_jax.maxsim import maxsim, projected_maxsim
 from smart_jax.models import VISUAL_FEATURES, Batch, Hidden, drop_out
 from smart_jax.runtime import BATCH
+from smart_jax.typing import register_arrays
 from train.config import LossConfig
 from train.objective import losses
 from train.objective import reductions as vectors
@@ -23,7 +24,7 @@ Metrics = dict[str, jax.Array]
 Scores = dict[str, Float[Array, "B N"]]  # "pooled" and, except for objective pooled, "late"
 
 
-@jax.tree_util.register_dataclass
+@register_arrays
 @dataclasses.dataclass(frozen=True)
 class TrainBatch:
     """Queries and documents of the global batch; query i's documents are rows [i * K, (i + 1) * K), positive first."""
@@ -127,15 +128,16 @@ class Objective:
         weights = frozen | self.cast(params)
         kept = () if any(".visual." in name for name in params) else (VISUAL_FEATURES,)
         hidden = in_chunks(compute, weights, batch, size=self.chunk_size, mesh=self.mesh, trained=trained, kept=kept)
+        keep = jnp.asarray(batch.keep_mask)
         if self.adapter is None:
             fused = hidden.states[:, :, 0].astype(jnp.float32)
             pooled = hidden.pooled.astype(jnp.float32)
             tokens = fused if hidden.tokens is None else hidden.tokens.astype(jnp.float32)
-            return Encoded(losses.unit(pooled), losses.unit(tokens), batch.keep_mask, pooled, fused, hidden.states)
+            return Encoded(losses.unit(pooled), losses.unit(tokens), keep, pooled, fused, hidden.states)
         adapter = self.adapter.merge(params)
         fused = adapter.fuse(hidden.states)
         pooled, raw_pooled = adapter.pooled(hidden.pooled), hidden.pooled.astype(jnp.float32)
-        return Encoded(pooled, adapter.project(fused), batch.keep_mask, raw_pooled, fused, hidden.states)
+        return Encoded(pooled, adapter.project(fused), keep, raw_pooled, fused, hidden.states)
 
     def cast(self, params: Params) -> Params:
         """The backbone's weights in `dtype`, the rest as they are."""
