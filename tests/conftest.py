@@ -1,21 +1,40 @@
-"""Before jax is imported: 8 virtual CPU devices for every test, and threads that do not spin beside torch's."""
+"""Before jax is imported: 8 virtual CPU devices for every test, quick compilation, and compiled programs that are kept.
+
+The programs lie in build/tests/xla, from where the other workers, the children of tests and the next session read
+them; `make clean`, or deleting the folder, starts afresh.
+"""
 
 import os
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+from tests.processes import COMPILED, xla_flags
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that do not spin beside torch's
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import shutil
+
+import hypothesis
 import pytest
 
 from tests.backbone import write_checkpoint
 
+# How many cases a property is tried on: `pytest --hypothesis-profile=thorough` takes many.
+for name, cases in {"suite": 200, "thorough": 20_000}.items():
+    hypothesis.settings.register_profile(name, max_examples=cases, deadline=None, database=None)
+hypothesis.settings.load_profile("suite")
 
-def pytest_addoption(parser):
-    parser.addoption(
-        "--ragged-cases", type=int, default=2000, help="drawn for MaxSim and for search; 20000 is thorough"
-    )
+COMPILED_BYTES = 2 * 2**30  # after which the folder of compiled programs is emptied
+
+
+def pytest_sessionstart(session):
+    is_worker = hasattr(session.config, "workerinput")
+    if not is_worker and sum(file.stat().st_size for file in COMPILED.glob("*")) > COMPILED_BYTES:
+        shutil.rmtree(COMPILED)
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,11 @@
 """The cache of encoded states: figures, resuming, damage, memory, several processes; and data's fingerprints."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,9 +21,9 @@ from eval.states.cache import Cache
 from eval.states.workers import Worker
 from smart_jax.retrieval.adapter import Adapter, AdapterConfig
 from tests.fake_encoder import FakeEncoder
+from tests.processes import ROOT, environment
 from tests.test_eval_run import config, made
 
-ROOT = Path(__file__).parent.parent
 METRICS = ("ndcg@5", "mrr")
 FEW_ITEMS = 8 * 10 * 64 * 16 * 4  # bytes of memory that make shards of 10 of the fake encoder's items in float32
 
@@ -309,11 +307,10 @@ def test_devices_and_processes_give_the_same_figures(tmp_path, checkpoint):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     running = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, str(i), str(tmp_path), port, str(checkpoint)],
-            **{"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE},
+            **{"cwd": ROOT, "env": environment(2), "stderr": subprocess.PIPE},
         )
         for i in range(2)
     ]

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -20,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from smart_jax.runtime import compilation_cache
 from smart_jax.runtime.mesh import make_mesh
+from tests.processes import run_python
 from train import checkpoints as checkpoint
 from train.checkpoints import Checkpoints, DamagedCheckpointError, fingerprint, weights_fingerprint
 
@@ -269,8 +267,7 @@ print("finished", count)
 
 def killed_while_saving(folder: Path, after: int) -> bool:
     """Saves step 1, then dies at the `after`-th file operation of saving step 2; False if there were fewer."""
-    command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(folder), str(after)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""})
+    done = run_python("-c", KILLED_WHILE_SAVING, str(folder), str(after))
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode != 0
 

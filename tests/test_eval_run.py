@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,8 @@ from eval.ranking.bm25 import BM25, words
 from eval.ranking.metrics import compute
 from eval.run import evaluate
 from tests.fake_encoder import FakeEncoder
+from tests.processes import run_main, run_python
 
-ROOT = Path(__file__).parent.parent
 VOCABULARY = [f"word{i}" for i in range(60)]
 
 
@@ -228,6 +226,7 @@ CONFIG_FILE = """
 from eval.config import default_config
 from tests.test_eval_run import made
 from tests.fake_encoder import FakeEncoder
+from tests.processes import run_main, run_python
 
 def get_config(arg=""):
     config = default_config()
@@ -243,15 +242,12 @@ def get_encoder(config):
 """
 
 
-def run_command(*arguments):
-    command = [sys.executable, "-m", "eval.run", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
 def test_command(tmp_path):
     (tmp_path / "fake.py").write_text(CONFIG_FILE)
     where = f"--config={tmp_path / 'fake.py'}:{tmp_path / 'out'}"
-    done = run_command(where, "--config.noise=3.0", "--config.metrics=('mrr',)", "--config.rows=('pooled','hybrid')")
+    done = run_python(
+        "-m", "eval.run", where, "--config.noise=3.0", "--config.metrics=('mrr',)", "--config.rows=('pooled','hybrid')"
+    )
     assert done.returncode == 0, done.stderr
     assert "| row | mrr |" in done.stdout and "| hybrid − pooled | +" in done.stdout and "| late" not in done.stdout
     plots = ("results.png", "gains.png", "hybrid_pooled.png", "storage.png")
@@ -266,14 +262,16 @@ def test_command(tmp_path):
 
 def test_command_refuses_unknown_keys(tmp_path):
     (tmp_path / "fake.py").write_text(CONFIG_FILE)
-    done = run_command(f"--config={tmp_path / 'fake.py'}:{tmp_path / 'out'}", "--config.nosie=3.0")
-    assert done.returncode != 0 and "nosie" in done.stderr and not (tmp_path / "out").exists()
+    with pytest.raises(AttributeError, match="nosie"):
+        run_main("eval.run", f"--config={tmp_path / 'fake.py'}:{tmp_path / 'out'}", "--config.nosie=3.0")
+    assert not (tmp_path / "out").exists()
 
 
 def test_command_on_a_saved_folder(tmp_path):
     benchmark = dataclasses.replace(made(), corpus=list(made().texts))
     benchmark.save(tmp_path / "saved")
-    done = run_command(
+    done = run_main(
+        "eval.run",
         f"--config=configs/beir_folder.py:{tmp_path / 'saved'}",
         *("--config.rows=('chance','bm25')", f"--config.output={tmp_path / 'out'}"),
     )

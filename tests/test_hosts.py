@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -18,10 +17,10 @@ from safetensors.numpy import load_file
 
 from smart_jax.runtime import distributed
 from smart_jax.runtime.distributed import DistributedConfig
+from tests.processes import ROOT, environment
 from tests.training import write_inputs
 from train.monitor import read_metrics
 
-ROOT = Path(__file__).parent.parent
 LENGTHS = {"data.query_length": 64, "data.document_length": 64, "data.document_patches": 16}
 KINDS = {
     "adapter": {"trainable": "adapter", "eval.validation_documents": 99},
@@ -43,7 +42,7 @@ KINDS = {
 PROCESS = """
 import json, os, signal, sys, time
 from pathlib import Path
-inputs, output, settings, term_at, cache = sys.argv[1:]
+inputs, output, settings, term_at = sys.argv[1:]
 from smart_jax import compilation_cache
 from tests.training import make_config
 from train import run
@@ -61,7 +60,7 @@ def make_train_step(*args):
 run.make_train_step = make_train_step
 def eval_fn(encoder):
     return {"sum": float(encoder.encode_document(["a text", "another"]).tokens.sum())}
-compilation_cache.enable(cache)
+compilation_cache.enable()
 results = train(make_config(Path(inputs), Path(output), **json.loads(settings)), eval_fn)
 print(json.dumps(results))
 """
@@ -72,9 +71,7 @@ def launch(inputs: Path, output: Path, processes: int, devices: int, term_at: Se
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Little is computed: the time is the compiler's.
-    flags = f"--xla_force_host_platform_device_count={devices // processes} --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags, "SMART_JAX_COMPILATION_CACHE": ""}
+    variables = environment(devices // processes, SMART_JAX_COMPILATION_CACHE="")
     running = []
     for process in range(processes):
         others = {
@@ -84,10 +81,10 @@ def launch(inputs: Path, output: Path, processes: int, devices: int, term_at: Se
             "distributed.process": process,
         }
         own = LENGTHS | others | settings
-        arguments = [str(inputs), str(output), json.dumps(own), str(term_at[process]), str(inputs / "xla")]
+        arguments = [str(inputs), str(output), json.dumps(own), str(term_at[process])]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         command = [sys.executable, "-c", PROCESS, *arguments]
-        running.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
+        running.append(subprocess.Popen(command, cwd=ROOT, env=variables, **pipes))
     outputs = []
     try:
         for process in running:

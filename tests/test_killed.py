@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.processes import ROOT, environment
 from tests.training import repeatable, write_inputs
 from train.monitor import read_metrics
 
-ROOT = Path(__file__).parent.parent
 KILLS, STEPS, EVERY = 20, 26, 2
 
 # Imports once and forks for each try, before jax has made any thread: a try starts in a fraction of the time.
@@ -98,9 +98,9 @@ def inputs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def attempt(inputs):
     """A function that starts or resumes the run in a folder, up to a moment; its exit code."""
-    environment = os.environ | {"XLA_FLAGS": "", "SMART_JAX_COMPILATION_CACHE": str(inputs / "xla")}
+    variables = environment(SMART_JAX_COMPILATION_CACHE=str(inputs / "xla"))  # not the suite's: some die as they write
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    options = {"cwd": ROOT, "env": environment, "text": True, "start_new_session": True}
+    options = {"cwd": ROOT, "env": variables, "text": True, "start_new_session": True}
     nursery = subprocess.Popen([sys.executable, "-c", NURSERY], **options, **pipes)
 
     def run(output: Path, settings: dict, moment: list | None = None) -> int:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 
+from tests.processes import run_main, run_python
+from tests.training import write_inputs
 from train.config import TrainConfig, default_config, from_config_dict, to_config_dict
 from train.data import Prefetch, parse_names
 from train.monitor import LossGuard, MetricsLog, read_metrics
 from train.posttrain import due
 from train.run_directory import check_run, open_run
 
-ROOT = Path(__file__).parent.parent
 MODE = {"resume": False, "overwrite": False}
 
 
@@ -241,14 +238,8 @@ def test_an_unknown_objective_is_named():
         lora_visdoc.get_config("tiny")
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"XLA_FLAGS": "", "SMART_JAX_COMPILATION_CACHE": "off"}
-    line = [sys.executable, "-m", "train.posttrain", *arguments]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=environment)
-
-
 def test_the_command_refuses_an_unknown_key():
-    done = command("--config", "configs/vidore.py", "--config.optimizer.lerning_rate=1")
+    done = run_main("train.posttrain", "--config", "configs/vidore.py", "--config.optimizer.lerning_rate=1")
     assert done.returncode != 0
     assert "unknown config key: 'lerning_rate'\nDid you mean \"learning_rate\"" in done.stderr
     assert "Traceback" not in done.stderr
@@ -270,15 +261,13 @@ def get_eval_fn(config):
 
 @pytest.mark.slow
 def test_the_command_trains_evaluates_and_prints_the_table(tmp_path):
-    from tests.training import write_inputs
-
     inputs = write_inputs(tmp_path)
     (tmp_path / "config.py").write_text(CONFIG_FILE)
     arguments = [f"--config={tmp_path}/config.py:{inputs},{tmp_path}/run", "--config.steps=2", "--config.seed=7"]
-    done = command(*arguments, "--config.adapter.dim=16")
+    done = run_python("-m", "train.posttrain", *arguments, "--config.adapter.dim=16")
     assert done.returncode == 0, done.stderr
     assert "after step 2" in done.stdout
     table = dict(line.split() for line in done.stdout.splitlines() if line.startswith("  eval/"))
     assert table == {"eval/width": "16.0000", "eval/seed": "7.0000"}
-    again = command(*arguments)
+    again = run_main("train.posttrain", *arguments)
     assert again.returncode != 0 and "is not empty: --config.resume=True" in again.stderr

@@ -17,7 +17,7 @@ class TestPallasGPU(MaxSimSuite):
     """Interpreted on a CPU, a second or two a call."""
 
     implementation = "pallas_gpu"
-    ragged_share = 0  # the least
+    ragged_share = 0  # the least: 20
     test_gradient_by_finite_differences = None  # in float64, which the tensor cores' sums have not
     test_jit_and_checkpoint = None  # jax.checkpoint refuses the interpreter's ordered callbacks: lowered below
     test_shard_map_over_queries = None  # the interpreter's devices would wait for each other: lowered below

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -29,6 +27,7 @@ from smart_jax.runtime.mesh import make_mesh
 from tests.checkpoints import write_processor
 from tests.golden.make_video import clip
 from tests.lora import write_lora
+from tests.processes import run_python
 from tests.training import make_config, page, repeatable, write_inputs
 from train.checkpoints import weights_fingerprint
 from train.config import DataConfig
@@ -40,8 +39,6 @@ from train.posttrain import train
 from train.run import Run
 from train.setup import load_encoder, make_objective, weight_folders
 from train.step import TrainState, make_eval_step
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -598,9 +595,8 @@ train(make_config(Path(inputs), Path(output), resume=resume == "resume", checkpo
 
 
 def child(inputs: Path, output: Path, event="none", at=0, resume="") -> subprocess.CompletedProcess:
-    environment = os.environ | {"XLA_FLAGS": "", "SMART_JAX_COMPILATION_CACHE": str(inputs / "xla")}
-    command = [sys.executable, "-c", CHILD, str(inputs), str(output), event, str(at), resume]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    arguments = ("-c", CHILD, str(inputs), str(output), event, str(at), resume)
+    return run_python(*arguments, SMART_JAX_COMPILATION_CACHE=str(inputs / "xla"))  # not the suite's: some are killed
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -285,7 +285,6 @@ def test_explicit_sizes(preprocessor):
 
 
 @given(st.integers(1, 8192))
-@settings(max_examples=200, deadline=None)
 def test_length_buckets_waste_at_most_a_third(preprocessor, n):
     size = preprocessor.length_bucket(n)
     assert n <= size and (size <= 32 or (size - n) <= size / 3)
@@ -293,7 +292,6 @@ def test_length_buckets_waste_at_most_a_third(preprocessor, n):
 
 
 @given(st.integers(1, 32768))
-@settings(max_examples=200, deadline=None)
 def test_patch_buckets_waste_at_most_a_third(preprocessor, n):
     size = preprocessor.patch_bucket(n)
     assert n <= size and size % 4 == 0 and (size <= 64 or (size - n) <= size / 3)

@@ -1,6 +1,5 @@
 import hashlib
 import importlib
-import os
 import socket
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.ranking.ties import tie_hash
@@ -19,6 +18,7 @@ from smart_jax.retrieval import blocks, packed, sharded
 from smart_jax.retrieval.embeddings import Embeddings
 from smart_jax.retrieval.score import score, search
 from smart_jax.runtime.mesh import make_mesh
+from tests.processes import environment
 
 scoring = importlib.import_module("smart_jax.retrieval.score")
 
@@ -73,13 +73,12 @@ def small_blocks(monkeypatch):
 
 
 @pytest.mark.slow
-def test_ragged(request):
+def test_ragged():
     """Ragged lengths, items without tokens, single tokens, all-negative similarities, k below and above N.
 
     Few numbers of items: each is a compilation, which takes as long as many cases.
     """
 
-    @settings(max_examples=request.config.getoption("--ragged-cases"), deadline=None, database=None)
     @given(
         st.integers(0, 2**32 - 1),
         st.sampled_from([1, 3]).flatmap(lambda n: st.lists(st.integers(0, 9), min_size=n, max_size=n)),
@@ -412,10 +411,9 @@ def test_two_processes(rng, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(i), port, str(tmp_path)], env=environment, stderr=subprocess.PIPE
+            [sys.executable, "-c", PROCESS, str(i), port, str(tmp_path)], env=environment(2), stderr=subprocess.PIPE
         )
         for i in range(2)
     ]

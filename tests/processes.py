@@ -1,0 +1,57 @@
+"""Commands and child processes of tests."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).parent.parent
+COMPILED = ROOT / "build" / "tests" / "xla"  # programs of every test and every child
+# LLVM spends as long on optimising a test's programs as all else together takes, and little is computed with them.
+QUICK_COMPILATION = "--xla_backend_optimization_level=0"
+
+
+def xla_flags(devices: int = 1) -> str:
+    """Value of XLA_FLAGS for so many virtual CPU devices."""
+    return f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILATION}"
+
+
+def environment(devices: int = 1, **changes: str) -> dict[str, str]:
+    """Environment of a child with so many virtual CPU devices; its programs come from and go to the suite's cache."""
+    return os.environ | {"XLA_FLAGS": xla_flags(devices)} | changes
+
+
+def run_python(*arguments: str, devices: int = 1, timeout: float = 600, **changes: str) -> subprocess.CompletedProcess:
+    """Runs Python with these arguments in the repository's root, as text; `changes` are of its environment."""
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": timeout}
+    return subprocess.run([sys.executable, *arguments], env=environment(devices, **changes), **options)
+
+
+def run_main(module: str, *arguments: str) -> subprocess.CompletedProcess:
+    """What `python -m module ARGUMENTS` does, in this process: nothing is imported or compiled again.
+
+    absl's flags, which a process has once, are afterwards those of before.
+    """
+    from absl import flags
+    from absl.testing import flagsaver
+
+    before, (output, errors) = flagsaver.save_flag_values(), (io.StringIO(), io.StringIO())
+    argv = mock.patch.object(sys, "argv", [module, *arguments])
+    try:
+        with argv, redirect_stdout(output), redirect_stderr(errors):
+            importlib.import_module(module).main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            errors.write(end.code)
+    finally:
+        flagsaver.restore_flag_values(before)
+        flags.FLAGS.unparse_flags()
+    return subprocess.CompletedProcess([module, *arguments], code, output.getvalue(), errors.getvalue())
