@@ -17,7 +17,7 @@ from smart_jax.models import ARCHITECTURES, Batch, LoraConfig, VisionBatch, abst
 from smart_jax.retrieval import Adapter, AdapterConfig
 from smart_jax.runtime import batch_sharding, replicated, sharding_for
 from train.config import LossConfig, OptimizerConfig
-from train.objective import Objective, TrainBatch, take_apart
+from train.objective import Objective, Part, Partition, TrainBatch, take_apart
 from train.optimizer import make_optimizer, make_schedule
 from train.step import TrainState, make_train_step
 
@@ -97,17 +97,19 @@ def abstract_step(config: Any, mesh: Mesh, work: Work) -> tuple[Callable, tuple[
     graphdef, weights = abstract_params(config, mesh, jnp.bfloat16)
     if work.trainable == "lora":
         graphdef, weights = add_lora(graphdef, weights, LoraConfig(r=work.r, alpha=2.0 * work.r))
-    backbone, frozen = take_apart("model", graphdef, weights)
-    trained = {name: frozen.pop(name) for name in list(frozen) if name.startswith("lora.")}
+    backbone, arrays = take_apart(Part.BACKBONE, graphdef, weights)
+    adapter = None
+    if work.trainable == "adapter":
+        module = nnx.eval_shape(lambda: Adapter(AdapterConfig(config.text.hidden_size), rngs=nnx.Rngs(0)))
+        graphdef, projection = nnx.split(module)
+        adapter, projected = take_apart(Part.ADAPTER, graphdef, jax.tree.map(on_mesh, projection))
+        arrays |= projected
+    partition = Partition.of([backbone, adapter])
+    trained, frozen = partition.split(arrays)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     chunk = None if work.chunk is None else work.chunk * shards
     loss = LossConfig() if work.trainable == "adapter" else LossConfig(objective="hybrid")
-    objective = Objective(loss, STEPS, mesh, backbone, remat=work.remat, chunk_size=chunk)
-    if work.trainable == "adapter":
-        adapter = nnx.eval_shape(lambda: Adapter(AdapterConfig(config.text.hidden_size), rngs=nnx.Rngs(0)))
-        graphdef, projection = nnx.split(adapter)
-        structure, trained = take_apart("adapter", graphdef, jax.tree.map(on_mesh, projection))
-        objective = dataclasses.replace(objective, adapter=structure)
+    objective = Objective(loss, STEPS, mesh, partition, backbone, adapter, remat=work.remat, chunk_size=chunk)
     schedule, optimizer = make_schedule(OptimizerConfig(), STEPS), make_optimizer(OptimizerConfig(), STEPS)
     moments = optax.tree_map_params(
         optimizer,

@@ -200,23 +200,24 @@ def time_updates(request: dict[str, Any]) -> None:
     """CPU and wall milliseconds of an update of each run, on one batch, interleaved; fills the cache of programs."""
     import jax
 
-    from train.run import Run
+    from smart_jax.runtime import make_mesh
+    from train.posttrain import open_data
+    from train.training import Training
 
     settings, out = _read(request)
     _use_cache(out)
     updates = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in RUNS:
-            output = run_folder(Path(folder), name, 0)
-            run = Run(run_config(name, SEEDS[0], settings, data=out / "data", output=output))
-            state, position = run.start_or_resume()
-            updates[name] = [run, state, next(run.batches(position)).batch]
+            output, mesh = run_folder(Path(folder), name, 0), make_mesh()
+            config = run_config(name, SEEDS[0], settings, data=out / "data", output=output)
+            training = Training(config, mesh, settings.steps)
+            updates[name] = training, next(training.batcher.prepare(open_data(config, mesh))).batch
         found: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
         for _ in range(1 + settings.timed):  # the first compiles
-            for name, (run, state, batch) in updates.items():
+            for name, (training, batch) in updates.items():
                 clock = Clock()
-                updates[name][1], metrics = run.train_step(state, run.frozen, batch)
-                jax.block_until_ready(metrics)
+                jax.block_until_ready(training.update(batch))
                 found[name].append({unit: 1e3 * x for unit, x in clock.read().items()})
     _write(out / "runs" / "updates.json", settings, {name: times[1:] for name, times in found.items()})
 

@@ -13,7 +13,6 @@ adds is not counted, nor what is computed again.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from smart_jax.models import Batch, LoraConfig, QwenVLConfig, add_lora
 from smart_jax.retrieval import Adapter, AdapterConfig
 from smart_jax.runtime import make_mesh, replicated
 from train.config import LossConfig, OptimizerConfig
-from train.objective import Objective, Params, TrainBatch, take_apart
+from train.objective import Objective, Params, Part, Partition, TrainBatch, take_apart
 from train.optimizer import make_optimizer, make_schedule
 from train.step import TrainState, init_state, make_train_step
 
@@ -85,22 +84,23 @@ def program(
     graphdef, weights = random_params(config)
     if step != "adapter":
         graphdef, weights = add_lora(graphdef, weights, LoraConfig(r=r, alpha=2.0 * r))
-    backbone, frozen = take_apart("model", graphdef, weights)
-    params = {name: frozen.pop(name) for name in list(frozen) if name.startswith("lora.")}
+    backbone, arrays = take_apart(Part.BACKBONE, graphdef, weights)
+    adapter = None
+    if step == "adapter":
+        module = Adapter(AdapterConfig(config.text.hidden_size), rngs=nnx.Rngs(0))
+        adapter, projection = take_apart(Part.ADAPTER, *nnx.split(module))
+        arrays |= projection
+    partition = Partition.of([backbone, adapter])
     loss = LossConfig() if step == "adapter" else LossConfig(objective="hybrid", temperature=0.05)
     mesh = make_mesh(devices=jax.devices()[:1])
-    objective = Objective(loss, TOTAL, mesh, backbone, remat=remat, chunk_size=chunk)
-    if step == "adapter":
-        adapter = Adapter(AdapterConfig(config.text.hidden_size), rngs=nnx.Rngs(0))
-        structure, params = take_apart("adapter", *nnx.split(adapter))
-        objective = dataclasses.replace(objective, adapter=structure)
+    objective = Objective(loss, TOTAL, mesh, partition, backbone, adapter, remat=remat, chunk_size=chunk)
     settings = OptimizerConfig(learning_rate=1e-4)
     optimizer, schedule = make_optimizer(settings, TOTAL), make_schedule(settings, TOTAL)
     ids = np.arange(pages, dtype=np.uint32)[:, None]
     batch = TrainBatch(query_batch(config, pages), page_batch(config, pages), jnp.asarray(ids))
     # On the mesh, as in a run: else the first step's results would be placed differently and compile it again.
-    params, frozen, batch = jax.device_put((params, frozen, batch), replicated(mesh))
-    state = init_state(params, loss, optimizer, mesh)
+    (params, frozen), batch = jax.device_put((partition.split(arrays), batch), replicated(mesh))
+    state = init_state(params, optimizer, mesh)
     return make_train_step(objective, optimizer, schedule, state), state, frozen, batch
 
 

@@ -28,7 +28,7 @@ from smart_jax.retrieval import Adapter, AdapterConfig
 from smart_jax.runtime import make_mesh, replicated
 from tests.parity.qwen3_vl import Inputs
 from train.config import LossConfig, OptimizerConfig
-from train.objective import Objective, Params, TrainBatch, take_apart
+from train.objective import Objective, Params, Part, Partition, TrainBatch, take_apart
 from train.optimizer import make_optimizer, make_schedule
 from train.step import init_state, make_train_step
 
@@ -86,19 +86,19 @@ class Ours:
         if step.trainable == "lora":
             lora = LoraConfig(r=step.r, alpha=2.0 * step.r, modules=TEXT_PROJECTIONS)
             graphdef, weights = add_lora(graphdef, weights, lora)
-        backbone, frozen = take_apart("model", graphdef, weights)
-        params = {name: frozen.pop(name) for name in list(frozen) if name.startswith("lora.")}
-        mesh = make_mesh(devices=jax.devices()[:1])
-        self.objective = Objective(step.loss, STEPS, mesh, backbone, chunk_size=step.chunk_size)
+        backbone, arrays = take_apart(Part.BACKBONE, graphdef, weights)
+        adapter = None
         if step.trainable == "adapter":
-            adapter = Adapter(AdapterConfig(config.text.hidden_size), rngs=nnx.Rngs(0))
-            structure, params = take_apart("adapter", *nnx.split(adapter))
-            self.objective = dataclasses.replace(self.objective, adapter=structure)
+            module = Adapter(AdapterConfig(config.text.hidden_size), rngs=nnx.Rngs(0))
+            adapter, projection = take_apart(Part.ADAPTER, *nnx.split(module))
+            arrays |= projection
+        partition, mesh = Partition.of([backbone, adapter]), make_mesh(devices=jax.devices()[:1])
+        self.objective = Objective(step.loss, STEPS, mesh, partition, backbone, adapter, chunk_size=step.chunk_size)
         queries, documents = (side.batch(config) for side in pairs.inputs(config))
         ids = np.arange(pairs.count, dtype=np.uint32)[:, None]
         # On the mesh, as in a run: else the first step's results would be placed differently and compile it again.
-        self.params, self.frozen, self.batch = jax.device_put(
-            (params, frozen, TrainBatch(queries, documents, ids)), replicated(mesh)
+        (self.params, self.frozen), self.batch = jax.device_put(
+            (partition.split(arrays), TrainBatch(queries, documents, ids)), replicated(mesh)
         )
         self._step = step
 
@@ -111,7 +111,7 @@ class Ours:
     def stepper(self) -> Callable[[], dict[str, float]]:
         """A call that makes the next update; it returns loss and gradient norm."""
         optimizer, schedule = (make(self._step.optimizer, STEPS) for make in (make_optimizer, make_schedule))
-        state = init_state(jax.tree.map(jnp.copy, self.params), self._step.loss, optimizer, self.objective.mesh)
+        state = init_state(jax.tree.map(jnp.copy, self.params), optimizer, self.objective.mesh)
         update = make_train_step(self.objective, optimizer, schedule, state)
 
         def run() -> dict[str, float]:

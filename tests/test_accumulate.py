@@ -18,8 +18,7 @@ from train.data import Batcher, Examples, open_split
 from train.monitor import read_metrics
 from train.objective import objective as objective_module
 from train.optimizer import OptimizerConfig, make_optimizer, make_schedule, updates_made
-from train.posttrain import train
-from train.run import Run
+from train.posttrain import count_steps, open_data, train
 from train.setup import load_encoder, make_objective
 from train.step import init_state, make_train_step
 
@@ -63,7 +62,7 @@ def test_an_update_is_the_one_of_the_mean_gradient(inputs, tmp_path, monkeypatch
     optimizer = make_optimizer(config.optimizer, 8, config.accumulate)
     schedule = make_schedule(config.optimizer, 4)
     start = jax.device_get(params)
-    state = init_state(params, config.loss, optimizer, mesh)
+    state = init_state(params, optimizer, mesh)
     contrastive = objective_module.contrastive
 
     def sometimes_broken(*arguments):
@@ -138,8 +137,10 @@ def test_updates_are_counted(name, accumulate, skip, expected):
 def test_epochs_make_whole_updates(inputs, tmp_path):
     """28 examples in batches of 8: 3 a pass; 2.5 passes are 7 batches, of which 6 make 2 updates of 3."""
     config = make_config(inputs, tmp_path, epochs=2.5, accumulate=3, steps=3)
-    assert Run(dataclasses.replace(config, steps=None)).steps == 6
-    assert Run(dataclasses.replace(config, steps=None, epochs=0.1, resume=True)).steps == 3
+    batches = open_data(config, make_mesh(devices=jax.devices()[:1])).batches_per_epoch
+    assert batches == 3 and count_steps(config, batches) == 3
+    assert count_steps(dataclasses.replace(config, steps=None), batches) == 6
+    assert count_steps(dataclasses.replace(config, steps=None, epochs=0.1), batches) == 3
 
 
 @pytest.mark.parametrize(

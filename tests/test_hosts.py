@@ -45,9 +45,9 @@ from pathlib import Path
 inputs, output, settings, term_at = sys.argv[1:]
 from smart_jax import compilation_cache
 from tests.training import make_config
-from train import run
+from train import training
 from train.posttrain import train
-make = run.make_train_step
+make = training.make_train_step
 def make_train_step(*args):
     step_fn = make(*args)
     def train_step(state, frozen, batch):
@@ -57,7 +57,7 @@ def make_train_step(*args):
             os.kill(os.getpid(), signal.SIGTERM)
         return step_fn(state, frozen, batch)
     return train_step
-run.make_train_step = make_train_step
+training.make_train_step = make_train_step
 def eval_fn(encoder):
     return {"sum": float(encoder.encode_document(["a text", "another"]).tokens.sum())}
 compilation_cache.enable()

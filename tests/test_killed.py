@@ -25,14 +25,14 @@ from pathlib import Path
 import jax
 from smart_jax import compilation_cache
 from tests.training import make_config
-from train import run
+from train import training
 from train.posttrain import train
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def arm(kind, at, when, output):
-    make, save = run.make_train_step, run.Run.save
+    make, save = training.make_train_step, training.Training.save
 
     def make_train_step(*args):
         update = make(*args)
@@ -45,8 +45,8 @@ def arm(kind, at, when, output):
             return update(state, frozen, batch)
         return train_step
 
-    def killed_save(self, state, item, metrics):
-        if int(state.step) >= at and kind == "save":
+    def killed_save(self, *args):
+        if self.step >= at and kind == "save":
             count = 0
             def hook(name, args):
                 nonlocal count
@@ -55,11 +55,11 @@ def arm(kind, at, when, output):
                     if count == when:
                         die()
             sys.addaudithook(hook)
-        if int(state.step) >= at and kind == "save time":
+        if self.step >= at and kind == "save time":
             threading.Timer(when, die).start()
-        save(self, state, item, metrics)
+        save(self, *args)
 
-    run.make_train_step, run.Run.save = make_train_step, killed_save
+    training.make_train_step, training.Training.save = make_train_step, killed_save
 
 for line in sys.stdin:
     inputs, output, settings, moment = json.loads(line)

@@ -16,7 +16,17 @@ from smart_jax.models.batch import Batch
 from smart_jax.runtime.mesh import make_mesh
 from train.config import OBJECTIVES, LossConfig, from_config_dict, to_config_dict
 from train.data.batches import put_batch
-from train.objective import Encoded, Objective, TrainBatch, contrastive, distillation, losses, start_temperatures
+from train.objective import (
+    Encoded,
+    Objective,
+    Partition,
+    TrainBatch,
+    contrastive,
+    distillation,
+    losses,
+    start_temperatures,
+    temperature_name,
+)
 from train.objective import reductions as vectors
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -281,8 +291,8 @@ def run(config: LossConfig, devices: int, arrays, masks, ids, teacher, step=3):
     batch = TrainBatch(*map(batch, masks), ids, teacher.astype(np.float32) if with_teacher else None)
     params = {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()}
     if config.learn_temperature:
-        params |= {f"log_temperature.{n}": jnp.log(jnp.float32(t)) for n, t in start_temperatures(config).items()}
-    objective = OfVectors(config, 5, mesh, None)
+        params |= {temperature_name(n): jnp.log(jnp.float32(t)) for n, t in start_temperatures(config).items()}
+    objective = OfVectors(config, 5, mesh, Partition({}, {}), None)
     function = jax.jit(jax.value_and_grad(objective, has_aux=True))
     (loss, metrics), gradient = function(params, {}, put_batch(batch, mesh), jnp.int32(step))
     return float(loss), jax.device_get(metrics), jax.device_get(gradient)

@@ -36,9 +36,9 @@ from train.export import export_model
 from train.monitor import read_metrics
 from train.objective import objective as objective_module
 from train.posttrain import train
-from train.run import Run
 from train.setup import load_encoder, make_objective, weight_folders
 from train.step import TrainState, make_eval_step
+from train.training import Training
 
 
 @pytest.fixture(scope="module")
@@ -445,9 +445,10 @@ def test_settings_that_do_not_fit_are_named(inputs, tmp_path, settings, error):
 
 def test_an_unknown_best_metric_is_named(inputs, tmp_path):
     settings = {"checkpoint.best_metric": "eval/nope", "eval.validation_batches": 0}
-    run = Run(make_config(inputs, tmp_path, **settings), lambda encoder: {"ndcg": 1.0})
+    mesh = make_mesh(devices=jax.devices()[:1])
+    training = Training(make_config(inputs, tmp_path, **settings), mesh, 1, lambda encoder: {"ndcg": 1.0})
     with pytest.raises(ValueError, match="best_metric 'eval/nope' is none of the evaluation's: eval/ndcg"):
-        run.evaluate(run.start_or_resume()[0])
+        training.evaluate()
 
 
 def test_what_is_trained_is_chosen_by_a_regular_expression(inputs, tmp_path):
@@ -542,13 +543,14 @@ def test_trains_low_rank_branches_and_resumes_bit_identically(inputs, tmp_path):
 
 
 def test_a_checkpoint_belongs_to_its_branches_and_to_the_weights_that_are_frozen(inputs, tmp_path):
-    def identity(name, **settings):
-        return Run(make_config(inputs, tmp_path / name, steps=1, **settings)).checkpoints.identity
+    def identity(**settings):
+        mesh = make_mesh(devices=jax.devices()[:1])
+        return Training(make_config(inputs, tmp_path, **settings), mesh, 1).identity
 
-    two, unmerged = (identity(f"{merge}", trainable="lora", lora__r=2, lora__merge=merge) for merge in (True, False))
-    three = identity("three", trainable="lora", lora__r=3)
+    two, unmerged = (identity(trainable="lora", lora__r=2, lora__merge=merge) for merge in (True, False))
+    three = identity(trainable="lora", lora__r=3)
     assert two == unmerged and {key for key in two if two[key] != three[key]} == {"lora"}
-    text, everything = identity("text", trainable="full"), identity("full", trainable="full", weights=".")
+    text, everything = identity(trainable="full"), identity(trainable="full", weights=".")
     assert two["weights"] == text["weights"] is not None and everything["weights"] is None
 
 
@@ -574,11 +576,11 @@ from pathlib import Path
 from smart_jax import compilation_cache
 from tests.golden.make_video import clip
 from tests.training import make_config
-from train import run
+from train import training
 from train.posttrain import train
 inputs, output, event, at, resume = sys.argv[1:]
 compilation_cache.enable()
-make = run.make_train_step
+make = training.make_train_step
 def make_train_step(*args):
     step_fn = make(*args)
     def train_step(state, frozen, batch):
@@ -589,7 +591,7 @@ def make_train_step(*args):
             os.kill(os.getpid(), signal.SIGTERM)
         return step_fn(state, frozen, batch)
     return train_step
-run.make_train_step = make_train_step
+training.make_train_step = make_train_step
 train(make_config(Path(inputs), Path(output), resume=resume == "resume", checkpoint__every=3, seed=5))
 """
 

@@ -35,7 +35,7 @@ def step_of(config, mesh):
     encoder = load_encoder(config, mesh)
     params, frozen, objective = make_objective(config, encoder, mesh, steps=8)
     optimizer = make_optimizer(config.optimizer, 8, config.accumulate)
-    state = init_state(params, config.loss, optimizer, mesh)
+    state = init_state(params, optimizer, mesh)
     step_fn = make_train_step(objective, optimizer, make_schedule(config.optimizer, 8), state)
     return step_fn, state, frozen, Batcher(encoder.preprocessor, config.data, mesh)(examples(16))
 
@@ -50,7 +50,7 @@ def test_parameters_and_the_optimizers_state_are_split(inputs, tmp_path, setting
     config = make_config(inputs, tmp_path, accumulate=2, **settings)
     encoder, mesh = load_encoder(config, make_mesh(2, 2, 2)), make_mesh(2, 2, 2)
     params, frozen, _ = make_objective(config, encoder, mesh, steps=8)
-    state = init_state(params, config.loss, make_optimizer(config.optimizer, 8, config.accumulate), mesh)
+    state = init_state(params, make_optimizer(config.optimizer, 8, config.accumulate), mesh)
     weights = frozen | params
     q = "language_model.layers.0.self_attn.q_proj"
     assert weights[f"model.{q}.kernel"].sharding.spec == PartitionSpec("fsdp", "tensor")

@@ -23,6 +23,7 @@ from train.data import Batcher, Example, Work, count_work
 from train.data.batches import Skipped
 from train.monitor import Throughput, memory, peak_flops, throughput, training_cost
 from train.monitor.throughput import GIB, Cost
+from train.objective import Partition
 from train.setup import load_encoder, make_objective
 
 
@@ -79,7 +80,10 @@ def test_model_flops_are_those_of_the_matrix_products(tmp_path, monkeypatch, nam
         return sum(jnp.sum(e.pooled[:, :5]) + jnp.sum(e.tokens[..., :5]) for e in encoded)
 
     expected = products(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
-    cost, work = training_cost(params, frozen, encoder.config), count_work(sides[0], 2) + count_work(sides[1])
+    cost, work = (
+        training_cost(objective.partition, params | frozen, encoder.config),
+        count_work(sides[0], 2) + count_work(sides[1]),
+    )
     whole = cost._replace(token_pair=2 * cost.token_pair)  # the CPU's attention computes what is masked, too
     assert whole.flops(work) == pytest.approx(expected, rel=1e-3 if name == "adapter" else 0.04)
     assert work.examples == 2 and cost.flops(work) < whole.flops(work)
@@ -93,7 +97,7 @@ def test_model_flops_of_a_bert(tmp_path):
     examples = [Example(str(i), {"text": f"find {i}"}, {"text": f"page {i}"}) for i in range(2)]
     side = filled(Batcher(encoder.preprocessor, config.data, mesh).arrays(examples, Skipped(0)).documents)
     jaxpr = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(objective.encode(p, frozen, side).tokens[..., :5])))(params)
-    cost = training_cost(params, frozen, encoder.config)
+    cost = training_cost(objective.partition, params | frozen, encoder.config)
     assert cost.flops(count_work(side)) == pytest.approx(products(jaxpr.jaxpr), rel=1e-2)  # of a model this small
 
 
@@ -120,7 +124,7 @@ def test_attention_windows_count_as_what_they_are(tmp_path):
     windows = [min(side, h - i) * min(side, w - j) for i in range(0, h, side) for j in range(0, w, side)]
     assert count_work(batch).window_pairs == sum(n * n for n in windows)
     assert count_work(batch).patch_pairs == (t * h * w) ** 2
-    cost = training_cost({}, {}, config)
+    cost = training_cost(Partition({}, {}), {}, config)
     assert (cost.patch_pair, cost.window_pair) == (4 * 16, 4 * 16)  # one block of each kind, 16 wide
 
 

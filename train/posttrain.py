@@ -11,20 +11,37 @@ returns a function of an `Encoder` to metrics by name.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import jax
 from absl import app, flags
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from smart_jax.runtime import compilation_cache, distributed
+from smart_jax.runtime import batch_part, compilation_cache, distributed, is_main, make_mesh
+from train.checkpoints import Checkpoints
 from train.config import TrainConfig, from_config_dict
-from train.data import Prefetch
-from train.monitor import LossGuard, Progress, StopRequest, announce, format_table, memory
-from train.run import EvalFn, Run
-from train.run_directory import UnwrittenError
+from train.data import Examples, Mixture, Prefetch, open_examples
+from train.monitor import (
+    LossGuard,
+    MetricsLog,
+    Progress,
+    StopRequest,
+    Throughput,
+    WandbLog,
+    announce,
+    format_table,
+    import_wandb,
+    memory,
+    peak_flops,
+)
+from train.run_directory import UnwrittenError, check_run, open_run
+from train.training import Training
+from train.validation import EvalFn
 
 
 def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float]:
@@ -41,21 +58,30 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
         message names the step and the batch's examples.
     """
     distributed.initialize(config.distributed)
-    run = Run(config, eval_fn)
-    state, position = run.start_or_resume()
-    folder, start, steps = run.folder, int(state.step), run.steps
+    check_run(config.output, resume=config.resume, overwrite=config.overwrite)
+    if config.log.wandb:
+        import_wandb(config.log.wandb)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    examples = open_data(config, mesh)
+    steps = count_steps(config, examples.batches_per_epoch)
+    training = Training(config, mesh, steps, eval_fn)
+    # The directory is touched last, when settings, data and model are known to fit.
+    folder = open_run(config.output, dataclasses.asdict(config), resume=config.resume, overwrite=config.overwrite)
+    checkpoints = open_checkpoints(folder, config, training)
+    skipped = resume(training, examples, checkpoints)
+    start, evaluated = training.step, dict[str, float]()
     announce(f"{folder}: steps {start + 1} to {steps}" if start < steps else f"{folder}: all {steps} steps are done")
-    evaluated: dict[str, float] = {}
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        log = stack.enter_context(closing(run.open_log(start)))
-        batches = stack.enter_context(closing(Prefetch(run.batches(position), config.data.prefetch)))
-        throughput = run.throughput()
+        log = stack.enter_context(closing(open_log(folder, config, start)))
+        prepared = training.batcher.prepare(examples, skipped)
+        batches = stack.enter_context(closing(Prefetch(prepared, config.data.prefetch)))
         progress = stack.enter_context(closing(Progress(start, steps, config.batch_size)))
+        throughput = Throughput(training.cost, peak_of_all(config, mesh))
         guard = LossGuard(config.optimizer.skip_nonfinite)
         for step in range(start + 1, steps + 1):
             item = next(batches)
-            state, metrics = run.train_step(state, run.frozen, item.batch)
+            metrics = training.update(item.batch)
             throughput.add(item.work)
             guard.push(step, item.ids, metrics["loss"], metrics["grad_norm"])
             progress.update(step, guard.last)
@@ -64,21 +90,82 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
             if due(step, config.log_every, steps) or evaluating:
                 guard.flush()
                 record = {name: float(x) for name, x in jax.device_get(metrics).items()}
-                record |= {"skipped_examples": run.skipped(item)} | throughput.read() | memory()
+                record |= {"skipped_examples": item.count_skipped(config.data.max_skipped)}
+                record |= throughput.read() | memory()
                 with throughput.paused():
-                    evaluated, samples = run.evaluate(state) if evaluating else ({}, [])
+                    evaluated, samples = training.evaluate() if evaluating else ({}, [])
                     log.write(step, record | evaluated, samples)
-            if due(step, config.checkpoint.every, steps) or stopping or (evaluating and run.chooses_best):
+            chosen_by_metric = evaluating and config.checkpoint.best_metric is not None
+            if due(step, config.checkpoint.every, steps) or stopping or chosen_by_metric:
                 guard.flush()
                 with throughput.paused():
-                    run.save(state, item, evaluated if evaluating else {})
+                    position = item.position | {"skipped": item.count_skipped(config.data.max_skipped)}
+                    training.save(checkpoints, position, evaluated if evaluating else {})
             if stopping:
                 announce(f"\nstopped by SIGTERM after saving step {step}: --config.resume=True goes on from there")
                 return {}
-    results = evaluated or run.evaluate(state)[0]
-    where = ", ".join(map(str, run.export(state)))
+    results = evaluated or training.evaluate()[0]
+    where = ", ".join(map(str, training.export(folder, checkpoints)))
     announce(format_table(results, f"after step {steps}; {where}:"))
     return results
+
+
+def open_data(config: TrainConfig, mesh: Mesh) -> Examples | Mixture:
+    """Opens the training split, of which each process reads its part of every batch.
+
+    Raises:
+      ValueError: `batch_size` or `chunk_size` does not fit the mesh; and as `open_examples`.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % shards:
+        raise ValueError(
+            f"batch_size {config.batch_size} does not divide by the {shards} devices that share the batch: choose a "
+            "multiple, or fewer devices (config.mesh.data)"
+        )
+    if config.chunk_size is not None and config.chunk_size < shards:
+        raise ValueError(f"chunk_size {config.chunk_size} is below the {shards} devices that share the batch: raise it")
+    data, (index, count) = config.data, batch_part(mesh)
+    how = {"seed": config.seed, "process_index": index, "process_count": count}
+    return open_examples(data.dir, data.name, data.split, config.batch_size, **how)
+
+
+def count_steps(config: TrainConfig, batches_per_epoch: int) -> int:
+    """Returns the number of batches of the whole run; those of `epochs` make whole updates."""
+    if config.steps is not None:
+        return config.steps
+    return max(1, int(config.epochs * batches_per_epoch) // config.accumulate) * config.accumulate
+
+
+def open_checkpoints(folder: Path, config: TrainConfig, training: Training) -> Checkpoints:
+    """Opens the checkpoints in a run directory."""
+    return Checkpoints(
+        folder / "checkpoints",
+        identity=training.identity,
+        keep=config.checkpoint.keep,
+        best_metric=config.checkpoint.best_metric,
+        best_mode=config.checkpoint.best_mode,
+    )
+
+
+def resume(training: Training, examples: Examples | Mixture, checkpoints: Checkpoints) -> int:
+    """Goes on from the newest checkpoint, where there is one; returns how many examples were skipped until then."""
+    if (position := training.resume(checkpoints)) is None:
+        return 0
+    examples.set_state(position)
+    return position.get("skipped", 0)
+
+
+def open_log(folder: Path, config: TrainConfig, step: int) -> MetricsLog:
+    """Opens the run's log, without what was logged after `step`."""
+    project = config.log.wandb if is_main() else ""
+    return MetricsLog(folder, step, WandbLog(project, folder, dataclasses.asdict(config)) if project else None)
+
+
+def peak_of_all(config: TrainConfig, mesh: Mesh) -> float | None:
+    """Returns the peak of a mesh's devices together in FLOP/s, from the config or a table; None = it is not known."""
+    asked = config.log.peak_tflops
+    peak = peak_flops(mesh.devices.flat[0]) if asked is None else asked * 1e12
+    return None if peak is None else peak * mesh.size
 
 
 def due(step: int, every: int, steps: int) -> bool:

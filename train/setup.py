@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from smart_jax.models import add_lora
 from smart_jax.retrieval import Adapter, AdapterConfig, parse_layers
 from smart_jax.runtime import place, replicated
 from train.config import TrainConfig
-from train.objective import Objective, Params, take_apart
+from train.objective import Objective, Params, Part, Partition, Place, start_temperatures, take_apart, temperature_name
 
 
 def load_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:
@@ -72,44 +72,67 @@ def preprocessing_overrides(config: TrainConfig) -> dict[str, Any]:
 
 
 def make_objective(config: TrainConfig, encoder: Encoder, mesh: Mesh, steps: int) -> tuple[Params, Params, Objective]:
-    """Trainable parameters, frozen parameters, and the loss of both.
+    """Returns trainable parameters, frozen parameters, and the loss of both, which has their `Partition`.
 
     Raises:
       ValueError: no weight of the backbone matches `config.weights`, or vectors are no wider than a width of
         `loss.matryoshka`; and as `adapter_config`.
     """
-    backbone, weights = take_apart("model", encoder.graphdef, encoder.params)
-    params = {name: x for name, x in weights.items() if name.startswith("lora.")}
-    dtype = None
-    if "full" in config.parts:
-        params = {name: x for name, x in weights.items() if re.search(config.weights, name.removeprefix("model."))}
-        if not params:
-            raise ValueError(
-                f"config.weights {config.weights!r} matches no parameter of the backbone; it has "
-                f"{', '.join(name.removeprefix('model.') for name in sorted(weights)[:4])}, ..."
-            )
-        on_accelerator = config.dtype == "auto" and jax.default_backend() != "cpu"
-        dtype = jnp.bfloat16 if on_accelerator or config.dtype == "bfloat16" else None
+    backbone, weights = take_apart(Part.BACKBONE, encoder.graphdef, encoder.params)
+    adapter = None
+    if "adapter" in config.parts:
+        module = Adapter(adapter_config(config, encoder), rngs=nnx.Rngs(config.seed))
+        adapter, projection = take_apart(Part.ADAPTER, *nnx.split(module))
+        weights |= place(projection, replicated(mesh))
+    start = start_temperatures(config.loss) if config.loss.learn_temperature else {}
+    logarithms = {temperature_name(score): jnp.log(jnp.float32(t)) for score, t in start.items()}
+    weights |= place(logarithms, replicated(mesh))
+    partition = Partition.of([backbone, adapter], _chosen(config), temperatures=start)
+    _check_weights(config, partition)
     _check_widths(config, encoder)
     objective = Objective(
         config.loss,
         steps,
         mesh,
+        partition,
         backbone,
-        dtype=dtype,
+        adapter,
+        dtype=_dtype(config),
         remat=config.remat,
         remat_policy=config.remat_policy,
+        dropout_seed=config.seed if "lora" in config.parts and config.lora.dropout else None,
         chunk_size=config.chunk_size,
     )
-    frozen = objective.cast({name: x for name, x in weights.items() if name not in params})
-    if "lora" in config.parts and config.lora.dropout:
-        objective = dataclasses.replace(objective, dropout_seed=config.seed)
-    if "adapter" in config.parts:
-        adapter = Adapter(adapter_config(config, encoder), rngs=nnx.Rngs(config.seed))
-        structure, projection = take_apart("adapter", *nnx.split(adapter))
-        objective = dataclasses.replace(objective, adapter=structure)
-        params |= place(projection, replicated(mesh))
-    return params, frozen, objective
+    params, frozen = partition.split(weights)
+    return params, objective.cast(frozen), objective
+
+
+def _chosen(config: TrainConfig) -> Callable[[str, Place], bool]:
+    """Returns whether a parameter is trained: of the backbone's own weights those that `config.weights` matches."""
+
+    def is_trained(name: str, at: Place) -> bool:
+        if at.part is not Part.BACKBONE:
+            return True
+        return "full" in config.parts and re.search(config.weights, _in_backbone(name)) is not None
+
+    return is_trained
+
+
+def _in_backbone(name: str) -> str:
+    return name.removeprefix(f"{Part.BACKBONE.value}.")
+
+
+def _check_weights(config: TrainConfig, partition: Partition) -> None:
+    """Raises ValueError: `config.weights` leaves nothing of the backbone to train."""
+    if "full" in config.parts and not partition.trains_backbone:
+        names = ", ".join(_in_backbone(name) for name in sorted(partition.frozen)[:4])
+        raise ValueError(f"config.weights {config.weights!r} matches no parameter of the backbone; it has {names}, ...")
+
+
+def _dtype(config: TrainConfig) -> Any:
+    """Returns what trained weights of the backbone are cast to for computing; None = they stay as they are."""
+    on_accelerator = config.dtype == "auto" and jax.default_backend() != "cpu"
+    return jnp.bfloat16 if "full" in config.parts and (on_accelerator or config.dtype == "bfloat16") else None
 
 
 def adapter_config(config: TrainConfig, encoder: Encoder) -> AdapterConfig:

@@ -15,8 +15,7 @@ from jaxtyping import Int
 
 from smart_jax.runtime import place
 from smart_jax.typing import register_arrays
-from train.config import LossConfig
-from train.objective import Metrics, Objective, Params, TrainBatch, start_temperatures
+from train.objective import Metrics, Objective, Params, Part, TrainBatch
 from train.optimizer import updates_made
 
 
@@ -30,12 +29,9 @@ class TrainState:
     opt_state: Any
 
 
-def init_state(params: Params, config: LossConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """State before the first update; `params` are those of the modules, temperatures are added when learned."""
+def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns the state before the first update of `params`, on the mesh."""
     everywhere = NamedSharding(mesh, PartitionSpec())
-    if config.learn_temperature:
-        logs = {f"log_temperature.{name}": jnp.log(jnp.float32(t)) for name, t in start_temperatures(config).items()}
-        params = params | place(logs, everywhere)
     opt_state = jax.tree.map(lambda x: _on_mesh(x, everywhere), optimizer.init(params))  # type: ignore[arg-type]
     return TrainState(place(jnp.int32(0), everywhere), params, opt_state)
 
@@ -47,7 +43,7 @@ def make_train_step(
 
     The new state is placed as `like`, so that it fits the next call without another compilation.
     """
-    floor = jnp.log(objective.config.min_temperature)
+    floor, partition = jnp.log(objective.config.min_temperature), objective.partition
     places = jax.tree.map(lambda x: x.sharding, like)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(places, None))
@@ -57,12 +53,13 @@ def make_train_step(
         rate = schedule(updates_made(state.opt_state))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        params = {n: jnp.maximum(x, floor) if n.startswith("log_temperature.") else x for n, x in params.items()}
+        temperatures = partition.select(params, Part.TEMPERATURE)
+        params = params | {name: jnp.maximum(x, floor) for name, x in temperatures.items()}
         metrics |= {"loss": loss, "grad_norm": optax.global_norm(gradient), "learning_rate": rate}
         metrics |= {"update_norm": optax.global_norm(updates), "param_norm": optax.global_norm(params)}
-        for part in sorted({name.partition(".")[0] for name in params}):
-            own = [x for name, x in params.items() if name.startswith(f"{part}.")]
-            metrics[f"param_norm_{part}"] = optax.global_norm(own)
+        for part in Part:
+            if of_part := partition.select(params, part):
+                metrics[f"param_norm_{part.value}"] = optax.global_norm(of_part)
         if isinstance(opt_state, optax.ApplyIfFiniteState):
             metrics["skipped_updates"] = opt_state.total_notfinite
         return TrainState(step, params, opt_state), metrics

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from smart_jax.inputs import AnyPreprocessor, Row
 from smart_jax.models import batch_axes
-from smart_jax.runtime import batch_sharding
+from smart_jax.runtime import batch_sharding, sum_over_processes
 from train.config import DataConfig
 from train.data.dataset import Example, content_hash
 from train.data.examples import Examples
@@ -31,7 +31,19 @@ class Prepared(NamedTuple):
     batch: TrainBatch
     position: dict[str, Any]
     work: Work  # of this process
-    skipped: int  # of this process, up to this batch
+    skipped: int  # examples left out by this process since it started, up to this batch
+    skipped_before: int  # by all processes before that
+
+    def count_skipped(self, limit: int) -> int:
+        """Returns the examples left out so far by all processes, each of which has to call it.
+
+        Raises:
+          ValueError: there are more than `limit`.
+        """
+        count = self.skipped_before + int(sum_over_processes(self.skipped))
+        if count > limit:
+            raise ValueError(f"{count} examples could not be read on all processes, data.max_skipped allows {limit}")
+        return count
 
 
 class Skipped:
@@ -71,7 +83,7 @@ class Batcher:
                 )
             if config.query_patches is None:
                 config = dataclasses.replace(config, query_patches=0)
-        self._preprocessor, self._config, self._mesh, self._teacher = preprocessor, config, mesh, teacher
+        self.preprocessor, self._config, self._mesh, self._teacher = preprocessor, config, mesh, teacher
         self._threads = ThreadPoolExecutor(max(1, config.workers), thread_name_prefix="rows")
 
     def prepare(self, examples: Examples | Mixture, skipped: int = 0) -> Iterator[Prepared]:
@@ -81,7 +93,8 @@ class Batcher:
             arrays = self.arrays(batch, tally)
             work = count_work(arrays.queries, len(batch)) + count_work(arrays.documents)
             ids = [example.id for example in batch]
-            yield Prepared(ids, put_batch(arrays, self._mesh), examples.get_state(), work, tally.count - skipped)
+            batch_on_mesh, position = put_batch(arrays, self._mesh), examples.get_state()
+            yield Prepared(ids, batch_on_mesh, position, work, tally.count - skipped, skipped)
 
     def __call__(self, examples: Sequence[Example]) -> TrainBatch:
         """As `arrays`, on the mesh; nothing is left out."""
@@ -119,10 +132,10 @@ class Batcher:
         at = [i * (1 + config.negatives) + k for i in places for k in range(1 + config.negatives)]
         teacher: Any = np.stack([self._scores(examples[i]) for i in places]) if self._teacher else None
         return TrainBatch(
-            queries=self._preprocessor.collate(
+            queries=self.preprocessor.collate(
                 [query_rows[i] for i in places], length=config.query_length, patches=config.query_patches
             ),
-            documents=self._preprocessor.collate(
+            documents=self.preprocessor.collate(
                 [document_rows[i] for i in at], length=config.document_length, patches=config.document_patches
             ),
             document_ids=np.stack([_id_words(documents[i]) for i in at]),  # type: ignore[arg-type]
@@ -147,7 +160,7 @@ class Batcher:
 
         def row(item: Any, name: str) -> Row | Exception:
             try:
-                return self._preprocessor.row(item, instruction=instruction, query=query, name=name)
+                return self.preprocessor.row(item, instruction=instruction, query=query, name=name)
             except UNREADABLE as error:
                 return error
 

@@ -5,10 +5,11 @@ from train.monitor.heldout import HeldOut, ranking_metrics
 from train.monitor.metrics_log import MetricsLog, read_metrics
 from train.monitor.progress import Progress, announce, format_table
 from train.monitor.tensorboard import Sample
-from train.monitor.throughput import Throughput, memory, peak_flops, training_cost
+from train.monitor.throughput import Cost, Throughput, memory, peak_flops, training_cost
 from train.monitor.wandb_log import WandbLog, import_wandb
 
 __all__ = [
+    "Cost",
     "HeldOut",
     "LossGuard",
     "MetricsLog",

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ import numpy as np
 from smart_jax.models import ModelConfig, QwenVLConfig
 from smart_jax.runtime import sum_over_processes
 from train.data import Work
+from train.objective import Part, Partition, Place
 
 GIB = 1 << 30
 # Dense bfloat16 FLOP/s of a jax device by its device_kind, the first that matches: makers' data sheets. A TPU v2 or v3
@@ -58,28 +59,28 @@ class Cost(NamedTuple):
         return sum(cost * count for cost, count in zip(self, work[1:], strict=True))
 
 
-def training_cost(params: Mapping[str, Any], frozen: Mapping[str, Any], config: ModelConfig) -> Cost:
-    """Of a backbone and, if it is among `params`, an adapter.
+def training_cost(partition: Partition, weights: Mapping[str, jax.Array], config: ModelConfig) -> Cost:
+    """Returns what an update of a backbone and, where there is one, an adapter costs.
 
     Args:
-      params: what is trained, arrays by dotted name as in `train.step`.
-      frozen: what is not.
+      partition: what is trained, and what each parameter belongs to.
+      weights: all parameters by name.
       config: of the backbone.
     """
     vision = config.vision if isinstance(config, QwenVLConfig) else None
     # A product's input needs a gradient where something that is trained lies before it: vision comes before text.
     backward = {
-        "text": any(name.startswith(("model.", "lora.")) for name in params),
-        "visual": any(name.startswith(("model.visual.", "lora.visual.")) for name in params),
-        "adapter": any(name.startswith(("model.", "lora.")) or "layer_vector" in name for name in params),
+        "text": partition.trains_backbone,
+        "visual": partition.trains_vision,
+        "adapter": partition.trains_backbone or any("layer_vector" in name for name in partition.trained),
     }
     token = patch = 0.0
-    for name, x in (*params.items(), *frozen.items()):
+    for name, x in weights.items():
         if x.ndim != 2 or name.endswith(("embedding", "scales")):
             continue
-        tower = "adapter" if name.startswith("adapter.") else "visual" if ".visual." in name else "text"
+        tower = _tower(partition.place(name))
         to_input = backward[tower] and "patch_embed" not in name  # pixels need no gradient
-        flops = 2.0 * x.size * (1 + to_input + (name in params))
+        flops = 2.0 * x.size * (1 + to_input + (name in partition.trained))
         if name.endswith("codes") and x.dtype == np.uint8:
             flops *= 2  # two codes in a byte
         if tower == "visual" and vision is not None:
@@ -97,6 +98,10 @@ def training_cost(params: Mapping[str, Any], frozen: Mapping[str, Any], config: 
     block = 4.0 * vision.hidden_size * (1 + 2 * backward["visual"])
     windowed = 0 if vision.window_size is None else vision.depth - len(vision.fullatt_block_indexes)
     return Cost(token, token_pair, patch, block * (vision.depth - windowed), block * windowed)
+
+
+def _tower(place: Place) -> str:
+    return "adapter" if place.part is Part.ADAPTER else "visual" if place.vision else "text"
 
 
 def peak_flops(device: jax.Device) -> float | None:

@@ -11,13 +11,16 @@ from train.objective.objective import (
     ranking_score,
     start_temperatures,
 )
-from train.objective.parameters import Params, Structure, take_apart
+from train.objective.partition import Params, Part, Partition, Place, Structure, take_apart, temperature_name
 
 __all__ = [
     "Encoded",
     "Metrics",
     "Objective",
     "Params",
+    "Part",
+    "Partition",
+    "Place",
     "Structure",
     "TrainBatch",
     "contrastive",
@@ -26,4 +29,5 @@ __all__ = [
     "ranking_score",
     "start_temperatures",
     "take_apart",
+    "temperature_name",
 ]

@@ -18,7 +18,7 @@ from train.config import LossConfig
 from train.objective import losses
 from train.objective import reductions as vectors
 from train.objective.gradcache import in_chunks
-from train.objective.parameters import Params, Structure
+from train.objective.partition import Params, Part, Partition, Structure, temperature_name
 
 Metrics = dict[str, jax.Array]
 Scores = dict[str, Float[Array, "B N"]]  # "pooled" and, except for objective pooled, "late"
@@ -54,8 +54,9 @@ class Objective:
       config: which loss.
       steps: of the whole run, for the ramp.
       mesh: the batch is split over its data axes; the bank of documents is gathered from all of them.
-      backbone: structure of the backbone, parameters "model.*" and "lora.*".
-      adapter: structure of the adapter, parameters "adapter.*"; None = tokens are the last layer's states.
+      partition: which parameters are trained, and what each belongs to.
+      backbone: structure of the backbone, with its low-rank branches.
+      adapter: structure of the adapter; None = tokens are the last layer's states.
       dtype: the backbone's trained weights are cast to it for computing; None = as they are.
       remat: compute again in the backward pass, to save memory: the layers of a backbone that is trained, and the
         adapter's projection; the bank of documents is gathered from the devices part by part, too.
@@ -68,6 +69,7 @@ class Objective:
     config: LossConfig
     steps: int
     mesh: Mesh
+    partition: Partition
     backbone: Structure
     adapter: Structure | None = None
     dtype: Any = None
@@ -116,7 +118,7 @@ class Objective:
 
     def encode(self, params: Params, frozen: Params, batch: Batch, dropout: Array | None = None) -> Encoded:
         """One side of a batch; `dropout` is the key of its masks."""
-        trained = any(name.startswith(("model.", "lora.")) for name in params)
+        trained = self.partition.trains_backbone
         layers = (-1,) if self.adapter is None else self.adapter.merge(params).config.layers
 
         def compute(weights: Params, batch: Batch, rows: Int[Array, " B"]) -> Hidden:
@@ -126,7 +128,7 @@ class Objective:
             return model(batch, layers=layers, remat=self.remat and trained and self.remat_policy)
 
         weights = frozen | self.cast(params)
-        kept = () if any(".visual." in name for name in params) else (VISUAL_FEATURES,)
+        kept = () if self.partition.trains_vision else (VISUAL_FEATURES,)
         hidden = in_chunks(compute, weights, batch, size=self.chunk_size, mesh=self.mesh, trained=trained, kept=kept)
         keep = jnp.asarray(batch.keep_mask)
         if self.adapter is None:
@@ -143,7 +145,8 @@ class Objective:
         """The backbone's weights in `dtype`, the rest as they are."""
         if self.dtype is None:
             return params
-        return {name: x.astype(self.dtype) if name.startswith("model.") else x for name, x in params.items()}
+        weights = self.partition.select(params, Part.BACKBONE)
+        return params | {name: x.astype(self.dtype) for name, x in weights.items()}
 
     def _scores(self, params: Params, queries: Encoded, documents: Encoded) -> dict[int | None, Scores]:
         """Scores of every query with every document of the global batch, at each width of the loss."""
@@ -188,14 +191,14 @@ class Objective:
             return projected_maxsim(project, params, cut(q), (bank, d_mask), q_mask, mask, axis_name=BATCH[0])
 
         projected = jax.shard_map(score_bank, mesh=self.mesh, in_specs=(whole, rows, rows, rows, rows), out_specs=rows)
-        params = {name: x for name, x in params.items() if name.startswith("adapter.")}
+        params = self.partition.select(params, Part.ADAPTER)
         return projected(params, queries.tokens, bank, queries.mask, documents.mask)
 
     def _temperatures(self, params: Params) -> dict[str, Any]:
         start = start_temperatures(self.config)
         if not self.config.learn_temperature:
             return start
-        return {name: jnp.exp(params[f"log_temperature.{name}"]) for name in start}
+        return {name: jnp.exp(params[temperature_name(name)]) for name in start}
 
 
 def start_temperatures(config: LossConfig) -> dict[str, float]:
