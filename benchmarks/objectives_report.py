@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from eval.command import environment
+from eval.environment import environment
 from eval.evaluate import Result
 from eval.reports import report
 

@@ -19,12 +19,11 @@ from tqdm import tqdm
 
 from eval.benchmarks.benchmark import Benchmark, item_text
 from eval.ranking.bm25 import BM25
-from eval.ranking.metrics import parse_metric
 from eval.ranking.ranking import Block, Judge
 from eval.states.cache import Cache
 from eval.states.embedding_sources import InMemory, OnDisk, ScoreFunction, Vectors, hybrid_scores
 from eval.states.workers import Worker
-from smart_jax.retrieval import LAST, Embeddings, States, score
+from smart_jax.retrieval import LAST, Embeddings, States, parse_metric, score
 
 MODEL_ROWS = ("pooled", "late", "hybrid")
 ADAPTER_ROWS = ("adapter-pooled", "adapter-late", "adapter-hybrid")
@@ -90,7 +89,7 @@ def run_benchmark(
       benchmark: what to run.
       rows: see the module's docstring; None = all that apply.
       adapter_encoder: the encoder with its adapter; needed by the adapter rows.
-      metrics: names as in `eval.ranking.metrics.parse_metric`.
+      metrics: names as in `smart_jax.retrieval.parse_metric`.
       pooled_weight, late_weight: of the hybrid rows.
       batch_size, dtype: as in `Encoder.encode`.
       query_block: queries scored at a time: at most query_block x documents scores per row are in memory, and fewer

@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 import smart_jax
 from eval.benchmarks.benchmark import Benchmark
-from eval.command import command, environment
+from eval.environment import environment
 from eval.studies.named_reductions import prompt_words
 from eval.study import measure
+from smart_jax.cli import run_config_file
 from smart_jax.retrieval import score
 from smart_jax.retrieval.reductions import keep_tokens
 
@@ -177,7 +178,7 @@ def main() -> None:
         for path in summary["files"].values():
             print(path)
 
-    command(run, needs="get_benchmarks")
+    run_config_file(run, needs="get_benchmarks", example="python -m eval.geometry --config configs/geometry.py")
 
 
 if __name__ == "__main__":

@@ -30,12 +30,13 @@ from tqdm import tqdm
 import smart_jax
 from eval.benchmarks.benchmark import Benchmark, Deferred
 from eval.benchmarks.benchmark_groups import Group, check_groups
-from eval.command import command, environment
+from eval.environment import environment
 from eval.evaluate import ADAPTER_ROWS, MODEL_ROWS, Result, run_benchmark
 from eval.ranking import reference
 from eval.reports.report import markdown, summarise, write
 from eval.states.cache import GIB, Cache
 from eval.states.workers import Worker
+from smart_jax.cli import run_config_file
 from smart_jax.runtime import DistributedConfig, distributed
 
 STORAGE_DTYPES = ("float32", "float16")
@@ -193,7 +194,7 @@ def main() -> None:
         if failed := summary["failed"]:
             raise SystemExit(f"{len(failed)} of {len(benchmarks)} benchmarks failed")
 
-    command(run, needs="get_benchmarks")
+    run_config_file(run, needs="get_benchmarks", example="python -m eval.run --config configs/eval_tiny.py")
 
 
 if __name__ == "__main__":

@@ -23,13 +23,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from eval.benchmarks.benchmark import Benchmark
-from eval.command import command, environment
+from eval.environment import environment
 from eval.evaluate import Result
 from eval.ranking.ranking import Judge
 from eval.reports.report import summarise
 from eval.states.cache import GIB, Cache
 from eval.studies.named_reductions import UNREDUCED, Reducer, parse, prompt_words
 from eval.studies.study_report import CENTRED, markdown, write
+from smart_jax.cli import run_config_file
 from smart_jax.retrieval import Embeddings, States, score
 from smart_jax.retrieval.reductions import PCA, keep_tokens
 
@@ -263,7 +264,7 @@ def main() -> None:
         for path in summary["files"].values():
             print(path)
 
-    command(run, needs="get_subjects")
+    run_config_file(run, needs="get_subjects", example="python -m eval.study --config configs/study.py")
 
 
 if __name__ == "__main__":

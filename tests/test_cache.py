@@ -19,6 +19,7 @@ from eval.evaluate import run_benchmark
 from eval.run import evaluate
 from eval.states.cache import Cache
 from eval.states.workers import Worker
+from smart_jax.files import files_fingerprint
 from smart_jax.retrieval.adapter import Adapter, AdapterConfig
 from tests.fake_encoder import FakeEncoder
 from tests.processes import ROOT, environment
@@ -388,7 +389,7 @@ def test_fingerprint_of_items(tmp_path):
 def test_fingerprint_of_files(tmp_path):
     def of(content, name="f"):
         (tmp_path / name).write_bytes(content)
-        return fingerprint.of_files([tmp_path / name])
+        return files_fingerprint([tmp_path / name])
 
     content = bytes(200_000)
     assert of(content) == of(content) != of(content[:-1] + b"x")

@@ -546,7 +546,7 @@ def test_unusable_videos(tmp_path, change, message):
 def test_videos_of_the_hub_by_path_are_refused(tmp_path, monkeypatch):
     """Their files are not downloaded, and an absolute path of somebody else's data set is not to be followed."""
     folder = tmp_path / "cache"
-    monkeypatch.setattr("train.data.parquet.huggingface_hub.snapshot_download", lambda *args, **options: str(folder))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: str(folder))
     write(folder / "a.parquet", [film_row(0, str(clip("bikes")))])
     with pytest.raises(ValueError, match=r"videos by path, .*not downloaded.*hf download.*pass that folder"):
         convert("owner/films", "a", tmp_path / "out", validation_ratio=0)

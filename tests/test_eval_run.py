@@ -13,8 +13,8 @@ from eval.benchmarks.lazy_items import LazyItems
 from eval.config import default_config
 from eval.evaluate import METRICS, make_eval_fn, run_benchmark
 from eval.ranking.bm25 import BM25, words
-from eval.ranking.metrics import compute
 from eval.run import evaluate
+from smart_jax.retrieval.metrics import compute_metrics
 from tests.fake_encoder import FakeEncoder
 from tests.processes import run_main, run_python
 
@@ -59,7 +59,7 @@ def oracle(encoder, benchmark, row, names, weights=(1.0, 1.0)):
             scores.append({"pooled": pooled, "late": late, "hybrid": weights[0] * pooled + weights[1] * late}[row])
         grades = benchmark.qrels[query_id]
         ranked = [grades.get(own[i], 0) for i in np.argsort(-np.array(scores))]
-        values.append(compute(names, np.array([ranked]), np.array([list(grades.values())])))
+        values.append(compute_metrics(names, np.array([ranked]), np.array([list(grades.values())])))
     return {name: np.concatenate([v[name] for v in values]) for name in names}
 
 

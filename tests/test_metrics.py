@@ -8,7 +8,7 @@ import pytrec_eval
 
 from eval.ranking import bootstrap
 from eval.ranking.bootstrap import interval, resampled_means
-from eval.ranking.metrics import METRICS, compute, ndcg, parse_metric
+from smart_jax.retrieval.metrics import METRICS, compute_metrics, ndcg, parse_metric
 
 CUTOFFS = (1, 5, 10)
 TREC = {"ndcg": "ndcg_cut", "hit": "success", "recall": "recall", "precision": "P", "map": "map_cut"}
@@ -62,7 +62,7 @@ def test_equal_to_trec_eval(documents, negative, levels):
         expected[f"ndcg_exp@{k}"] = exponential[f"ndcg_cut_{k}"]
         expected[f"mrr@{k}"] = trec_eval(qrels, cut(run, k), {"recip_rank"})["recip_rank"]
     assert {name.partition("@")[0] for name in expected} == set(METRICS)
-    values = compute(list(expected), ranked, judged)
+    values = compute_metrics(list(expected), ranked, judged)
     for name, theirs in expected.items():
         np.testing.assert_allclose(values[name], theirs, rtol=0, atol=1e-6, err_msg=name)
 
@@ -83,7 +83,7 @@ def test_values_by_hand():
         "mrr": [1 / 2, 1 / 4],
         "mrr@3": [1 / 2, 0],
     }
-    values = compute(list(expected), ranked, judged)
+    values = compute_metrics(list(expected), ranked, judged)
     for name, value in expected.items():
         np.testing.assert_allclose(values[name], value, atol=1e-12, err_msg=name)
 
@@ -97,12 +97,12 @@ def test_exponential_gain_equals_linear_for_binary_grades_only():
 
 
 def test_query_without_relevant_document_scores_zero():
-    values = compute(list(METRICS), np.zeros((1, 4)), np.zeros((1, 2)))
+    values = compute_metrics(list(METRICS), np.zeros((1, 4)), np.zeros((1, 2)))
     assert all(v.shape == (1,) and v[0] == 0 for v in values.values())
 
 
 def test_ranking_of_nothing_scores_zero():
-    values = compute([*METRICS, "mrr@5", "precision@5"], np.zeros((2, 0)), np.ones((2, 1)))
+    values = compute_metrics([*METRICS, "mrr@5", "precision@5"], np.zeros((2, 0)), np.ones((2, 1)))
     assert all((v == [0, 0]).all() for v in values.values())
 
 

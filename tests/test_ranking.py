@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from eval.benchmarks.benchmark import Benchmark
-from eval.ranking.metrics import compute
 from eval.ranking.ranking import UNION_WASTE, Judge, query_key, rank
+from smart_jax.retrieval.metrics import compute_metrics
 
 
 def reference_hash(*parts):
@@ -107,7 +107,7 @@ def brute_force(made, scores):
         names = made.corpus_ids if made.candidates is None else made.candidates[query]
         own = np.array([scores[q, made.corpus_ids.index(d)] for d in names])
         grades = [[made.qrels[query].get(names[i], 0) for i in reference_rank(query_key("made", q), names, own)]]
-        values.append(compute(NAMES, np.array(grades), np.array([list(made.qrels[query].values())])))
+        values.append(compute_metrics(NAMES, np.array(grades), np.array([list(made.qrels[query].values())])))
     return {name: np.concatenate([v[name] for v in values]) for name in NAMES}
 
 

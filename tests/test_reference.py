@@ -9,8 +9,9 @@ import torch
 import smart_jax
 from eval.benchmarks.benchmark import Benchmark
 from eval.evaluate import run_benchmark
-from eval.ranking import metrics, reference
+from eval.ranking import reference
 from eval.ranking.ranking import query_key, rank
+from smart_jax.retrieval import metrics
 from smart_jax.retrieval.embeddings import Embeddings
 
 WIDTH = 32
@@ -166,7 +167,7 @@ def graded(rng, documents):
 
 @pytest.mark.parametrize("documents", [1, 3, 8, 40])
 def test_figures(documents):
-    """Those of `eval.ranking.metrics`, which trec_eval checks, except for the reference's own convention of MAP."""
+    """Those of `smart_jax.retrieval`, which trec_eval checks, except for the reference's own convention of MAP."""
     rng = np.random.default_rng(documents)
     same = {"ndcg_linear": "ndcg", "ndcg_exponential": "ndcg_exp"}
     for _ in range(50):
@@ -179,12 +180,12 @@ def test_figures(documents):
                 p, r = found[f"precision@{k}"], found[f"recall@{k}"]
                 assert value == pytest.approx(2 * p * r / (p + r) if p + r else 0, abs=1e-12)
                 continue
-            expected = metrics.compute([f"{same.get(metric, metric)}@{k}"], row, judged).popitem()[1][0]
+            expected = metrics.compute_metrics([f"{same.get(metric, metric)}@{k}"], row, judged).popitem()[1][0]
             if metric == "map":
                 expected *= len(grades) / min(len(grades), int(k))
             assert value == pytest.approx(expected, abs=1e-12), name
         binary = reference.measure(ranked, list(grades))
-        expected = metrics.compute(["ndcg@5"], (row > 0).astype(int), (judged > 0).astype(int))["ndcg@5"][0]
+        expected = metrics.compute_metrics(["ndcg@5"], (row > 0).astype(int), (judged > 0).astype(int))["ndcg@5"][0]
         assert binary["ndcg_linear@5"] == binary["ndcg_exponential@5"] == pytest.approx(expected, abs=1e-12)
 
 

@@ -16,12 +16,12 @@ from PIL import Image
 import smart_jax
 from configs import study as study_config
 from eval.benchmarks.benchmark import Benchmark
-from eval.command import load_module
 from eval.evaluate import run_benchmark
 from eval.geometry import gaps, markdown, mean_cosine, run_geometry
 from eval.studies.named_reductions import Reducer, parse, prompt_words
 from eval.studies.study_report import front, pareto
 from eval.study import Subject, encode, measure, run_study, sections
+from smart_jax.cli import load_module
 from smart_jax.inputs.item import parse_item
 from smart_jax.retrieval.states import States
 from tests.fake_encoder import FakeEncoder

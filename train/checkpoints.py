@@ -22,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from smart_jax.files import files_fingerprint
 from smart_jax.models import array_sums
 from smart_jax.runtime import is_main, on_any, wait_for_all
 from train.run_directory import UnwrittenError
@@ -323,15 +324,8 @@ def fingerprint(config: Any) -> str:
 
 def weights_fingerprint(*folders: str | Path) -> str:
     """Short digest of the weights in folders: names, sizes, and both ends of each safetensors file."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in (file for folder in folders for file in sorted(Path(folder).glob("*.safetensors"))):
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as handle:
-            digest.update(handle.read(_END_BYTES))
-            handle.seek(max(0, size - _END_BYTES))
-            digest.update(handle.read(_END_BYTES))
-    return digest.hexdigest()
+    files = [file for folder in folders for file in sorted(Path(folder).glob("*.safetensors"))]
+    return files_fingerprint(files, sample=_END_BYTES)
 
 
 def _by_name(tree: Any) -> dict[str, jax.Array]:

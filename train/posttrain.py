@@ -12,17 +12,17 @@ returns a function of an `Encoder` to metrics by name.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import ModuleType
 
 import jax
-from absl import app, flags
 from jax.sharding import Mesh
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
-from smart_jax.runtime import batch_part, compilation_cache, distributed, is_main, make_mesh
+from smart_jax.cli import run_config_file
+from smart_jax.runtime import batch_part, distributed, is_main, make_mesh
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig, from_config_dict
 from train.data import Examples, Mixture, Prefetch, open_examples
@@ -174,32 +174,19 @@ def due(step: int, every: int, steps: int) -> bool:
 
 
 def main() -> None:
-    """The command line."""
-    flag = config_flags.DEFINE_config_file("config", help_string="Config file, with :ARG for its get_config.")
+    """Runs the command."""
+    run_config_file(run, example="python -m train.posttrain --config configs/vidore.py")
 
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            return app.parse_flags_with_usage(argv)
-        except (AttributeError, KeyError) as error:  # ml_collections' answer to an unknown key
-            sys.exit(f"unknown config key: {str(error).strip(chr(39)).encode().decode('unicode_escape')}")
 
-    def run(_: list[str]) -> None:
-        if flag.value is None:
-            sys.exit("give a config file: python -m train.posttrain --config configs/vidore.py")
-        compilation_cache.enable()
-        config = from_config_dict(flag.value)
-        distributed.initialize(config.distributed)  # before get_eval_fn, which may use a device
-        file = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
-        spec = importlib.util.spec_from_file_location("run_config", file)
-        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-        spec.loader.exec_module(module)  # type: ignore[union-attr]
-        eval_fn = module.get_eval_fn(config) if hasattr(module, "get_eval_fn") else None
-        try:
-            train(config, eval_fn)
-        except (FileExistsError, UnwrittenError) as error:
-            sys.exit(str(error))
-
-    app.run(run, flags_parser=parse)
+def run(values: ConfigDict, module: ModuleType) -> None:
+    """Trains as a config file says; what the user can set right ends the program with a message."""
+    config = from_config_dict(values)
+    distributed.initialize(config.distributed)  # before get_eval_fn, which may use a device
+    eval_fn = module.get_eval_fn(config) if hasattr(module, "get_eval_fn") else None
+    try:
+        train(config, eval_fn)
+    except (FileExistsError, UnwrittenError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

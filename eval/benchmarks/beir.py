@@ -30,10 +30,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from eval.benchmarks.fingerprint import of_files
 from eval.benchmarks.lazy_items import LazyItems, batches
-from eval.benchmarks.parquet import Rows, Table, shards, splits
+from smart_jax.files import files_fingerprint
 from smart_jax.inputs import ImageLike, open_rgb, parse_item
+from smart_jax.tables import Records, Table, shards, splits
 
 VERSION = 1
 ROWS_AT_ONCE = 32  # of a row group: what is read to get one item
@@ -237,8 +237,8 @@ def _read_parquet(path: Path) -> tuple[list[str], LazyItems, list[str] | None]:
         texts = file.read(["page_text"])["page_text"].to_pylist() if "page_text" in file.schema_arrow.names else []
     except pa.ArrowException as error:
         raise ValueError(f"{path} is corrupt ({error}): save the benchmark again") from error
-    rows = Rows([file], ITEM_COLUMNS)
-    items = LazyItems(len(ids), lambda i: _from_row(rows(i)), source=of_files([path]))
+    records = Records([file], ITEM_COLUMNS)
+    items = LazyItems(len(ids), lambda i: _from_row(records(i)), source=files_fingerprint([path]))
     return ids, items, texts if texts and None not in texts else None
 
 

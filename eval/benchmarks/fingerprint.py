@@ -13,24 +13,6 @@ from PIL import Image
 from eval.benchmarks.lazy_items import LazyItems
 from smart_jax.inputs import parse_item
 
-SAMPLE = 2**16  # bytes read at either end of a file
-
-
-def of_files(paths: Iterable[str | Path]) -> str:
-    """16 hexadecimal digits of files' names, sizes, and first and last bytes.
-
-    A file that is copied elsewhere keeps its fingerprint; of a parquet file the last bytes tell what columns hold.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for path in map(Path, paths):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode(errors="surrogatepass"))
-        with path.open("rb") as file:
-            digest.update(file.read(SAMPLE))
-            file.seek(max(size - SAMPLE, 0))
-            digest.update(file.read(SAMPLE))
-    return digest.hexdigest()
-
 
 def of_items(items: Sequence[Any], ids: Sequence[str], instruction: str | None) -> str:
     """16 hexadecimal digits of items, their ids, and the instruction that they are encoded with.

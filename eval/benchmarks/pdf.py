@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from eval.benchmarks.benchmark import Benchmark
-from eval.benchmarks.fingerprint import of_files
 from eval.benchmarks.lazy_items import LazyItems
 from eval.benchmarks.pdf_text import Box, PageText, clean_title, fold
+from smart_jax.files import files_fingerprint
 
 INSTRUCTION = "Find a document image that matches the given query."  # of visual-document tasks (arXiv:2605.24938)
 POINTS_PER_INCH = 72
@@ -95,7 +95,7 @@ def pdf_benchmark(
         name=name or path.stem,
         queries=[group[0].title for group in groups],
         query_ids=[f"entry-{i:04d}" for i in range(len(groups))],
-        corpus=_Pages(document, kept, boxes, dpi).items(source=f"{of_files([path])} {kept} {boxes} {dpi}"),
+        corpus=_Pages(document, kept, boxes, dpi).items(source=f"{files_fingerprint([path])} {kept} {boxes} {dpi}"),
         corpus_ids=[_page_id(i) for i in kept],
         qrels={f"entry-{i:04d}": {_page_id(e.page): 1 for e in group} for i, group in enumerate(groups)},
         texts=[texts[i].without(masks.get(i, set())) for i in kept],

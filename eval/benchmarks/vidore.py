@@ -21,20 +21,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pyarrow as pa
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from eval.benchmarks.benchmark import MAX_NAMED, Benchmark
-from eval.benchmarks.fingerprint import of_files
 from eval.benchmarks.lazy_items import LazyItems
-from eval.benchmarks.parquet import Table, shards
+from smart_jax.files import download, files_fingerprint
+from smart_jax.tables import Table, is_image, is_text, shards
 
 INSTRUCTION = "Find a document image that matches the given query."
 PARTS = ("queries", "corpus", "qrels")
@@ -160,20 +152,12 @@ def fetch(entry: VidoreSet, revision: str | None = None) -> Path:
       ConnectionError: it is not in the cache and the hub is offline or out of reach.
     """
     patterns = [f"{part}/{entry.split}-*.parquet" for part in PARTS]
+    command = how_to_get(entry, Path("FOLDER") / stem(entry))
+    remedy = f"where there is a connection, run `{command}`, and pass FOLDER as the path"
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                entry.repository, repo_type="dataset", revision=revision, allow_patterns=patterns
-            )
-        )
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise FileNotFoundError(f"set {entry.name}: the hub has no data set '{entry.repository}'") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise ConnectionError(
-            f"set {entry.name}: '{entry.repository}' is not in the local cache and the hub can not be reached (or "
-            "HF_HUB_OFFLINE is set): where there is a connection, run "
-            f"`{how_to_get(entry, Path('FOLDER') / stem(entry))}`, and pass FOLDER as the path"
-        ) from error
+        return download(entry.repository, kind="dataset", revision=revision, patterns=patterns, remedy=remedy)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise type(error)(f"set {entry.name}: {error}") from error
 
 
 def load(entry: VidoreSet, folder: str | Path) -> Benchmark:
@@ -197,7 +181,7 @@ def load(entry: VidoreSet, folder: str | Path) -> Benchmark:
     grades = _grades(entry, qrels, query_ids, corpus_ids)
     chosen = list(range(len(query_ids)))
     if entry.language is not None:
-        languages = _values(entry, queries, "language", _is_text, "string")
+        languages = _values(entry, queries, "language", is_text, "string")
         chosen = [i for i in chosen if languages[i] == entry.language]
         if not chosen:
             there = _quoted(sorted({str(language) for language in languages}))
@@ -242,7 +226,7 @@ def _ids(entry: VidoreSet, table: Table, column: str) -> list[str]:
 
 
 def _texts(entry: VidoreSet, table: Table, column: str) -> list[str]:
-    values = _values(entry, table, column, _is_text, "string")
+    values = _values(entry, table, column, is_text, "string")
     if (blank := next((row for row, value in enumerate(values) if not value.strip()), None)) is not None:
         raise ValueError(f"set {entry.name}: {table.place(blank)}: column '{column}' is empty")
     return values
@@ -273,8 +257,8 @@ def _grades(
 
 
 def _pages(entry: VidoreSet, table: Table) -> LazyItems:
-    _field(entry, table, "image", _is_image, "struct{bytes: binary, path: string}")
-    rows = table.rows(["image"])
+    _field(entry, table, "image", is_image, "struct{bytes: binary, path: string}")
+    rows = table.records(["image"])
 
     def page(row: int) -> dict[str, Any]:
         image: Mapping[str, Any] = rows(row)["image"] or {}
@@ -285,7 +269,7 @@ def _pages(entry: VidoreSet, table: Table) -> LazyItems:
             )
         return {"image": image["bytes"]}
 
-    return LazyItems(len(table), page, source=of_files(table.files))
+    return LazyItems(len(table), page, source=files_fingerprint(table.files))
 
 
 def _page_texts(entry: VidoreSet, table: Table) -> list[str] | None:
@@ -293,7 +277,7 @@ def _page_texts(entry: VidoreSet, table: Table) -> list[str] | None:
     column = entry.layout.text
     if column not in table.schema.names or pa.types.is_null(table.schema.field(column).type):
         return None
-    _field(entry, table, column, _is_text, "string")
+    _field(entry, table, column, is_text, "string")
     texts = [text or "" for text in table.column(column)]
     return texts if any(texts) else None
 
@@ -321,18 +305,8 @@ def _field(entry: VidoreSet, table: Table, column: str, fits: Callable[[pa.DataT
         raise ValueError(f"set {entry.name}: '{table.files[0]}': column '{column}' is {kind}, expected {expected}")
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
 def _is_id(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or _is_text(kind)
-
-
-def _is_image(kind: pa.DataType) -> bool:
-    if not pa.types.is_struct(kind) or (at := kind.get_field_index("bytes")) < 0:
-        return False
-    return pa.types.is_binary(kind.field(at).type) or pa.types.is_large_binary(kind.field(at).type)
+    return pa.types.is_integer(kind) or is_text(kind)
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 
 from eval.benchmarks.benchmark import Benchmark
 from eval.benchmarks.lazy_items import batches
-from eval.ranking import metrics
 from eval.ranking.ties import tie_hash
+from smart_jax.retrieval import compute_metrics
 
 UNION_WASTE = 2  # local ranking: scores computed per score used, at most
 Block = tuple[np.ndarray, np.ndarray | None]  # query indices; document indices, ascending, None = the whole corpus
@@ -117,7 +117,7 @@ class Judge:
             key = query_key(self._benchmark.name, query)
             ranked.append(grades[rank(key, candidates, row, relevant=grades > 0)])
         judged = [self._relevant[query][1] for query in queries.tolist()]
-        return metrics.compute(names, _pad(ranked), _pad(judged))
+        return compute_metrics(names, _pad(ranked), _pad(judged))
 
 
 def _pad(rows: Sequence[np.ndarray]) -> np.ndarray:

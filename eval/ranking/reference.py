@@ -167,7 +167,7 @@ def _places(d: Embeddings, names: Sequence[str]) -> Mapping[str, int]:
 def measure(ranked: Sequence[str], labels: Sequence[str], grades: Sequence[int] | None = None) -> dict[str, float]:
     """Figures of one query at ranks 1, 5 and 10: `RankingMetrics`.
 
-    hit, recall, precision, mrr and both nDCG equal those of `eval.ranking.metrics` where a query has a relevant
+    hit, recall, precision, mrr and both nDCG equal those of `smart_jax.retrieval.metrics` where a query has a relevant
     document. Two conventions are the reference's own: map@k divides by min(relevant, k), trec_eval by all that are
     relevant; and recall without any relevant document is 1. One thing is not followed: there `evaluate` makes a set of
     the labels before it pairs them with their grades, so that a query with several grades gets them in an order that

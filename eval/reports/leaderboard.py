@@ -67,7 +67,7 @@ def task_scores(entry: Mapping[str, Any], row: str) -> dict[str, float | int]:
     """One task's metrics, as far as they were measured, and its number of queries.
 
     Average precision is divided by the number of relevant documents that fit above the cut, as on the leaderboard, not
-    by that of all, as in `eval.ranking.metrics`.
+    by that of all, as in `smart_jax.retrieval.metrics`.
 
     Args:
       entry: of a summary's "benchmarks".

@@ -10,7 +10,8 @@ from smart_jax.files.checkpoint_folder import (
     having,
     read_adapter_config,
 )
-from smart_jax.files.hub import EMBEDDED, resolve, resolve_base
+from smart_jax.files.fingerprint import files_fingerprint
+from smart_jax.files.hub import EMBEDDED, download, resolve, resolve_base
 from smart_jax.files.json_file import read_json
 from smart_jax.files.tensor_file import flush, map_file, write
 
@@ -20,6 +21,8 @@ __all__ = [
     "INDEX_FILE",
     "SINGLE_FILE",
     "WEIGHTS_FILE",
+    "download",
+    "files_fingerprint",
     "find_adapter",
     "flush",
     "having",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any, Literal
 
 import huggingface_hub
 from huggingface_hub.errors import (
@@ -43,21 +45,55 @@ def resolve(name_or_path: str | Path, *, revision: str | None = None) -> Path:
             f"'{name}' is not a folder: give a checkpoint folder, a hub id such as 'Qwen/Qwen3-VL-Embedding-2B', "
             f"or {' or '.join(map(repr, EMBEDDED))}"
         )
+    return download(name, revision=revision, patterns=FILES, ignored=LEFT_OUT)
+
+
+def download(
+    repository: str,
+    *,
+    kind: Literal["model", "dataset"] = "model",
+    revision: str | None = None,
+    patterns: Sequence[str],
+    ignored: Sequence[str] = (),
+    remedy: str | None = None,
+) -> Path:
+    """Downloads files of a hub repository once; HF_HOME, HF_HUB_OFFLINE, ... are honoured.
+
+    Args:
+      repository: its id, "owner/name".
+      kind: what it holds.
+      revision: branch, tag or commit; None = the main branch.
+      patterns: of the files that are wanted, such as "*.json"; a star goes into folders, too.
+      ignored: of those among them that are not.
+      remedy: what to do where the hub is out of reach, for the message; None = go online, or pass a local folder.
+
+    Returns:
+      The folder in the hub's cache.
+
+    Raises:
+      FileNotFoundError: there is no such repository or revision.
+      ConnectionError: it is not in the local cache, and the hub is offline or out of reach.
+    """
+    what, flag = ("data set ", "--repo-type dataset ") if kind == "dataset" else ("", "")
+    options: dict[str, Any] = {"repo_type": kind} if kind != "model" else {}
+    options |= {"ignore_patterns": list(ignored)} if ignored else {}
     try:
         return Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=list(FILES), ignore_patterns=list(LEFT_OUT)
-            )
+            huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(patterns), **options)
         )
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise FileNotFoundError(
-            f"the hub has no '{name}'" + (f" at revision '{revision}'" if revision else "") + ", and no such folder "
-            "exists here: check the name (a private repository needs `hf auth login`)"
+            f"the hub has no {what}'{repository}'" + (f" at revision '{revision}'" if revision else "") + ", and no "
+            "such folder exists here: check the name (a private repository needs `hf auth login`)"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, EntryNotFoundError, HfHubHTTPError, OSError) as error:
+        usual = (
+            f"go online once, run `hf download {flag}{repository}` where there is a connection, or pass the path of a "
+            "local folder"
+        )
         raise ConnectionError(
-            f"'{name}' is not in the local cache and the hub can not be reached (or HF_HUB_OFFLINE is set): go online "
-            f"once, run `hf download {name}` where there is a connection, or pass the path of a local folder"
+            f"{what}'{repository}' is not in the local cache and the hub can not be reached (or HF_HUB_OFFLINE is "
+            f"set): {remedy or usual}"
         ) from error
 
 

@@ -4,6 +4,7 @@ from smart_jax.retrieval import reductions
 from smart_jax.retrieval.adapter import Adapter, AdapterConfig, export_reference, import_reference, parse_layers
 from smart_jax.retrieval.embeddings import Embeddings
 from smart_jax.retrieval.maxsim import maxsim
+from smart_jax.retrieval.metrics import compute_metrics, ndcg, parse_metric
 from smart_jax.retrieval.retriever import Retriever
 from smart_jax.retrieval.score import score, search
 from smart_jax.retrieval.states import LAST, States
@@ -15,10 +16,13 @@ __all__ = [
     "Embeddings",
     "Retriever",
     "States",
+    "compute_metrics",
     "export_reference",
     "import_reference",
     "maxsim",
+    "ndcg",
     "parse_layers",
+    "parse_metric",
     "reductions",
     "score",
     "search",

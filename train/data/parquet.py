@@ -27,22 +27,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import huggingface_hub
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from PIL import Image
 
+from smart_jax.files import download
 from smart_jax.inputs import check_sampling, check_video_file
+from smart_jax.tables import is_binary, is_list, is_number, is_text, open_parquet, read_in_order
 
-ROWS_AT_ONCE = 32
 LARGEST = float(np.finfo(np.float32).max)  # score
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SPLIT_NAME = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|dev)(?=[_.-])")
@@ -55,22 +47,8 @@ def find_source(source: str | Path, revision: str | None = None, subset: str | N
     name = str(source)
     if isinstance(source, Path) or not _HUB_ID.fullmatch(name):
         raise FileNotFoundError(f"'{name}' is not a folder: give one with parquet files, or a hub id 'owner/name'")
-    try:
-        files = "*.parquet" if subset is None else f"{subset}/*.parquet"
-        folder = Path(
-            huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=[files])
-        )
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        at = f" at revision '{revision}'" if revision else ""
-        raise FileNotFoundError(
-            f"the hub has no data set '{name}'{at}, and no such folder exists here: check the name (a private one "
-            "needs `hf auth login`)"
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise ConnectionError(
-            f"data set '{name}' is not in the local cache and the hub can not be reached (or HF_HUB_OFFLINE is set): "
-            f"go online once, run `hf download --repo-type dataset {name}`, or pass the path of a local folder"
-        ) from error
+    files = "*.parquet" if subset is None else f"{subset}/*.parquet"
+    folder = download(name, kind="dataset", revision=revision, patterns=[files])
     return _subset(folder, subset)
 
 
@@ -123,29 +101,29 @@ class ParquetFolder:
             )
 
     def _layout(self, file: Path) -> _Layout:
-        with _open(file) as parquet:
+        with open_parquet(file) as parquet:
             schema = parquet.schema_arrow
             self._count += parquet.metadata.num_rows
         document = next((column for column in ("image", "video", "text") if column in schema.names), None)
         if "query" not in schema.names or document is None:
             missing = "'query'" if "query" not in schema.names else "'image' (or 'video' or 'text')"
             raise ValueError(f"'{file}' has no column {missing}; its columns are {schema.names}")
-        if not _is_text(schema.field("query").type):
+        if not is_text(schema.field("query").type):
             raise ValueError(f"'{file}': column 'query' is {schema.field('query').type}, expected string")
         if document != "video" and _kind(schema.field(document).type) != document:
             expected = "struct{bytes, path} or binary" if document == "image" else "string"
             raise ValueError(f"'{file}': column '{document}' is {schema.field(document).type}, expected {expected}")
         negatives = None
         if "negatives" in schema.names and not pa.types.is_null(kind := schema.field("negatives").type):
-            negatives = _kind(kind.value_type) if _is_list(kind) else None
+            negatives = _kind(kind.value_type) if is_list(kind) else None
             if negatives is None:
                 raise ValueError(f"'{file}': column 'negatives' is {kind}, expected a list of images or of strings")
-            has_ids = "id" in schema.names and _is_text(schema.field("id").type)
+            has_ids = "id" in schema.names and is_text(schema.field("id").type)
             negatives = "id" if (document, negatives, has_ids) == ("image", "text", True) else negatives
         scores = "scores" in schema.names and not pa.types.is_null(kind := schema.field("scores").type)
-        if scores and not (_is_list(kind) and _is_number(kind.value_type)):
+        if scores and not (is_list(kind) and is_number(kind.value_type)):
             raise ValueError(f"'{file}': column 'scores' is {kind}, expected a list of numbers")
-        has_source = "source" in schema.names and _is_text(schema.field("source").type)
+        has_source = "source" in schema.names and is_text(schema.field("source").type)
         videos, sampling = _videos(schema, document, file)
         columns = list(dict.fromkeys(["query", document, *videos, *sampling]))
         columns += ["negatives"] * bool(negatives) + ["id"] * (negatives == "id") + ["scores"] * scores
@@ -159,18 +137,9 @@ class ParquetFolder:
         """Row number over all files, a name for messages, and the row's columns."""
         number = 0
         for file in self.files:
-            with _open(file) as parquet:
-                in_file = 0
-                for group in range(parquet.num_row_groups):
-                    try:
-                        for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=self._columns):
-                            for row in batch.to_pylist():
-                                yield number, f"row {in_file} of '{file}'", row
-                                number, in_file = number + 1, in_file + 1
-                    except (pa.ArrowException, OSError) as error:
-                        raise ValueError(
-                            f"'{file}' is corrupt in row group {group} ({error}): download it again"
-                        ) from error
+            for in_file, row in enumerate(read_in_order(file, self._columns)):
+                yield number, f"row {in_file} of '{file}'", row
+                number += 1
 
     def image(self, value: Any) -> bytes:
         """The encoded bytes of an image column's value; raises ValueError when they are not a readable image's."""
@@ -261,13 +230,6 @@ def _split_files(root: Path, split: str) -> list[Path]:
     return chosen
 
 
-def _open(file: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"'{file}' is no parquet file, or corrupt ({error}): download it again") from error
-
-
 def _videos(schema: pa.Schema, document: str, file: Path) -> tuple[dict[str, str], list[str]]:
     """What the columns of videos hold, and the columns of how to sample them."""
     videos, sampling = {}, []
@@ -275,16 +237,16 @@ def _videos(schema: pa.Schema, document: str, file: Path) -> tuple[dict[str, str
         if column not in schema.names or (column == "video" and document != "video"):
             continue
         kind = schema.field(column).type
-        if _is_list(kind) and _kind(kind.value_type) is not None:
+        if is_list(kind) and _kind(kind.value_type) is not None:
             videos[column] = "frames"
-        elif _is_text(kind) or (pa.types.is_struct(kind) and kind.get_field_index("path") >= 0):
+        elif is_text(kind) or (pa.types.is_struct(kind) and kind.get_field_index("path") >= 0):
             videos[column] = "path"
         else:
             raise ValueError(
                 f"'{file}': column '{column}' is {kind}, expected string (a path), struct{{path, ...}} or a list of "
                 "images or of their paths"
             )
-        for key, fits in (("fps", _is_number), ("max_frames", pa.types.is_integer)):
+        for key, fits in (("fps", is_number), ("max_frames", pa.types.is_integer)):
             name = column.removesuffix("video") + key
             if name not in schema.names or pa.types.is_null(schema.field(name).type):
                 continue
@@ -294,20 +256,8 @@ def _videos(schema: pa.Schema, document: str, file: Path) -> tuple[dict[str, str
     return videos, sampling
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
 def _kind(kind: pa.DataType) -> str | None:
-    if _is_text(kind):
+    if is_text(kind):
         return "text"
     is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    return "image" if is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
+    return "image" if is_struct or is_binary(kind) else None

@@ -12,12 +12,12 @@ from PIL import Image
 
 from smart_jax.encoder import Encoder
 from smart_jax.inputs import Preprocessor, middle_frame, open_rgb
-from smart_jax.retrieval import score
+from smart_jax.retrieval import compute_metrics, score
 from train.config import TrainConfig
 from train.data import Example, Item, Source, content_hash
 from train.monitor.tensorboard import Sample
 
-NDCG_AT, RECALL_AT = 5, (1, 10)
+METRICS = ("ndcg@5", "recall@1", "recall@10")
 CHUNK = 64  # documents whose tokens are held at a time
 PICTURE_HEIGHT = 512
 
@@ -124,9 +124,9 @@ def ranking_metrics(scores: Float[np.ndarray, "Q N"], positives: Int[np.ndarray,
     """
     own, others = split_scores(scores, positives)
     ranks = 1 + (others >= own[:, None]).sum(axis=1)
-    gains = np.where(ranks <= NDCG_AT, 1 / np.log2(1 + ranks), 0.0)
-    metrics = {f"ndcg@{NDCG_AT}": float(gains.mean())}
-    return metrics | {f"recall@{k}": float((ranks <= k).mean()) for k in RECALL_AT}
+    grades = ranks[:, None] == 1 + np.arange(scores.shape[1])
+    values = compute_metrics(METRICS, grades, np.ones((len(scores), 1)))
+    return {name: float(x.mean()) for name, x in values.items()}
 
 
 def picture(item: Item, encoder: Encoder) -> Image.Image | None:

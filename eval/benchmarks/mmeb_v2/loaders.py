@@ -26,12 +26,12 @@ from typing import Any
 
 from eval.benchmarks import vidore
 from eval.benchmarks.benchmark import Benchmark
-from eval.benchmarks.fingerprint import of_files
 from eval.benchmarks.lazy_items import LazyItems
 from eval.benchmarks.mmeb_v2 import records, table
 from eval.benchmarks.mmeb_v2.media import Media
 from eval.benchmarks.mmeb_v2.records import Record
 from eval.benchmarks.mmeb_v2.table import CLIP_FRAMES, FRAMES, Task
+from smart_jax.files import files_fingerprint
 
 LABELS = Path(__file__).with_name("labels.toml")
 Item = dict[str, Any]
@@ -346,7 +346,8 @@ def _page_files(benchmark: Benchmark, layout: table.Pages, images: Path) -> Sequ
         return [{"image": file} for file in files]
     if not any(there):
         return pages
-    source = f"{getattr(pages, 'source', None)} {of_files(f for f, known in zip(files, there, strict=True) if known)}"
+    known = files_fingerprint(f for f, is_there in zip(files, there, strict=True) if is_there)
+    source = f"{getattr(pages, 'source', None)} {known}"
     return LazyItems(len(files), lambda i: {"image": files[i]} if there[i] else pages[i], source=source)
 
 

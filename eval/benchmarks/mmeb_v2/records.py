@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks.mmeb_v2.table import Source
-from eval.benchmarks.parquet import Table, shards
+from smart_jax.tables import Table, shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +139,8 @@ def _read(path: Path) -> Iterator[Record]:
 
 def _parquet(files: Sequence[Path]) -> Iterator[Record]:
     table = Table(files)
-    rows = table.rows(table.schema.names)
-    return (Record(table.place(i), rows(i)) for i in range(len(table)))
+    records = table.records(table.schema.names)
+    return (Record(table.place(i), records(i)) for i in range(len(table)))
 
 
 def _lines(path: Path) -> Iterator[Record]:

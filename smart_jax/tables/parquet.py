@@ -1,4 +1,4 @@
-"""Tables in parquet files, one or several shards of one table: columns at once, rows when they are asked for."""
+"""Tables in parquet files, one or several shards of one table: columns at once, records when they are asked for."""
 
 from __future__ import annotations
 
@@ -46,11 +46,21 @@ def shards(folder: Path, split: str) -> list[Path]:
 
 
 class Table:
-    """Rows of parquet files of the same columns, numbered through all of them.
+    """Records of parquet files of the same columns, numbered through all of them.
 
     Attributes:
       files: their paths.
       schema: of the first.
+
+    Example:
+      >>> import tempfile
+      >>> file = Path(tempfile.mkdtemp()) / "test-00000-of-00001.parquet"
+      >>> pq.write_table(pa.table({"id": ["a", "b"], "text": ["one", "two"]}), file)
+      >>> table = Table([file])
+      >>> len(table), table.column("id")
+      (2, ['a', 'b'])
+      >>> table.records(["text"])(1)
+      {'text': 'two'}
     """
 
     def __init__(self, files: Sequence[Path]):
@@ -60,47 +70,48 @@ class Table:
           ValueError: a file is no parquet file, or has other columns than the first.
         """
         self.files = list(files)
-        self._parquet = [_open(file) for file in self.files]
+        self._parquet = [open_parquet(file) for file in self.files]
         self.schema: pa.Schema = self._parquet[0].schema_arrow
         for file, parquet in zip(self.files, self._parquet, strict=True):
             if not parquet.schema_arrow.equals(self.schema):
                 raise ValueError(f"'{file}' has other columns than '{self.files[0]}': download both again")
-        self._starts = np.cumsum([0, *(parquet.metadata.num_rows for parquet in self._parquet)]).tolist()
+        self._starts: list[int] = np.cumsum([0, *(parquet.metadata.num_rows for parquet in self._parquet)]).tolist()
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def column(self, name: str) -> list[Any]:
-        """All values of a column.
+        """Returns all values of a column.
 
         Raises:
           ValueError: a file is corrupt.
         """
-        return [value for file, parquet in self._each() for value in _read(file, parquet, name)]
+        each = zip(self.files, self._parquet, strict=True)
+        return [value for file, parquet in each for value in _read(file, parquet, name)]
 
-    def place(self, row: int) -> str:
-        """Where a row is, for messages."""
-        file = bisect.bisect_right(self._starts, row) - 1
-        return f"row {row - self._starts[file]} of '{self.files[file]}'"
+    def place(self, record: int) -> str:
+        """Returns where a record is, for messages."""
+        file = bisect.bisect_right(self._starts, record) - 1
+        return f"row {record - self._starts[file]} of '{self.files[file]}'"
 
-    def rows(self, columns: Sequence[str]) -> Rows:
-        return Rows(self._parquet, columns)
-
-    def _each(self) -> Iterator[tuple[Path, pq.ParquetFile]]:
-        return zip(self.files, self._parquet, strict=True)
+    def records(self, columns: Sequence[str]) -> Records:
+        """Returns a reader of these columns of single records."""
+        return Records(self._parquet, columns)
 
 
-class Rows:
-    """Rows of parquet files by number, as dicts; holds one row group at a time, in Arrow's memory."""
+class Records:
+    """Reader of single records of parquet files by number, as dicts; holds one row group at a time, as Arrow does."""
 
     def __init__(self, files: Sequence[pq.ParquetFile], columns: Sequence[str]):
+        """Takes open files, see `open_parquet`, and the columns to read."""
         self._groups = [(file, group) for file in files for group in range(file.num_row_groups)]
         sizes = [file.metadata.row_group(group).num_rows for file, group in self._groups]
-        self._starts = np.cumsum([0, *sizes]).tolist()
+        self._starts: list[int] = np.cumsum([0, *sizes]).tolist()
         self._columns = list(columns)
         self._held: tuple[int, pa.Table | None] = (-1, None)
 
     def __call__(self, index: int) -> dict[str, Any]:
+        """Returns the values of a record by column."""
         at = bisect.bisect_right(self._starts, index) - 1
         number, table = self._held
         if number != at or table is None:
@@ -111,11 +122,36 @@ class Rows:
         return table.slice(index - self._starts[at], 1).to_pylist()[0]
 
 
-def _open(file: Path) -> pq.ParquetFile:
+def open_parquet(file: Path) -> pq.ParquetFile:
+    """Opens a parquet file, whose footer is read; a context manager closes it.
+
+    Raises:
+      ValueError: it is no parquet file, or a corrupt one.
+    """
     try:
         return pq.ParquetFile(file, pre_buffer=False)  # which would hold a row group of pages twice
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"'{file}' is no parquet file, or corrupt ({error}): download it again") from error
+
+
+def read_in_order(file: Path, columns: Sequence[str], *, at_once: int = 32) -> Iterator[dict[str, Any]]:
+    """Yields the records of a parquet file, of which few are in memory at a time.
+
+    Args:
+      file: its path.
+      columns: those that are read.
+      at_once: records that are read together, at most; they are of one row group.
+
+    Raises:
+      ValueError: the file is no parquet file, or a corrupt one; the message names the row group.
+    """
+    with open_parquet(file) as parquet:
+        for group in range(parquet.num_row_groups):
+            try:
+                for batch in parquet.iter_batches(at_once, row_groups=[group], columns=list(columns)):
+                    yield from batch.to_pylist()
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(f"'{file}' is corrupt in row group {group} ({error}): download it again") from error
 
 
 def _read(file: Path, parquet: pq.ParquetFile, name: str) -> list[Any]:
