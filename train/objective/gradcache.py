@@ -1,10 +1,10 @@
 """GradCache (Gao et al., arXiv:2101.06983): a contrastive batch larger than a backbone's activations leave room for.
 
-The loss needs every row's vectors, but not every row's activations at once. Rows pass through the backbone chunk by
-chunk and only their vectors are kept; once the loss's gradient with respect to these is known, each chunk passes again,
-now with its activations, and its part of the weights' gradient is added up. In JAX that is a checkpointed scan, and the
-gradient is that of the whole batch. A frozen vision tower needs no second pass: its features, far fewer than its
-activations, are kept.
+The loss needs the vectors of every item, but not the activations of every item at once. Items pass through the backbone
+chunk by chunk, and only their vectors are kept. Once the gradient of the loss with respect to these is known, each
+chunk passes again, now with its activations, and its part of the weights' gradient is added up. In JAX that is a
+checkpointed scan, and the gradient is that of the whole batch. A frozen vision tower needs no second pass: its
+features, far fewer than its activations, are kept.
 """
 
 from __future__ import annotations
@@ -36,16 +36,19 @@ def in_chunks(
     trained: bool,
     kept: tuple[str, ...] = (),
 ) -> Hidden:
-    """`compute(weights, batch, rows)` of all rows, differentiable in the weights.
+    """Computes `compute(weights, batch, rows)` for all rows of a batch, differentiable in the weights.
 
     Args:
-      compute: of some rows and their numbers in the batch; each row on its own.
+      compute: function of the weights, some rows, and their numbers in the batch; each row is computed by itself.
       weights: pytree of arrays.
-      batch: B rows, split over the mesh's data axes, a bin of patches for each.
-      size: at most so many rows at a time, over all devices; each device takes its share of its own rows. None = all.
-      mesh: that the batch is on.
-      trained: compute a chunk again in the backward pass; False = there is no backward pass.
-      kept: names (`jax.ad_checkpoint.checkpoint_name`) of what is kept for it rather than computed again.
+      batch: B rows, split over the mesh's data axes, with a bin of patches for each.
+      size: largest number of rows at a time, over all devices; each device takes a share of its rows. None = all.
+      mesh: where the batch is.
+      trained: whether a chunk is computed again in the backward pass; False = there is no backward pass.
+      kept: names (`jax.ad_checkpoint.checkpoint_name`) of values that are kept for it rather than computed again.
+
+    Returns:
+      What `compute` returns for the whole batch.
 
     Raises:
       ValueError: rows share bins of patches, or `size` is below the number of devices that share the batch.
@@ -59,7 +62,7 @@ def in_chunks(
         raise ValueError("rows of this batch share bins of patches: collate it without `shards`")
 
     def split(x: Array, axis: int) -> Array:
-        """[..., B, ...] -> [chunks, ..., chunk, ...]: of each device's rows some in every chunk."""
+        """Turns [..., B, ...] into [chunks, ..., chunk, ...]; every chunk has rows of each device."""
         parts = x.reshape(*x.shape[:axis], devices, count // chunk, chunk // devices, *x.shape[axis + 1 :])
         parts = jnp.moveaxis(parts, axis + 1, 0)
         parts = parts.reshape(len(parts), *x.shape[:axis], chunk, *x.shape[axis + 1 :])
@@ -77,11 +80,11 @@ def in_chunks(
 
 
 def _largest(count: int, size: int, devices: int) -> int:
-    """Rows of a chunk: they divide `count`, and by the devices."""
-    found = [n for n in range(devices, min(size, count) + 1, devices) if count % n == 0]
-    if not found:
+    """Returns the largest size of a chunk that divides the rows and is divided by the devices."""
+    sizes = [n for n in range(devices, min(size, count) + 1, devices) if count % n == 0]
+    if not sizes:
         raise ValueError(f"chunk_size {size} is below the {devices} devices that share the batch: raise it")
-    return found[-1]
+    return sizes[-1]
 
 
 def _placed(x: Array, mesh: Mesh, axis: int) -> Array:

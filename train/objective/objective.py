@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from smart_jax.maxsim import maxsim, projected_maxsim
@@ -27,43 +29,52 @@ Scores = dict[str, Float[Array, "B N"]]  # "pooled" and, except for objective po
 @register_arrays
 @dataclasses.dataclass(frozen=True)
 class TrainBatch:
-    """Queries and documents of the global batch; query i's documents are rows [i * K, (i + 1) * K), positive first."""
+    """Queries and documents of the global batch, and what the loss knows of them.
 
-    queries: Batch  # B rows
-    documents: Batch  # B * K rows, K = 1 + explicit negatives
-    document_ids: UInt[Array, "N W"]  # equal for equal documents
-    teacher: Float[Array, "B K"] | None = None  # scores of each query's documents; NaN = not scored; None = no teacher
+    Attributes:
+      queries: B tokenised queries.
+      documents: N = B * K tokenised documents, K = 1 + explicit negatives of each query; those of query i are rows
+        [i * K, (i + 1) * K), its positive first.
+      document_ids: identity of each document in a few words, equal for equal documents.
+      teacher: a teacher's scores of each query's documents, NaN = not scored; None = there is no teacher.
+    """
+
+    queries: Batch
+    documents: Batch
+    document_ids: UInt[Array, "N words"]
+    teacher: Float[Array, "B K"] | None = None
 
 
 class Encoded(NamedTuple):
-    """One side of the batch, float32."""
+    """Vectors of the queries, or of the documents, of a batch; float32 except for `states`."""
 
-    pooled: Float[Array, "B E"]  # unit
-    tokens: Float[Array, "B L D"]  # unit
-    mask: Bool[Array, "B L"]  # kept tokens
-    raw_pooled: Float[Array, "B H"]
-    fused: Float[Array, "B L H"]  # before the projection
-    states: Float[Array, "B L N H"]  # of the backbone's N layers, as it gave them
+    pooled: Float[Array, "B pooled"]  # unit vectors, possibly truncated
+    tokens: Float[Array, "B L D"]  # unit vectors
+    mask: Bool[Array, "B L"]  # True for kept tokens
+    raw_pooled: Float[Array, "B H"]  # neither truncated nor normalised
+    fused: Float[Array, "B L H"]  # states before the projection
+    states: Float[Array, "B L layers H"]  # of the backbone, in its own precision
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
-    """The loss as a function of parameters and batch.
+    """Loss as a function of parameters and batch.
 
     Attributes:
-      config: which loss.
-      steps: of the whole run, for the ramp.
+      config: says which loss.
+      steps: number of steps of the whole run, for the ramp of a weight.
       mesh: the batch is split over its data axes; the bank of documents is gathered from all of them.
       partition: which parameters are trained, and what each belongs to.
       backbone: structure of the backbone, with its low-rank branches.
       adapter: structure of the adapter; None = tokens are the last layer's states.
-      dtype: the backbone's trained weights are cast to it for computing; None = as they are.
-      remat: compute again in the backward pass, to save memory: the layers of a backbone that is trained, and the
-        adapter's projection; the bank of documents is gathered from the devices part by part, too.
-      remat_policy: what of a layer is computed again, see `smart_jax.models.layers.REMAT_POLICIES`.
-      dropout_seed: of the low-rank branches' dropout, which follows from it, the step and the row; None = no dropout.
-      chunk_size: rows of one side that pass through the backbone at a time, see `train.objective.gradcache`; None =
-      all.
+      dtype: what trained weights of the backbone are cast to for computing; None = they stay as they are.
+      remat: whether the layers of a backbone that is trained, and the adapter's projection, are computed again in the
+        backward pass, to save memory; the bank of documents is then gathered from the devices part by part, too.
+      remat_policy: what of a layer is computed again, see `smart_jax.models.REMAT_POLICIES`.
+      dropout_seed: seed of the low-rank branches' dropout, which follows from it, the step and the row; None = no
+        dropout.
+      chunk_size: rows of queries, or of documents, that pass through the backbone at a time, see
+        `train.objective.gradcache`; None = all.
     """
 
     config: LossConfig
@@ -72,7 +83,7 @@ class Objective:
     partition: Partition
     backbone: Structure
     adapter: Structure | None = None
-    dtype: Any = None
+    dtype: DTypeLike | None = None
     remat: bool = False
     remat_policy: str = "full"
     dropout_seed: int | None = None
@@ -81,29 +92,40 @@ class Objective:
     def __call__(
         self, params: Params, frozen: Params, batch: TrainBatch, step: Int[Array, ""], *, training: bool = True
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Loss of the batch at step `step` (1 .. steps), and metrics; without dropout unless `training`.
+        """Computes the loss of a batch and what is logged with it.
 
-        The gradient reaches `params`; where none of them is the backbone's, its states are constants.
+        The gradient reaches `params`. Where none of them is the backbone's, its states are constants.
+
+        Args:
+          params: trained parameters by name.
+          frozen: the other parameters by name.
+          batch: the global batch.
+          step: number of the step, 1 .. steps.
+          training: whether there is dropout.
+
+        Returns:
+          The loss, and metrics by name, scalars.
         """
-        keys: Any = (None, None)
+        of_queries = of_documents = None
         if training and self.dropout_seed is not None:
-            keys = jax.random.split(jax.random.fold_in(jax.random.key(self.dropout_seed), step))
-        queries = self.encode(params, frozen, batch.queries, keys[0])
-        documents = self.encode(params, frozen, batch.documents, keys[1])
+            key = jax.random.fold_in(jax.random.key(self.dropout_seed), step)
+            of_queries, of_documents = jax.random.split(key)
+        queries = self.encode(params, frozen, batch.queries, of_queries)
+        documents = self.encode(params, frozen, batch.documents, of_documents)
         rows = len(batch.queries.input_ids)
         positives = jnp.arange(rows) * (len(batch.documents.input_ids) // rows)
         excluded = losses.false_negatives(batch.document_ids, positives) if self.config.mask_false_negatives else None
         temperatures, widths = self._temperatures(params), self.config.widths
-        loss: Any = 0.0
+        loss = jnp.float32(0)
         metrics: Metrics = {}
         for width, scores in self._scores(params, queries, documents).items():
-            part, found = contrastive(self.config, scores, temperatures, positives, excluded, step, self.steps)
+            part, parts = contrastive(self.config, scores, temperatures, positives, excluded, step, self.steps)
             if self.config.distillation != "none":
                 assert batch.teacher is not None, "the batch is of a Batcher without a teacher"
-                found["distillation"] = distillation(self.config, scores, positives, batch.teacher)
-                part = self.config.contrastive_weight * part + self.config.distillation_weight * found["distillation"]
+                parts["distillation"] = distillation(self.config, scores, positives, batch.teacher)
+                part = self.config.contrastive_weight * part + self.config.distillation_weight * parts["distillation"]
             loss += part * widths[width] / sum(widths.values())
-            metrics |= found if width is None else {f"loss_width_{width}": part}
+            metrics |= parts if width is None else {f"loss_width_{width}": part}
         if self.config.diversity_weight:
             q, d = (losses.diversity(side.fused, side.mask) for side in (queries, documents))
             metrics["diversity"] = q + d
@@ -113,11 +135,11 @@ class Objective:
             metrics["overlap"] = q + d
             loss += self.config.overlap_weight * (q + d)
         if self.config.learn_temperature:
-            metrics |= {f"temperature_{name}": t for name, t in temperatures.items()}
+            metrics |= {f"temperature_{name}": jnp.asarray(t) for name, t in temperatures.items()}
         return loss, metrics
 
     def encode(self, params: Params, frozen: Params, batch: Batch, dropout: Array | None = None) -> Encoded:
-        """One side of a batch; `dropout` is the key of its masks."""
+        """Computes the vectors of queries or documents; `dropout` is the key of the masks, None = no dropout."""
         trained = self.partition.trains_backbone
         layers = (-1,) if self.adapter is None else self.adapter.merge(params).config.layers
 
@@ -142,28 +164,29 @@ class Objective:
         return Encoded(pooled, adapter.project(fused), keep, raw_pooled, fused, hidden.states)
 
     def cast(self, params: Params) -> Params:
-        """The backbone's weights in `dtype`, the rest as they are."""
+        """Returns the parameters with the backbone's weights in `dtype`."""
         if self.dtype is None:
             return params
         weights = self.partition.select(params, Part.BACKBONE)
         return params | {name: x.astype(self.dtype) for name, x in weights.items()}
 
     def _scores(self, params: Params, queries: Encoded, documents: Encoded) -> dict[int | None, Scores]:
-        """Scores of every query with every document of the global batch, at each width of the loss."""
+        """Computes the scores of every query with every document of the global batch, at each width of the loss."""
         bank = jax.lax.with_sharding_constraint(documents.pooled, NamedSharding(self.mesh, PartitionSpec()))
         scores: dict[int | None, Scores] = {}
         for width in self.config.widths:
             q, d = vectors.truncate(queries.pooled, width), vectors.truncate(bank, width)
             scores[width] = {"pooled": jnp.einsum("be,ne->bn", q, d, precision="highest")}
         if self.config.objective != "pooled":
-            for found, late in zip(scores.values(), self._late(params, queries, documents), strict=True):
-                found["late"] = late
+            for at_width, late in zip(scores.values(), self._late(params, queries, documents), strict=True):
+                at_width["late"] = late
         return scores
 
     def _late(self, params: Params, queries: Encoded, documents: Encoded) -> list[Float[Array, "B N"]]:
-        """Each device scores its own queries with all documents: one gather, and one sum of the bank's gradient.
+        """Computes late scores at each width; each device scores its share of the queries with all documents.
 
-        Documents' tokens are pooled first and then, like the queries', cut to each width.
+        That takes one gather of the bank, and one sum of its gradient. Documents' tokens are pooled first and then, as
+        the queries' are, cut to each width.
         """
         rows, whole, factor = BATCH, PartitionSpec(), self.config.pool_factor
 
@@ -194,7 +217,7 @@ class Objective:
         params = self.partition.select(params, Part.ADAPTER)
         return projected(params, queries.tokens, bank, queries.mask, documents.mask)
 
-    def _temperatures(self, params: Params) -> dict[str, Any]:
+    def _temperatures(self, params: Params) -> Mapping[str, float | Float[Array, ""]]:
         start = start_temperatures(self.config)
         if not self.config.learn_temperature:
             return start
@@ -202,7 +225,12 @@ class Objective:
 
 
 def start_temperatures(config: LossConfig) -> dict[str, float]:
-    """Temperature of each score that the objective uses."""
+    """Returns the temperature of each score that the objective uses, the first one where it is learned.
+
+    Example:
+      >>> start_temperatures(LossConfig(objective="hybrid", temperature=0.05, late_temperature=0.02))
+      {'pooled': 0.05, 'late': 0.02}
+    """
     late = config.temperature if config.late_temperature is None else config.late_temperature
     both = {"pooled": config.temperature, "late": late}
     return both if config.objective == "hybrid" else {config.objective: both[config.objective]}
@@ -211,15 +239,35 @@ def start_temperatures(config: LossConfig) -> dict[str, float]:
 def contrastive(
     config: LossConfig,
     scores: Scores,
-    temperatures: dict[str, Any],
+    temperatures: Mapping[str, float | Float[Array, ""]],
     positives: Int[Array, " B"],
     excluded: Bool[Array, "B N"] | None,
     step: Int[Array, ""],
     steps: int,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The contrastive part of the loss, and the rates at which each score puts the positive first.
+    """Computes the contrastive part of the loss, and how often each score puts the positive first.
 
-    Documents above `false_negative_margin` take no part in the loss, but in the rates, which would be 1 without them.
+    Documents above `false_negative_margin` take no part in the loss, but they do in the rates, which would be 1 without
+    them.
+
+    Args:
+      config: says which loss.
+      scores: "pooled" and, unless the objective is pooled, "late", [B, N] each.
+      temperatures: one of each score that the objective uses.
+      positives: column of each query's positive, [B].
+      excluded: True where a document takes no part for a query, [B, N]; None = nowhere.
+      step: number of the step, from 1.
+      steps: number of steps of the run.
+
+    Returns:
+      The loss, and metrics by name, scalars.
+
+    Example:
+      >>> scores = {"pooled": jnp.array([[0.5, 0.25], [0.5, 0.75]])}
+      >>> config = LossConfig(objective="pooled", temperature=0.25)
+      >>> loss, metrics = contrastive(config, scores, {"pooled": 0.25}, jnp.array([0, 1]), None, jnp.int32(1), 10)
+      >>> print(f"{loss:.4f} {metrics['pooled_hit@1']:.1f}")  # log(1 + exp(-1))
+      0.3133 1.0
     """
     cross_entropy = losses.symmetric_info_nce if config.symmetric else losses.info_nce
     metrics = {f"{name}_hit@1": losses.hit_rate(s, positives, excluded) for name, s in scores.items()}
@@ -257,7 +305,23 @@ def distillation(
     positives: Int[Array, " B"],
     teacher: Float[Array, "B K"],
 ) -> Float[Array, ""]:
-    """Of the teacher's scores of each query's own documents, NaN where it has none, into the objective's score."""
+    """Computes how far the objective's score is from a teacher's scores of the documents of each query.
+
+    Args:
+      config: says which distillation, and at which temperatures.
+      scores: "pooled" and, unless the objective is pooled, "late", [B, N] each.
+      positives: column of each query's positive, which its other documents follow, [B].
+      teacher: the teacher's scores [B, K], NaN where there are none.
+
+    Returns:
+      Scalar, float32.
+
+    Example:
+      >>> config = LossConfig(objective="pooled", distillation="margin_mse", temperature=1.0)
+      >>> scores = {"pooled": jnp.array([[0.5, 0.25]])}
+      >>> distillation(config, scores, jnp.array([0]), jnp.array([[0.75, 0.0]]))  # margins 1/4 and 3/4
+      Array(0.25, dtype=float32)
+    """
     loss = losses.kl_distillation if config.distillation == "kl" else losses.margin_mse
     student = losses.own_documents(ranking_score(config, scores), positives, teacher.shape[1])
     of_student = config.distillation_temperature or start_temperatures(config).get(config.objective, config.temperature)
@@ -266,7 +330,13 @@ def distillation(
 
 
 def ranking_score(config: LossConfig, scores: Scores) -> Float[Array, "B N"]:
-    """The score that the objective ranks by."""
+    """Returns the score that the objective ranks by: pooled, late or their weighted sum, [B, N].
+
+    Example:
+      >>> scores = {"pooled": jnp.array([[0.5]]), "late": jnp.array([[0.25]])}
+      >>> ranking_score(LossConfig(objective="hybrid", late_weight=2.0), scores)
+      Array([[1.]], dtype=float32)
+    """
     if config.objective != "hybrid":
         return scores[config.objective]
     return config.pooled_weight * scores["pooled"] + config.late_weight * scores["late"]

@@ -15,7 +15,12 @@ Params = dict[str, jax.Array]
 
 
 class Part(enum.Enum):
-    """What a parameter belongs to; the value is the first word of its name."""
+    """What a parameter belongs to; the value is the first word of its name.
+
+    Example:
+      >>> Part("lora")
+      <Part.LORA: 'lora'>
+    """
 
     ADAPTER = "adapter"  # the token projection
     LORA = "lora"  # low-rank branches of the backbone's linear maps
@@ -24,7 +29,12 @@ class Part(enum.Enum):
 
 
 class Place(NamedTuple):
-    """Where a parameter stands: in which part of the model, and whether in its vision tower."""
+    """Where a parameter stands: in which part of the model, and whether in its vision tower.
+
+    Example:
+      >>> Place(Part.BACKBONE, vision=True).part.value
+      'model'
+    """
 
     part: Part
     vision: bool = False
@@ -40,7 +50,7 @@ class Leaf(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """An nnx module without its arrays."""
+    """nnx module without its arrays, see `take_apart`."""
 
     graphdef: nnx.GraphDef
     leaves: tuple[Leaf, ...]
@@ -67,6 +77,13 @@ def take_apart(part: Part, graphdef: nnx.GraphDef, state: nnx.State) -> tuple[St
 
     Returns:
       The structure, and the leaves of `state` by name.
+
+    Example:
+      >>> structure, params = take_apart(Part.ADAPTER, *nnx.split(nnx.Linear(2, 3, use_bias=False, rngs=nnx.Rngs(0))))
+      >>> {name: x.shape for name, x in params.items()}
+      {'adapter.kernel': (2, 3)}
+      >>> structure.merge(params)(jax.numpy.ones((1, 2))).shape
+      (1, 3)
     """
     arrays = dict(nnx.to_flat_state(state))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
@@ -82,7 +99,12 @@ def _leaf(part: Part, path: tuple[Any, ...], variable: Any) -> Leaf:
 
 
 def temperature_name(score: str) -> str:
-    """Returns the name of a score's learned temperature among the parameters, a logarithm."""
+    """Returns the name of a score's learned temperature among the parameters, where it is a logarithm.
+
+    Example:
+      >>> temperature_name("late")
+      'log_temperature.late'
+    """
     return f"{Part.TEMPERATURE.value}.{score}"
 
 
@@ -98,6 +120,13 @@ class Partition:
     Attributes:
       trained: places by name of what an update changes.
       frozen: places by name of what stays as it is.
+
+    Example:
+      >>> backbone, adapter = {"model.norm.scale": Place(Part.BACKBONE)}, {"adapter.proj.kernel": Place(Part.ADAPTER)}
+      >>> partition = Partition(trained=adapter, frozen=backbone)
+      >>> trained, frozen = partition.split({"adapter.proj.kernel": jax.numpy.ones((2, 2))})
+      >>> list(trained), list(frozen), partition.trains_backbone
+      (['adapter.proj.kernel'], [], False)
     """
 
     trained: Mapping[str, Place]

@@ -1,4 +1,4 @@
-"""What the loss does to vectors before they are scored: `smart_jax.reductions` of arrays on a device."""
+"""Reductions of vectors before they are scored: those of `smart_jax.reductions` that run on a device."""
 
 from __future__ import annotations
 
@@ -13,27 +13,48 @@ from train.objective.losses import unit
 
 
 def truncate(x: Float[Array, "*S D"], width: int | None) -> Float[Array, "*S W"]:
-    """The first `width` components, L2-normalised again, as `reductions.truncate`; None = all, as they are.
+    """Cuts vectors to their first components and normalises them again, as `smart_jax.reductions.truncate` does.
 
-    What Matryoshka training cuts to (Kusupati et al. 2022, arXiv:2205.13147).
+    Matryoshka training compares such vectors (Kusupati et al. 2022, arXiv:2205.13147).
+
+    Args:
+      x: vectors along the last axis.
+      width: components that stay; None = all, as they are.
+
+    Returns:
+      Unit vectors of that width, or `x`.
+
+    Example:
+      >>> print(truncate(jnp.array([[0.6, 0.0, 0.8]]), 2))
+      [[1. 0.]]
     """
     return x if width is None else unit(x[..., :width])
 
 
 def pool_tokens(
     tokens: Float[Array, "N L D"], mask: Bool[Array, "N L"], factor: float
-) -> tuple[Float[Array, "N G D"], Bool[Array, "N G"]]:
-    """The L2-normalised means of runs of kept tokens that follow one another, and which of them there are.
+) -> tuple[Float[Array, "N runs D"], Bool[Array, "N runs"]]:
+    """Replaces runs of kept tokens that follow one another by their L2-normalised means.
 
-    The same as `reductions.pool_tokens(embeddings, factor, "sequential")` of the kept tokens: of n of them ceil(n /
-    factor) means are left, of runs of equal lengths or one apart (Clavie, Chaffin and Adams 2024, arXiv:2409.14683).
-    Their other method, hierarchical clustering, does not run on a device. The gradient of a mean goes to its members;
-    which these are has none.
+    The result is that of `smart_jax.reductions.pool_tokens(embeddings, factor, "sequential")`: n kept tokens leave
+    ceil(n / factor) means, of runs whose lengths differ by at most one (Clavie, Chaffin and Adams 2024,
+    arXiv:2409.14683). Their other method, hierarchical clustering, does not run on a device. The gradient of a mean
+    goes to its members; the choice of members has none.
 
     Args:
-      tokens: float32; those that are not kept may hold anything.
-      mask: kept tokens, anywhere in the row.
+      tokens: token vectors, float32; those that are not kept may hold anything.
+      mask: True for kept tokens, which may stand anywhere.
       factor: at least 1.
+
+    Returns:
+      The means, and True for those that exist: an item with fewer tokens has fewer means.
+
+    Example:
+      >>> tokens = jnp.array([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 9.0]]])
+      >>> means, mask = pool_tokens(tokens, jnp.array([[True, True, True, False]]), factor=2)
+      >>> print(means[0], mask[0])
+      [[1. 0.]
+       [0. 1.]] [ True  True]
     """
     if factor == 1:
         return tokens, mask
@@ -43,13 +64,25 @@ def pool_tokens(
     return unit(sums), kept
 
 
-def pool_mask(mask: Bool[Array, "N L"], factor: float) -> Bool[Array, "N G"]:
-    """Which means there are, as from `pool_tokens`."""
+def pool_mask(mask: Bool[Array, "N L"], factor: float) -> Bool[Array, "N runs"]:
+    """Computes the mask of `pool_tokens` alone.
+
+    Args:
+      mask: True for kept tokens.
+      factor: at least 1.
+
+    Returns:
+      True for the means that exist.
+
+    Example:
+      >>> print(pool_mask(jnp.array([[True, True, True, False]]), factor=3))
+      [[ True False]]
+    """
     return mask if factor == 1 else _runs(mask, factor)[1]
 
 
-def _runs(mask: Bool[Array, "N L"], factor: float) -> tuple[Int[Array, "N L"], Bool[Array, "N G"]]:
-    """Each token's run, G for a token that is not kept; and whether there is a run 0 .. G - 1."""
+def _runs(mask: Bool[Array, "N L"], factor: float) -> tuple[Int[Array, "N L"], Bool[Array, "N runs"]]:
+    """Returns the run of each token, the number of runs for one that is not kept; and which of the runs exist."""
     length = mask.shape[1]
     counts = np.array([math.ceil(n / factor) for n in range(length + 1)], np.int32)  # in float64, as on the host
     kept = mask.sum(axis=1, dtype=jnp.int32)[:, None]
