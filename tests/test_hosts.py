@@ -43,7 +43,7 @@ PROCESS = """
 import json, os, signal, sys, time
 from pathlib import Path
 inputs, output, settings, term_at = sys.argv[1:]
-from smart_jax import compilation_cache
+from smart_jax.runtime import compilation_cache
 from tests.training import make_config
 from train import training
 from train.posttrain import train

@@ -23,7 +23,7 @@ NURSERY = """
 import json, os, random, signal, sys, threading, time
 from pathlib import Path
 import jax
-from smart_jax import compilation_cache
+from smart_jax.runtime import compilation_cache
 from tests.training import make_config
 from train import training
 from train.posttrain import train

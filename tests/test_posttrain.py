@@ -573,7 +573,7 @@ def test_muon_resumes_bit_identically(inputs, tmp_path):
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from smart_jax import compilation_cache
+from smart_jax.runtime import compilation_cache
 from tests.golden.make_video import clip
 from tests.training import make_config
 from train import training
