@@ -16,6 +16,7 @@ from train.data.convert import convert
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command with these arguments; None = those of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m train.data",
         description="Convert query-document pairs (parquet, Hugging Face layout) to a data set for training.",

@@ -1,4 +1,4 @@
-"""Examples of the data set -> what an update takes, prepared ahead of it."""
+"""Batches of examples as an update takes them: tokenised, collated, on the mesh."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import UInt
 
 from smart_jax.inputs import AnyPreprocessor, Row
 from smart_jax.models import batch_axes
 from smart_jax.runtime import batch_sharding, sum_over_processes
 from train.config import DataConfig
-from train.data.dataset import Example, content_hash
+from train.data.dataset import Example, Item, content_hash
 from train.data.examples import Examples
 from train.data.mixture import Mixture
 from train.data.work import Work, count_work
 from train.objective import TrainBatch
 
-UNREADABLE = (ValueError, TypeError, OSError)  # of `preprocessor.row`: the item's fault
+UNREADABLE = (ValueError, TypeError, OSError)  # raised by `preprocessor.row` where the item is at fault
 
 
 class Prepared(NamedTuple):
-    """A batch on the devices, whose examples it is made of, and the data iterator's state after it."""
+    """Batch on the devices, with what is known of it on the host.
 
-    ids: list[str]
+    Example:
+      >>> prepared = Prepared(["0", "1"], None, {"batches": 1}, Work(examples=2), skipped=1, skipped_before=2)
+      >>> prepared.count_skipped(limit=5)
+      3
+    """
+
+    ids: list[str]  # of its examples
     batch: TrainBatch
-    position: dict[str, Any]
+    position: dict[str, Any]  # state of the data iterator after it
     work: Work  # of this process
     skipped: int  # examples left out by this process since it started, up to this batch
     skipped_before: int  # by all processes before that
@@ -47,14 +54,23 @@ class Prepared(NamedTuple):
 
 
 class Skipped:
-    """Examples that could not be read, counted each time one is met."""
+    """Count of examples that could not be read, each time one is met."""
 
     def __init__(self, limit: int, before: int = 0):
-        """`limit`: more are an error; 0 = the first one's own. `before`: counted before this process started."""
+        """Starts to count.
+
+        Args:
+          limit: more are an error; at 0 that of the first example is raised itself.
+          before: examples that were counted before this process started.
+        """
         self.limit, self.count, self._names = limit, before, list[str]()
 
     def add(self, example: Example, error: Exception) -> None:
-        """Raises ValueError: these are too many; the message names those of this process."""
+        """Counts an example and prints why it is left out.
+
+        Raises:
+          ValueError: there are too many; the message names those of this process.
+        """
         if not self.limit:
             raise error
         self.count += 1
@@ -68,12 +84,29 @@ class Skipped:
 
 
 class Batcher:
-    """Examples of this process -> its part of the global batch, on the mesh."""
+    """Makes batches of examples: a process's examples become its part of the global batch, on the mesh.
+
+    Example:
+      >>> import smart_jax
+      >>> from smart_jax.runtime import make_mesh
+      >>> preprocessor = smart_jax.load("tiny").preprocessor
+      >>> batcher = Batcher(preprocessor, DataConfig(), make_mesh(devices=jax.devices()[:1]))
+      >>> batch = batcher([Example(str(i), {"text": "a query"}, {"text": f"page {i}"}) for i in range(2)])
+      >>> batch.queries.input_ids.shape[0], batch.document_ids.shape
+      (2, (2, 4))
+    """
 
     def __init__(self, preprocessor: AnyPreprocessor, config: DataConfig, mesh: Mesh, *, teacher: bool = False):
-        """`teacher`: batches have the data's scores, for distillation.
+        """Takes how examples become batches.
 
-        Raises ValueError: several processes without fixed shapes, which would disagree about the bucket.
+        Args:
+          preprocessor: of the model.
+          config: instructions, shapes and number of negatives.
+          mesh: batches are split over its data axes.
+          teacher: whether batches have the data's scores, for distillation.
+
+        Raises:
+          ValueError: there are several processes but no fixed shapes; they would disagree about the bucket.
         """
         if jax.process_count() > 1:
             if None in (config.query_length, config.document_length, config.document_patches):
@@ -84,10 +117,18 @@ class Batcher:
             if config.query_patches is None:
                 config = dataclasses.replace(config, query_patches=0)
         self.preprocessor, self._config, self._mesh, self._teacher = preprocessor, config, mesh, teacher
-        self._threads = ThreadPoolExecutor(max(1, config.workers), thread_name_prefix="rows")
+        self._threads = ThreadPoolExecutor(max(1, config.workers), thread_name_prefix="items")
 
     def prepare(self, examples: Examples | Mixture, skipped: int = 0) -> Iterator[Prepared]:
-        """The batches of `examples`, each with the position after it; `skipped` were before."""
+        """Yields the batches of examples, each with the position after it.
+
+        Args:
+          examples: batches of this process's examples.
+          skipped: examples that were left out before, by all processes.
+
+        Raises:
+          ValueError: as `arrays`.
+        """
         tally = Skipped(self._config.max_skipped, skipped)
         for batch in examples:
             arrays = self.arrays(batch, tally)
@@ -97,18 +138,22 @@ class Batcher:
             yield Prepared(ids, batch_on_mesh, position, work, tally.count - skipped, skipped)
 
     def __call__(self, examples: Sequence[Example]) -> TrainBatch:
-        """As `arrays`, on the mesh; nothing is left out."""
+        """Returns the batch of some examples on the mesh; as `arrays`, but nothing is left out."""
         return put_batch(self.arrays(examples, Skipped(0)), self._mesh)
 
     def arrays(self, examples: Sequence[Example], skipped: Skipped) -> TrainBatch:
-        """The batch of some examples, NumPy; query i's documents are its positive and then its negatives.
+        """Returns the batch of some examples as NumPy arrays; of a query's documents its positive comes first.
 
-        Where an example can not be read, the next one of these that can be stands in for it, after the last the first:
-        what is trained on follows from the examples alone. The document is then there twice, and neither is a negative
-        of the other's query.
+        Where an example cannot be read, the next readable one of the batch stands in for it, after the last the first:
+        the batch follows from the examples alone. Its document is then there twice, and neither is a negative of the
+        other's query.
+
+        Args:
+          examples: of this process.
+          skipped: counts those that cannot be read.
 
         Raises:
-          ValueError, TypeError, OSError: an item can not be read and `skipped` allows no more, none of the examples can
+          ValueError, TypeError, OSError: an item cannot be read and `skipped` allows no more, none of the examples can
             be read, or one lacks negatives or a teacher's scores; the message names the example.
         """
         config = self._config
@@ -120,30 +165,29 @@ class Batcher:
                     f"example '{example.id}' has {len(example.negatives)} negatives, data.negatives asks for "
                     f"{config.negatives}: lower it, or convert the data with negatives"
                 )
-            own = [example.document, *example.negatives[: config.negatives]]
             queries.append(example.query)
-            documents.extend(own)
-            names.extend(f"document {k} of example '{example.id}'" for k in range(len(own)))
+            documents.extend([example.document, *example.negatives[: config.negatives]])
+            names.extend(f"document {k} of example '{example.id}'" for k in range(1 + config.negatives))
         query_names = [f"query of example '{example.id}'" for example in examples]
-        query_rows = self._rows(queries, config.query_instruction, query_names, query=True)
-        document_rows = self._rows(documents, config.document_instruction, names)
-        # Of each place, the example whose rows stand there, and their numbers.
-        places = _readable(examples, query_rows, document_rows, skipped)
+        tokenised = self._tokenised(queries, config.query_instruction, query_names, query=True)
+        tokenised_documents = self._tokenised(documents, config.document_instruction, names)
+        # The example that stands at each place of the batch, and the numbers of its documents.
+        places = _readable(examples, tokenised, tokenised_documents, skipped)
         at = [i * (1 + config.negatives) + k for i in places for k in range(1 + config.negatives)]
         teacher: Any = np.stack([self._scores(examples[i]) for i in places]) if self._teacher else None
         return TrainBatch(
             queries=self.preprocessor.collate(
-                [query_rows[i] for i in places], length=config.query_length, patches=config.query_patches
+                [tokenised[i] for i in places], length=config.query_length, patches=config.query_patches
             ),
             documents=self.preprocessor.collate(
-                [document_rows[i] for i in at], length=config.document_length, patches=config.document_patches
+                [tokenised_documents[i] for i in at], length=config.document_length, patches=config.document_patches
             ),
-            document_ids=np.stack([_id_words(documents[i]) for i in at]),  # type: ignore[arg-type]
+            document_ids=np.stack([_id_words(documents[i]) for i in at]),  # type: ignore[arg-type]  # on the host yet
             teacher=teacher,
         )
 
     def _scores(self, example: Example) -> np.ndarray:
-        """Of the example's documents in the batch, float32 [K], NaN = not scored."""
+        """Returns a teacher's scores of the example's documents in the batch, float32 [K], NaN = not scored."""
         scores = np.array(example.scores[: 1 + self._config.negatives], np.float32)
         if len(scores) <= self._config.negatives or np.isnan(scores[0]) or np.isnan(scores[1:]).all():
             raise ValueError(
@@ -153,12 +197,12 @@ class Batcher:
             )
         return scores
 
-    def _rows(
-        self, items: Sequence[Any], instruction: str | None, names: Sequence[str], *, query: bool = False
+    def _tokenised(
+        self, items: Sequence[Item], instruction: str | None, names: Sequence[str], *, query: bool = False
     ) -> list[Any]:
-        """Rows, or the errors that came instead."""
+        """Returns tokenised items, or the errors that were raised instead."""
 
-        def row(item: Any, name: str) -> Row | Exception:
+        def row(item: Item, name: str) -> Row | Exception:
             try:
                 return self.preprocessor.row(item, instruction=instruction, query=query, name=name)
             except UNREADABLE as error:
@@ -170,12 +214,12 @@ class Batcher:
 def _readable(
     examples: Sequence[Example], queries: Sequence[Any], documents: Sequence[Any], skipped: Skipped
 ) -> list[int]:
-    """For each example itself or, where one of its rows is an error, the next without."""
+    """Returns for each example its number or, where one of its items is an error, that of the next without."""
     count, each = len(examples), len(documents) // len(examples)
     good = []
     for i, example in enumerate(examples):
-        rows = (queries[i], *documents[i * each : (i + 1) * each])
-        error = next((row for row in rows if isinstance(row, Exception)), None)
+        items = (queries[i], *documents[i * each : (i + 1) * each])
+        error = next((item for item in items if isinstance(item, Exception)), None)
         good.append(error is None)
         if error is not None:
             skipped.add(example, error)
@@ -185,13 +229,13 @@ def _readable(
     return [next(j % count for j in range(i, i + count) if good[j % count]) for i in range(count)]
 
 
-def _id_words(item: Any) -> np.ndarray:
-    """The content's hash as uint32 [4], which fits into arrays."""
+def _id_words(item: Item) -> UInt[np.ndarray, " 4"]:
+    """Returns the digest of an item's content as numbers, which fit into arrays."""
     return np.frombuffer(bytes.fromhex(content_hash(item)), np.uint32)
 
 
 def put_batch(batch: TrainBatch, mesh: Mesh) -> TrainBatch:
-    """This process's rows as part of global arrays, split over the mesh's data axes."""
+    """Puts this process's rows on the mesh, as its part of global arrays that are split over the data axes."""
     where = jax.tree.map(lambda axis: batch_sharding(mesh, leading=axis), batch_axes(batch))
     if jax.process_count() == 1:
         return jax.device_put(batch, where)

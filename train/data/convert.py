@@ -1,4 +1,4 @@
-"""Query-document pairs from Hugging Face parquet files -> a tensorflow-datasets data set in ArrayRecord format.
+"""Conversion of query-document pairs in parquet files to a tensorflow-datasets data set in ArrayRecord format.
 
 See `train.data.parquet` for the layout of a source.
 """
@@ -31,7 +31,17 @@ Content = bytes | str | list[bytes]  # an image, a text or a video's path, a vid
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What `convert` did: where the data set is, examples per split, rows left out by reason."""
+    """What `convert` did.
+
+    Attributes:
+      path: folder of the data set.
+      examples: how many there are, by split.
+      skipped: how many records were left out, by reason.
+
+    Example:
+      >>> Conversion(Path("data/pages"), {"train": 98, "validation": 2}, {}).examples["train"]
+      98
+    """
 
     path: Path
     examples: dict[str, int]
@@ -53,37 +63,53 @@ def convert(
     skip_unreadable: bool = False,
     overwrite: bool = False,
 ) -> Conversion:
-    """Write `out`/`name`, which `train.data.open_split` reads, from a folder or hub data set of parquet files.
+    """Writes `out`/`name`, which `open_split` reads, from a folder or hub data set of parquet files.
 
-    Rows whose query is null or blank are left out and counted. The validation split takes about `validation_ratio` of
-    the documents, chosen by a hash of their bytes (of a video file, its path in the source) and `seed`: all queries of
-    a page are on one side, and the choice depends neither on the rows' order nor on the files. The data set appears
-    only when it is complete.
+    Records whose query is null or blank are left out and counted. The validation split takes about `validation_ratio`
+    of the documents, chosen by a hash of their bytes (of a video file, of its path in the source) and `seed`: all
+    queries of a page are on one side, and the choice depends neither on the order of the records nor on the files. The
+    data set appears only when it is complete.
 
     Video files are not copied. Where the source has a path relative to its folder, the data set has one relative to its
     own: keep both where they are, or move what holds both.
 
     Args:
-      source: a folder with parquet files in it or in its `data/`, or a hub id "owner/name" (downloaded once).
+      source: folder with parquet files in it or in its `data/`, or hub id "owner/name", which is downloaded once.
       name: of the data set: lower-case letters, digits and underscores.
-      out: the folder of all data sets.
+      out: folder of all data sets.
       split: of the source, where the files' names tell splits apart (`train-00000-of-00082.parquet`).
-      subset: a folder of the source, such as a language; None = the whole of it.
+      subset: folder in the source, such as a language; None = the whole of it.
       revision: of the hub data set.
-      max_negatives: keep at most so many of each row, the first ones: each is stored with every row that names it.
+      max_negatives: largest number of negatives of a record, of which the first are kept; each is stored with every
+        record that names it. None = all.
       validation_ratio: in [0, 1); 0 = no validation split.
       seed: of the choice of the validation split.
-      shards: at most so many files per split; None = one for each 256 MiB of the source.
-      skip_unreadable: leave out and count rows whose document is missing or is no image or video, instead of raising.
-      overwrite: replace a data set of this name.
+      shards: largest number of files per split; None = one for each 256 MiB of the source.
+      skip_unreadable: whether records whose document is missing or is no image or video are left out and counted; False
+        = they are errors.
+      overwrite: whether a data set of this name is replaced.
+
+    Returns:
+      Where the data set is, and how many examples it has.
 
     Raises:
       FileExistsError: there is a data set of this name, and `overwrite` is off.
-      FileNotFoundError: no such folder or hub data set, or no parquet files in it.
+      FileNotFoundError: there is no such folder or hub data set, or there are no parquet files in it.
       ConnectionError: the hub is needed and can not be reached, or is switched off.
       ImportError: there are video files, and PyAV is not installed.
-      ValueError: a missing column, a corrupt file, a document that can not be read, a number of scores that is not that
-        of the documents, an empty split.
+      ValueError: a column is missing, a file is corrupt, a document cannot be read, there are not as many scores as
+        documents, or a split is empty.
+
+    Example:
+      >>> import tempfile
+      >>> import pyarrow as pa
+      >>> from pyarrow import parquet
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> pairs = {"query": ["a query", "another", ""], "text": ["a document", "another", "without a query"]}
+      >>> parquet.write_table(pa.table(pairs), folder / "train.parquet")
+      >>> result = convert(folder, "pairs", folder / "data", validation_ratio=0)
+      >>> result.examples, result.skipped
+      ({'train': 2}, {'no query': 1})
     """
     check_name(name)
     if not 0 <= validation_ratio < 1:
@@ -95,18 +121,19 @@ def convert(
         raise FileExistsError(f"'{target}' exists: pass overwrite (--overwrite) to replace it, or choose another name")
     if max_negatives is not None and max_negatives < 0:
         raise ValueError(f"max_negatives={max_negatives}: expected at least 0, or None")
-    rows = ParquetFolder(find_source(source, revision, subset), split, videos=Path(source).is_dir())
+    records = ParquetFolder(find_source(source, revision, subset), split, videos=Path(source).is_dir())
     skipped: collections.Counter[str] = collections.Counter()
-    shards = shards or max(1, sum(file.stat().st_size for file in rows.files) // SHARD_BYTES)
+    shards = shards or max(1, sum(file.stat().st_size for file in records.files) // SHARD_BYTES)
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        by_id = ImagesById(rows, partial) if rows.negatives == "id" else None
-        pairs = _pairs(rows, target, by_id, max_negatives, skip_unreadable, skipped)
-        examples = _write(pairs, rows, partial / VERSION, name, validation_ratio, seed, math.ceil(len(rows) / shards))
+        by_id = ImagesById(records, partial) if records.negatives == "id" else None
+        pairs = _pairs(records, target, by_id, max_negatives, skip_unreadable, skipped)
+        size = math.ceil(len(records) / shards)
+        examples = _write(pairs, records, partial / VERSION, name, validation_ratio, seed, size)
         for key, count in examples.items():
             if not count:
                 raise ValueError(
-                    f"no row of '{rows.root}' falls into the split '{key}' (left out: {dict(skipped)}): give more "
+                    f"no row of '{records.root}' falls into the split '{key}' (left out: {dict(skipped)}): give more "
                     "rows, another --validation_ratio or --seed, or --validation_ratio 0"
                 )
         if by_id is not None:
@@ -121,16 +148,16 @@ def convert(
 
 def _write(
     pairs: Iterator[tuple[Content, dict[str, Any]]],
-    rows: ParquetFolder,
+    records: ParquetFolder,
     folder: Path,
     name: str,
     validation_ratio: float,
     seed: int,
     examples_per_shard: int,
 ) -> dict[str, int]:
-    """Writes in one pass, in the source's order (reading shuffles); returns the number of examples per split."""
+    """Writes in one pass, in the source's order (reading shuffles); returns the number of examples by split."""
     counts = {"train": 0, "validation": 0} if validation_ratio else {"train": 0}
-    writer = open_writer(folder, name, _features(rows), list(counts), examples_per_shard)
+    writer = open_writer(folder, name, _features(records), list(counts), examples_per_shard)
     while some := list(itertools.islice(pairs, WRITE_AT_ONCE)):  # each call rewrites the metadata
         parts: dict[str, list[dict[str, Any]]] = {split: [] for split in counts}
         for content, example in some:
@@ -145,10 +172,10 @@ def _write(
 def open_writer(
     folder: Path, name: str, features: tfds.features.FeaturesDict, splits: list[str], examples_per_shard: int
 ) -> tfds.core.SequentialWriter:
-    """Of a new data set; the folder is its version's, and made.
+    """Returns a writer of a new data set; the folder is that of its version, and is made.
 
-    tensorflow_datasets' GeneratorBasedBuilder would shuffle what it writes, and for that needs tensorflow as soon as a
-    split exceeds 1 GB.
+    The GeneratorBasedBuilder of tensorflow_datasets would shuffle what it writes, and for that it needs tensorflow as
+    soon as a split exceeds 1 GB.
     """
     folder.mkdir(parents=True)
     identity = tfds.core.DatasetIdentity(
@@ -163,50 +190,50 @@ def open_writer(
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError: a data set can not be called so."""
+    """Raises ValueError where a data set cannot have this name."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"data set name '{name}': use lower-case letters, digits and underscores, a letter first")
 
 
-def _features(rows: ParquetFolder) -> tfds.features.FeaturesDict:
+def _features(records: ParquetFolder) -> tfds.features.FeaturesDict:
     kinds = {"image": tfds.features.Image, "text": tfds.features.Text}  # an image keeps its encoded bytes
     features = {key: tfds.features.Text() for key in ("id", "query", "source")}
-    if rows.document != "video":
-        features[rows.document] = kinds[rows.document]()
-    for column, kind in rows.videos.items():
+    if records.document != "video":
+        features[records.document] = kinds[records.document]()
+    for column, kind in records.videos.items():
         prefix, frames = column.removesuffix("video"), tfds.features.Sequence(tfds.features.Image())
         features[column] = frames if kind == "frames" else tfds.features.Text()
         features[prefix + "fps"] = tfds.features.Scalar(np.float32)  # 0 = not given
         features[prefix + "max_frames"] = tfds.features.Scalar(np.int64)
-    if rows.negatives:
-        features["negatives"] = tfds.features.Sequence(kinds["text" if rows.negatives == "text" else "image"]())
-    if rows.has_scores:
+    if records.negatives:
+        features["negatives"] = tfds.features.Sequence(kinds["text" if records.negatives == "text" else "image"]())
+    if records.has_scores:
         features["scores"] = tfds.features.Sequence(np.float32)
     return tfds.features.FeaturesDict(features)
 
 
 class ImagesById:
-    """The images of all rows in one file beside what is written, since parquet reads no single row."""
+    """Images of all records in one file beside what is written, since parquet reads no single record."""
 
-    def __init__(self, rows: ParquetFolder, folder: Path) -> None:
-        """Raises ValueError: two rows have one id."""
+    def __init__(self, records: ParquetFolder, folder: Path) -> None:
+        """Reads all images; raises ValueError where two records have one id."""
         folder.mkdir(parents=True)
         self._path = folder / "images"
         self._places: dict[str, tuple[int, int]] = {}  # offset and size
         with self._path.open("wb") as file:
-            for _, where, row in tqdm(rows, total=len(rows), desc="reading images", unit=" rows"):
-                if row["id"] in self._places:
-                    raise ValueError(f"{where} has the id '{row['id']}' of another row: negatives name rows by id")
+            for _, where, record in tqdm(records, total=len(records), desc="reading images", unit=" rows"):
+                if record["id"] in self._places:
+                    raise ValueError(f"{where} has the id '{record['id']}' of another row: negatives name rows by id")
                 try:
-                    data = rows.image(row["image"])
+                    data = records.image(record["image"])
                 except ValueError:
-                    data = b""  # told of where it is needed
-                self._places[row["id"]] = file.tell(), len(data)
+                    data = b""  # an error where it is needed
+                self._places[record["id"]] = file.tell(), len(data)
                 file.write(data)
         self._file = self._path.open("rb")
 
     def __getitem__(self, name: str) -> bytes:
-        """Raises ValueError: no row has that id, or no readable image."""
+        """Returns the image of the record with an id; raises ValueError where there is none, or no readable image."""
         if name not in self._places:
             raise ValueError(f"names the negative '{name}', which is no row's id")
         offset, size = self._places[name]
@@ -216,72 +243,73 @@ class ImagesById:
         return self._file.read(size)
 
     def remove(self) -> None:
+        """Removes the file."""
         self._file.close()
         self._path.unlink()
 
 
 def _pairs(
-    rows: ParquetFolder,
+    records: ParquetFolder,
     target: Path,
     by_id: ImagesById | None,
     max_negatives: int | None,
     skip_unreadable: bool,
     skipped: collections.Counter[str],
 ) -> Iterator[tuple[Content, dict[str, Any]]]:
-    """Each document's content and the example as the writer takes it; rows left out are counted in `skipped`."""
-    for number, where, row in tqdm(rows, total=len(rows), desc="converting", unit=" rows"):
-        query = (row["query"] or "").strip()
-        if not query and not rows.has_video("query_video", row):
+    """Yields each document's content and the example as the writer takes it; counts in `skipped` what is left out."""
+    for number, where, record in tqdm(records, total=len(records), desc="converting", unit=" rows"):
+        query = (record["query"] or "").strip()
+        if not query and not records.has_video("query_video", record):
             skipped["no query"] += 1
             continue
         try:
-            content, items = _items(rows, row, target)
-            if rows.negatives:
-                listed = (row["negatives"] or [])[:max_negatives]
-                items["negatives"] = [by_id[x] if by_id else _document(rows, rows.negatives, x) for x in listed]
+            content, items = _items(records, record, target)
+            if records.negatives:
+                listed = (record["negatives"] or [])[:max_negatives]
+                items["negatives"] = [by_id[x] if by_id else _document(records, records.negatives, x) for x in listed]
         except ValueError as error:
             if not skip_unreadable:
                 remedy = "repair or drop the row, or skip such rows (skip_unreadable, --skip_unreadable)"
                 raise ValueError(f"{where} {error}: {remedy}") from error
             skipped["unreadable document"] += 1
             continue
-        if rows.has_scores:
-            items["scores"] = rows.scores(row, where)[: None if max_negatives is None else 1 + max_negatives]
-        yield content, {"id": f"{number:08d}", "query": query, "source": row.get("source") or "", **items}
+        if records.has_scores:
+            items["scores"] = records.scores(record, where)[: None if max_negatives is None else 1 + max_negatives]
+        yield content, {"id": f"{number:08d}", "query": query, "source": record.get("source") or "", **items}
 
 
-def _items(rows: ParquetFolder, row: dict[str, Any], target: Path) -> tuple[Content, dict[str, Any]]:
-    """The document's content, and the example's columns of documents and videos."""
+def _items(records: ParquetFolder, record: dict[str, Any], target: Path) -> tuple[Content, dict[str, Any]]:
+    """Returns the document's content, and the example's columns of documents and videos."""
     items, content = {}, b""
-    for column in rows.videos:
-        video = rows.video(column, row) or {"video": [] if rows.videos[column] == "frames" else ""}
-        content, prefix = video["video"] if column == rows.document else content, column.removesuffix("video")
-        items[column] = _stored(rows, video["video"], target)
+    for column in records.videos:
+        video = records.video(column, record) or {"video": [] if records.videos[column] == "frames" else ""}
+        content, prefix = video["video"] if column == records.document else content, column.removesuffix("video")
+        items[column] = _stored(records, video["video"], target)
         items |= {prefix + key: video.get(key, 0) for key in ("fps", "max_frames")}
-    if rows.document != "video":
-        items[rows.document] = content = _document(rows, rows.document, row[rows.document])
+    if records.document != "video":
+        items[records.document] = content = _document(records, records.document, record[records.document])
     elif not content:
         raise ValueError("has no video")
     return content, items
 
 
-def _stored(rows: ParquetFolder, video: str | list[bytes], target: Path) -> str | list[bytes]:
-    """Frames and absolute paths as they are, other paths from the data set's folder."""
+def _stored(records: ParquetFolder, video: str | list[bytes], target: Path) -> str | list[bytes]:
+    """Returns frames and absolute paths as they are, other paths as seen from the data set's folder."""
     if not video or isinstance(video, list) or Path(video).is_absolute():
         return video
-    return os.path.relpath(rows.root.resolve() / video, target.resolve())
+    return os.path.relpath(records.root.resolve() / video, target.resolve())
 
 
-def _document(rows: ParquetFolder, kind: str | None, value: Any) -> Any:
+def _document(records: ParquetFolder, kind: str | None, value: Any) -> Any:
     if kind == "image":
-        return rows.image(value)
+        return records.image(value)
     if not value or not value.strip():
         raise ValueError("has no text")
     return value
 
 
 def _fraction(document: Content, seed: int) -> float:
-    """A number in [0, 1) that depends on the document's content and the seed only."""
+    """Returns a number in [0, 1) that depends on the document's content and the seed alone."""
     parts = document if isinstance(document, list) else [document]
     data = b"".join(part.encode() if isinstance(part, str) else part for part in parts)
     digest = hashlib.blake2b(data, digest_size=8, key=str(seed).encode()).digest()

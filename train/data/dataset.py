@@ -17,21 +17,25 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.json_format import ParseError
 
-Item = dict[str, Any]  # what `smart_jax.inputs.multimodal.Preprocessor.row` takes
+Item = dict[str, Any]  # what `smart_jax.inputs.parse_item` takes
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A query, a document that answers it, and documents that do not.
+    """Query, a document that answers it, and documents that do not.
 
     Attributes:
-      id: the source's row, as text.
+      id: number of the source's record, as text.
       query: {"text": ...}, {"video": ...} or both.
-      document: {"image": encoded bytes}, {"text": ...} or {"video": the path of a file, or frames as a list}; with a
-        video, here and in the query, may be fps and max_frames.
-      negatives: likewise, possibly none.
-      source: where the source got the pair from; may be empty.
-      scores: a teacher's, of the document and then of each negative, NaN for those that it has not scored; or empty.
+      document: {"image": encoded bytes}, {"text": ...} or {"video": path of a file, or list of frames}. Beside a video,
+        here and in the query, there may be fps and max_frames.
+      negatives: other documents of the same form, possibly none.
+      source: where the pair comes from, possibly "".
+      scores: a teacher's scores of the document and then of each negative, NaN where there is none; or none at all.
+
+    Example:
+      >>> Example("0", {"text": "What is a page?"}, {"text": "One side of a leaf."}).negatives
+      ()
     """
 
     id: str
@@ -43,10 +47,20 @@ class Example:
 
 
 def content_hash(item: Item) -> str:
-    """Hex digest (128 bits) of an item's text, image bytes, and path or frames of a video.
+    """Computes a digest of an item's text, image bytes, and path or frames of a video.
 
-    Equal documents of a batch are no negatives; a video is the same one however it is sampled, so fps and max_frames
-    do not count.
+    Equal documents of a batch are no negatives of each other. A video is the same one however it is sampled, so fps and
+    max_frames do not count.
+
+    Args:
+      item: query or document.
+
+    Returns:
+      32 hexadecimal digits (128 bits).
+
+    Example:
+      >>> content_hash({"video": "a.mp4", "fps": 1}) == content_hash({"video": "a.mp4", "fps": 2})
+      True
     """
     digest = hashlib.blake2b(digest_size=16)
     for key in sorted(item.keys() - {"fps", "max_frames"}):
@@ -58,7 +72,13 @@ def content_hash(item: Item) -> str:
 
 
 class Source(Protocol):
-    """Random access to examples: a split on disk, or a list."""
+    """Examples by number: a split on disk, or a list.
+
+    Example:
+      >>> source: Source = [Example("0", {"text": "a query"}, {"text": "a document"})]
+      >>> source[0].id
+      '0'
+    """
 
     def __len__(self) -> int: ...
 
@@ -66,17 +86,24 @@ class Source(Protocol):
 
 
 class _Encoded(tfds.decode.SkipDecoding):
-    """Images as the bytes they are stored in; the library's own class lacks the method for sequences."""
+    """Decoder that leaves images in the bytes they are stored in; the library's class lacks sequences of them."""
 
     def decode_batch_example_np(self, example_data: Any) -> list[bytes]:
         return list(example_data)
 
 
 class Split:
-    """A converted split; reads one example at a time from its ArrayRecord files."""
+    """Converted split, of which one example at a time is read from ArrayRecord files; `open_split` opens it."""
 
     def __init__(self, source: Sequence[dict[str, Any]], document: str, negatives: str | None, folder: Path) -> None:
-        """`document` and `negatives` are "image", "video" or "text"; paths are relative to `folder`."""
+        """Takes the opened records.
+
+        Args:
+          source: the records.
+          document: "image", "video" or "text", what documents are.
+          negatives: "image" or "text", what negatives are; None = there are none.
+          folder: where relative paths of videos start.
+        """
         self._source, self._document, self._negatives, self._folder = source, document, negatives, folder
 
     def __len__(self) -> int:
@@ -100,7 +127,7 @@ class Split:
         )
 
     def _video(self, record: dict[str, Any], prefix: str = "") -> Item:
-        """The video in the column "video" or "query_video", nothing if there is none."""
+        """Returns the video in the column "video" or "query_video" as an item, {} if there is none."""
         video = record.get(prefix + "video", b"")
         if not len(video):
             return {}
@@ -120,11 +147,30 @@ def _item(kind: str | None, value: bytes) -> Item:
 
 
 def open_split(data_dir: str | Path, name: str, split: str = "train") -> Split:
-    """A split of a data set that `python -m train.data` wrote; the library's slices such as "train[:100]" work.
+    """Opens a split of a data set that `convert` wrote.
+
+    Args:
+      data_dir: folder of all data sets.
+      name: of the data set.
+      split: its name; slices of tensorflow-datasets such as "train[:100]" work.
+
+    Returns:
+      The split, a `Source`.
 
     Raises:
-      FileNotFoundError: no such data set, or one of its files is missing.
-      ValueError: no such split, a truncated or corrupt file, or a data set with other features.
+      FileNotFoundError: there is no such data set, or one of its files is missing.
+      ValueError: there is no such split, a file is truncated or corrupt, or the data set has other features.
+
+    Example:
+      >>> import tempfile
+      >>> import pyarrow as pa
+      >>> from pyarrow import parquet
+      >>> from train.data import convert
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> parquet.write_table(pa.table({"query": ["q"], "text": ["a document"]}), folder / "train.parquet")
+      >>> _ = convert(folder, "pairs", folder / "data", validation_ratio=0)
+      >>> open_split(folder / "data", "pairs")[0].document
+      {'text': 'a document'}
     """
     builder = _open(data_dir, name)
     features = builder.info.features
@@ -146,7 +192,27 @@ def open_split(data_dir: str | Path, name: str, split: str = "train") -> Split:
 
 
 def split_names(data_dir: str | Path, name: str) -> list[str]:
-    """Of a data set that `python -m train.data` wrote; errors as of `open_split`."""
+    """Returns the names of a data set's splits.
+
+    Args:
+      data_dir: folder of all data sets.
+      name: of a data set that `convert` wrote.
+
+    Raises:
+      FileNotFoundError: there is no such data set.
+      ValueError: its metadata are corrupt.
+
+    Example:
+      >>> import tempfile
+      >>> import pyarrow as pa
+      >>> from pyarrow import parquet
+      >>> from train.data import convert
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> parquet.write_table(pa.table({"query": ["q"], "text": ["a document"]}), folder / "train.parquet")
+      >>> _ = convert(folder, "pairs", folder / "data", validation_ratio=0)
+      >>> split_names(folder / "data", "pairs")
+      ['train']
+    """
     return list(_open(data_dir, name).info.splits)
 
 
@@ -168,15 +234,15 @@ def _holds_images(feature: tfds.features.FeatureConnector) -> bool:
 
 
 def _check_file(path: Path, count: int) -> None:
-    """Refuses a missing or truncated file, for which the library would give None or abort at the first batch."""
+    """Refuses a missing or truncated file, for which the library would return None or abort at the first batch."""
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' is missing: convert the data again")
     try:
         reader = ArrayRecordReader(str(path))
-        found = reader.num_records() if reader.ok() else 0
+        readable = reader.num_records() if reader.ok() else 0
         reader.close()
     except (RuntimeError, ValueError) as error:
         reason = str(error) or "no records"
         raise ValueError(f"'{path}' is truncated or corrupt ({reason}): convert the data again") from error
-    if found != count:
-        raise ValueError(f"'{path}' is truncated: it has {found} of {count} examples, convert the data again")
+    if readable != count:
+        raise ValueError(f"'{path}' is truncated: it has {readable} of {count} examples, convert the data again")

@@ -14,22 +14,19 @@ from train.data.dataset import Example, Source
 class Examples:
     """Iterator over batches of a source, shuffled anew each epoch; its position can be saved and restored.
 
-    What is in batch k depends on `seed` only, not on the number of processes or workers; each process reads its own
-    examples of it. What does not fill a batch at the end of an epoch is left out of that epoch, so no batch spans two
+    What is in batch k depends on `seed` alone, not on the number of processes or workers; each process reads its part
+    of it. Examples that do not fill a batch at the end of an epoch are left out of that epoch, so no batch spans two
     epochs and none has an example twice.
 
-    Args:
-      source: `open_split(...)`, or a list of examples.
-      batch_size: of the global batch, over all processes.
-      seed: of the shuffling.
-      epochs: to iterate over; None = without end.
-      shuffle: off = the source's order, as for a validation split.
-      process_index, process_count: this process's part; None = jax's.
-      workers: processes that read; 0 = this one (two threads).
+    Attributes:
+      batches_per_epoch: number of batches in a pass over the source.
 
-    Raises:
-      ValueError: a batch of fewer than 2 examples has no negatives; or one that does not divide among the processes, or
-        is larger than the source.
+    Example:
+      >>> from train.data import Example
+      >>> source = [Example(str(i), {"text": f"query {i}"}, {"text": f"document {i}"}) for i in range(4)]
+      >>> batches = Examples(source, 2, shuffle=False)
+      >>> [example.id for example in next(batches)], batches.get_state()["batches"]
+      (['0', '1'], 1)
     """
 
     def __init__(
@@ -44,20 +41,36 @@ class Examples:
         process_count: int | None = None,
         workers: int = 0,
     ) -> None:
+        """Starts before the first batch.
+
+        Args:
+          source: `open_split(...)`, or a list of examples.
+          batch_size: examples of the global batch, over all processes.
+          seed: of the shuffling.
+          epochs: passes over the source; None = without end.
+          shuffle: False = the source's order, as for a validation split.
+          process_index: number of the part of each batch that this process reads; None = jax's number of the process.
+          process_count: number of parts; None = jax's number of processes.
+          workers: processes that read; 0 = this one, with two threads.
+
+        Raises:
+          ValueError: a batch of fewer than 2 examples, which has no negatives; one that does not divide among the
+            processes; or one that is larger than the source.
+        """
         index = jax.process_index() if process_index is None else process_index
         count = jax.process_count() if process_count is None else process_count
         _check_batch(len(source), batch_size, index, count)
         self.batches_per_epoch = len(source) // batch_size
         self._settings = {"examples": len(source), "batch_size": batch_size, "seed": seed, "shuffle": shuffle}
         self._workers = workers
-        # Of numbers, not of examples: a process reads its own alone. Those are neighbours, so that the rows of the
-        # global batch are in the same order however many processes there are.
+        # Batches of numbers, not of examples: a process reads its part alone. The parts are runs of neighbours, so that
+        # the rows of the global batch are in the same order however many processes there are.
         numbers = grain.MapDataset.range(len(source)).seed(seed)
         numbers = numbers.shuffle() if shuffle else numbers
         numbers = numbers[: self.batches_per_epoch * batch_size].batch(batch_size)
         size = batch_size // count
-        own = slice(index * size, (index + 1) * size)
-        self._batches = numbers.map(lambda batch: [source[i] for i in batch[own]]).repeat(epochs)
+        part = slice(index * size, (index + 1) * size)
+        self._batches = numbers.map(lambda batch: [source[i] for i in batch[part]]).repeat(epochs)
         self._start(0)
 
     def _start(self, position: int) -> None:
@@ -66,7 +79,7 @@ class Examples:
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
         dataset = self._batches[position:].to_iter_dataset(options)
         if self._workers:
-            if not flags.FLAGS.is_parsed():  # grain reads its own flags; outside of absl's app they keep their defaults
+            if not flags.FLAGS.is_parsed():  # grain reads absl's flags; outside of absl's app they keep their defaults
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
         self._iterator = iter(dataset)
@@ -75,20 +88,23 @@ class Examples:
         return self
 
     def __next__(self) -> list[Example]:
-        """The next batch's examples of this process."""
+        """Returns this process's examples of the next batch."""
         batch = next(self._iterator)
         self._position += 1
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """Position after the last batch given out, of plain values that JSON can hold."""
+        """Returns the position after the last batch given out, in values that JSON can hold."""
         return {**self._settings, "batches": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on after the batch at which `get_state` was called.
+        """Goes on after the batch at which `get_state` was called.
+
+        Args:
+          state: what it returned.
 
         Raises:
-          ValueError: the state is of other data or other settings, which are named.
+          ValueError: the state is of other data or other settings, which the message names.
         """
         changed = [
             f"{key}: {state.get(key)!r} then, {value!r} now"

@@ -1,17 +1,17 @@
-"""Hard negatives: searches a data set's documents with a model, and writes the data set again with what was found.
+"""Hard negatives: a model searches the documents of a data set, which is written again with its best wrong answers.
 
     python -m train.data.mine --model runs/first/model --data data --name colpali --out colpali_mined --negatives 4
     python -m train.posttrain ... --config.data.name=colpali_mined --config.data.negatives=4
 
 The model's scores of each query's document and negatives are written, too: it can be a teacher (loss.distillation).
 
-For each query the best documents of its split are taken, in falling order, but those that are its own (or equal to
-one of its own), the first `skip`, and those whose score exceeds `margin` times the positive's: such a document likely
-answers the query too (TopK-PercPos of Moreira et al. 2024, arXiv:2407.15831, whose margin is 0.95). Where fewer than
-`negatives` are left of the first `depth`, documents drawn at random make up for them.
+For each query the best documents of its split are taken, in falling order, except for its positives, the first `skip`
+of the others, and those whose score exceeds `margin` times the positive's: such a document likely answers the query,
+too (TopK-PercPos of Moreira et al. 2024, arXiv:2407.15831, whose margin is 0.95). Where fewer than `negatives` are left
+of the first `depth`, documents drawn at random make up for them.
 
-Documents are encoded part by part and scored at once, exactly, by pooled_weight * pooled + late_weight * late; of their
-vectors nothing is kept. A query with several documents in the split has all of them as positives.
+Documents are encoded part by part and scored at once, exactly, by pooled_weight * pooled + late_weight * late; their
+vectors are not kept. A query with several documents in the split has all of them, and equal ones, as positives.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from tqdm import tqdm
 
 import smart_jax
-from smart_jax.retrieval import Embeddings
+from smart_jax.retrieval import Embeddings, Retriever
 from train.data.convert import VERSION, check_name, open_writer
-from train.data.dataset import Example, Item, Split, content_hash, open_split, split_names
+from train.data.dataset import Example, Item, Source, content_hash, open_split, split_names
 
 PART = 256  # documents encoded, scored and forgotten at a time
 EXAMPLES_PER_SHARD = 2**12
@@ -42,7 +42,20 @@ DTYPE = np.float16  # of embeddings, while they are needed
 
 @dataclasses.dataclass(frozen=True)
 class MineConfig:
-    """What is taken for a negative, see the module's docstring."""
+    """Says what is taken for a negative, see the module's docstring.
+
+    Attributes:
+      negatives: of each query.
+      depth: rank up to which the search goes, not counting positives.
+      skip: best documents that are left out.
+      margin: largest score of a negative, as a multiple of the positive's.
+      pooled_weight: of the pooled score, by which the model searches.
+      late_weight: of the late score.
+      query_instruction: None = the model's.
+      document_instruction: None = the model's.
+      batch_size: items that are encoded at a time; None = the model's choice.
+      seed: of what is drawn at random.
+    """
 
     negatives: int = 4
     depth: int = 100
@@ -62,15 +75,21 @@ class MineConfig:
         if self.margin <= 0:
             raise ValueError(f"margin is {self.margin}: it must be positive; 1 and more keep more documents")
 
-    @property
-    def weights(self) -> dict[str, Any]:
-        """Of the score."""
-        return {"pooled_weight": self.pooled_weight, "late_weight": self.late_weight}
+    def score(self, query: Embeddings, document: Embeddings) -> float:
+        """Returns the score of one query and one document."""
+        weights = {"pooled_weight": self.pooled_weight, "late_weight": self.late_weight}
+        return float(smart_jax.score(query, document, **weights)[0, 0])
 
 
 @dataclasses.dataclass(frozen=True)
 class Mined:
-    """What `mine` did: where the data set is, examples per split, and how many negatives were drawn at random."""
+    """What `mine` did.
+
+    Attributes:
+      path: folder of the data set.
+      examples: how many there are, by split.
+      random: how many negatives were drawn at random.
+    """
 
     path: Path
     examples: dict[str, int]
@@ -78,7 +97,7 @@ class Mined:
 
 
 def mine(
-    encoder: Any,
+    encoder: Retriever,
     data_dir: str | Path,
     name: str,
     out: str,
@@ -90,17 +109,17 @@ def mine(
     """Writes `data_dir`/`out`, which appears only when it is complete.
 
     Args:
-      encoder: has `encode_query` and `encode_document`, as `smart_jax.Encoder`.
-      data_dir: the folder of all data sets.
+      encoder: searches.
+      data_dir: folder of all data sets.
       name: of the data set that is searched.
       out: of the one that is written.
-      config: what is taken.
-      splits: of those that it has; each is searched by itself.
-      overwrite: replace a data set of this name.
+      config: says what is taken.
+      splits: those of them that the data set has are searched, each by itself.
+      overwrite: whether a data set `out` is replaced.
 
     Raises:
       FileExistsError: there is a data set `out`, and `overwrite` is off.
-      FileNotFoundError: no data set `name`.
+      FileNotFoundError: there is no data set `name`.
       ValueError: its documents are videos, a split has too few documents, or `out` is no name.
     """
     check_name(out)
@@ -114,21 +133,15 @@ def mine(
     if not sources:
         raise ValueError(f"data set '{name}' has none of the splits {', '.join(splits)}, but {', '.join(there)}")
     kind = "image" if "image" in next(iter(sources.values()))[0].document else "text"
-    feature = tfds.features.Image if kind == "image" else tfds.features.Text
-    features = {key: tfds.features.Text() for key in ("id", "query", "source")}
-    features |= {kind: feature(), "negatives": tfds.features.Sequence(feature())}
-    features["scores"] = tfds.features.Sequence(np.float32)
     counts, drawn = {}, 0
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        writer = open_writer(
-            partial / VERSION, out, tfds.features.FeaturesDict(features), list(sources), EXAMPLES_PER_SHARD
-        )
+        writer = open_writer(partial / VERSION, out, _features(kind), list(sources), EXAMPLES_PER_SHARD)
         for split, source in sources.items():
             corpus = Corpus(source, f"{name}, split {split}")
-            found = search(encoder, source, corpus, config)
-            chosen, random = choose(found, corpus, config)
-            scores = score_chosen(encoder, corpus, config, found, chosen)
+            ranked = search(encoder, source, corpus, config)
+            chosen, random = choose(ranked, corpus, config)
+            scores = score_chosen(encoder, corpus, config, ranked, chosen)
             for i in tqdm(range(len(source)), desc=f"write {split}", unit=" examples"):
                 record = _record(source[i], kind, [corpus.item(d) for d in chosen[i]], scores[i])
                 writer.add_examples({split: [record]})
@@ -142,17 +155,27 @@ def mine(
     return Mined(target, counts, drawn)
 
 
+def _features(kind: str) -> tfds.features.FeaturesDict:
+    """Returns what records of the new data set hold; `kind`: "image" or "text", what documents are."""
+    document = tfds.features.Image if kind == "image" else tfds.features.Text
+    features = {key: tfds.features.Text() for key in ("id", "query", "source")}
+    features |= {kind: document(), "negatives": tfds.features.Sequence(document())}
+    return tfds.features.FeaturesDict(features | {"scores": tfds.features.Sequence(np.float32)})
+
+
 class Corpus:
-    """The distinct documents of a split, and which of them are each example's positives.
+    """Distinct documents of a split, and which of them are each example's positives.
 
     Attributes:
-      positives: of each example, a set of documents: its own, and those of examples with the same query.
+      positives: a set of documents of each example: its own, and those of examples with the same query.
       own: the document of each example.
+      name: for messages.
     """
 
-    def __init__(self, source: Split, name: str):
+    def __init__(self, source: Source, name: str):
+        """Reads the split once; raises ValueError where an example has a video."""
         self._source = source
-        self._examples: list[int] = []  # where each document is found
+        self._examples: list[int] = []  # an example of each document
         self.own: list[int] = []
         place: dict[str, int] = {}
         by_query: dict[str, set[int]] = collections.defaultdict(set)
@@ -174,24 +197,33 @@ class Corpus:
         return len(self._examples)
 
     def item(self, document: int) -> Item:
+        """Returns a document."""
         return self._source[self._examples[document]].document
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """The best documents of each query, falling, and what its own document scores: [Q, k], [Q, k], [Q]; the queries."""
+class Ranked:
+    """Result of a search for the queries of all examples.
 
-    documents: np.ndarray
-    scores: np.ndarray
-    own: np.ndarray
+    Attributes:
+      documents: the best documents of each query, in falling order.
+      scores: of these.
+      own: score of each example's own document.
+      queries: embeddings of the queries.
+    """
+
+    documents: Int[np.ndarray, "Nq K"]
+    scores: Float[np.ndarray, "Nq K"]
+    own: Float[np.ndarray, " Nq"]
     queries: Embeddings
 
 
-def search(encoder: Any, source: Split, corpus: Corpus, config: MineConfig) -> Found:
-    """Exact search of the whole corpus for every example's query, at the memory of one part of the corpus."""
+def search(encoder: Retriever, source: Source, corpus: Corpus, config: MineConfig) -> Ranked:
+    """Searches the whole corpus exactly for every example's query, at the memory of one part of the corpus."""
     items = [source[i].query for i in range(len(source))]
-    how: dict[str, Any] = {"batch_size": config.batch_size, "dtype": DTYPE}
-    queries: Embeddings = encoder.encode_query(items, instruction=config.query_instruction, **how)
+    queries = encoder.encode_query(
+        items, instruction=config.query_instruction, batch_size=config.batch_size, dtype=DTYPE
+    )
     positives = max(map(len, corpus.positives))
     k = min(config.depth + positives, len(corpus))
     best = np.full((len(items), 0), -np.inf, np.float32), np.zeros((len(items), 0), np.int64)
@@ -199,7 +231,13 @@ def search(encoder: Any, source: Split, corpus: Corpus, config: MineConfig) -> F
     for start in tqdm(range(0, len(corpus), PART), desc="search", unit=" parts"):
         part = range(start, min(start + PART, len(corpus)))
         documents = _encode(encoder, corpus, part, config)
-        scores, indices = smart_jax.search(queries, documents, min(k, len(part)), **config.weights)
+        scores, indices = smart_jax.search(
+            queries,
+            documents,
+            min(k, len(part)),
+            pooled_weight=config.pooled_weight,
+            late_weight=config.late_weight,
+        )
         both = np.concatenate([best[0], scores], axis=1), np.concatenate([best[1], indices + start], axis=1)
         order = np.argsort(-both[0], axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(both[0], order, axis=1), np.take_along_axis(both[1], order, axis=1)
@@ -207,13 +245,12 @@ def search(encoder: Any, source: Split, corpus: Corpus, config: MineConfig) -> F
         if len(here):
             answer = answers[here] - start
             own[here] = [
-                smart_jax.score(queries[i], documents[d], **config.weights)[0, 0]
-                for i, d in zip(here.tolist(), answer.tolist(), strict=True)
+                config.score(queries[i], documents[d]) for i, d in zip(here.tolist(), answer.tolist(), strict=True)
             ]
-    return Found(best[1], best[0], own, queries)
+    return Ranked(best[1], best[0], own, queries)
 
 
-def _encode(encoder: Any, corpus: Corpus, documents: Sequence[int], config: MineConfig) -> Embeddings:
+def _encode(encoder: Retriever, corpus: Corpus, documents: Sequence[int], config: MineConfig) -> Embeddings:
     return encoder.encode_document(
         [corpus.item(d) for d in documents],
         instruction=config.document_instruction,
@@ -223,8 +260,11 @@ def _encode(encoder: Any, corpus: Corpus, documents: Sequence[int], config: Mine
     )
 
 
-def choose(found: Found, corpus: Corpus, config: MineConfig) -> tuple[list[list[int]], int]:
-    """The negatives of each query, documents of the corpus, hardest first; and how many were drawn at random.
+def choose(ranked: Ranked, corpus: Corpus, config: MineConfig) -> tuple[list[list[int]], int]:
+    """Chooses the negatives of each query, hardest first.
+
+    Returns:
+      Documents of the corpus for each query, and how many of them were drawn at random.
 
     Raises:
       ValueError: the corpus has fewer documents than a query's positives and negatives.
@@ -237,30 +277,30 @@ def choose(found: Found, corpus: Corpus, config: MineConfig) -> tuple[list[list[
                 f"{corpus.name} has {len(corpus)} documents, too few for {config.negatives} negatives beside "
                 f"{len(positives)} positives: lower negatives"
             )
-        most = found.own[i] * config.margin if found.own[i] > 0 else found.own[i]
-        others = [(d, s) for d, s in zip(found.documents[i], found.scores[i], strict=True) if d not in positives]
-        own = [int(d) for d, s in others[config.skip : config.depth] if s <= most][: config.negatives]
-        while len(own) < config.negatives:
+        most = ranked.own[i] * config.margin if ranked.own[i] > 0 else ranked.own[i]
+        others = [(d, s) for d, s in zip(ranked.documents[i], ranked.scores[i], strict=True) if d not in positives]
+        negatives = [int(d) for d, s in others[config.skip : config.depth] if s <= most][: config.negatives]
+        while len(negatives) < config.negatives:
             document = int(rng.integers(len(corpus)))
-            if document not in positives and document not in own:
-                own.append(document)
+            if document not in positives and document not in negatives:
+                negatives.append(document)
                 drawn += 1
-        chosen.append(own)
+        chosen.append(negatives)
     return chosen, drawn
 
 
 def score_chosen(
-    encoder: Any, corpus: Corpus, config: MineConfig, found: Found, chosen: Sequence[Sequence[int]]
-) -> Float[np.ndarray, "Q K"]:
-    """Of each query, the score of its own document and then those of its negatives.
+    encoder: Retriever, corpus: Corpus, config: MineConfig, ranked: Ranked, chosen: Sequence[Sequence[int]]
+) -> Float[np.ndarray, "Nq documents"]:
+    """Returns the scores of each query's own document and then of its negatives.
 
-    Negatives that the search has not found, drawn at random, are encoded once more.
+    Negatives that were drawn at random, beyond the reach of the search, are encoded once more.
     """
     documents = np.array(chosen)
-    scores = np.concatenate([found.own[:, None], np.full(documents.shape, np.nan, np.float32)], axis=1)
-    for i, own in enumerate(documents):
-        places, at = np.nonzero(own[:, None] == found.documents[i])
-        scores[i, 1 + places] = found.scores[i, at]
+    scores = np.concatenate([ranked.own[:, None], np.full(documents.shape, np.nan, np.float32)], axis=1)
+    for i, negatives in enumerate(documents):
+        places, at = np.nonzero(negatives[:, None] == ranked.documents[i])
+        scores[i, 1 + places] = ranked.scores[i, at]
     unknown = np.isnan(scores[:, 1:])
     drawn = np.unique(documents[unknown])
     for start in range(0, len(drawn), PART):
@@ -268,11 +308,13 @@ def score_chosen(
         embeddings = _encode(encoder, corpus, part, config)
         for n, document in enumerate(part):
             for i, k in np.argwhere(unknown & (documents == document)).tolist():
-                scores[i, 1 + k] = smart_jax.score(found.queries[i], embeddings[n], **config.weights)[0, 0]
+                scores[i, 1 + k] = config.score(ranked.queries[i], embeddings[n])
     return scores
 
 
-def _record(example: Example, kind: str, negatives: Sequence[Item], scores: Float[np.ndarray, " K"]) -> dict[str, Any]:
+def _record(
+    example: Example, kind: str, negatives: Sequence[Item], scores: Float[np.ndarray, " documents"]
+) -> dict[str, Any]:
     return {
         "id": example.id,
         "query": example.query["text"],
@@ -284,7 +326,7 @@ def _record(example: Example, kind: str, negatives: Sequence[Item], scores: Floa
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Runs the command with these arguments; None = those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m train.data.mine", description="Add hard negatives to a data set.")
     parser.add_argument("--model", required=True, help="that searches: a folder, a hub id, or tiny")
     parser.add_argument("--adapter", help="a trained token projection of the model")
@@ -299,12 +341,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         config = MineConfig(**{field.name: options[field.name] for field in dataclasses.fields(MineConfig)})
         encoder = smart_jax.load(options["model"], adapter=options["adapter"])
-        found = mine(encoder, options["data"], options["name"], options["out"], config, overwrite=options["overwrite"])
+        mined = mine(encoder, options["data"], options["name"], options["out"], config, overwrite=options["overwrite"])
     except (OSError, ValueError) as error:
         sys.exit(f"train.data.mine: {error}")
-    counts = ", ".join(f"{split}: {count} examples" for split, count in found.examples.items())
-    total = sum(found.examples.values()) * config.negatives
-    print(f"wrote {found.path} with {counts}; {found.random} of {total} negatives were drawn at random")
+    counts = ", ".join(f"{split}: {count} examples" for split, count in mined.examples.items())
+    total = sum(mined.examples.values()) * config.negatives
+    print(f"wrote {mined.path} with {counts}; {mined.random} of {total} negatives were drawn at random")
 
 
 if __name__ == "__main__":

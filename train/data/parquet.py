@@ -1,19 +1,20 @@
-"""Reads query-document pairs from a folder or hub data set of parquet files, a few rows at a time.
+"""Query-document pairs in a folder, or a hub data set, of parquet files, read a few records at a time.
 
-The layout is that of the ColPali training set, which the paper trains on (arXiv:2605.24938): one row is one pair, with
-the columns `query` (string) and `image` (struct{bytes, path}, or binary), `video` or `text`, what the document is.
+The layout is that of the ColPali training set, which the paper trains on (arXiv:2605.24938): a record is a pair, with
+the column `query` (string) and one for the document: `image` (struct{bytes, path}, or binary), `video` or `text`.
 Optional columns are `negatives` (a list of images or of strings), `scores` (a list of numbers) and `source` (string);
-others are not read. Where documents are images and rows have an `id` (string), strings in `negatives` are the ids of
-other rows, whose documents are meant (as in llamaindex/vdr-multilingual-train); rows without a query serve as such
-negatives only.
+others are not read. Where documents are images and records have an `id` (string), strings in `negatives` are the ids of
+other records, whose documents are meant (as in llamaindex/vdr-multilingual-train); a record without a query is there
+for such negatives only.
 
-`scores` are a teacher's for distillation, the document's first and then one for each negative; null in the list where
-it has not scored a document, null or an empty list where it has scored none of the row.
+`scores` are a teacher's, for distillation: the document's first and then one for each negative. There is null in the
+list where the teacher has not scored a document, and null or an empty list where it has scored none of the record.
 
 A video is the path of its file (string, or struct with `path`), or its frames (a list of images, or of their paths).
 The files of images are read, those of videos stay where they are; a path is relative to the folder, or for videos
-absolute. Beside `video` may be `fps` and `max_frames`, and the query may hold a video, too: `query_video`, `query_fps`,
-`query_max_frames`, with null in `query` where there is no text, and null in `query_video` where there is no video.
+absolute. Beside `video` there may be `fps` and `max_frames`. The query may hold a video, too: `query_video`,
+`query_fps`, `query_max_frames`, with null in `query` where there is no text, and null in `query_video` where there is
+no video.
 
 Files are read one row group at a time, so memory does not grow with the source.
 """
@@ -35,13 +36,13 @@ from smart_jax.files import download
 from smart_jax.inputs import check_sampling, check_video_file
 from smart_jax.tables import is_binary, is_list, is_number, is_text, open_parquet, read_in_order
 
-LARGEST = float(np.finfo(np.float32).max)  # score
+LARGEST = float(np.finfo(np.float32).max)  # of a score
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SPLIT_NAME = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|dev)(?=[_.-])")
 
 
 def find_source(source: str | Path, revision: str | None = None, subset: str | None = None) -> Path:
-    """The folder itself, or that of a hub data set's parquet files, or `subset` in it; raises as `convert`."""
+    """Returns the folder of a source, or of its subset, downloaded where it is the hub's; raises as `convert`."""
     if (folder := Path(source)).is_dir():
         return _subset(folder, subset)
     name = str(source)
@@ -68,21 +69,24 @@ class _Layout(NamedTuple):
 
 
 class ParquetFolder:
-    """The rows of a split's parquet files, in order.
+    """Records of a split's parquet files, in order.
 
     Attributes:
       root: the folder.
-      files: the split's files.
+      files: files of the split.
       document: "image", "video" or "text", the column of the documents.
-      negatives: "image", "text", "id" or None, what the column `negatives` lists.
-      videos: "path" or "frames", what the columns `video` and `query_video` hold, of those that are there.
-      has_scores: whether there is the column `scores`.
+      negatives: "image", "text" or "id", what the column `negatives` lists; None = there is no such column.
+      videos: "path" or "frames", what each of the columns `video` and `query_video` that exist holds.
+      has_scores: whether there is a column `scores`.
     """
 
     def __init__(self, root: Path, split: str, *, videos: bool = True) -> None:
         """Looks at every file's schema, so that a bad source fails before anything is written; raises as `convert`.
 
-        `videos`: whether the files of videos are there, which those of the hub are not.
+        Args:
+          root: the folder.
+          split: name of the split, which the files' names tell.
+          videos: whether the files of videos are there; those of the hub are not.
         """
         self.root, self.files = root, _split_files(root, split)
         self._count = 0
@@ -134,15 +138,15 @@ class ParquetFolder:
         return self._count
 
     def __iter__(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """Row number over all files, a name for messages, and the row's columns."""
+        """Yields the number of each record over all files, a name for messages, and its columns."""
         number = 0
         for file in self.files:
-            for in_file, row in enumerate(read_in_order(file, self._columns)):
-                yield number, f"row {in_file} of '{file}'", row
+            for in_file, record in enumerate(read_in_order(file, self._columns)):
+                yield number, f"row {in_file} of '{file}'", record
                 number += 1
 
     def image(self, value: Any) -> bytes:
-        """The encoded bytes of an image column's value; raises ValueError when they are not a readable image's."""
+        """Returns the encoded bytes of an image column's value; raises ValueError where they are no readable image."""
         data = value
         if isinstance(value, dict):
             data = value.get("bytes")
@@ -160,13 +164,13 @@ class ParquetFolder:
             raise ValueError(f"has {len(data)} bytes that are no readable image ({error})") from error
         return data
 
-    def scores(self, row: dict[str, Any], where: str) -> list[float]:
-        """A teacher's scores of the row's document and negatives, NaN for null; none if there are none.
+    def scores(self, record: dict[str, Any], where: str) -> list[float]:
+        """Returns a teacher's scores of a record's document and negatives, NaN for null; [] where it has none.
 
         Raises:
           ValueError: there are not as many as documents, or one is no finite float32; the message says `where`.
         """
-        scores, documents = row["scores"] or [], 1 + len(row.get("negatives") or [])
+        scores, documents = record["scores"] or [], 1 + len(record.get("negatives") or [])
         if scores and len(scores) != documents:
             raise ValueError(
                 f"{where} has {len(scores)} scores, expected {documents}, the document's and one for each of its "
@@ -177,22 +181,22 @@ class ParquetFolder:
             raise ValueError(f"{where} has the score {bad[0]}: scores are finite numbers (float32), or null")
         return [math.nan if score is None else float(score) for score in scores]
 
-    def video(self, column: str, row: dict[str, Any]) -> dict[str, Any] | None:
-        """The row's video there, and its sampling; None = there is none.
+    def video(self, column: str, record: dict[str, Any]) -> dict[str, Any] | None:
+        """Returns the video in a column of a record, and how to sample it; None = there is no video.
 
         Returns:
-          `video`, an existing file's path, as it is in the row, or a list of frames as encoded bytes; and `fps` and
-          `max_frames` where the row has them.
+          `video`, the path of an existing file as the record has it, or a list of frames as encoded bytes; and `fps`
+          and `max_frames` where the record has them.
 
         Raises:
-          ValueError: the video can not be used; a path that leaves the folder is refused.
-          ImportError: PyAV is not installed, which looks into the file.
+          ValueError: the video cannot be used; a path that leaves the folder is refused.
+          ImportError: PyAV, which looks into the file, is not installed.
         """
-        value = self._value(column, row)
+        value = self._value(column, record)
         if not value:
             return None
         prefix = column.removesuffix("video")
-        item = {key: x for key in ("fps", "max_frames") if (x := row.get(prefix + key)) is not None}
+        item = {key: x for key in ("fps", "max_frames") if (x := record.get(prefix + key)) is not None}
         try:
             check_sampling(item.get("fps", 1), item.get("max_frames", 2))
             if self.videos[column] == "path":
@@ -203,12 +207,13 @@ class ParquetFolder:
             raise ValueError(f"has a {column.replace('_', ' ')} that can not be used: {error}") from error
         return {"video": value, **item}
 
-    def has_video(self, column: str, row: dict[str, Any]) -> bool:
-        return bool(self._value(column, row))
+    def has_video(self, column: str, record: dict[str, Any]) -> bool:
+        """Returns whether a record has a video in a column."""
+        return bool(self._value(column, record))
 
-    def _value(self, column: str, row: dict[str, Any]) -> Any:
-        """Path or frames; empty or None where there is no video."""
-        value = row.get(column)
+    def _value(self, column: str, record: dict[str, Any]) -> Any:
+        """Returns path or frames; empty or None where there is no video."""
+        value = record.get(column)
         return value["path"] if isinstance(value, dict) else value
 
     def _check_file(self, path: str) -> None:
@@ -223,7 +228,7 @@ def _split_files(root: Path, split: str) -> list[Path]:
         nested = sorted({str(file.parent.relative_to(root)) for file in root.rglob("*.parquet")})
         hint = f"; there are some in {nested}: pass that folder" if nested else ""
         raise FileNotFoundError(f"no parquet files in '{root}' or '{root / 'data'}'{hint}")
-    names = {file: found[1] if (found := _SPLIT_NAME.search(file.name)) else "train" for file in files}
+    names = {file: match[1] if (match := _SPLIT_NAME.search(file.name)) else "train" for file in files}
     chosen = [file for file in files if names[file] == split]
     if not chosen:
         raise FileNotFoundError(f"'{root}' has no split '{split}'; it has {sorted(set(names.values()))}")
@@ -231,7 +236,7 @@ def _split_files(root: Path, split: str) -> list[Path]:
 
 
 def _videos(schema: pa.Schema, document: str, file: Path) -> tuple[dict[str, str], list[str]]:
-    """What the columns of videos hold, and the columns of how to sample them."""
+    """Returns what the columns of videos hold, and the columns that say how to sample them."""
     videos, sampling = {}, []
     for column in ("video", "query_video"):
         if column not in schema.names or (column == "video" and document != "video"):

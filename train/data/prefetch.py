@@ -13,9 +13,17 @@ _END = object()
 
 
 class Prefetch(Generic[T]):
-    """Runs an iterator in a thread of its own, at most `depth` items ahead; order and exceptions are kept."""
+    """Iterator over another one, which runs in a thread a few elements ahead; order and exceptions are kept.
+
+    Example:
+      >>> from contextlib import closing
+      >>> with closing(Prefetch(iter("abc"), depth=1)) as letters:
+      ...     print(list(letters))
+      ['a', 'b', 'c']
+    """
 
     def __init__(self, source: Iterator[T], depth: int = 2):
+        """Starts the thread, which takes up to `depth` elements of `source` ahead."""
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=max(1, depth))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(source,), daemon=True, name="prefetch")
@@ -27,7 +35,7 @@ class Prefetch(Generic[T]):
                 if not self._put(item):
                     return
             self._put(_END)
-        except BaseException as error:  # raised again where the item is asked for
+        except BaseException as error:  # raised again where the element is asked for
             self._put(error)
 
     def _put(self, item: Any) -> bool:
@@ -48,5 +56,6 @@ class Prefetch(Generic[T]):
         return item
 
     def close(self) -> None:
+        """Ends the thread after the element that it is at."""
         self._stop.set()
         self._thread.join(timeout=10)

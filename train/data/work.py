@@ -10,21 +10,40 @@ from smart_jax.models import Batch
 
 
 class Work(NamedTuple):
-    """What a batch holds, on this process: padding does not count."""
+    """What a batch of this process holds; padding does not count.
+
+    Example:
+      >>> Work(examples=1, tokens=3) + Work(tokens=4)
+      Work(examples=1, tokens=7, token_pairs=0, patches=0, patch_pairs=0, window_pairs=0)
+    """
 
     examples: int = 0
     tokens: int = 0  # of queries and documents, visual ones included
-    token_pairs: int = 0  # sum over items of their squared number of tokens
+    token_pairs: int = 0  # sum over items of the squared number of tokens
     patches: int = 0
-    patch_pairs: int = 0  # sum over frames, which attend to themselves
-    window_pairs: int = 0  # sum over attention windows
+    patch_pairs: int = 0  # sum over frames of the squared number of patches: a frame attends to itself
+    window_pairs: int = 0  # likewise, over attention windows
 
     def __add__(self, other: Work) -> Work:  # type: ignore[override]
         return Work(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 def count_work(batch: Batch, examples: int = 0) -> Work:
-    """The work in one side of a batch; NumPy arrays."""
+    """Counts what is in the queries, or in the documents, of a batch.
+
+    Args:
+      batch: of NumPy arrays.
+      examples: number of examples to count with it.
+
+    Returns:
+      Sums over the rows of the batch.
+
+    Example:
+      >>> ids, mask = np.zeros((2, 3), np.int32), np.array([[True, True, False], [True, True, True]])
+      >>> batch = Batch(ids, mask, np.zeros((3, 2, 3), np.int32), mask, ids, None)
+      >>> count_work(batch, examples=2)
+      Work(examples=2, tokens=5, token_pairs=13, patches=0, patch_pairs=0, window_pairs=0)
+    """
     lengths = np.asarray(batch.attention_mask).sum(axis=1, dtype=np.int64)
     pairs, (patches, patch_pairs), window_pairs = int((lengths**2).sum()), (0, 0), 0
     if batch.vision is not None:
@@ -34,6 +53,6 @@ def count_work(batch: Batch, examples: int = 0) -> Work:
 
 
 def _segments(numbers: np.ndarray) -> tuple[int, int]:
-    """Patches in segments, and the sum of the segments' squared sizes; 0 = padding."""
+    """Returns the patches in segments, and the sum of the segments' squared sizes; number 0 is padding."""
     sizes = [np.bincount(row)[1:].astype(np.int64) for row in numbers]
     return sum(int(size.sum()) for size in sizes), sum(int((size**2).sum()) for size in sizes)
