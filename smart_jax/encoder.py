@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 from numpy.typing import DTypeLike
 from tqdm import tqdm
 
@@ -21,6 +23,7 @@ from smart_jax.files import resolve, resolve_base
 from smart_jax.inputs import AnyPreprocessor, Preprocessor, Row, check_items, open_preprocessor
 from smart_jax.models import (
     Batch,
+    Grid,
     ModelConfig,
     Params,
     QwenVLConfig,
@@ -92,6 +95,7 @@ def load(
     return Encoder(config, preprocessor, graphdef, params, adapter=adapter, mesh=mesh, folder=folder)
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Encoder:
     """A backbone with its preprocessing and, optionally, an adapter.
 
@@ -100,33 +104,32 @@ class Encoder:
       graphdef, params: the backbone for `nnx.merge(graphdef, params)`.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        preprocessor: AnyPreprocessor,
-        graphdef: nnx.GraphDef,
-        params: Params,
-        *,
-        adapter: Adapter | None = None,
-        mesh: Mesh | None = None,
-        folder: Path | None = None,
-    ):
-        self.config, self.preprocessor, self.mesh, self.folder = config, preprocessor, mesh, folder
-        self.graphdef, self.params = graphdef, params
-        self.adapter = adapter
-        self._adapter_parts = (None, None) if adapter is None else nnx.split(adapter)
+    config: ModelConfig
+    preprocessor: AnyPreprocessor
+    graphdef: nnx.GraphDef
+    params: Params
+    _: dataclasses.KW_ONLY
+    adapter: Adapter | None = None
+    mesh: Mesh | None = None
+    folder: Path | None = None
+
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.params)
+        adapter = "no adapter" if self.adapter is None else f"adapter to {self.adapter.config.token_dim} components"
+        devices = 1 if self.mesh is None else self.mesh.size
+        return (
+            f"Encoder({self.config.model_type}, {_abbreviated(sum(x.size for x in leaves))} parameters in "
+            f"{leaves[0].dtype}, {self.depth} blocks of width {self.width}, {adapter}, {devices} "
+            f"device{'s' if devices > 1 else ''})"
+        )
 
     def with_adapter(self, adapter: str | Path | Adapter | None) -> Encoder:
-        """The same backbone (shared, not copied) with another adapter, or without one."""
-        return Encoder(
-            self.config,
-            self.preprocessor,
-            self.graphdef,
-            self.params,
-            adapter=_open_adapter(adapter, self.config),
-            mesh=self.mesh,
-            folder=self.folder,
-        )
+        """Returns the same backbone (shared, not copied) with another adapter, or without one."""
+        return dataclasses.replace(self, adapter=_open_adapter(adapter, self.config))
+
+    def with_params(self, params: Params, *, graphdef: nnx.GraphDef | None = None) -> Encoder:
+        """Returns the same model with other parameters, and with their structure if that has changed, too."""
+        return dataclasses.replace(self, params=params, graphdef=self.graphdef if graphdef is None else graphdef)
 
     def encode_query(
         self,
@@ -184,17 +187,12 @@ class Encoder:
           ValueError, TypeError, OSError: an item can not be read; the message names the item and the remedy.
         """
 
-        def compute(batch: Batch) -> tuple[jax.Array, ...]:
-            return self.embed(batch, dtype=dtype)
-
-        done: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for i, row, (pooled, tokens) in self._outputs(items, instruction, query, batch_size, progress, compute):
-            done[i] = pooled, tokens[: len(row.keep)][row.keep]
-        in_order = [done[i] for i in range(len(done))]
+        how = self._embedding(dtype)
+        computed = self._run(items, how, instruction, query, batch_size=batch_size, progress=progress)
         return Embeddings(
-            pooled=np.stack([pooled for pooled, _ in in_order]),
-            tokens=np.concatenate([tokens for _, tokens in in_order]),
-            offsets=np.cumsum([0, *(len(tokens) for _, tokens in in_order)], dtype=np.int64),
+            pooled=np.stack([item.pooled for item in computed]),
+            tokens=np.concatenate([item.states[:, 0] for item in computed]),
+            offsets=_offsets(computed),
         )
 
     def states(
@@ -222,32 +220,22 @@ class Encoder:
           ValueError: a layer that there is not, or is named twice; and as `encode`.
         """
         chosen = self._layers((LAST,) if layers is None else layers)
-        own_head = layers is None
-
-        def compute(batch: Batch) -> tuple[jax.Array, ...]:
-            if self.mesh is not None:
-                batch = put_batch(batch, self.mesh)
-            return _states(self.graphdef, self.params, batch, chosen, own_head, np.dtype(dtype))
-
-        done: dict[int, tuple[Row, np.ndarray, np.ndarray, np.ndarray]] = {}
-        for i, row, (pooled, states, norms) in self._outputs(items, instruction, query, batch_size, progress, compute):
-            keep = np.flatnonzero(row.keep)
-            done[i] = row, pooled, states[keep], norms[keep]
-        rows, pooled, states, norms = zip(*(done[i] for i in range(len(done))), strict=True)
-        grids = [[i, *grid] for i, row in enumerate(rows) for grid in self._grids(row)]
-        found = States(
-            pooled=np.stack(pooled),
-            states=np.concatenate(states),
-            norms=np.concatenate(norms),
-            ids=np.concatenate([row.input_ids[row.keep] for row in rows]),
-            offsets=np.cumsum([0, *(int(row.keep.sum()) for row in rows)], dtype=np.int64),
+        how = _Computation(chosen, own_head=layers is None, dtype=np.dtype(dtype))
+        computed = self._run(items, how, instruction, query, batch_size=batch_size, progress=progress)
+        grids = [[i, *grid] for i, item in enumerate(computed) for grid in item.grids]
+        states = States(
+            pooled=np.stack([item.pooled for item in computed]),
+            states=np.concatenate([item.states for item in computed]),
+            norms=np.concatenate([item.norms for item in computed]),
+            ids=np.concatenate([item.ids for item in computed]),
+            offsets=_offsets(computed),
             grids=np.array(grids, np.int32).reshape(-1, 4),
             visual_ids=self._visual_ids,
             layers=chosen,
             depth=self.depth,
         )
-        found.check_finite()
-        return found
+        states.check_finite()
+        return states
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits of the weights, their dtype, the config, and all that preprocessing depends on.
@@ -307,7 +295,7 @@ class Encoder:
             raise ValueError(f"layers {tuple(layers)}: name at least one, and none twice")
         return chosen
 
-    def _grids(self, row: Row) -> list[tuple[int, int, int]]:
+    def _grids(self, row: Row) -> list[Grid]:
         """Of the row's kept visual tokens, which are all of them or none."""
         if not np.isin(row.input_ids[row.keep], self._visual_ids).any():
             return []
@@ -315,16 +303,17 @@ class Encoder:
         merge = self.preprocessor.images.merge_size
         return [(t, h // merge, w // merge) for t, h, w in row.grids]
 
-    def _outputs(
+    def _run(
         self,
         items: Sequence[Any],
+        how: _Computation,
         instruction: str | None,
         query: bool,
+        *,
         batch_size: int | None,
         progress: bool | None,
-        compute: Callable[[Batch], tuple[jax.Array, ...]],
-    ) -> Iterator[tuple[int, Row, tuple[np.ndarray, ...]]]:
-        """Of each item, in order of computation, its index, its row and its part of what `compute` makes of a batch."""
+    ) -> list[_Computed]:
+        """Returns the vectors of each item, in the order of the items."""
         items = check_items(items)
         rows_at_once = self._batch_size(batch_size, len(items))
         bar = tqdm(
@@ -334,25 +323,24 @@ class Encoder:
             delay=PROGRESS_AFTER_SECONDS if progress is None else 0,
             disable=progress is False,
         )
+        computed: dict[int, _Computed] = {}
         with bar:
-            for rows, results in self._pipelined(items, instruction, query, rows_at_once, compute):
-                arrays = [to_host(result) for result in results]
+            for rows, vectors in self._pipelined(items, how, instruction, query, rows_at_once):
+                pooled, states, norms = map(to_host, vectors)
                 for b, (i, row) in enumerate(rows.items()):
-                    yield i, row, tuple(array[b] for array in arrays)
+                    kept = np.flatnonzero(row.keep)
+                    ids, grids = row.input_ids[kept], self._grids(row)
+                    computed[i] = _Computed(pooled[b], states[b, kept], norms[b, kept], ids, grids)
                 bar.update(len(rows))
+        return [computed[i] for i in range(len(items))]
 
     def _pipelined(
-        self,
-        items: Sequence[Any],
-        instruction: str | None,
-        query: bool,
-        rows_at_once: int,
-        compute: Callable[[Batch], tuple[jax.Array, ...]],
-    ) -> Iterator[tuple[dict[int, Row], tuple[jax.Array, ...]]]:
-        """Results one batch late: the host prepares a batch while the device computes the one before."""
+        self, items: Sequence[Any], how: _Computation, instruction: str | None, query: bool, rows_at_once: int
+    ) -> Iterator[tuple[dict[int, Row], Vectors]]:
+        """Yields results one batch late: the host prepares a batch while the device computes the one before."""
         waiting = None
         for rows, batch in self._batches(items, instruction, query, rows_at_once):
-            result = rows, compute(batch)
+            result = rows, self._vectors(batch, how)
             if waiting is not None:
                 yield waiting
             waiting = result
@@ -375,40 +363,72 @@ class Encoder:
 
     def embed(self, batch: Batch, *, dtype: DTypeLike = np.float32) -> tuple[jax.Array, jax.Array]:
         """L2-normalised pooled vectors [B, H] and token vectors [B, L, D] of one batch, on the device."""
+        vectors = self._vectors(batch, self._embedding(dtype))
+        return vectors.pooled, vectors.states[:, :, 0]
+
+    def _embedding(self, dtype: DTypeLike) -> _Computation:
+        """What makes the model's embeddings: its adapter's layers and projection, or the last states."""
+        if self.adapter is None:
+            return _Computation((LAST,), own_head=True, dtype=np.dtype(dtype))
+        layers = self.adapter.config.layers
+        return _Computation(layers, own_head=False, dtype=np.dtype(dtype), projection=self._projection)
+
+    @functools.cached_property
+    def _projection(self) -> Split | None:
+        return None if self.adapter is None else nnx.split(self.adapter)
+
+    def _vectors(self, batch: Batch, how: _Computation) -> Vectors:
         if self.mesh is not None:
             batch = put_batch(batch, self.mesh)
-        return _embed(self.graphdef, self.params, *self._adapter_parts, batch, np.dtype(dtype))
+        return compute((self.graphdef, self.params), how.projection, batch, how.layers, how.own_head, how.dtype)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "adapter_graphdef", "dtype"))
-def _embed(
-    graphdef: nnx.GraphDef,
-    params: Params,
-    adapter_graphdef: nnx.GraphDef | None,
-    adapter_params: Any,
-    batch: Batch,
-    dtype: np.dtype,
-) -> tuple[jax.Array, jax.Array]:
-    model = nnx.merge(graphdef, params)
-    if adapter_graphdef is None:
-        hidden = model(batch)
-        tokens = hidden.states[:, :, 0] if hidden.tokens is None else hidden.tokens
-        pooled, tokens = _l2(hidden.pooled), _l2(tokens)
-    else:
-        adapter = nnx.merge(adapter_graphdef, adapter_params)
-        hidden = model(batch, layers=adapter.config.layers)
-        pooled, tokens = adapter.pooled(hidden.pooled), adapter(hidden.states)
-    return pooled.astype(dtype), tokens.astype(dtype)
+# The structure of a module and its arrays; jit takes both as one argument.
+Split = tuple[nnx.GraphDef, Params]
 
 
-@partial(jax.jit, static_argnames=("graphdef", "layers", "own_head", "dtype"))
-def _states(
-    graphdef: nnx.GraphDef, params: Params, batch: Batch, layers: tuple[int, ...], own_head: bool, dtype: np.dtype
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    hidden = nnx.merge(graphdef, params)(batch, layers=layers)
-    states = hidden.states if hidden.tokens is None or not own_head else hidden.tokens[:, :, None]
+class Vectors(NamedTuple):
+    """What is computed of a padded batch, on the device."""
+
+    pooled: Float[Array, "B H"]  # L2-normalised
+    states: Float[Array, "B L layers D"]  # L2-normalised; a projection makes one of all layers
+    norms: Float[Array, "B L layers"]  # float32, lengths of the states before they were normalised
+
+
+class _Computation(NamedTuple):
+    """Which vectors are asked for."""
+
+    layers: tuple[int, ...]
+    own_head: bool  # the last states go through the model's own head, if it has one
+    dtype: np.dtype
+    projection: Split | None = None  # an adapter, which projects the layers' states
+
+
+class _Computed(NamedTuple):
+    """What is left of one item, on the host: its vectors, of kept tokens only, without its pixels."""
+
+    pooled: Float[np.ndarray, " H"]
+    states: Float[np.ndarray, "kept layers D"]
+    norms: Float[np.ndarray, "kept layers"]
+    ids: Int[np.ndarray, " kept"]
+    grids: list[Grid]  # of its kept visual tokens, in visual tokens
+
+
+@partial(jax.jit, static_argnames=("layers", "own_head", "dtype"))
+def compute(
+    backbone: Split, projection: Split | None, batch: Batch, layers: tuple[int, ...], own_head: bool, dtype: np.dtype
+) -> Vectors:
+    """Runs the backbone on a batch, and the projection on its states if there is one."""
+    hidden = nnx.merge(*backbone)(batch, layers=layers)
+    pooled, states = hidden.pooled, hidden.states
+    if own_head and hidden.tokens is not None:
+        states = hidden.tokens[:, :, None]
+    if projection is not None:
+        adapter = nnx.merge(*projection)
+        pooled, states = adapter.pooled(pooled), adapter(states)[:, :, None]
+        return Vectors(pooled.astype(dtype), states.astype(dtype), jnp.ones(states.shape[:3], jnp.float32))
     norms = jnp.linalg.norm(states.astype(jnp.float32), axis=-1)
-    return _l2(hidden.pooled).astype(dtype), _l2(states).astype(dtype), norms
+    return Vectors(_l2(pooled).astype(dtype), _l2(states).astype(dtype), norms)
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
@@ -419,6 +439,19 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 def _l2(x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny))
+
+
+def _offsets(computed: Sequence[_Computed]) -> Int[np.ndarray, " offsets"]:
+    """Returns where each item's kept tokens start in the packed ones, and where the last ends."""
+    return np.cumsum([0, *(len(item.states) for item in computed)], dtype=np.int64)
+
+
+def _abbreviated(count: int) -> str:
+    """Returns a count in three digits: 3.31 M, 2.13 B."""
+    for unit, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return str(count)
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -133,9 +133,9 @@ def test_score_and_search(model, embedded):
 def test_compilations_are_bounded_by_buckets(folder):
     model = smart_jax.load(folder)
     assert model.preprocessor.length_buckets == (16, 24)
-    before = encode._embed._cache_size()
+    before = encode.compute._cache_size()
     model.encode_document(["pump " * n for n in range(1, 40)], batch_size=4)
-    assert encode._embed._cache_size() - before == 2
+    assert encode.compute._cache_size() - before == 2
 
 
 def test_adapter_over_three_layers(model, embedded):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,12 +113,12 @@ def test_compilations_are_bounded_by_buckets(checkpoint):
         )
         for r in rows
     }
-    before = encode._embed._cache_size()
+    before = encode.compute._cache_size()
     model.encode_document([*pages, *texts], batch_size=1)
-    compiled = encode._embed._cache_size() - before
+    compiled = encode.compute._cache_size() - before
     assert 0 < compiled <= len(buckets) < len(rows) / 3
     model.encode_document([*pages, *texts][::-1], batch_size=1)
-    assert encode._embed._cache_size() - before == compiled
+    assert encode.compute._cache_size() - before == compiled
 
 
 def test_adapter_projects_tokens_and_truncates_pooled(model, items, embedded):
@@ -189,3 +193,51 @@ def test_missing_tokenizer(checkpoint, tmp_path):
         (tmp_path / name).symlink_to(checkpoint / name)
     with pytest.raises(FileNotFoundError, match="tokenizer"):
         smart_jax.load(tmp_path)
+
+
+# --- the model as a value ------------------------------------------------------------------------------------------
+
+
+def test_prints_what_it_is(checkpoint, model):
+    count = sum(x.size for x in jax.tree.leaves(model.params))
+    assert (
+        repr(model)
+        == f"Encoder(qwen3_vl, {count / 1e3:.3g} k parameters in float32, 2 blocks of width 32, no adapter, 1 device)"
+    )
+    adapted = model.with_adapter(Adapter(AdapterConfig(32, dim=12), rngs=nnx.Rngs(3)))
+    assert "adapter to 12 components" in repr(adapted)
+    assert "8 devices" in repr(smart_jax.load(checkpoint, mesh=smart_jax.make_mesh(data=8)))
+
+
+def test_is_not_changed_in_place(model, items, embedded):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        model.adapter = None
+    doubled = jax.tree.map(lambda x: 2 * x, model.params)
+    other = model.with_params(doubled)
+    assert other.params is doubled and other.preprocessor is model.preprocessor
+    assert np.abs(other.encode_document(items[:2]).pooled - embedded.pooled[:2]).max() > 1e-3
+    assert_close(other.with_params(model.params).encode_document(items), embedded)
+
+
+def test_items_do_not_keep_their_pixels(model, monkeypatch):
+    rows = []
+    row = type(model.preprocessor).row
+
+    def watched(*args, **options):
+        found = row(*args, **options)
+        rows.append(weakref.ref(found.patches))
+        return found
+
+    monkeypatch.setattr(type(model.preprocessor), "row", watched)
+    monkeypatch.setattr(encode, "WINDOW", 1)
+    alive = []
+    collate = type(model.preprocessor).collate
+
+    def counted(*args, **options):
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in rows))
+        return collate(*args, **options)
+
+    monkeypatch.setattr(type(model.preprocessor), "collate", counted)
+    model.states([noise_page(64, 96, i) for i in range(12)], batch_size=2)
+    assert len(rows) == 12 and max(alive) <= 6  # of the batch, the one being computed and the one before

@@ -47,7 +47,7 @@ def with_lora(encoder, config, *, random: bool = True):
         flat = nnx.to_flat_state(params)
         drawn = {path: 0.1 * rng.standard_normal(leaf.shape) for path, leaf in flat if path[-1] == "lora_b"}
         params = nnx.from_flat_state([(p, x.replace(jnp.float32(drawn[p])) if p in drawn else x) for p, x in flat])
-    return smart_jax.Encoder(encoder.config, encoder.preprocessor, graphdef, params, folder=encoder.folder)
+    return encoder.with_params(params, graphdef=graphdef)
 
 
 def linear(inputs: int, outputs: int, config: LoraConfig, *, bias: bool = True) -> tuple[LoraLinear, dict]:

@@ -158,7 +158,7 @@ def test_fingerprint_tells_what_changes_states(tmp_path, checkpoint, model):
     ]
     for name in ("embed_tokens", "norm"):  # one value of one parameter
         changed = smart_jax.load(checkpoint)
-        changed.params = _bumped(changed.params, name)
+        changed = changed.with_params(_bumped(changed.params, name))
         others.append(changed)
     assert len({whole, *(other.fingerprint() for other in others)}) == 6
 

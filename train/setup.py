@@ -39,7 +39,7 @@ def load_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:
             "into the weights first (merge_and_unload of peft)"
         )
     graphdef, params = add_lora(encoder.graphdef, encoder.params, config.lora, seed=config.seed)
-    return Encoder(encoder.config, encoder.preprocessor, graphdef, params, mesh=mesh, folder=encoder.folder)
+    return encoder.with_params(params, graphdef=graphdef)
 
 
 def load_backbone(model: str | Path, config: TrainConfig, mesh: Mesh, task: str | None = None) -> Encoder:

@@ -78,16 +78,10 @@ class Training:
     def trained(self, params: Params | None = None) -> Encoder:
         """Returns an encoder with these trained parameters; None = those of the state."""
         params = self.state.params if params is None else params
-        e, objective = self.encoder, self.objective
-        return Encoder(
-            e.config,
-            e.preprocessor,
-            objective.backbone.graphdef,
-            objective.backbone.state(self.frozen | objective.cast(params)),
-            adapter=None if objective.adapter is None else objective.adapter.merge(params),
-            mesh=self._mesh,
-            folder=e.folder,
-        )
+        backbone, adapter = self.objective.backbone, self.objective.adapter
+        weights = backbone.state(self.frozen | self.objective.cast(params))
+        encoder = self.encoder.with_params(weights, graphdef=backbone.graphdef)
+        return encoder.with_adapter(None if adapter is None else adapter.merge(params))
 
     @property
     def identity(self) -> dict[str, Any]:

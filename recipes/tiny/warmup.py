@@ -100,7 +100,7 @@ def warm_up(
         if step % log_every == 0 or step == steps:
             values = " ".join(f"{name} {float(x):.3f}" for name, x in metrics.items())
             print(f"warm-up step {step}/{steps} {values} {time.perf_counter() - start:.0f} s", flush=True)
-    return Encoder(encoder.config, encoder.preprocessor, encoder.graphdef, trained[0], folder=encoder.folder)
+    return encoder.with_params(trained[0])
 
 
 def _heads(encoder: Encoder, characters: int, seed: int) -> dict[str, Array]:
