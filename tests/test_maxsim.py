@@ -9,21 +9,21 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from smart_jax.maxsim import argmax, maxsim, pallas_gpu, pallas_tpu, projected
-from smart_jax.maxsim import xla as tiled
-from smart_jax.retrieval.blocks import (
+from smart_jax import maxsim
+from smart_jax.maxsim import argmax, pallas_gpu, pallas_tpu, projected, xla
+from smart_jax.retrieval.block import Parts, Window
+from smart_jax.retrieval.block_plan import (
     Limits,
-    Packed,
-    Window,
-    block_shape,
-    cut,
+    Plan,
     document_limits,
     eighths,
-    plan,
-    query_blocks,
+    make_plan,
+    query_plan,
+    runs,
+    usable_in_place,
 )
+from smart_jax.retrieval.block_scores import late_scores
 from smart_jax.retrieval.embeddings import Embeddings
-from smart_jax.retrieval.packed import late
 from tests.maxsim_suite import MaxSimSuite, close, make, oracle, unit
 
 
@@ -32,12 +32,12 @@ class TestReference(MaxSimSuite):
     test_gradient_is_the_reference_s = None  # nothing to compare with: finite differences check its gradient
 
 
-class TestPacked(MaxSimSuite):
+class TestXLA(MaxSimSuite):
     implementation = "xla"
     ragged_share = 1.0
 
 
-class TestPackedWithSmallTiles(MaxSimSuite):
+class TestXLAWithSmallTiles(MaxSimSuite):
     """Several tiles along both axes, the last ones overlapping, and several scatters, at the suite's small shapes."""
 
     implementation = "xla"
@@ -45,8 +45,8 @@ class TestPackedWithSmallTiles(MaxSimSuite):
     @pytest.fixture(autouse=True, scope="class")
     def small_tiles(self):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tiled, "TILE_SCORES", 40)
-            patch.setattr(tiled, "LEAST_TOKENS", 4)
+            patch.setattr(xla, "TILE_SCORES", 40)
+            patch.setattr(xla, "LEAST_TOKENS", 4)
             patch.setattr(argmax, "SCATTERED_VALUES", 64)
             jax.clear_caches()  # compiled with other tiles
             yield
@@ -132,13 +132,13 @@ def test_the_tpu_kernel_over_several_blocks(monkeypatch, masked):
         close(a, b)
 
 
-def test_the_default_is_packed():
+def test_the_default_is_xla():
     q, d, q_mask, d_mask = make(np.random.default_rng(0))
     run = partial(jax.make_jaxpr(maxsim, static_argnums=()), q, d, q_mask, d_mask)
     assert str(run()) == str(jax.make_jaxpr(partial(maxsim, implementation="xla"))(q, d, q_mask, d_mask))
     with pytest.raises(
         ValueError,
-        match=r"implementation 'dense': choose None or one of \('reference', 'packed', 'pallas_tpu', 'pallas_gpu'\)",
+        match=r"implementation 'dense': choose None or one of \('reference', 'xla', 'pallas_tpu', 'pallas_gpu'\)",
     ):
         maxsim(q, d, implementation="dense")
 
@@ -201,7 +201,7 @@ def test_projected_documents_are_gathered_from_other_devices_only(devices):
 
 
 def test_each_device_has_its_default(monkeypatch):
-    choose = importlib.import_module("smart_jax.maxsim")._for_device
+    choose = importlib.import_module("smart_jax.maxsim.api")._for_device
     for backend, hopper, expected in [
         ("cpu", False, "xla"),
         ("tpu", False, "pallas_tpu"),
@@ -249,7 +249,7 @@ def test_embeddings_refuse_what_is_for_arrays():
         maxsim(q, np.ones((1, 2, 8), np.float32))
     with pytest.raises(ValueError, match="d_mask is given with Embeddings"):
         maxsim(q, d, None, np.ones((2, 7), bool))
-    with pytest.raises(ValueError, match="implementation 'reference': Embeddings are scored by 'packed'"):
+    with pytest.raises(ValueError, match="implementation 'reference': Embeddings are scored by 'xla'"):
         maxsim(q, d, implementation="reference")
     with pytest.raises(ValueError, match="tokens of q have width 8, of d 4: use the same model"):
         maxsim(q, embeddings(rng, [1], 4))
@@ -293,15 +293,26 @@ def test_the_backward_pass_keeps_indices_only():
 
 def test_tile_shapes():
     for query_tokens, documents, length in [(1, 1, 1), (1024, 32, 256), (2**20, 8, 5000), (32, 10_000, 8), (7, 3, 999)]:
-        tile = tiled._tile_shape(query_tokens, documents, length)
+        tile = xla._tile_shape(query_tokens, documents, length)
         assert 1 <= tile[0] <= documents
         assert 1 <= tile[1] <= length
-        assert query_tokens * tile[0] * tile[1] <= max(tiled.TILE_SCORES, tiled.LEAST_TOKENS * query_tokens)
+        assert query_tokens * tile[0] * tile[1] <= max(xla.TILE_SCORES, xla.LEAST_TOKENS * query_tokens)
 
 
 def ragged(rng, lengths, width=8):
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return unit(rng, int(offsets[-1]), width), offsets
+
+
+LATE = Parts(pooled=False, late=True)
+
+
+def tokens_alone(tokens, offsets) -> Embeddings:
+    return Embeddings.from_checked(np.empty((len(offsets) - 1, 0), tokens.dtype), tokens, offsets)
+
+
+def blocks(plan: Plan):
+    return [plan.block(run) for run in plan.runs[0]]
 
 
 @pytest.mark.parametrize(
@@ -315,14 +326,14 @@ def ragged(rng, lengths, width=8):
         ([9, 8, 7, 2], 8, 4, [(0, 1), (1, 3), (3, 4)]),  # 9 tokens: windows of 16
     ],
 )
-def test_plan(lengths, max_tokens, max_items, spans):
+def test_runs(lengths, max_tokens, max_items, spans):
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    assert plan(offsets, (0, len(lengths)), Limits(max_tokens, max_items)) == spans
+    assert runs(offsets, (0, len(lengths)), Limits(max_tokens, max_items)) == spans
 
 
 def test_sizes_of_query_windows():
     tokens, offsets = ragged(np.random.default_rng(0), [20] * 16)
-    ((_, _, block),) = query_blocks(Packed(None, tokens, offsets))
+    (block,) = blocks(query_plan(tokens_alone(tokens, offsets), LATE))
     assert len(block.window.tokens) == 320  # not 512: each would cost a row of every product
     assert [eighths(n) for n in (1, 32, 33, 250, 256, 257, 320, 513, 2000)] == [
         32,
@@ -337,10 +348,9 @@ def test_sizes_of_query_windows():
     ]
 
 
-def document_blocks(documents: Packed, limits: Limits, in_place: bool):
-    spans = plan(documents.offsets, (0, len(documents)), limits, in_place=in_place)
-    shape = block_shape(documents.offsets, spans)
-    return [(*span, cut(documents, span, shape, in_place=in_place)) for span in spans]
+def document_blocks(documents: Embeddings, limits: Limits, in_place: bool):
+    plan = make_plan(documents, LATE, limits, in_place=in_place)
+    return [(*run, plan.block(run)) for run in plan.runs[0]]
 
 
 def own_tokens(block, slot: int, width: int) -> np.ndarray:
@@ -359,7 +369,7 @@ def test_blocks_have_one_shape_and_share_memory(in_place, dtype, width):
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     room = rng.integers(-100, 100, offsets[-1] * width + 1).astype(dtype)
     for tokens in (room[:-1].reshape(-1, width), room[1:].reshape(-1, width)):
-        found = document_blocks(Packed(None, tokens, offsets), Limits(64, 4), in_place)
+        found = document_blocks(tokens_alone(tokens, offsets), Limits(64, 4), in_place)
         assert len({(b.window.tokens.shape, b.lengths.shape) for _, _, b in found}) == 1
         views = [np.shares_memory(b.window.tokens, tokens) for _, _, b in found]
         assert all(views[1:-1]) and (in_place or all(views))
@@ -380,8 +390,8 @@ def test_little_is_copied(count):
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     room = np.zeros(offsets[-1] * width + 3, np.float32)
     tokens = room[3:].reshape(-1, width)
-    documents = Packed(None, tokens, offsets)
-    found = document_blocks(documents, document_limits(documents, "cpu"), True)
+    documents = tokens_alone(tokens, offsets)
+    found = document_blocks(documents, document_limits(documents, LATE, in_place=True), True)
     copied = [i for a, b, block in found if not np.shares_memory(block.window.tokens, room) for i in range(a, b)]
     assert set(copied) <= {0, count - 1} if tokens.nbytes > 2**22 else copied == list(range(count))
 
@@ -389,9 +399,9 @@ def test_little_is_copied(count):
 def test_a_device_of_the_host_uses_tokens_in_place():
     rng = np.random.default_rng(0)
     tokens, offsets = ragged(rng, rng.integers(1, 30, 50))
-    documents = Packed(None, tokens, offsets)
-    assert documents.in_place("cpu") and not documents.in_place("tpu")
-    assert not Packed(None, tokens[:, ::2], offsets).in_place("cpu")
+    documents = tokens_alone(tokens, offsets)
+    assert usable_in_place(documents, LATE, "cpu") and not usable_in_place(documents, LATE, "tpu")
+    assert not usable_in_place(tokens_alone(tokens[:, ::2], offsets), LATE, "cpu")
     _, _, block = document_blocks(documents, Limits(64, 4), True)[3]
     window = block.window.tokens
     assert jax.device_put(window).unsafe_buffer_pointer() == window.ctypes.data
@@ -409,9 +419,9 @@ def test_late_of_ragged_items(lengths, in_place):
     expected = np.array(
         [[(q[a:b] @ d[s:e].T).max(axis=1).mean() for s, e in pairwise(d_offsets)] for a, b in pairwise(q_offsets)]
     )
-    ((_, _, query),) = query_blocks(Packed(None, q, q_offsets))
-    for first, last, block in document_blocks(Packed(None, d, d_offsets), Limits(256, 2), in_place):
-        score = jax.jit(late, static_argnums=3)(query.window, query.lengths, block.window, len(block.lengths))
+    (query,) = blocks(query_plan(tokens_alone(q, q_offsets), LATE))
+    for first, last, block in document_blocks(tokens_alone(d, d_offsets), Limits(256, 2), in_place):
+        score = jax.jit(late_scores, static_argnums=3)(query.window, query.lengths, block.window, len(block.lengths))
         close(score[:3, : last - first], expected[:, first:last])
         assert np.isneginf(np.asarray(score)[:3, last - first :]).all()
 
@@ -429,7 +439,7 @@ def test_late_keeps_one_tile_of_similarities():
         for n in (P, M)
     ]
     lengths = jax.ShapeDtypeStruct((S,), jnp.int32)
-    compiled = jax.jit(late, static_argnums=3).lower(window[0], lengths, window[1], S).compile()
+    compiled = jax.jit(late_scores, static_argnums=3).lower(window[0], lengths, window[1], S).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * P * M / 4
 
 

@@ -1,5 +1,4 @@
 import hashlib
-import importlib
 import socket
 import subprocess
 import sys
@@ -14,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.ranking.ties import tie_hash
-from smart_jax.retrieval import blocks, packed, sharded
+from smart_jax.retrieval import block_plan, block_scores, streamed_search
+from smart_jax.retrieval.block import Parts
 from smart_jax.retrieval.embeddings import Embeddings
-from smart_jax.retrieval.score import score, search
+from smart_jax.retrieval.operands import operands
+from smart_jax.retrieval.score import score
+from smart_jax.retrieval.search import search
 from smart_jax.runtime.mesh import make_mesh
 from tests.processes import environment
-
-scoring = importlib.import_module("smart_jax.retrieval.score")
 
 TOLERANCE = 1e-5
 
@@ -60,10 +60,10 @@ def rng():
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Several blocks of queries and of documents, several tiles in a window, at a test's sizes."""
-    monkeypatch.setattr(blocks, "QUERY_TOKENS", 16)
-    monkeypatch.setattr(blocks, "DOCUMENT_TOKENS", 64)
-    monkeypatch.setattr(blocks, "ITEMS", 8)
-    monkeypatch.setattr(packed, "TOKENS_IN_TILE", (16, 16))
+    monkeypatch.setattr(block_plan, "QUERY_TOKENS", 16)
+    monkeypatch.setattr(block_plan, "DOCUMENT_TOKENS", 64)
+    monkeypatch.setattr(block_plan, "ITEMS", 8)
+    monkeypatch.setattr(block_scores, "TOKENS_IN_TILE", (16, 16))
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -308,23 +308,24 @@ def test_compilations_are_few(rng):
         d = make(rng, rng.integers(1, 33, rng.integers(9, 33)))
         search(q, d, 5)
     # Query windows of 16 ... 128 tokens and 1 ... 8 slots, documents of 128 ... 1,024 tokens and 16 or 32 slots.
-    assert sharded._search_block._cache_size() <= 25
-    shapes = sharded._search_block._cache_size()
+    assert streamed_search._search_block._cache_size() <= 25
+    shapes = streamed_search._search_block._cache_size()
     search(make(rng, [16] * 8), make(rng, [32] * 32), 5)
     search(make(rng, [16] * 8), make(rng, [31] * 32), 5)
-    assert sharded._search_block._cache_size() <= shapes + 1
+    assert streamed_search._search_block._cache_size() <= shapes + 1
     jax.clear_caches()
 
 
 def test_search_holds_neither_all_similarities_nor_all_scores(rng):
     """XLA's own count of a search step's temporary memory, whose shapes do not depend on the corpus."""
     q, d = make(rng, [32] * 64), make(rng, [200] * 400)
-    queries, documents, weights = scoring._sides(q, d, 1.0, 1.0, None, None)
-    ((_, _, query),) = blocks.query_blocks(queries)
-    mesh = sharded.document_mesh(None)
-    block = next(sharded.stream(documents, mesh, blocks.document_limits(documents, "cpu")))
-    best = sharded._nothing_yet(mesh, len(query.lengths), 10)
-    compiled = sharded._search_block.lower(best, query, block, weights, mesh).compile()
+    queries, documents, weights = operands(q, d, 1.0, 1.0)
+    plan = block_plan.query_plan(queries, Parts.of(weights))
+    query = plan.block(plan.run(0, 0))
+    mesh = streamed_search.document_mesh(None)
+    block = next(streamed_search.stream(block_plan.document_plan(documents, Parts.of(weights), "cpu"), mesh))
+    best = streamed_search._nothing_yet(mesh, len(query.lengths), 10)
+    compiled = streamed_search._search_block.lower(best, query, block, weights, mesh).compile()
     similarities = 4 * len(q.tokens) * len(d.tokens)
     assert compiled.memory_analysis().temp_size_in_bytes < similarities / 50
 
@@ -352,15 +353,15 @@ def test_about_as_many_documents_as_devices(rng, count):
 
 
 def test_documents_are_split_by_tokens():
-    def parts(lengths, count):
-        return sharded.parts(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), count)
+    def shares(lengths, count):
+        return block_plan.split(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), count)
 
-    assert parts([100, *[1] * 100], 2) == [(0, 1), (1, 101)]
-    assert parts([5, 5, 5, 5], 2) == [(0, 2), (2, 4)]
-    assert parts([1, 1000, 1], 3) == [(0, 1), (1, 2), (2, 3)]
+    assert shares([100, *[1] * 100], 2) == [(0, 1), (1, 101)]
+    assert shares([5, 5, 5, 5], 2) == [(0, 2), (2, 4)]
+    assert shares([1, 1000, 1], 3) == [(0, 1), (1, 2), (2, 3)]
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 300, 1000)
-    tokens = [int(lengths[a:b].sum()) for a, b in parts(lengths, 8)]
+    tokens = [int(lengths[a:b].sum()) for a, b in shares(lengths, 8)]
     assert sum(tokens) == lengths.sum() and max(tokens) - min(tokens) < 2 * 300
 
 
@@ -371,15 +372,15 @@ def test_documents_are_streamed_within_the_memory_that_is_given(rng, tmp_path, m
     q, d = make(rng, [4, 7], 16, 16), Embeddings.load(tmp_path, mmap=True)
     assert isinstance(d.tokens.base, np.memmap) or isinstance(d.tokens.base.base, np.memmap)
     assert d.nbytes > 19 * setting
-    before, peaks, run = sum(x.nbytes for x in jax.live_arrays()), [], sharded._search_block
+    before, peaks, run = sum(x.nbytes for x in jax.live_arrays()), [], streamed_search._search_block
 
     def watched(best, query, block, weights, mesh):
         temporary = run.lower(best, query, block, weights, mesh).compile().memory_analysis().temp_size_in_bytes
         peaks.append(sum(x.nbytes for x in jax.live_arrays()) - before + temporary)
         return run(best, query, block, weights, mesh)
 
-    monkeypatch.setattr(sharded, "_search_block", watched)
-    monkeypatch.setattr(blocks, "QUERY_TOKENS", 16)
+    monkeypatch.setattr(streamed_search, "_search_block", watched)
+    monkeypatch.setattr(block_plan, "QUERY_TOKENS", 16)
     _, indices = search(q, d, 5, device_bytes=setting)
     assert len(peaks) >= 80 and max(peaks) <= setting
     np.testing.assert_array_equal(indices, ranked(oracle(q, d), 5))

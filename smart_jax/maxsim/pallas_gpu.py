@@ -68,7 +68,7 @@ def gpu_forward(
       TypeError: float64, which the tensor cores' sums have not.
     """
     if compute_dtype(q, d) == jnp.float64:
-        raise TypeError("float64 tokens: the GPU kernel computes in float32; use implementation 'packed'")
+        raise TypeError("float64 tokens: the GPU kernel computes in float32; use implementation 'xla'")
     (B, P, D), (N, L, _) = q.shape, d.shape
     half = q.dtype == d.dtype and q.dtype in (jnp.bfloat16, jnp.float16)
     groups, width = 1 if B * P <= 64 else 2, 64 if half else 32

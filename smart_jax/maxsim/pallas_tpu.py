@@ -45,7 +45,7 @@ def tpu_forward(
       TypeError: float64, which a TPU has not.
     """
     if compute_dtype(q, d) == jnp.float64:
-        raise TypeError("float64 tokens: the TPU kernel computes in float32; use implementation 'packed'")
+        raise TypeError("float64 tokens: the TPU kernel computes in float32; use implementation 'xla'")
     # Equal bfloat16 operands go into the matrix unit as they are; it has no float16.
     dtype = jnp.bfloat16 if q.dtype == d.dtype == jnp.bfloat16 else jnp.float32
     (B, P, D), (N, L, _) = q.shape, d.shape

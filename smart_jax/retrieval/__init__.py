@@ -6,7 +6,8 @@ from smart_jax.retrieval.embeddings import Embeddings
 from smart_jax.retrieval.maxsim import maxsim
 from smart_jax.retrieval.metrics import compute_metrics, ndcg, parse_metric
 from smart_jax.retrieval.retriever import Retriever
-from smart_jax.retrieval.score import score, search
+from smart_jax.retrieval.score import score
+from smart_jax.retrieval.search import search
 from smart_jax.retrieval.states import LAST, States
 
 __all__ = [

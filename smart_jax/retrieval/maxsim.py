@@ -10,9 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from smart_jax.maxsim import Implementation
 from smart_jax.maxsim import maxsim as maxsim_of_arrays
-from smart_jax.retrieval.blocks import Packed
 from smart_jax.retrieval.embeddings import Embeddings
-from smart_jax.retrieval.packed import packed_scores
+from smart_jax.retrieval.score import score
 
 
 def maxsim(
@@ -50,6 +49,5 @@ def _of_embeddings(q, d, q_mask, d_mask, reduction: str, implementation: str | N
         raise ValueError(f"implementation {implementation!r}: Embeddings are scored by 'xla'")
     if q.tokens.shape[1] != d.tokens.shape[1]:
         raise ValueError(f"tokens of q have width {q.tokens.shape[1]}, of d {d.tokens.shape[1]}: use the same model")
-    queries, documents = (Packed(None, x.tokens, x.offsets, x.scales) for x in (q, d))
-    scores = packed_scores(queries, documents, np.asarray([0, 1], np.float32))
+    scores = score(q, d, pooled_weight=0.0)
     return jnp.asarray(scores * np.diff(q.offsets).astype(np.float32)[:, None] if reduction == "sum" else scores)

@@ -1,0 +1,130 @@
+"""What `score` and `search` are given, checked: embeddings of both sides, and the weights of the parts that they hold.
+
+Arrays hold one part only. Pooled vectors become embeddings in which each is its item's single token, as in items
+without tokens; tokens become embeddings with pooled vectors of width 0. What stands in for the other part is never
+scored: its weight is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from smart_jax.retrieval.block import Parts
+from smart_jax.retrieval.embeddings import DTYPES, Embeddings, check_finite, token_name
+from smart_jax.typing import HostOrDevice
+
+Items = Embeddings | HostOrDevice | Sequence[HostOrDevice]
+
+
+def operands(
+    q: Items,
+    d: Items,
+    pooled_weight: float,
+    late_weight: float,
+    q_mask: Bool[HostOrDevice, "Nq P"] | None = None,
+    d_mask: Bool[HostOrDevice, "Nd L"] | None = None,
+) -> tuple[Embeddings, Embeddings, Float[np.ndarray, " 2"]]:
+    """Returns queries, documents and the weights, of which one is 0 where the sides are arrays without that part.
+
+    Raises:
+      TypeError, ValueError: as `smart_jax.score` says.
+    """
+    for name, weight in (("pooled_weight", pooled_weight), ("late_weight", late_weight)):
+        if not math.isfinite(weight):
+            raise ValueError(f"{name} is {weight}: it must be finite")
+    asked = Parts(pooled_weight != 0, late_weight != 0)
+    if not any(asked):
+        raise ValueError("pooled_weight and late_weight are both 0: nothing is left to score")
+    queries, parts = _side("q", q, q_mask, asked)
+    documents, d_parts = _side("d", d, d_mask, asked)
+    if parts != d_parts:
+        raise ValueError(
+            f"q has {_names(parts)}, d has {_names(d_parts)}: pass the same kind on both sides, or weight 0 for the "
+            "part that one lacks"
+        )
+    if parts.pooled:
+        _check_widths("pooled vectors", queries.pooled, documents.pooled)
+    if parts.late:
+        _check_widths("tokens", queries.tokens, documents.tokens)
+    return queries, documents, np.asarray([pooled_weight * parts.pooled, late_weight * parts.late], np.float32)
+
+
+def _side(side: str, x: Items, mask: Bool[HostOrDevice, "N L"] | None, asked: Parts) -> tuple[Embeddings, Parts]:
+    """Returns the embeddings and which of the parts that are asked for they hold."""
+    if mask is not None and (isinstance(x, Embeddings | list | tuple) or np.ndim(x) != 3):
+        raise ValueError(f"{side}_mask is for tokens [N, L, D]: {side} is not such an array")
+    holds = Parts(pooled=False, late=True)
+    if isinstance(x, Embeddings):
+        items, holds = x, Parts(pooled=True, late=True)
+    elif isinstance(x, list | tuple):
+        items = _of_ragged(side, [_array(f"{side}[{i}]", item, 2) for i, item in enumerate(x)])
+    elif np.ndim(x) == 3:
+        items = _of_padded(side, _array(side, x, 3), mask)
+    else:
+        items, holds = _of_pooled(side, _array(side, x, 2)), Parts(pooled=True, late=False)
+    parts = Parts(holds.pooled and asked.pooled, holds.late and asked.late)
+    if not any(parts):
+        lacking = "tokens: late_weight" if holds.late else "pooled vectors: pooled_weight"
+        raise ValueError(f"{side} holds only {lacking} must not be 0")
+    return items, parts
+
+
+def _names(parts: Parts) -> str:
+    return " and ".join(["pooled vectors"] * parts.pooled + ["tokens"] * parts.late)
+
+
+def _check_widths(name: str, q: np.ndarray, d: np.ndarray) -> None:
+    if q.shape[1] != d.shape[1]:
+        raise ValueError(f"{name} of q have width {q.shape[1]}, of d {d.shape[1]}: encode both with the same model")
+
+
+def _of_pooled(side: str, pooled: Float[np.ndarray, "N H"]) -> Embeddings:
+    check_finite("the pooled vector", pooled, lambda item: f"{side}, item {item}")
+    return Embeddings.from_checked(pooled, pooled, np.arange(len(pooled) + 1))
+
+
+def _of_padded(side: str, x: Float[np.ndarray, "N L D"], mask: Bool[HostOrDevice, "N L"] | None) -> Embeddings:
+    keep = np.ones(x.shape[:2], bool) if mask is None else np.asarray(mask)
+    if keep.dtype != bool:
+        raise TypeError(f"{side}_mask has dtype {keep.dtype}: a mask is boolean, True = kept (use .astype(bool))")
+    if keep.shape != x.shape[:2]:
+        raise ValueError(f"{side}_mask has shape {keep.shape} for tokens of shape {x.shape}: it must be {x.shape[:2]}")
+    return _of_tokens(side, x[keep], keep.sum(axis=1))
+
+
+def _of_ragged(side: str, items: list[Float[np.ndarray, "_ _"]]) -> Embeddings:
+    if not items:
+        raise ValueError(f"{side} is an empty list: its width is unknown; pass an array of shape (0, L, D)")
+    for i, item in enumerate(items):
+        if (item.shape[1], item.dtype) != (items[0].shape[1], items[0].dtype):
+            raise ValueError(
+                f"{side}[{i}] has width {item.shape[1]} and dtype {item.dtype}, {side}[0] has {items[0].shape[1]} and "
+                f"{items[0].dtype}: they must be equal"
+            )
+    return _of_tokens(side, np.concatenate(items), np.asarray([len(item) for item in items]))
+
+
+def _of_tokens(side: str, tokens: Float[np.ndarray, "T D"], lengths: Int[np.ndarray, " N"]) -> Embeddings:
+    empty = np.flatnonzero(lengths == 0)
+    if empty.size:
+        raise ValueError(f"{side}, item {int(empty[0])} has no token: keep at least one, or pass Embeddings")
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    check_finite("it", tokens, lambda token: f"{side}, {token_name(offsets, token)}")
+    return Embeddings.from_checked(np.empty((len(lengths), 0), tokens.dtype), tokens, offsets)
+
+
+def _array(name: str, x: Any, ndim: int) -> np.ndarray:
+    array = np.asarray(x)
+    if array.dtype not in DTYPES:
+        raise TypeError(f"{name} has dtype {array.dtype}: use .astype(np.float32) (float16 and bfloat16 also work)")
+    if array.ndim != ndim or array.shape[-1] == 0:
+        raise ValueError(
+            f"{name} has shape {array.shape}: pass Embeddings, pooled vectors [N, H], tokens [N, L, D], or a list of "
+            "tokens [L, D]"
+        )
+    return array
