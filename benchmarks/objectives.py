@@ -108,7 +108,7 @@ def run_config(run: str, seed: int, settings: Settings, *, data: Path, output: P
 
 def make_data(settings: Settings, out: Path) -> None:
     """The training pages of `make demo`, in `out`/data; not made again."""
-    from recipes.tiny.pages import Canvas, for_training, training_pairs, write_pairs
+    from recipes.tiny import Canvas, for_training, training_pairs, write_pairs
     from train.data import convert
 
     if (out / "data" / "pages").is_dir():

@@ -3,7 +3,7 @@
     python -m eval.run --config configs/eval_tiny.py
     python -m eval.run --config configs/eval_tiny.py --config.adapter=build/demo/run/adapter
 
-500 pages and 500 queries of modules that no training page comes from (`recipes.tiny.docstrings.HELD_OUT_MODULES`), read
+500 pages and 500 queries of modules that no training page comes from (`recipes.tiny.HELD_OUT_MODULES`), read
 from the running Python: the same on every machine with the same Python version. "wording" asks with a span of the
 page's words of which a quarter is dropped, drawn anew for each of `query_seeds`; "meaning" asks with the summary line
 for the page without it. Chance is 1 / 500 = .002 hit@1.
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from eval.benchmarks.benchmark import Benchmark
 from eval.config import default_config
-from recipes.tiny.pages import MIN_FILL, Canvas, benchmark, held_out
+from recipes.tiny import MIN_FILL, Canvas, held_out, make_benchmark
 
 
 def get_config(arg: str = "128x256") -> ConfigDict:
@@ -36,9 +36,9 @@ def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
     docstrings, canvas = held_out(), Canvas(config.height, config.width, config.style)
     size, options = f"{config.height}x{config.width}", {"count": config.pages, "fill": config.fill}
     made = [
-        benchmark(docstrings, "wording", canvas, seed=seed, name=f"wording-{size}-seed{seed}", **options)
+        make_benchmark(docstrings, "wording", canvas, seed=seed, name=f"wording-{size}-seed{seed}", **options)
         for seed in range(config.query_seeds)
     ]
     if config.meaning:
-        made.append(benchmark(docstrings, "meaning", canvas, name=f"meaning-{size}", **options))
+        made.append(make_benchmark(docstrings, "meaning", canvas, name=f"meaning-{size}", **options))
     return made

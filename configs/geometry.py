@@ -11,15 +11,15 @@ from ml_collections import ConfigDict
 
 from configs import eval_tiny
 from eval.benchmarks.benchmark import Benchmark
-from recipes.tiny import pretrain as tiny_pretrain
+from recipes.tiny import ROOT, STAGES
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The argument is `runs`."""
     own = eval_tiny.get_config()
     config = ConfigDict({name: own[name] for name in ("height", "width", "style", "pages", "fill", "query_seeds")})
-    config.runs = arg or str(tiny_pretrain.ROOT)  # folders that recipes.tiny.pretrain made, separated by commas
-    config.models = ("new", "warmup", *(f"{stage}/model" for stage in tiny_pretrain.STAGES))
+    config.runs = arg or str(ROOT)  # folders that recipes.tiny.pretrain made, separated by commas
+    config.models = ("new", "warmup", *(f"{stage}/model" for stage in STAGES))
     config.metric = "ndcg@5"
     config.meaning = False
     config.batch_size = 32

@@ -22,7 +22,7 @@ from eval.benchmarks.benchmark import Benchmark
 from eval.config import default_config
 from eval.studies.named_reductions import SEPARATOR
 from eval.study import Subject
-from recipes.tiny.pages import Canvas, benchmark, held_out
+from recipes.tiny import Canvas, held_out, make_benchmark
 
 SUBJECTS = ("tiny", "docstrings", "pdf")
 TOKENS = ("pool 2", "pool 3", "pool 4", "pool 8", "pool 16")
@@ -88,7 +88,7 @@ def tiny(config: ConfigDict) -> Subject:
 def docstrings(config: ConfigDict) -> Subject:
     """A text retriever on docstrings without their summary lines, which are the queries."""
     canvas = Canvas(512, 512)  # 2,048 characters at most
-    made = benchmark(held_out(), "meaning", canvas, count=config.pages, fill=0.2, name="docstrings-meaning")
+    made = make_benchmark(held_out(), "meaning", canvas, count=config.pages, fill=0.2, name="docstrings-meaning")
     return Subject("MiniLM, docstrings as texts", _minilm, [minilm_pages.as_texts(made)])
 
 

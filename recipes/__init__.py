@@ -1,0 +1,1 @@
+"""How models and data of this project are made; run from a checkout."""

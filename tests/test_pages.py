@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from eval.benchmarks.benchmark import Benchmark
-from recipes.tiny import docstrings, pages
-from recipes.tiny.docstrings import Docstring, without_names, without_near_duplicates
+from recipes import tiny
+from recipes.tiny import Canvas, Docstring, docstrings, make_benchmark, pages, training_pairs, write_pairs
+from recipes.tiny.near_duplicates import without_near_duplicates
+from recipes.tiny.queries import without_name, wording_query
 from recipes.tiny.typeset import typeset_grid
 
 SOURCE = '''"""The module's summary.
@@ -36,7 +38,7 @@ async def fetch():
 
 @pytest.fixture(scope="module")
 def held_out():
-    return pages.held_out()
+    return tiny.held_out()
 
 
 def test_reads_modules_classes_and_functions(tmp_path):
@@ -74,30 +76,30 @@ def test_shared_phrases_of_several_pages_make_no_duplicate():
 
 
 def test_own_name_is_masked_as_a_word_only():
-    assert without_names("Get it, widget; get() or __get__", "m.C.get") == "___ it, widget; ___() or ___"
+    assert without_name("Get it, widget; get() or __get__", "m.C.get") == "___ it, widget; ___() or ___"
 
 
 def test_held_out_and_training_modules_do_not_meet(held_out):
-    training = pages.for_training()
+    training = tiny.for_training()
     assert not {d.module for d in training} & {d.module for d in held_out}
-    assert not set(docstrings.TRAIN_MODULES) & set(docstrings.HELD_OUT_MODULES)
-    assert {d.module for d in held_out} == set(docstrings.HELD_OUT_MODULES)
+    assert not set(tiny.TRAIN_MODULES) & set(tiny.HELD_OUT_MODULES)
+    assert {d.module for d in held_out} == set(tiny.HELD_OUT_MODULES)
     seen = {d.text for d in held_out}
     assert len(seen) == len(held_out) and not any(d.text in seen for d in training)
 
 
-@pytest.mark.parametrize("kind", pages.KINDS)
+@pytest.mark.parametrize("kind", tiny.KINDS)
 def test_benchmark_has_500_full_pages_of_distinct_docstrings(kind, held_out):
-    made = pages.benchmark(held_out, kind, pages.Canvas(128, 256), seed=1)
+    made = make_benchmark(held_out, kind, Canvas(128, 256), seed=1)
     assert len(made.queries) == len(made.corpus) == 500
     assert all(made.corpus[i].size == (256, 128) for i in range(0, 500, 50))
     assert len(set(made.texts)) == 500
-    again = pages.benchmark(held_out, kind, pages.Canvas(128, 256), seed=1)
+    again = make_benchmark(held_out, kind, Canvas(128, 256), seed=1)
     assert again.queries == made.queries and again.corpus_ids == made.corpus_ids
 
 
 def test_wording_queries_are_words_of_their_page_in_order(held_out):
-    made = pages.benchmark(held_out, "wording", pages.Canvas(128, 256), count=60)
+    made = make_benchmark(held_out, "wording", Canvas(128, 256), count=60)
     for query, shown in zip(made.queries, made.texts, strict=True):
         words = iter(shown.split())
         assert all(any(word.startswith(w) for word in words) for w in query.split())
@@ -107,12 +109,12 @@ def test_wording_queries_are_words_of_their_page_in_order(held_out):
 def test_a_quarter_of_the_words_is_dropped():
     rng = np.random.default_rng(0)
     shown = " ".join(f"w{i}" for i in range(40))
-    lengths = [len(pages.wording_query(shown, rng).split()) for _ in range(4000)]
+    lengths = [len(wording_query(shown, rng).split()) for _ in range(4000)]
     assert np.mean(lengths) == pytest.approx(6.5 * 0.75, abs=0.1)  # 5..8 words, standard error 0.02
 
 
 def test_meaning_pages_show_neither_summary_nor_name(held_out):
-    made = pages.benchmark(held_out, "meaning", pages.Canvas(256, 512), count=50)
+    made = make_benchmark(held_out, "meaning", Canvas(256, 512), count=50)
     for query, name, shown in zip(made.queries, made.corpus_ids, made.texts, strict=True):
         own = name.rpartition(".")[2].strip("_").lower()
         assert own not in query.lower().replace(",", " ").split()
@@ -120,7 +122,7 @@ def test_meaning_pages_show_neither_summary_nor_name(held_out):
 
 
 def test_benchmark_survives_saving(tmp_path, held_out):
-    made = pages.benchmark(held_out, "wording", pages.Canvas(64, 128), count=5)
+    made = make_benchmark(held_out, "wording", Canvas(64, 128), count=5)
     made.save(tmp_path / "b")
     loaded = Benchmark.load(tmp_path / "b")
     assert list(loaded.query_ids) == list(made.query_ids) and loaded.qrels == made.qrels
@@ -129,7 +131,7 @@ def test_benchmark_survives_saving(tmp_path, held_out):
 
 
 def test_print_pages_have_their_own_layouts(held_out):
-    made = pages.benchmark(held_out, "wording", pages.Canvas(384, 384, "print"), count=6)
+    made = make_benchmark(held_out, "wording", Canvas(384, 384, "print"), count=6)
     assert len({np.asarray(page).tobytes() for page in made.corpus}) == 6
     assert all(page.size == (384, 384) for page in made.corpus)
 
@@ -139,32 +141,32 @@ def test_training_pairs_have_the_layout_of_the_colpali_set(tmp_path):
         Docstring("m", f"m.f{i}", f"Summary of function {i}.", " ".join(f"word{j}of{i}" for j in range(60)))
         for i in range(5)
     ]
-    rows = pages.training_pairs(source, pages.Canvas(64, 128), count=30, meaning=0.3, shuffled=0.3)
-    assert pages.write_pairs(tmp_path, rows) == 30
+    rows = training_pairs(source, Canvas(64, 128), count=30, meaning=0.3, shuffled=0.3)
+    assert write_pairs(tmp_path, rows) == 30
     table = pq.read_table(tmp_path / "data" / "train-00000-of-00001.parquet")
     assert {"image", "image_filename", "query", "answer", "source"} <= set(table.column_names)
     record = table.to_pylist()[7]
     image = Image.open(io.BytesIO(record["image"]["bytes"]))
     assert np.array_equal(np.asarray(image.convert("RGB")), typeset_grid(record["answer"], 64, 128)[0])
     with pytest.raises(FileExistsError, match="choose another"):
-        pages.write_pairs(tmp_path, [])
+        write_pairs(tmp_path, [])
 
 
 def test_accept_filters_queries():
     source = [Docstring("m", "m.f", "Summary.", " ".join(f"word{j}" for j in range(60)))]
-    rows = pages.training_pairs(source, pages.Canvas(64, 128), count=20, accept=lambda query: len(query) < 30)
+    rows = training_pairs(source, Canvas(64, 128), count=20, accept=lambda query: len(query) < 30)
     assert max(len(row["query"]) for row in rows) < 30
 
 
 def test_bad_requests_are_named(held_out):
     with pytest.raises(ValueError, match="kind is 'sound'"):
-        pages.benchmark(held_out, "sound", pages.Canvas())
+        make_benchmark(held_out, "sound", Canvas())
     with pytest.raises(ValueError, match="take a smaller page"):
-        pages.benchmark([text("short")], "wording", pages.Canvas())
+        make_benchmark([text("short")], "wording", Canvas())
     with pytest.raises(ValueError, match="style is 'comic'"):
-        pages.Canvas(style="comic")
+        Canvas(style="comic")
     with pytest.raises(ValueError, match="no docstrings"):
-        list(pages.training_pairs([], pages.Canvas(), count=1))
+        list(training_pairs([], Canvas(), count=1))
 
 
 def test_command_line_writes_both(tmp_path, capsys):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import smart_jax
-from recipes.tiny import pretrain as tiny_pretrain
-from recipes.tiny.docstrings import Docstring
+from recipes.tiny import STAGES, Canvas, Docstring, pretrain
+from recipes.tiny.architecture import MODEL, PHRASES, SETTINGS
 from recipes.tiny.new_model import new_checkpoint, train_tokenizer
+from recipes.tiny.reading import by_visual_token, reading_batches
 from recipes.tiny.warmup import warm_up
 
 PIECES = 320
@@ -21,13 +22,13 @@ DOCSTRINGS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    config = copy.deepcopy(tiny_pretrain.MODEL)
+    config = copy.deepcopy(MODEL)
     config["text_config"] |= {"vocab_size": PIECES, "hidden_size": 32, "intermediate_size": 32}
     config["text_config"] |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
     config["vision_config"] |= {"hidden_size": 32, "num_heads": 1, "intermediate_size": 32, "depth": 2}
     config["vision_config"] |= {"out_hidden_size": 32, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}
-    tokenizer = train_tokenizer((d.text for d in DOCSTRINGS), PIECES, phrases=tiny_pretrain.PHRASES)
-    return new_checkpoint(tmp_path_factory.mktemp("new"), config, tokenizer, settings=tiny_pretrain.SETTINGS)
+    tokenizer = train_tokenizer((d.text for d in DOCSTRINGS), PIECES, phrases=PHRASES)
+    return new_checkpoint(tmp_path_factory.mktemp("new"), config, tokenizer, settings=SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +60,8 @@ def test_weights_have_the_configs_range(encoder):
 
 
 @pytest.mark.slow
-def test_warm_up_learns_to_read_and_keeps_the_structure(encoder, monkeypatch, capsys):
-    monkeypatch.setitem(tiny_pretrain.WARMUP, "batch_size", 8)
-    monkeypatch.setitem(tiny_pretrain.WARMUP, "height", 32)
-    monkeypatch.setitem(tiny_pretrain.WARMUP, "width", 64)
-    batches = tiny_pretrain.reading_batches(encoder, DOCSTRINGS, seed=0)
+def test_warm_up_learns_to_read_and_keeps_the_structure(encoder, capsys):
+    batches = reading_batches(encoder, DOCSTRINGS, canvas=Canvas(32, 64), batch_size=8, seed=0)
     before = jax.tree.map(np.asarray, encoder.params)
     trained = warm_up(encoder, batches, steps=60, learning_rate=5e-3, log_every=20)
     losses = [float(line.split("characters ")[1].split()[0]) for line in capsys.readouterr().out.splitlines()]
@@ -76,16 +74,16 @@ def test_warm_up_learns_to_read_and_keeps_the_structure(encoder, monkeypatch, ca
 
 def test_characters_stand_with_the_visual_token_that_covers_them():
     codes = np.arange(2 * 8, dtype=np.uint8).reshape(1, 2, 8)
-    blocks = tiny_pretrain.by_visual_token(codes)
+    blocks = by_visual_token(codes)
     assert blocks.tolist() == [[[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]]]
     upper, lower = ord("Q") - 32, ord("q") - 32
-    assert (tiny_pretrain.by_visual_token(np.full((1, 2, 4), upper, np.uint8)) == lower).all()
+    assert (by_visual_token(np.full((1, 2, 4), upper, np.uint8)) == lower).all()
 
 
-@pytest.mark.parametrize("stage", tiny_pretrain.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_stages_fit_their_canvas_exactly(stage):
-    config = tiny_pretrain.get_config(stage)
-    height, width = tiny_pretrain.STAGES[stage].height, tiny_pretrain.STAGES[stage].width
+    config = pretrain.get_config(stage)
+    height, width = STAGES[stage].height, STAGES[stage].width
     assert config.data.document_patches == height * width // 256
     assert config.data.document_length == height * width // 1024 + 10
     assert config.trainable == "full" and config.loss.objective == "pooled"
@@ -93,4 +91,4 @@ def test_stages_fit_their_canvas_exactly(stage):
 
 def test_unknown_stage_is_named():
     with pytest.raises(ValueError, match="stage '7x7'"):
-        tiny_pretrain.get_config("7x7")
+        pretrain.get_config("7x7")

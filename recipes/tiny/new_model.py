@@ -1,4 +1,4 @@
-"""A new, untrained checkpoint folder in Hugging Face layout: byte-level BPE tokenizer, configs, random weights."""
+"""A new, untrained checkpoint folder in Hugging Face layout: a byte-level BPE tokenizer, configs, random weights."""
 
 from __future__ import annotations
 
@@ -39,16 +39,22 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 
 
 def train_tokenizer(texts: Iterable[str], size: int, *, phrases: Iterable[str] = ()) -> Tokenizer:
-    """A lower-case byte-level BPE of exactly `size` pieces.
+    """Trains a lower-case byte-level BPE of exactly `size` pieces.
 
     Args:
-      texts: to fit the merges on.
-      size: of the vocabulary, with everything below.
-      phrases: texts that are one piece each wherever they stand, in their own case: the unchanging parts of the prompt.
-        Line breaks around them are dropped, so that a prompt costs a small model few positions.
+      texts: what the merges are fitted on.
+      size: of the vocabulary, special tokens and phrases included.
+      phrases: texts that are one piece each wherever they stand, in upper and lower case as they are: the parts of the
+        prompt that never change. Line breaks around them are dropped, so that a prompt costs a small model few
+        positions.
 
     Raises:
       ValueError: the texts do not give that many pieces.
+
+    Example:
+      >>> tokenizer = train_tokenizer(["the value of the table"], 270, phrases=["user\\n"])
+      >>> tokenizer.encode("The user\\n THE").tokens
+      ['Ġthe', 'user\\n', 'Ġthe']
     """
     phrases = list(phrases)
     tokenizer = Tokenizer(models.BPE())
@@ -64,8 +70,8 @@ def train_tokenizer(texts: Iterable[str], size: int, *, phrases: Iterable[str] =
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
-    if (found := tokenizer.get_vocab_size()) != size:
-        raise ValueError(f"the texts give {found} pieces, {size} were asked for: give more texts or a smaller size")
+    if (pieces := tokenizer.get_vocab_size()) != size:
+        raise ValueError(f"the texts give {pieces} pieces, {size} were asked for: give more texts or a smaller size")
     return tokenizer
 
 
@@ -77,41 +83,44 @@ def new_checkpoint(
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Path:
-    """Writes what `smart_jax.load` opens.
+    """Writes a folder that `smart_jax.load` opens.
 
     Args:
-      folder: to write.
+      folder: where it is written.
       config: contents of config.json; the ids of Qwen's markers are filled in.
-      tokenizer: whose size is the config's vocabulary.
-      settings: contents of smart_jax.json (`smart_jax.inputs.prompt.Settings`).
-      seed: of the weights: normal with the config's initializer_range.
+      tokenizer: has as many pieces as the config's vocabulary.
+      settings: contents of smart_jax.json (`smart_jax.inputs.Settings`).
+      seed: of the weights, which are drawn from a normal distribution with the config's initializer_range.
+
+    Returns:
+      The folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     markers = ("image_pad", "video_pad", "vision_start", "vision_end")
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     ids = {name: SPECIAL_TOKENS.index(f"<|{marker}|>") for name, marker in zip(names, markers, strict=True)}
-    vision = config["vision_config"]
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     _write_json(folder / "config.json", {**config, **ids})
     _write_json(folder / "tokenizer_config.json", _tokenizer_config())
-    _write_json(
-        folder / "preprocessor_config.json",
-        {
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "patch_size": vision["patch_size"],
-            "temporal_patch_size": vision["temporal_patch_size"],
-            "merge_size": vision["spatial_merge_size"],
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-        },
-    )
+    _write_json(folder / "preprocessor_config.json", _preprocessor_config(config["vision_config"]))
     if settings:
         _write_json(folder / "smart_jax.json", settings)
     model_config = load_config(folder)
     save_weights(folder, init_weights(model_config, seed)[1], model_config)
     return folder
+
+
+def _preprocessor_config(vision: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": vision["patch_size"],
+        "temporal_patch_size": vision["temporal_patch_size"],
+        "merge_size": vision["spatial_merge_size"],
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
 
 
 def _tokenizer_config() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,18 +36,27 @@ _MONOSPACE_POINTS = 13  # DejaVu Sans Mono's advance is then 7.8 px: the largest
 
 
 def printable(text: str) -> str:
-    """Runs of whitespace and of characters outside printable ASCII become one space each; ends are stripped."""
+    """Replaces each run of whitespace and of characters outside printable ASCII by one space, and strips the ends.
+
+    Example:
+      >>> printable("  caf\u00e9\\n and  tea ")
+      'caf and tea'
+    """
     return " ".join("".join(c if FIRST <= ord(c) <= LAST else " " for c in text).split())
 
 
 def wrap(text: str, rows: int, columns: int) -> tuple[list[str], int]:
-    """Breaks text into at most `rows` lines of at most `columns` characters, at spaces; longer words are cut.
+    """Breaks text at spaces into at most `rows` lines of at most `columns` characters; longer words are cut.
 
     Returns:
       The lines, and how many characters of `printable(text)` they show (a word cut by the page's end is not shown).
 
     Raises:
       ValueError: the grid has no cell.
+
+    Example:
+      >>> wrap("one two three four", rows=2, columns=8)
+      (['one two', 'three'], 13)
     """
     if rows < 1 or columns < 1:
         raise ValueError(f"a page of {rows} x {columns} characters holds no text: both must be at least 1")
@@ -60,8 +70,8 @@ def wrap(text: str, rows: int, columns: int) -> tuple[list[str], int]:
 
 
 @functools.cache
-def _atlas(font: str) -> UInt8[np.ndarray, "G 16 8"]:
-    """One cell per printable character, black on white, and a white one for code 0 .. 31 at index 0 (the space)."""
+def _atlas(font: str) -> UInt8[np.ndarray, "characters 16 8"]:
+    """Draws a cell for each printable character, black on white; the first, of the space, is white."""
     face = _face(font, _MONOSPACE_POINTS)
     ascent = face.getmetrics()[0]
     cells = []
@@ -73,7 +83,12 @@ def _atlas(font: str) -> UInt8[np.ndarray, "G 16 8"]:
 
 
 def grid_codes(lines: Sequence[str], rows: int, columns: int) -> UInt8[np.ndarray, "rows columns"]:
-    """Character of every cell as its code minus 32; 0 = space = empty."""
+    """Returns the character of every cell as its code minus 32; 0 = space = empty.
+
+    Example:
+      >>> grid_codes(["ab"], rows=1, columns=3).tolist()
+      [[65, 66, 0]]
+    """
     codes = np.zeros((rows, columns), np.uint8)
     for row, line in enumerate(lines[:rows]):
         characters = np.frombuffer(line[:columns].encode("ascii"), np.uint8)
@@ -83,19 +98,24 @@ def grid_codes(lines: Sequence[str], rows: int, columns: int) -> UInt8[np.ndarra
 
 def typeset_grid(
     text: str, height: int, width: int, *, font: str = "DejaVuSansMono"
-) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
-    """A page of monospace text on a fixed grid of 8 x 16 pixel cells, in well under a millisecond.
+) -> tuple[UInt8[np.ndarray, "height width 3"], str]:
+    """Typesets monospace text on a fixed grid of cells of 8 x 16 pixels, in well under a millisecond.
 
     Args:
-      text: flowed over the page, whitespace collapsed.
-      height, width: of the page in pixels, multiples of 16 and 8.
+      text: flows over the page, whitespace collapsed.
+      height, width: of the page in pixels, multiples of 16 and of 8.
       font: a monospace face.
 
     Returns:
-      The page, RGB, black on white, and the part of the text that it shows.
+      The page, in RGB, black on white, and the part of the text that it shows.
 
     Raises:
       ValueError: the page is not a whole number of cells.
+
+    Example:
+      >>> page, shown = typeset_grid("Return it.", 16, 96)
+      >>> page.shape, page.dtype, shown
+      ((16, 96, 3), dtype('uint8'), 'Return it.')
     """
     if height % CELL_HEIGHT or width % CELL_WIDTH or height < CELL_HEIGHT or width < CELL_WIDTH:
         raise ValueError(
@@ -108,17 +128,17 @@ def typeset_grid(
 
 
 def draw_codes(
-    codes: UInt8[np.ndarray, "*B rows columns"], font: str = "DejaVuSansMono"
-) -> UInt8[np.ndarray, "*B H W"]:
-    """Gray pages of cells given by `grid_codes`."""
+    codes: UInt8[np.ndarray, "*batch rows columns"], font: str = "DejaVuSansMono"
+) -> UInt8[np.ndarray, "*batch height width"]:
+    """Draws gray pages of the cells that `grid_codes` gives."""
     *batch, rows, columns = codes.shape
-    cells = np.moveaxis(_atlas(font)[codes], -2, -3)  # [..., rows, 16, columns, 8]
+    cells: np.ndarray = np.moveaxis(_atlas(font)[codes], -2, -3)  # [..., rows, 16, columns, 8]
     return cells.reshape(*batch, rows * CELL_HEIGHT, columns * CELL_WIDTH)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Of one proportional page; lengths in pixels."""
+    """How one proportional page is laid out; lengths are in pixels."""
 
     font: str
     size: int
@@ -129,7 +149,7 @@ class Layout:
 
 
 def random_layout(rng: np.random.Generator, *, min_size: int = 12, max_size: int = 22) -> Layout:
-    """Font, size, margins and gray levels as documents vary in them."""
+    """Draws font, size, margins and gray levels from the ranges in which documents vary."""
     return Layout(
         font=FONTS[rng.integers(len(FONTS))],
         size=int(rng.integers(min_size, max_size + 1)),
@@ -141,10 +161,10 @@ def random_layout(rng: np.random.Generator, *, min_size: int = 12, max_size: int
 
 
 def typeset(text: str, height: int, width: int, layout: Layout) -> tuple[Image.Image, str]:
-    """A page of proportional text, lines broken at spaces by measured widths.
+    """Typesets proportional text; lines are broken at spaces by measured widths.
 
     Returns:
-      The page, RGB [height, width], and the part of the text that it shows.
+      The page, in RGB, width x height pixels, and the part of the text that it shows.
 
     Raises:
       ValueError: the margins leave no room for a line.
@@ -170,7 +190,7 @@ def typeset(text: str, height: int, width: int, layout: Layout) -> tuple[Image.I
 
 
 def _fill_line(words: Sequence[str], face: ImageFont.FreeTypeFont, room: int) -> tuple[str, int]:
-    """The longest run of words that fits; a word wider than the line stands alone and is cut by the margin."""
+    """Returns the longest run of words that fits; a word wider than the line stands alone and the margin cuts it."""
     width, taken, space = 0.0, 0, face.getlength(" ")
     for word in words:
         wider = width + (space if taken else 0) + face.getlength(word)
@@ -194,9 +214,7 @@ def _face(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def font_folder() -> Path:
-    """matplotlib's TrueType fonts, found without importing it."""
-    import importlib.util
-
+    """Returns the folder of matplotlib's TrueType fonts, found without importing matplotlib."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("pages are typeset with the fonts of matplotlib: pip install 'smart_jax[eval]'")
