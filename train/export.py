@@ -9,7 +9,7 @@ from typing import Any
 
 from flax import nnx
 
-from smart_jax.encoder import Encoder
+from smart_jax import Encoder
 from smart_jax.files import CONFIG_FILE, having, resolve_base
 from smart_jax.inputs import SETTINGS_FILE, TOKENIZER_FILES, Settings, read_settings
 from smart_jax.models import save_lora, save_weights

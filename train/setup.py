@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from smart_jax import encoder as encode
-from smart_jax.encoder import Encoder
+from smart_jax import Encoder, load
 from smart_jax.files import find_adapter, resolve_base
 from smart_jax.models import add_lora
 from smart_jax.retrieval import Adapter, AdapterConfig, parse_layers
@@ -48,7 +47,7 @@ def load_backbone(model: str | Path, config: TrainConfig, mesh: Mesh, task: str 
     # Weights that are trained are kept, and updated, in float32.
     dtype = jnp.float32 if "full" in config.parts else dtypes[config.dtype]
     overrides = preprocessing_overrides(config)
-    return encode.load(model, dtype=dtype, mesh=mesh, task=task, pooling=config.pooling, settings=overrides)
+    return load(model, dtype=dtype, mesh=mesh, task=task, pooling=config.pooling, settings=overrides)
 
 
 def source_folder(encoder: Encoder) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 from safetensors import SafetensorError
 
-from smart_jax.encoder import Encoder
+from smart_jax import Encoder
 from smart_jax.retrieval import Adapter
 from smart_jax.runtime import is_main, wait_for_all
 from train.checkpoints import Checkpoints, fingerprint, weights_fingerprint

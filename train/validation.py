@@ -7,7 +7,7 @@ from functools import cached_property
 
 import jax
 
-from smart_jax.encoder import Encoder
+from smart_jax import Encoder
 from smart_jax.runtime import batch_part
 from train.config import TrainConfig
 from train.data import UNREADABLE, Batcher, Example, Examples, Source, open_split, parse_names

@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recipes.tiny.reading import ReadingBatch
-from smart_jax.encoder import Encoder
+from smart_jax import Encoder
 from smart_jax.models import Params
 
 CHARACTERS = 95  # printable ASCII

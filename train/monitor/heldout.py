@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from smart_jax.encoder import Encoder
+from smart_jax import Encoder
 from smart_jax.inputs import Preprocessor, middle_frame, open_rgb
 from smart_jax.retrieval import compute_metrics, score
 from train.config import TrainConfig

@@ -1,0 +1,194 @@
+"""A package's `__init__` names what is public: nothing else is imported from outside, and all of it has an example."""
+
+import ast
+import functools
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TREE = ("smart_jax", "train", "eval", "recipes", "benchmarks", "configs")
+FILES = {
+    ".".join((path.parent if path.name == "__init__.py" else path.with_suffix("")).relative_to(ROOT).parts): path
+    for top in TREE
+    for path in sorted((ROOT / top).rglob("*.py"))
+}
+PACKAGES = {name: path for name, path in FILES.items() if path.name == "__init__.py"}
+MODULES = FILES.keys() - PACKAGES.keys()
+# Modules that outsiders may import: the library's array types, and beside the library what lies on top of a program.
+OPEN = {name for name in MODULES if name == "smart_jax.typing" or (name.count(".") == 1 and TREE[0] not in name)}
+PENDING = ("eval", "recipes", "benchmarks", "configs")  # importers that are not in order yet: to be emptied
+# What is public and has no example yet: may only become less.
+WITHOUT_EXAMPLE = {
+    "smart_jax": ("Encoder", "load"),
+    "smart_jax.files": (
+        "download",
+        "find_adapter",
+        "flush",
+        "having",
+        "map_file",
+        "read_adapter_config",
+        "read_json",
+        "resolve",
+        "resolve_base",
+        "write",
+    ),
+    "smart_jax.inputs": (
+        "Preprocessor",
+        "Row",
+        "Settings",
+        "TextPreprocessor",
+        "check_items",
+        "check_sampling",
+        "check_video_file",
+        "middle_frame",
+        "open_preprocessor",
+        "open_rgb",
+        "parse_item",
+        "read_settings",
+    ),
+    "smart_jax.integrations": ("mteb_model",),
+    "smart_jax.maxsim": ("inner_products", "maxsim_pairs", "projected_maxsim"),
+    "smart_jax.models": (
+        "Architecture",
+        "BertConfig",
+        "Hidden",
+        "LoraConfig",
+        "PatchGeometry",
+        "QwenVLConfig",
+        "abstract_model",
+        "add_lora",
+        "checksum",
+        "drop_out",
+        "init_weights",
+        "load_config",
+        "load_weights",
+        "mrope_positions",
+        "patch_geometry",
+        "save_lora",
+        "save_weights",
+    ),
+    "smart_jax.retrieval": (
+        "Adapter",
+        "AdapterConfig",
+        "Embeddings",
+        "States",
+        "export_reference",
+        "import_reference",
+        "maxsim",
+        "score",
+        "search",
+    ),
+    "smart_jax.runtime": (
+        "DistributedConfig",
+        "batch_part",
+        "batch_sharding",
+        "initialize",
+        "is_main",
+        "make_mesh",
+        "on_any",
+        "place",
+        "replicated",
+        "sharding_for",
+        "sum_over_processes",
+        "to_host",
+        "wait_for_all",
+    ),
+    "smart_jax.tables": ("Records", "open_parquet", "read_in_order", "shards", "splits"),
+    "train.data": ("Split",),
+    "train.monitor": (
+        "Cost",
+        "HeldOut",
+        "LossGuard",
+        "MetricsLog",
+        "Progress",
+        "Sample",
+        "StopRequest",
+        "Throughput",
+        "WandbLog",
+        "announce",
+        "format_table",
+        "import_wandb",
+        "memory",
+        "peak_flops",
+        "ranking_metrics",
+        "read_metrics",
+        "training_cost",
+    ),
+    "train.objective": ("Encoded", "Objective", "Structure", "TrainBatch"),
+}
+
+
+@functools.cache
+def public(package: str) -> list[str]:
+    """The package's `__all__`, without importing it."""
+    for node in ast.parse(PACKAGES[package].read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
+            return ast.literal_eval(node.value)
+    return []
+
+
+@functools.cache
+def imported(module: str) -> list[str]:
+    """What the module imports of the source tree, anywhere in it, as dotted names."""
+    names = []
+    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}, line {node.lineno}: imports are absolute"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def is_public(name: str) -> bool:
+    """Whether the package names it; so are a package, and what is of a module that is public itself."""
+    owner, _, last = name.rpartition(".")
+    if name in PACKAGES or name in OPEN:
+        return True
+    return last in public(owner) if owner in PACKAGES else owner in MODULES and is_public(owner)
+
+
+@pytest.mark.parametrize("module", [name for name in FILES if not name.startswith(PENDING)])
+def test_imports_of_other_packages_are_of_public_names(module):
+    inside = module if module in PACKAGES else module.rpartition(".")[0]
+    inner = []
+    for name in imported(module):
+        owner = max((package for package in PACKAGES if name.startswith(f"{package}.")), key=len, default=None)
+        if owner is not None and not f"{inside}.".startswith(f"{owner}.") and not is_public(name):
+            inner.append(name)
+    assert not inner, f"{module} imports {inner}: import from the package, which names it in __all__, or keep out of it"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_a_package_imports_for_others_is_what_it_names(package):
+    """`__all__` is what `__init__` imports from its own modules, complete and true."""
+    body = ast.parse(PACKAGES[package].read_text(encoding="utf-8")).body
+    names = {
+        alias.asname or alias.name
+        for node in body
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(package.partition(".")[0])
+        for alias in node.names
+    }
+    names |= {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"}
+    assert sorted(public(package)) == sorted(names)
+
+
+def exported() -> Iterator[tuple[str, str]]:
+    """Functions and classes that a package names, each once: by the package in which it is written."""
+    for package in PACKAGES:
+        for name in public(package):
+            value = getattr(importlib.import_module(package), name)
+            module = getattr(value, "__module__", "")
+            if (inspect.isfunction(value) or inspect.isclass(value)) and package in (module, module.rpartition(".")[0]):
+                yield package, name
+
+
+@pytest.mark.parametrize(("package", "name"), exported())
+def test_what_is_public_has_an_example(package, name):
+    """Which runs: see `--doctest-modules` in pyproject.toml."""
+    text = inspect.getdoc(getattr(importlib.import_module(package), name)) or ""
+    assert ">>> " in text or name in WITHOUT_EXAMPLE.get(package, ())
