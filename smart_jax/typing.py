@@ -1,6 +1,7 @@
 """Array types, the dimension letters, and dataclasses of arrays as pytrees.
 
-Letters, fixed once for the whole project; rare axes are words ("layers", "half", "slots"):
+Letters, fixed once for the whole project; rare axes are words ("layers", "half", "slots";
+"bounds" is one more than there are items: where the packed tokens of each begin, and where the last end):
 
   B  rows of a batch, or the queries of one
   L  positions of a padded row: of a sequence, or of a document's tokens

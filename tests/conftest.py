@@ -19,9 +19,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import shutil
 
 import hypothesis
+import jaxtyping
 import pytest
 
-from tests.backbone import write_checkpoint
+from tests.typecheck import check_annotations
+
+check_annotations(["smart_jax"])
 
 # How many cases a property is tried on: `pytest --hypothesis-profile=thorough` takes many.
 for name, cases in {"suite": 200, "thorough": 20_000}.items():
@@ -37,7 +40,17 @@ def pytest_sessionstart(session):
         shutil.rmtree(COMPILED)
 
 
+@pytest.fixture
+def unchecked():
+    """Leaves annotations unchecked, for a test that passes what they rule out, to see what the library says of it."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """Folder of a small random checkpoint; read only."""
+    from tests.backbone import write_checkpoint  # imports the library: not before its annotations are checked
+
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))

@@ -324,6 +324,7 @@ class MaxSimSuite:
         for a, b in zip(ours, theirs, strict=True):
             close(a, b)
 
+    @pytest.mark.usefixtures("unchecked")
     def test_pairs_of_other_shapes_are_refused(self, rng):
         q, d, _, _ = make(rng)
         with pytest.raises(ValueError, match=r"d has shape \(5, 6, 8\) for q of shape \(3, 4, 8\): it must be"):
@@ -333,6 +334,7 @@ class MaxSimSuite:
 
     # Bad input
 
+    @pytest.mark.usefixtures("unchecked")
     @pytest.mark.parametrize(
         ("change", "error", "message"),
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,9 +68,8 @@ def unit(x):
 def states(model, text):
     """Those of one text after the last layer, [CLS] and [SEP] included, not normalised."""
     row = model.preprocessor.row(text)
-    return np.asarray(nnx.merge(model.graphdef, model.params)(model.preprocessor.collate([row])).states)[
-        0, : len(row.input_ids), 0
-    ]
+    batch = jax.device_put(model.preprocessor.collate([row]))
+    return np.asarray(nnx.merge(model.graphdef, model.params)(batch).states)[0, : len(row.input_ids), 0]
 
 
 # --- encoding ----------------------------------------------------------------------------------------------------
@@ -373,6 +373,7 @@ def test_images_and_videos_are_refused(model, tmp_path):
         model.encode_document([{"video": np.zeros((4, 64, 64, 3), np.uint8)}])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_sizes(model):
     row = model.preprocessor.row("oil")
     for bad, message in (

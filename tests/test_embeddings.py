@@ -32,6 +32,7 @@ def test_holds_what_it_was_given():
     assert repr(e) == "Embeddings(4 items, 11 tokens, pooled width 4, token width 6, float32)"
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_takes_device_arrays_and_shares_host_memory():
     tokens = np.ones((2, 3), np.float32)
     e = Embeddings(jnp.ones((2, 3)), tokens, [0, 1, 2])
@@ -81,6 +82,7 @@ def test_items_that_do_not_exist(index):
         make()[index]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("index", [1.0, "a", [[0, 1]], [0.5]])
 def test_an_index_that_is_none(index):
     with pytest.raises(TypeError, match="give an int, a slice"):
@@ -104,19 +106,20 @@ def test_concatenate_refuses_unequal_parts():
 def test_an_item_without_tokens_gets_its_pooled_vector():
     pooled = np.arange(12, dtype=np.float32).reshape(4, 3)
     tokens = 100 + np.arange(9, dtype=np.float32).reshape(3, 3)
-    e = Embeddings(pooled, tokens, [0, 0, 2, 3, 3])
+    e = Embeddings(pooled, tokens, np.array([0, 0, 2, 3, 3]))
     assert e.offsets.tolist() == [0, 1, 3, 4, 5]
     np.testing.assert_array_equal(e.tokens, np.stack([pooled[0], *tokens, pooled[3]]))
 
 
 def test_an_item_without_tokens_needs_equal_widths():
     with pytest.raises(ValueError, match="item 1 has no token, and its pooled vector of width 3 .* width 2"):
-        Embeddings(np.ones((2, 3), np.float32), np.ones((1, 2), np.float32), [0, 1, 1])
+        Embeddings(np.ones((2, 3), np.float32), np.ones((1, 2), np.float32), np.array([0, 1, 1]))
 
 
 ONES = np.ones((2, 3), np.float32)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("pooled", "tokens", "offsets", "error", "message"),
     [
@@ -143,22 +146,22 @@ def test_values_that_are_not_finite_are_named(value, dtype):
     tokens, pooled = np.ones((5, 3), dtype), np.ones((2, 3), dtype)
     tokens[3, 1] = value
     with pytest.raises(ValueError, match="item 1, token 1: tokens holds NaN or infinity"):
-        Embeddings(pooled, tokens, [0, 2, 5])
+        Embeddings(pooled, tokens, np.array([0, 2, 5]))
     pooled[1, 2] = value
     with pytest.raises(ValueError, match="item 1: pooled holds NaN"):
-        Embeddings(pooled, np.ones((5, 3), dtype), [0, 2, 5])
+        Embeddings(pooled, np.ones((5, 3), dtype), np.array([0, 2, 5]))
 
 
 def test_infinities_that_cancel_are_found():
     tokens = np.ones((4, 3), np.float32)
     tokens[1, 0], tokens[2, 0] = np.inf, -np.inf
     with pytest.raises(ValueError, match="item 0, token 1"):
-        Embeddings(np.ones((1, 3), np.float32), tokens, [0, 4])
+        Embeddings(np.ones((1, 3), np.float32), tokens, np.array([0, 4]))
 
 
 def test_large_finite_values_are_accepted():
     big = np.full((1, 3), 3e38, np.float32)  # their sum overflows
-    assert len(Embeddings(big, big, [0, 1])) == 1
+    assert len(Embeddings(big, big, np.array([0, 1]))) == 1
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float16, 2**-11), (ml_dtypes.bfloat16, 2**-8)])
@@ -177,7 +180,7 @@ def test_astype_refuses_what_can_not_be_stored():
         make().astype(np.int16)
     big = np.full((1, 3), 1e6, np.float32)
     with pytest.raises(ValueError, match="item 0: pooled holds NaN or infinity"):
-        Embeddings(big, big, [0, 1]).astype(np.float16)
+        Embeddings(big, big, np.array([0, 1])).astype(np.float16)
 
 
 def test_int8_tokens():
@@ -198,10 +201,11 @@ def test_int8_tokens():
     np.testing.assert_array_equal(joined.scales, small.scales)
     with pytest.raises(ValueError, match="part 1 is"):
         Embeddings.concatenate([small, e])
-    filled = Embeddings(small.pooled[:, :4], small.tokens[:, :4], [0, 3, 4, 11, 11], small.scales)
+    filled = Embeddings(small.pooled[:, :4], small.tokens[:, :4], np.array([0, 3, 4, 11, 11]), small.scales)
     np.testing.assert_allclose(filled.astype(np.float32).tokens[-1], small.pooled[3], atol=0.02)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_int8_tokens_and_scales_belong_together():
     small = make().astype(np.int8)
     with pytest.raises(ValueError, match="tokens are int8: int8 tokens have scales, and no others do"):

@@ -254,6 +254,7 @@ def test_zero_byte_and_foreign_files(tmp_path):
         process_image(tmp_path / "text.png", ImageSettings(), name="item 7")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_missing_file_folder_and_url(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"item 7: no image file '.*gone.png'"):
         process_image(tmp_path / "gone.png", ImageSettings(), name="item 7")

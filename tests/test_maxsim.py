@@ -132,6 +132,7 @@ def test_the_tpu_kernel_over_several_blocks(monkeypatch, masked):
         close(a, b)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_default_is_xla():
     q, d, q_mask, d_mask = make(np.random.default_rng(0))
     run = partial(jax.make_jaxpr(maxsim, static_argnums=()), q, d, q_mask, d_mask)
@@ -210,11 +211,11 @@ def test_each_device_has_its_default(monkeypatch):
     ]:
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         monkeypatch.setattr(pallas_gpu, "available", lambda hopper=hopper: hopper)
-        assert choose(None, jnp.float32) == expected
-        assert choose(None, jnp.float64) == "xla"
-        assert choose("pallas_tpu", jnp.float32) == "pallas_tpu"
+        assert choose(None, jnp.dtype(jnp.float32)) == expected
+        assert choose(None, jnp.dtype(jnp.float64)) == "xla"
+        assert choose("pallas_tpu", jnp.dtype(jnp.float32)) == "pallas_tpu"
     with pytest.warns(UserWarning, match="'pallas_gpu' is for Hopper GPUs"):
-        assert choose("pallas_gpu", jnp.float32) == "xla"
+        assert choose("pallas_gpu", jnp.dtype(jnp.float32)) == "xla"
 
 
 def embeddings(rng, lengths, width=8) -> Embeddings:
@@ -242,6 +243,7 @@ def spans(items):
     return pairwise(items.offsets)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_embeddings_refuse_what_is_for_arrays():
     rng = np.random.default_rng(0)
     q, d = embeddings(rng, [3, 2]), embeddings(rng, [1, 7])
@@ -426,6 +428,7 @@ def test_late_of_ragged_items(lengths, in_place):
         assert np.isneginf(np.asarray(score)[:3, last - first :]).all()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_late_keeps_one_tile_of_similarities():
     P, M, D, S = 256, 2**14, 8, 16
     window = [

@@ -345,7 +345,8 @@ def np_objective(config: LossConfig, queries: Items, documents: Items, ids, teac
         if (margin := config.false_negative_margin) is not None:
             above = np.array([[score[i, j] > score[i, at[i]] + margin and j != at[i] for j in range(N)]
                               for i in range(B)])  # fmt: skip
-            count = (above & ~excluded).sum() / B if width is None else count
+            if width is None:
+                count = (above & ~excluded).sum() / B
         out = excluded | above
 
         def cross_entropy(logits, out=out):

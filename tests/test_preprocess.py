@@ -265,6 +265,7 @@ def test_filler_rows_attend_to_one_token_and_keep_none(preprocessor):
     assert not batch.keep_mask[1:].any() and (batch.index == -1).all()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_explicit_sizes(preprocessor):
     rows = [preprocessor.row("a"), preprocessor.row(noise_page(64, 64))]
     batch = preprocessor.collate(rows, length=50, patches=20)

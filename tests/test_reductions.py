@@ -104,6 +104,7 @@ def test_pooling_keeps_dtype_and_what_needs_no_pooling():
         pool_tokens(e.astype(np.int8), 2)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_keep_tokens():
     e = embeddings((3, 4, 2))
     keep = np.array([1, 0, 1, 0, 0, 0, 0, 1, 1], bool)
@@ -167,6 +168,7 @@ def test_pool_grid_is_the_mean_of_neighbours(window):
     np.testing.assert_array_equal(found.pooled, s.pooled)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_pool_grid_of_texts_alone_and_of_wrong_windows():
     texts = states()[:1]
     np.testing.assert_array_equal(pool_grid(texts).ids, texts.ids)
@@ -176,6 +178,7 @@ def test_pool_grid_of_texts_alone_and_of_wrong_windows():
     assert pool_grid(states(dtype=np.float16)).states.dtype == np.float16
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_truncate():
     e = embeddings(width=6, pooled_width=8)
     found = truncate(e, 4, pooled_width=3)

@@ -123,8 +123,8 @@ def test_many_blocks(rng, small_blocks, weights):
 
 def test_by_hand():
     """Pooled 0.6; late: query tokens (1, 0) and (0, 1), best 0.8 and 0.6, mean 0.7."""
-    q = Embeddings(np.float32([[1, 0]]), np.float32([[1, 0], [0, 1]]), [0, 2])
-    d = Embeddings(np.float32([[0.6, 0.8]]), np.float32([[0.8, -0.6], [-0.8, 0.6]]), [0, 2])
+    q = Embeddings(np.float32([[1, 0]]), np.float32([[1, 0], [0, 1]]), np.array([0, 2]))
+    d = Embeddings(np.float32([[0.6, 0.8]]), np.float32([[0.8, -0.6], [-0.8, 0.6]]), np.array([0, 2]))
     assert score(q, d)[0, 0] == pytest.approx(1.3, abs=1e-6)
     assert score(q, d, pooled_weight=2, late_weight=10)[0, 0] == pytest.approx(8.2, abs=1e-6)
     assert score(q, d, pooled_weight=0)[0, 0] == pytest.approx(0.7, abs=1e-6)
@@ -202,6 +202,7 @@ def test_nothing_to_score(rng):
     assert [x.shape for x in search(e[0:0], e, 3)] == [(0, 2), (0, 2)]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("k", [0, -1, 1.5, True, None])
 def test_k_must_be_a_positive_integer(rng, k):
     e = make(rng, [2])
@@ -246,6 +247,7 @@ def with_nan(shape, at):
     return x
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("call", [score, search])
 @pytest.mark.parametrize(
     ("q", "d", "options", "error", "message"),

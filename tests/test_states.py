@@ -1,5 +1,6 @@
 """States: what follows from them equals what the encoder gives, on disk and off, sliced and put together."""
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -50,7 +51,8 @@ def test_every_layer_and_its_norms(model, items):
     found = model.states(items, layers=range(depth + 1), dtype=np.float32)
     assert found.layers == tuple(range(-depth - 1, 0)) and found.states.shape[1] == depth + 1
     row = model.preprocessor.row(items[2])
-    hidden = nnx.merge(model.graphdef, model.params)(model.preprocessor.collate([row]), layers=range(depth + 1))
+    batch = jax.device_put(model.preprocessor.collate([row]))
+    hidden = nnx.merge(model.graphdef, model.params)(batch, layers=range(depth + 1))
     expected = np.asarray(hidden.states[0])[: len(row.keep)][row.keep]  # [L, K, H], not normalised
     one = found[2]
     np.testing.assert_allclose(one.norms, np.linalg.norm(expected, axis=-1), rtol=1e-4)

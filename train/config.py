@@ -275,7 +275,7 @@ def to_config_dict(config: Any) -> ConfigDict:
     return result.lock()
 
 
-def from_config_dict(values: Mapping[str, Any], kind: type = TrainConfig, where: str = "") -> Any:
+def from_config_dict(values: Mapping[str, Any] | ConfigDict, kind: type = TrainConfig, where: str = "") -> Any:
     """The typed config.
 
     Raises:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from smart_jax.runtime import place
 from smart_jax.typing import register_arrays

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from smart_jax.retrieval import Embeddings, States
 ScoreFunction = Callable[..., np.ndarray]  # as `smart_jax.score` of two Embeddings
 
 
+@runtime_checkable
 class Vectors(Protocol):
     """Embeddings of N items."""
 

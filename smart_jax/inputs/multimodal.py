@@ -294,7 +294,7 @@ class Preprocessor:
         times[self._is_visual(ids)] = [t * h * w // self.images.merge_size**2 for t, h, w in grids]
         return np.repeat(ids, times)
 
-    def _fit(self, ids: Int[np.ndarray, " L"], name: str) -> Int[np.ndarray, " L"]:
+    def _fit(self, ids: Int[np.ndarray, " text"], name: str) -> Int[np.ndarray, " L"]:
         """The ids between what the tokenizer adds at either end, cut to max_length."""
         room = self.settings.max_length - len(self._prefix) - len(self._suffix)
         visual = self._is_visual(ids)

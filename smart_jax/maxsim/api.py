@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from smart_jax.maxsim import pallas_gpu
@@ -23,10 +24,10 @@ _FORWARD = {"xla": tiled_forward, "pallas_tpu": tpu_forward, "pallas_gpu": palla
 
 
 def maxsim(
-    q: Float[Array, "B P D"],
-    d: Float[Array, "N L D"],
-    q_mask: Bool[Array, "B P"] | None = None,
-    d_mask: Bool[Array, "N L"] | None = None,
+    q: Float[ArrayLike, "B P D"],
+    d: Float[ArrayLike, "N L D"],
+    q_mask: Bool[ArrayLike, "B P"] | None = None,
+    d_mask: Bool[ArrayLike, "N L"] | None = None,
     *,
     reduction: Literal["mean", "sum"] = "mean",
     implementation: Implementation | None = None,
@@ -84,10 +85,10 @@ def maxsim(
 
 
 def maxsim_pairs(
-    q: Float[Array, "B P D"],
-    d: Float[Array, "B K L D"],
-    q_mask: Bool[Array, "B P"] | None = None,
-    d_mask: Bool[Array, "B K L"] | None = None,
+    q: Float[ArrayLike, "B P D"],
+    d: Float[ArrayLike, "B K L D"],
+    q_mask: Bool[ArrayLike, "B P"] | None = None,
+    d_mask: Bool[ArrayLike, "B K L"] | None = None,
     *,
     reduction: Literal["mean", "sum"] = "mean",
     implementation: Implementation | None = None,
@@ -127,7 +128,7 @@ def _for_device(implementation: Implementation | None, dtype: jnp.dtype) -> Impl
     return implementation
 
 
-def _tokens(name: str, x: Array) -> Array:
+def _tokens(name: str, x: ArrayLike) -> Array:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} has dtype {x.dtype}: tokens must be floating point (use .astype)")
@@ -136,7 +137,7 @@ def _tokens(name: str, x: Array) -> Array:
     return x
 
 
-def _mask(name: str, mask: Array | None, x: Array) -> Array | None:
+def _mask(name: str, mask: ArrayLike | None, x: Array) -> Array | None:
     if mask is None:
         return None
     mask = jnp.asarray(mask)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from smart_jax.typing import Array
 
 
-def inner_products(q: Float[Array, "*S D"], d: Float[Array, "T D"]) -> Float[Array, "*S T"]:
+def inner_products(q: Num[Array, "*S D"], d: Num[Array, "T D"]) -> Float[Array, "*S T"]:
     """Inner products accumulated in float32 (float64 if an operand is), without rounding the operands."""
     dtype = compute_dtype(q, d)
     # Equal half-precision types stay: their products are exact in float32.

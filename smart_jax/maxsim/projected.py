@@ -30,7 +30,7 @@ def projected_maxsim(
     d_mask: Bool[Array, "N M"] | None = None,
     *,
     axis_name: str | tuple[str, ...] | None = None,
-) -> PyTree[Float[Array, "B N"]]:
+) -> PyTree[Float[Array, "B scored"]]:
     """`maxsim(q, project(params, states), q_mask, d_mask)`, differentiable in params, q and states.
 
     Args:

@@ -106,7 +106,7 @@ class Embeddings:
         arrays = {"pooled": self.pooled, "tokens": self.tokens, "offsets": self.offsets}
         return arrays if self.scales is None else arrays | {"scales": self.scales}
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Array) -> Embeddings:
+    def __getitem__(self, index: int | np.integer | slice | Sequence[int] | Array) -> Embeddings:
         """Some of the items, as embeddings: `e[3]`, `e[3:7]` (a view), `e[[5, 1, 1]]`, `e[mask]`.
 
         Raises:
@@ -251,7 +251,7 @@ class Embeddings:
         }
 
 
-def check_offsets(offsets: Any, *, items: int, tokens: int) -> Int[Array, " N+1"]:
+def check_offsets(offsets: Any, *, items: int, tokens: int) -> Int[Array, " bounds"]:
     """The offsets as int64, or an error that names the item where they go wrong."""
     offsets = np.asarray(offsets)
     if not np.issubdtype(offsets.dtype, np.integer):
@@ -284,7 +284,7 @@ def check_finite(what: str, rows: Float[Array, "R W"], name: Any) -> None:
             raise ValueError(f"{name(start + int(bad[0]))}: {what} holds NaN or infinity; drop or encode it again")
 
 
-def token_name(offsets: Int[Array, " N+1"], row: int) -> str:
+def token_name(offsets: Int[Array, " bounds"], row: int) -> str:
     """Where packed token `row` is, in words."""
     item = int(np.searchsorted(offsets, row, side="right")) - 1
     return f"item {item}, token {row - int(offsets[item])}"

@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from smart_jax.maxsim import Implementation
@@ -15,10 +16,10 @@ from smart_jax.retrieval.score import score
 
 
 def maxsim(
-    q: Float[Array, "B P D"] | Embeddings,
-    d: Float[Array, "N L D"] | Embeddings,
-    q_mask: Bool[Array, "B P"] | None = None,
-    d_mask: Bool[Array, "N L"] | None = None,
+    q: Float[ArrayLike, "B P D"] | Embeddings,
+    d: Float[ArrayLike, "N L D"] | Embeddings,
+    q_mask: Bool[ArrayLike, "B P"] | None = None,
+    d_mask: Bool[ArrayLike, "N L"] | None = None,
     *,
     reduction: Literal["mean", "sum"] = "mean",
     implementation: Implementation | None = None,

@@ -122,7 +122,7 @@ def _search_block(best: Best, q: Block, d: Block, weights: Float[Array, " 2"], m
 
 
 @partial(jax.jit, static_argnames="mesh")
-def _merge(best: Best, mesh: Mesh) -> Best:
+def _merge(best: Best, mesh: Mesh) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
     """Returns the best of all devices, on every device; all that is ever exchanged between them."""
     k = best[0].shape[2]
     best = lax.with_sharding_constraint(best, NamedSharding(mesh, WHOLE))

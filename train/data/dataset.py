@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -71,6 +71,7 @@ def content_hash(item: Item) -> str:
     return digest.hexdigest()
 
 
+@runtime_checkable
 class Source(Protocol):
     """Examples by number: a split on disk, or a list.
 
