@@ -13,19 +13,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import smart_jax
-from smart_jax.models.lora import (
-    NF4,
-    LoraConfig,
-    LoraLinear,
-    QuantizedKernel,
-    add_lora,
-    dequantize,
-    drop_out,
-    low_rank,
-    merged_product,
-    quantize,
-    save_lora,
-)
+from smart_jax.models.lora import LoraConfig, LoraLinear, add_lora, drop_out, save_lora
+from smart_jax.models.low_rank import low_rank, merged_product
+from smart_jax.models.quantization import NF4, QuantizedKernel, dequantize, quantize
 from smart_jax.runtime.mesh import make_mesh
 from tests.backbone import write_checkpoint
 from tests.small_bert import write_sentence_transformer as write_bert

@@ -107,7 +107,7 @@ class AdapterOptions:
 
 @dataclasses.dataclass(frozen=True)
 class LoraOptions(LoraConfig):
-    """The branches that trainable = "lora" learns, see `smart_jax.models.lora.LoraConfig`; the defaults are the
+    """The branches that trainable = "lora" learns, see `smart_jax.models.LoraConfig`; the defaults are the
     paper's."""
 
     merge: bool = True  # export model/ too: the base with the branches merged into its weights

@@ -13,6 +13,7 @@ from smart_jax.files.checkpoint_folder import (
 from smart_jax.files.fingerprint import files_fingerprint
 from smart_jax.files.hub import EMBEDDED, download, resolve, resolve_base
 from smart_jax.files.json_file import read_json
+from smart_jax.files.safetensors_file import read_tensors, some
 from smart_jax.files.tensor_file import flush, map_file, write
 
 __all__ = [
@@ -29,8 +30,10 @@ __all__ = [
     "map_file",
     "read_adapter_config",
     "read_json",
+    "read_tensors",
     "resolve",
     "resolve_base",
+    "some",
     "torch_file",
     "write",
 ]

@@ -3,19 +3,13 @@
 from smart_jax.models.architectures import ARCHITECTURES, Architecture, Model, ModelConfig, load_config
 from smart_jax.models.batch import Batch, Hidden, VisionBatch, batch_axes
 from smart_jax.models.bert_config import BertConfig
+from smart_jax.models.checksum import array_sums, checksum
 from smart_jax.models.layers import REMAT_POLICIES, VISUAL_FEATURES
 from smart_jax.models.lora import TEXT_PROJECTIONS, LoraConfig, add_lora, drop_out, save_lora
 from smart_jax.models.positions import Grid, PatchGeometry, mrope_positions, patch_geometry
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from smart_jax.models.weights import (
-    Params,
-    abstract_model,
-    array_sums,
-    checksum,
-    init_weights,
-    load_weights,
-    save_weights,
-)
+from smart_jax.models.torch_layout import ModelGraph, Params
+from smart_jax.models.weights import abstract_model, init_weights, load_weights, save_weights
 
 __all__ = [
     "ARCHITECTURES",
@@ -30,6 +24,7 @@ __all__ = [
     "LoraConfig",
     "Model",
     "ModelConfig",
+    "ModelGraph",
     "Params",
     "PatchGeometry",
     "QwenVLConfig",

@@ -1,4 +1,4 @@
-"""Backbones by Hugging Face model_type."""
+"""The backbones, by Hugging Face's model_type."""
 
 from __future__ import annotations
 
@@ -21,12 +21,27 @@ Model = QwenVL | Bert
 
 
 class Architecture(NamedTuple):
+    """What reads, computes and places a backbone of one model_type.
+
+    Attributes:
+      config: class of its config, with `from_hf`.
+      model: makes the Flax module from a config and `rngs`.
+      sharding_rules: how its parameters are split over a mesh.
+      renames: regular expressions and their replacements, which make a checkpoint's names of ours.
+      prefix: prefix of the names of written weights.
+      ignored: regular expression of the names of tensors that no embedding uses.
+
+    Example:
+      >>> ARCHITECTURES["bert"].config.__name__
+      'BertConfig'
+    """
+
     config: type[QwenVLConfig] | type[BertConfig]
     model: Callable[..., Model]
     sharding_rules: Rules
-    renames: tuple[tuple[str, str], ...] = ()  # regular expressions from our tensors' names to the checkpoint's
-    prefix: str = "model."  # of the names of written weights
-    ignored: str = r"lm_head\.weight"  # regex of the tensors that no embedding uses
+    renames: tuple[tuple[str, str], ...] = ()
+    prefix: str = "model."
+    ignored: str = r"lm_head\.weight"
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -35,22 +50,27 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES, QWEN2_NAMES),
     "bert": Architecture(BertConfig, Bert, bert.SHARDING_RULES, prefix="", ignored=bert.IGNORED),
 }
-# Classes of config.json's `architectures` that are one of these under a model_type of their own.
+# Classes, named in config.json's `architectures`, that are one of these under a model_type of their own.
 _CLASSES = {"JinaEmbeddingsV4Model": "qwen2_5_vl"}
 
 
 def load_config(folder: str | Path, *, base: str | Path | None = None, pooling: str | None = None) -> ModelConfig:
-    """Config of the checkpoint in `folder`, from its config.json and, of a BERT, its pooling rule.
+    """Reads the config of a checkpoint from its config.json and, of a BERT, its pooling rule.
 
     Args:
       folder: checkpoint in Hugging Face layout.
-      base: has the files that the folder lacks, see `hub.resolve_base`.
-      pooling: of a BERT, "mean" or "cls"; None = as the folder says, see `read_pooling`. The rule of other models is in
-        their batches (`Batch.pool_mask`).
+      base: folder with the files that the first lacks, see `files.resolve_base`.
+      pooling: rule of a BERT, "mean" or "cls"; None = as the folder says, see `read_pooling`. The rule of other models
+        is in their batches (`Batch.pool_mask`).
 
     Raises:
       FileNotFoundError: there is no config.json.
       ValueError: it is not JSON, its model_type is unknown, a key is missing, or the pooling is unknown.
+
+    Example:
+      >>> from smart_jax.files import resolve
+      >>> load_config(resolve("tiny")).model_type
+      'qwen3_vl'
     """
     path = having(folder, base, "config.json") / "config.json"
     if not path.is_file():

@@ -1,7 +1,7 @@
-"""Softmax attention within segments, one function per way to compute it; `_choose` says which one where.
+"""Softmax attention within segments: a function for each way to compute it, and `_choose`, which picks one.
 
 A CPU is bound by its cache, so one head and a block of its queries go at a time. An accelerator takes all heads at
-once: cuDNN's fused attention on a GPU, Pallas' flash attention for long rows on a TPU, otherwise XLA alone.
+once: by cuDNN's fused attention on a GPU, by Pallas' flash attention for long rows on a TPU, otherwise by XLA alone.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from jaxtyping import Array, Float, Int
 
 from smart_jax.runtime import AXES, BATCH
 
-# Scores of one step on a CPU: those of a key head, the query heads that share it and some queries. They fill the 1 MiB
-# that a core's cache holds, but fewer than 128 queries would leave the matrix products too small.
+# Scores of one step on a CPU, of a key head, the query heads that share it and some queries: they fill the 1 MiB that a
+# core's cache holds. Fewer than 128 queries would leave the matrix products too small.
 CPU_SCORES, CPU_QUERIES = 2**18, 128
-# Positions up to which a CPU takes all heads at once (measured: of 96 and fewer the scores stay in the cache anyway).
+# Length up to which a CPU takes all heads at once (measured: the scores of 96 positions stay in the cache anyway).
 CPU_WHOLE = 96
 # Attention scores that an accelerator holds at once, in query positions x key positions of one head and row.
 SCORES_AT_ONCE = 2**21
-FLASH_LENGTH = 512  # positions from which on a TPU does not write its scores to memory; not measured on one
+FLASH_LENGTH = 512  # length from which on a TPU does not write its scores to memory; not measured on one
 FLASH_BLOCKS = (512, 256, 128)  # query and key positions at a time: the largest that divides the length
-NOBODY, NOTHING = -2, -1  # segments of queries and keys that only fill up a block: they equal no other
+NOBODY, NOTHING = -2, -1  # segments of queries and of keys that only fill up a block: they equal no other
 
-Way = Callable[..., Float[Array, "B L A C"]]  # of q, k, v and segment
+Way = Callable[..., Float[Array, "B L A C"]]  # a function of q, k, v and segment
 
 
 def attention(
@@ -39,9 +39,15 @@ def attention(
     *,
     causal: bool,
 ) -> Float[Array, "B L A C"]:
-    """Softmax attention within segments (softmax in float32); A query heads share kv key heads in groups of A / kv.
+    """Returns softmax attention within segments, its softmax in float32; A query heads share kv key heads.
 
-    Padding has a segment number of its own, so it attends to padding only: its state is finite and reaches nobody.
+    Padding has a segment number of its own, so that it attends to padding only: its states are finite and reach no
+    other position.
+
+    Args:
+      q, k, v: queries, keys and values; query heads i * A / kv to (i + 1) * A / kv - 1 share key head i.
+      segment: number of the segment of each position.
+      causal: whether a position attends to none after it.
     """
     return partial(_choose(q.shape, q.dtype), causal=causal)(q, k, v, segment)
 
@@ -54,11 +60,15 @@ def window_attention(
     *,
     longest: int,
 ) -> Float[Array, "B L A C"]:
-    """`attention`, not causal, within segments each of which is one run of at most `longest` neighbouring positions.
+    """Returns attention that is not causal within segments that are runs of at most `longest` neighbouring positions.
 
-    A position's segment ends less than `longest` positions before and after it, wherever the others begin: blocks of
-    queries see only the keys around them. So the cost is about L * 3 * longest, and the shapes depend on L alone.
-    Padding may be longer; it attends to the padding around it.
+    A position's segment ends less than `longest` positions before and after it, so that a block of queries needs only
+    the keys around it: the cost is about L * 3 * longest, and the shapes depend on L alone. A run of padding may be
+    longer; it attends to the padding around it.
+
+    Args:
+      q, k, v, segment: as of `attention`.
+      longest: most positions of a segment.
     """
     if q.shape[1] <= 3 * longest:
         return attention(q, k, v, segment, causal=False)
@@ -81,7 +91,7 @@ def _choose(shape: tuple[int, ...], dtype: jnp.dtype) -> Way:
 
 
 def _on_each_device(way: Way) -> Way:
-    """The way on each device's own rows and heads: of a loop over heads, or a kernel, the compiler would split none."""
+    """Returns `way` on each device's rows and heads; the compiler would split no loop over heads and no kernel."""
 
     def split(q: Array, k: Array, v: Array, segment: Array) -> Array:
         mesh = jax.typeof(q).sharding.mesh
@@ -112,7 +122,7 @@ def _by_flash_on_each_device(q: Array, k: Array, v: Array, segment: Array, *, ca
 
 
 def _cudnn_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
-    """What cuDNN's fused attention asks for: a GPU from Ampere on, 16 bits, some head widths, even lengths."""
+    """Whether cuDNN's fused attention takes these queries: it wants an Ampere GPU or later, 16 bits and even sizes."""
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))
     if not capability.replace(".", "").isdigit():  # not NVIDIA's
         return False
@@ -135,7 +145,7 @@ def _by_cudnn(
     causal: bool,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "B L A C"]:
-    """Segments are a mask of L x L, one for all heads: lengths would say only that a row is padded on the right."""
+    """Gives cuDNN the segments as a mask [L, L] for all heads; its lengths could only say that the right is padding."""
     mask = segment[:, None, :, None] == segment[:, None, None, :]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=implementation)
 
@@ -148,7 +158,7 @@ def _by_flash(
     *,
     causal: bool,
 ) -> Float[Array, "B L A C"]:
-    """The kernel has as many key heads as query heads, and lengths that are a multiple of its blocks'."""
+    """Repeats key heads and fills up the length, since the kernel wants as many as query heads and whole blocks."""
     from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, SegmentIds, flash_attention
 
     length, width = q.shape[1], q.shape[3]
@@ -157,7 +167,7 @@ def _by_flash(
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     q, k, v = (_pad(x, 0, after).transpose(0, 2, 1, 3) for x in (q, k, v))
     segment = _pad(segment, 0, after, NOTHING)
-    out = flash_attention(
+    out: Array = flash_attention(
         q,
         k,
         v,
@@ -183,30 +193,30 @@ def _by_head(
     causal: bool,
     around: int | None = None,
 ) -> Float[Array, "B L A C"]:
-    """One key head of one row, and a block of its queries, at a time; of the keys those `around` the block, or all."""
+    """Takes a key head of a row and a block of its queries at a time, with all keys or those `around` the block."""
     batch, length, heads, width = q.shape
     groups = k.shape[2]
     shared = heads // groups
-    blocks, rows = _blocks(length, around or max(CPU_QUERIES, CPU_SCORES // length) // shared or 1)
-    index = jnp.tile(jnp.arange(blocks * rows).reshape(blocks, rows), (1, shared))
-    filled = _pad(q * width**-0.5, 0, blocks * rows - length).reshape(batch, blocks, rows, groups, shared, width)
-    q = filled.transpose(0, 3, 1, 4, 2, 5).reshape(batch * groups, blocks, shared * rows, width)
-    q_segment = _pad(segment, 0, blocks * rows - length, NOBODY).reshape(batch, blocks, rows)
+    blocks, queries = _blocks(length, around or max(CPU_QUERIES, CPU_SCORES // length) // shared or 1)
+    index = jnp.tile(jnp.arange(blocks * queries).reshape(blocks, queries), (1, shared))
+    filled = _pad(q * width**-0.5, 0, blocks * queries - length).reshape(batch, blocks, queries, groups, shared, width)
+    q = filled.transpose(0, 3, 1, 4, 2, 5).reshape(batch * groups, blocks, shared * queries, width)
+    q_segment = _pad(segment, 0, blocks * queries - length, NOBODY).reshape(batch, blocks, queries)
     q_segment = jnp.repeat(jnp.tile(q_segment, (1, 1, shared)), groups, axis=0)
     keys, k_segment = length, segment
     if around is not None:
-        after, keys = blocks * rows - length + around, rows + 2 * around
+        after, keys = blocks * queries - length + around, queries + 2 * around
         k, v, k_segment = _pad(k, around, after), _pad(v, around, after), _pad(segment, around, after, NOTHING)
     k = k.transpose(0, 2, 3, 1).reshape(batch * groups, width, -1)
     v = v.transpose(0, 2, 1, 3).reshape(batch * groups, -1, width)
     k_segment = jnp.repeat(k_segment, groups, axis=0)
 
-    def one_head(row: tuple[Array, ...]) -> Array:
-        q, k, v, q_segment, k_segment = row
+    def one_head(inputs: tuple[Array, ...]) -> Array:
+        q, k, v, q_segment, k_segment = inputs
 
         @jax.checkpoint  # a backward pass recomputes the scores of a block instead of storing those of every block
         def one_block(block: tuple[Array, ...]) -> Array:
-            q, q_segment, index = block  # [shared * rows, C], [shared * rows], [shared * rows]
+            q, q_segment, index = block  # [shared * queries, C], [shared * queries], [shared * queries]
 
             def near(x: Array, axis: int) -> Array:
                 return x if around is None else jax.lax.dynamic_slice_in_dim(x, index[0], keys, axis)
@@ -220,13 +230,16 @@ def _by_head(
             out = jnp.matmul(weights.astype(v.dtype), near(v, 0), preferred_element_type=jnp.float32)
             return (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
+        out: Array
         if blocks == 1:  # a loop less to compile
-            return one_block((q[0], q_segment[0], index[0]))
-        return jax.lax.map(one_block, (q, q_segment, index))
+            out = one_block((q[0], q_segment[0], index[0]))
+        else:
+            out = jax.lax.map(one_block, (q, q_segment, index))
+        return out
 
-    out = jax.lax.map(one_head, (q, k, v, q_segment, k_segment))
-    out = out.reshape(batch, groups, blocks, shared, rows, width).transpose(0, 2, 4, 1, 3, 5)
-    return out.reshape(batch, blocks * rows, heads, width)[:, :length]
+    out: Array = jax.lax.map(one_head, (q, k, v, q_segment, k_segment))
+    out = out.reshape(batch, groups, blocks, shared, queries, width).transpose(0, 2, 4, 1, 3, 5)
+    return out.reshape(batch, blocks * queries, heads, width)[:, :length]
 
 
 def _by_rows(
@@ -237,24 +250,24 @@ def _by_rows(
     *,
     causal: bool,
 ) -> Float[Array, "B L A C"]:
-    """All heads of all rows, and so many queries at a time that their scores stay below `SCORES_AT_ONCE`."""
+    """Takes all heads of all rows at once, and as many queries as keep the scores below `SCORES_AT_ONCE`."""
     batch, length, heads, width = q.shape
-    blocks, rows = _blocks(length, max(1, SCORES_AT_ONCE // length))
+    blocks, queries = _blocks(length, max(1, SCORES_AT_ONCE // length))
     if blocks == 1:
         return _attend(q, k, v, segment, segment, jnp.arange(length), causal)
 
     def by_block(x: Array, fill: int = 0) -> Array:
-        x = _pad(x, 0, blocks * rows - length, fill)
-        return x.reshape(batch, blocks, rows, *x.shape[2:]).swapaxes(0, 1)
+        x = _pad(x, 0, blocks * queries - length, fill)
+        return x.reshape(batch, blocks, queries, *x.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
     def one_block(block: tuple[Array, ...]) -> Array:
         q, q_segment, index = block
         return _attend(q, k, v, q_segment, segment, index, causal)
 
-    index = jnp.arange(blocks * rows).reshape(blocks, rows)
-    out = jax.lax.map(one_block, (by_block(q), by_block(segment, NOBODY), index))  # [blocks, B, rows, A, C]
-    return out.swapaxes(0, 1).reshape(batch, blocks * rows, heads, width)[:, :length]
+    index = jnp.arange(blocks * queries).reshape(blocks, queries)
+    out: Array = jax.lax.map(one_block, (by_block(q), by_block(segment, NOBODY), index))  # [blocks, B, queries, A, C]
+    return out.swapaxes(0, 1).reshape(batch, blocks * queries, heads, width)[:, :length]
 
 
 def _by_blocks(
@@ -265,12 +278,12 @@ def _by_blocks(
     *,
     block: int,
 ) -> Float[Array, "B L A C"]:
-    """All blocks of queries at once, each with the keys of its own block and of the two beside it."""
+    """Takes all blocks of queries at once, each with the keys of its block and of the two beside it."""
     batch, length = segment.shape
     blocks = -(-length // block)
     after = blocks * block - length
 
-    def own(x: Array, fill: int = 0) -> Array:
+    def block_of(x: Array, fill: int = 0) -> Array:
         return _pad(x, 0, after, fill).reshape(batch * blocks, block, *x.shape[2:])
 
     def around(x: Array, fill: int = 0) -> Array:
@@ -278,8 +291,8 @@ def _by_blocks(
         beside = jnp.concatenate([x[:, i : i + blocks] for i in range(3)], axis=2)
         return beside.reshape(batch * blocks, 3 * block, *x.shape[3:])
 
-    segments = own(segment, NOBODY), around(segment, NOTHING)
-    out = _attend(own(q), around(k), around(v), *segments, jnp.arange(block), False)
+    segments = block_of(segment, NOBODY), around(segment, NOTHING)
+    out = _attend(block_of(q), around(k), around(v), *segments, jnp.arange(block), False)
     return out.reshape(batch, blocks * block, *q.shape[2:])[:, :length]
 
 
@@ -292,30 +305,30 @@ def _attend(
     q_index: Int[Array, " queries"],
     causal: bool,
 ) -> Float[Array, "B queries A C"]:
-    """In one piece."""
-    batch, rows, heads, width = q.shape
+    """Returns attention of all queries to all keys, computed in one piece."""
+    batch, queries, heads, width = q.shape
     groups = k.shape[2]
     mask = q_segment[:, :, None] == k_segment[:, None, :]  # [B, queries, L]
     if causal:
-        mask &= q_index[:, None] >= jnp.arange(k.shape[1])[None, :]
-    # Scaling q and dividing the result touches C values a row where the usual order touches L scores.
-    q = (q * width**-0.5).reshape(batch, rows, groups, heads // groups, width)
+        mask &= (q_index[:, None] >= jnp.arange(k.shape[1])[None, :])[None]
+    # Scaling q and dividing the result touches C values of a query, where the usual order touches L scores.
+    q = (q * width**-0.5).reshape(batch, queries, groups, heads // groups, width)
     scores = jnp.einsum("bqghk,blgk->bghql", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     out = jnp.einsum("bghql,blgk->bghqk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     out = (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, rows, heads, width)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, width)
 
 
 def _blocks(length: int, most: int) -> tuple[int, int]:
-    """Number and size of equal blocks of at most about `most` positions; the last one may need filling up."""
+    """Returns number and size of equal blocks of at most about `most` positions; the last may need filling up."""
     blocks = -(-length // most)
     return blocks, -(-length // blocks)
 
 
 def _pad(x: Array, before: int, after: int, fill: int = 0) -> Array:
-    """Of [B, L, ...], at both ends of L."""
+    """Returns x [B, L, ...] with `fill` before and after its L positions."""
     if before == after == 0:
         return x
     return jnp.pad(x, [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)

@@ -1,4 +1,4 @@
-"""Configuration of BERT text encoders: the fields of config.json that matter here, and the pooling rule of a folder."""
+"""Configuration of BERT text encoders: the fields of config.json that matter, and the pooling rule of a folder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,26 @@ from smart_jax.files import having
 from smart_jax.models.layers import ACTIVATIONS
 
 POOLINGS = ("mean", "cls")
-_MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers, that are computed here
-# What sentence-transformers' flags are called in its newer pooling_mode.
+_MODULES = ("Transformer", "Pooling", "Normalize")  # modules of sentence-transformers that are computed here
+# Flags of sentence-transformers, and what its newer pooling_mode calls them.
 _MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """`pooling` is "mean" or "cls"; config.json does not know it, see `read_pooling`."""
+    """Configuration of a BERT. Names are those of config.json, except for `pooling`.
+
+    Attributes:
+      pooling: how a text's states become its pooled vector, "mean" or "cls"; config.json does not say it, see
+        `read_pooling`.
+
+    Example:
+      >>> config = BertConfig.from_hf({
+      ...     "model_type": "bert", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
+      ...     "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 40})
+      >>> config.hidden_act, config.pooling
+      ('gelu', 'mean')
+    """
 
     model_type: str
     vocab_size: int
@@ -36,7 +48,7 @@ class BertConfig:
 
     @property
     def text(self) -> BertConfig:
-        """The text tower, as every backbone's config has it: here the whole."""
+        """Config of the text tower, which every backbone's config has; of a BERT it is the whole."""
         return self
 
     @property
@@ -46,10 +58,10 @@ class BertConfig:
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> BertConfig:
-        """Config of a parsed config.json.
+        """Returns the config that a parsed config.json describes.
 
         Raises:
-          ValueError: a key is missing, or names something this backbone does not compute (the message says which).
+          ValueError: a key is missing, or asks for something that this backbone does not compute; the message names it.
         """
         fields = [field for field in dataclasses.fields(cls) if field.name != "pooling"]
         needed = [field.name for field in fields if field.default is dataclasses.MISSING]
@@ -69,13 +81,13 @@ class BertConfig:
 
 
 def read_pooling(folder: Path, pooling: str | None = None, *, base: str | Path | None = None) -> str:
-    """How token states become the pooled vector (Sentence-BERT, arXiv:1908.10084), "mean" or "cls".
+    """Returns how token states become the pooled vector (Sentence-BERT, arXiv:1908.10084), "mean" or "cls".
 
     The argument comes first, then "pooling" in smart_jax.json, then the configuration of sentence-transformers'
-    pooling module (modules.json names its folder, 1_Pooling where there is none). `base` has what the folder lacks.
+    pooling module, whose folder is named in modules.json and otherwise 1_Pooling. `base` has what the folder lacks.
 
     Raises:
-      ValueError: nothing says it, or what is asked for is not computed here; the message shows how to pass it.
+      ValueError: nothing says it, or it is not computed here; the message shows how to pass it.
     """
     settings = having(folder, base, "smart_jax.json") / "smart_jax.json"
     folder = having(folder, base, "modules.json", "1_Pooling")
@@ -96,32 +108,33 @@ def read_pooling(folder: Path, pooling: str | None = None, *, base: str | Path |
             raise ValueError(f"pooling is {pooling!r}, expected {' or '.join(map(repr, POOLINGS))}")
         return pooling
     path = folder / kinds.get("Pooling", "1_Pooling") / "config.json"
-    found = _read(path, dict)
-    if found is None:
+    rules = _read(path, dict)
+    if rules is None:
         raise ValueError(
             f"{folder} holds a BERT, but nothing says how its states are pooled ({path.relative_to(folder)} does not "
             "exist): pass it, smart_jax.load(folder, pooling='mean') or 'cls', or write {\"pooling\": \"mean\"} to the "
             "folder's smart_jax.json"
         )
-    modes = [found["pooling_mode"]] if "pooling_mode" in found else []
-    modes += [_MODES.get(key, key) for key, on in found.items() if key.startswith("pooling_mode_") and on is True]
-    if len(modes) != 1 or modes[0] not in POOLINGS or found.get("include_prompt") is False:
+    modes = [rules["pooling_mode"]] if "pooling_mode" in rules else []
+    modes += [_MODES.get(key, key) for key, on in rules.items() if key.startswith("pooling_mode_") and on is True]
+    if len(modes) != 1 or modes[0] not in POOLINGS or rules.get("include_prompt") is False:
         raise ValueError(
             f"{path}: pooling {', '.join(map(str, modes)) or 'by nothing'}"
-            f"{' without the prompt' if found.get('include_prompt') is False else ''} is not supported, only "
+            f"{' without the prompt' if rules.get('include_prompt') is False else ''} is not supported, only "
             f"{' or '.join(POOLINGS)} over all tokens: smart_jax.load(folder, pooling='mean') uses another"
         )
-    return modes[0]
+    return str(modes[0])
 
 
 def _read(path: Path, kind: type) -> Any:
-    """The parsed JSON file; None where there is none."""
+    """Returns the parsed JSON file, whose content must be a `kind`; None = there is no file."""
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): fetch the checkpoint again") from error
-    if not isinstance(found, kind):
-        raise ValueError(f"{path} is a {type(found).__name__}, expected a {kind.__name__}: fetch the checkpoint again")
-    return found
+    if not isinstance(content, kind):
+        kinds = f"{path} is a {type(content).__name__}, expected a {kind.__name__}"
+        raise ValueError(f"{kinds}: fetch the checkpoint again")
+    return content

@@ -1,8 +1,8 @@
-"""Adapters of PEFT in a checkpoint folder, merged into the weights as these are read; NumPy only.
+"""Adapters that PEFT saved, merged into a checkpoint's weights while these are read, in NumPy.
 
 LoRA (arXiv:2106.09685) makes a weight W + s B A, with s = alpha / r or, rank-stabilised (arXiv:2312.03732),
-alpha / sqrt(r); DoRA (arXiv:2402.09353) makes it m (W + s B A) / |W + s B A|, the norm of each output's row. Beside
-them an adapter may hold whole tensors: trained biases and `modules_to_save`.
+alpha / sqrt(r). DoRA (arXiv:2402.09353) makes it m (W + s B A) / |W + s B A|, where the norm is that of each output's
+row. Beside them an adapter may hold whole tensors: trained biases and `modules_to_save`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 
 from smart_jax.files import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 
-CHUNK = 2**22  # values of a weight that are merged at a time: bounds what is held beside the weight itself
+CHUNK = 2**22  # values of a weight that are merged at a time, which bounds the memory beside the weight's
 
 _PREFIX = "base_model.model."
-# <module>.lora_A[.<task>].weight; the factors of an embedding and a magnitude are no modules and end earlier.
+# <module>.lora_A[.<task>].weight; factors of an embedding, and magnitudes, have no ".weight".
 _PART = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
     r"(?:\.(?!(?:weight|bias)$)(?P<tag>[^.]+))?(?P<leaf>\.weight|\.bias)?"
@@ -33,34 +33,50 @@ _WRAPPER = re.compile(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)")
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """The trained factors of one weight, as names in the adapter's file."""
+    """The trained factors of one weight, by their names in the adapter's file.
 
-    a: str  # [r, in], of a convolution [r, in, ...]; of an embedding [r, rows]
-    b: str  # [out, r], of a convolution [out, r, 1, ...]; of an embedding [width, r]
+    Attributes:
+      a: A [rank, inputs], of a convolution [rank, inputs, ...], of an embedding [rank, tokens].
+      b: B [outputs, rank], of a convolution [outputs, rank, 1, ...], of an embedding [width, rank].
+      rank: as the adapter's config says.
+      scale: factor of B A.
+      magnitude: DoRA's, for each output; None = the adapter is no DoRA.
+      embedding: whether the weight is an embedding's.
+    """
+
+    a: str
+    b: str
     rank: int
     scale: float
-    magnitude: str | None = None  # [out] values, of an embedding [width]
+    magnitude: str | None = None
     embedding: bool = False
 
 
 @dataclasses.dataclass
 class Change:
-    """What an adapter does to one tensor of the base: first `whole`, then the others."""
+    """What an adapter does to one tensor of the base model: `whole` takes its place, then the others are added.
 
-    read: Callable[[str], np.ndarray]  # a tensor of the adapter's file
-    whole: str | None = None  # takes the tensor's place
+    Attributes:
+      read: reads a tensor of the adapter's file.
+      whole: name of the tensor that takes the base's place.
+      low_rank: factors whose product is added.
+      bias: name and factor of the bias of a lora_B, which is added to the layer's bias.
+    """
+
+    read: Callable[[str], np.ndarray]
+    whole: str | None = None
     low_rank: LowRank | None = None
-    bias: tuple[str, float] | None = None  # of lora_B, and its scale: added to the layer's bias
+    bias: tuple[str, float] | None = None
 
     @property
     def names(self) -> list[str]:
-        """Of the adapter's tensors, for messages."""
+        """Names of the adapter's tensors, for messages."""
         low_rank = () if self.low_rank is None else (self.low_rank.a, self.low_rank.b, self.low_rank.magnitude)
         names = (self.whole, *low_rank, None if self.bias is None else self.bias[0])
         return [name for name in names if name is not None]
 
     def apply(self, read_base: Callable[[], np.ndarray]) -> np.ndarray:
-        """The tensor as it becomes, in the base's layout; float32 where something is added to it."""
+        """Returns the changed tensor in the base's layout, float32 where something is added to it."""
         value = read_base() if self.whole is None else self.read(self.whole)
         if self.bias is not None:
             name, scale = self.bias
@@ -83,13 +99,7 @@ class Change:
                 f"'{factors.a}' {a.shape} and '{factors.b}' {b.shape} do not make a weight of shape {weight.shape}: "
                 "the adapter is of another base model"
             )
-        magnitude = None
-        if factors.magnitude is not None:
-            magnitude = self.read(factors.magnitude).astype(np.float32).reshape(-1)
-            if len(magnitude) != len(weight):
-                raise ValueError(
-                    f"'{factors.magnitude}' has {len(magnitude)} values, but its layer {len(weight)} outputs"
-                )
+        magnitude = None if factors.magnitude is None else self._magnitude(factors.magnitude, len(weight))
         step = max(1, CHUNK // weight.shape[1])
         for start in range(0, len(weight), step):
             rows = slice(start, start + step)
@@ -98,12 +108,18 @@ class Change:
                 weight[rows] *= (magnitude[rows] / np.linalg.norm(weight[rows], axis=1))[:, None]
         return merged
 
+    def _magnitude(self, name: str, outputs: int) -> np.ndarray:
+        magnitude = self.read(name).astype(np.float32).reshape(-1)
+        if len(magnitude) != outputs:
+            raise ValueError(f"'{name}' has {len(magnitude)} values, but its layer {outputs} outputs")
+        return magnitude
+
 
 def choose_task(task: str | None, tasks: Sequence[str]) -> str | None:
-    """The task whose adapter is merged: the one asked for, or else the first.
+    """Returns the task whose adapter is merged: the one asked for or, without one, the first of the checkpoint's.
 
     Raises:
-      ValueError: there is no such task; the message lists those that there are.
+      ValueError: the checkpoint has no such task; the message lists its tasks.
     """
     if task is not None and task not in tasks:
         expected = (
@@ -114,20 +130,20 @@ def choose_task(task: str | None, tasks: Sequence[str]) -> str | None:
 
 
 def read_adapter(folder: str | Path, *, tasks: Sequence[str] = (), task: str | None = None) -> dict[str, Change]:
-    """The changes that an adapter makes, by the name of the base's tensor (as the adapter's model spelled it).
+    """Reads the changes that an adapter makes, by the names of the base's tensors in the adapter's spelling.
 
-    `fan_in_fan_out` is without effect, as in PEFT: it is of layers that keep their weight transposed, and there are
-    none in these backbones.
+    `fan_in_fan_out` has no effect, as in PEFT: it is for layers that keep their weight transposed, of which these
+    backbones have none.
 
     Args:
       folder: with adapter_config.json and adapter_model.safetensors.
-      tasks: of a checkpoint whose file holds an adapter for each, tagged `lora_A.<task>.weight`; () = no tags.
-      task: which of them; None = the first.
+      tasks: tasks for each of which the file holds an adapter, tagged `lora_A.<task>.weight`; () = there are no tags.
+      task: which of them is read; None = the first.
 
     Raises:
       FileNotFoundError: there are no weights in safetensors.
-      ValueError: a corrupt file, something that is not merged here, an unknown task, a factor without its counterpart,
-        or a tensor tagged otherwise; the message names it.
+      ValueError: the file is corrupt, asks for something that is not merged here, or lacks a factor's counterpart, or a
+        tensor has another tag, or the task is unknown; the message names it.
     """
     folder, task = Path(folder), choose_task(task, tasks)
     config, file = read_adapter_config(folder), folder / WEIGHTS_FILE
@@ -141,53 +157,55 @@ def read_adapter(folder: str | Path, *, tasks: Sequence[str] = (), task: str | N
         names = sorted(handle.keys())
     except SafetensorError as error:
         raise ValueError(f"{file} is corrupt or truncated ({error}): fetch the adapter again") from error
-    changes: dict[str, Change] = {}
-    parts: dict[tuple[str, str | None], dict[str, str]] = {}
-    for name in names:
-        bare = name.removeprefix(_PREFIX)
-        if found := _PART.fullmatch(bare):
-            part = found["part"] + (found["leaf"] if found["leaf"] == ".bias" else "")
-            parts.setdefault((found["module"], found["tag"]), {})[part] = name
-        elif ".original_module." not in name:  # the base's copy of a module to save
-            # With bias="all" a module to save writes its bias under two names.
-            changes.setdefault(_WRAPPER.sub("", bare), Change(handle.get_tensor, whole=name))
-    _check_parts(file, parts, tasks, dora=bool(config.get("use_dora")), bias=bool(config.get("lora_bias")))
-    for (module, tag), found_parts in parts.items():
+    whole, factors = _sorted_out(names)
+    _check_factors(file, factors, tasks, dora=bool(config.get("use_dora")), bias=bool(config.get("lora_bias")))
+    changes = {target: Change(handle.get_tensor, whole=name) for target, name in whole.items()}
+    for (module, tag), parts in factors.items():
         if tasks and tag != task:
             continue
-        low_rank = _low_rank(config, module, found_parts)
+        low_rank = _low_rank(config, module, parts)
         changes.setdefault(f"{module}.weight", Change(handle.get_tensor)).low_rank = low_rank
-        if "B.bias" in found_parts:
-            changes.setdefault(f"{module}.bias", Change(handle.get_tensor)).bias = (
-                found_parts["B.bias"],
-                low_rank.scale,
-            )
+        if "B.bias" in parts:
+            bias = (parts["B.bias"], low_rank.scale)
+            changes.setdefault(f"{module}.bias", Change(handle.get_tensor)).bias = bias
     return changes
 
 
-def _check_parts(
-    file: Path,
-    parts: Mapping[tuple[str, str | None], Mapping[str, str]],
-    tasks: Sequence[str],
-    *,
-    dora: bool,
-    bias: bool,
-) -> None:
-    """Every weight's factors are complete, of every task, and nothing else is there."""
-    if not parts:
+# Names of the tensors that belong to a module and a task's tag (None = no tag), by part: "A", "B", "B.bias", ...
+_Factors = dict[tuple[str, str | None], dict[str, str]]
+
+
+def _sorted_out(names: Sequence[str]) -> tuple[dict[str, str], _Factors]:
+    """Returns the names of an adapter's whole tensors, by the tensor that each replaces, and those of its factors."""
+    whole: dict[str, str] = {}
+    factors: _Factors = {}
+    for name in names:
+        bare = name.removeprefix(_PREFIX)
+        if match := _PART.fullmatch(bare):
+            part = match["part"] + (match["leaf"] if match["leaf"] == ".bias" else "")
+            factors.setdefault((match["module"], match["tag"]), {})[part] = name
+        elif ".original_module." not in name:  # the base's copy of a module to save
+            # With bias="all" a module to save writes its bias under two names.
+            whole.setdefault(_WRAPPER.sub("", bare), name)
+    return whole, factors
+
+
+def _check_factors(file: Path, factors: _Factors, tasks: Sequence[str], *, dora: bool, bias: bool) -> None:
+    """Raises ValueError unless the factors of every weight are complete, for every task, and nothing else is there."""
+    if not factors:
         raise ValueError(f"{file} holds no LoRA factors: is it the adapter of this {CONFIG_FILE}?")
     allowed = tuple(tasks) or (None, "default")
-    for (module, tag), found in parts.items():
-        names = ", ".join(found.values())
+    for (module, tag), parts in factors.items():
+        names = ", ".join(parts.values())
         if tag not in allowed:
             expected = f"of the tasks {', '.join(tasks)}" if tasks else "without a task: config.json has no task_names"
             raise ValueError(f"{file}: {names} is tagged {tag!r}, expected a tag {expected}")
-        kind = "embedding_" if "embedding_A" in found or "embedding_B" in found else ""
+        kind = "embedding_" if "embedding_A" in parts or "embedding_B" in parts else ""
         needed = {f"{kind}A", f"{kind}B"} | ({"magnitude_vector"} if dora else set())
         needed |= {"B.bias"} if bias and not kind else set()
-        if lacking := sorted(needed - found.keys()):
+        if lacking := sorted(needed - parts.keys()):
             raise ValueError(f"{file}: {names} lacks lora_{', lora_'.join(lacking)} beside it in {module}")
-        if extra := [found[part] for part in sorted(found.keys() - needed)]:
+        if extra := [parts[part] for part in sorted(parts.keys() - needed)]:
             raise ValueError(f"{file}: {', '.join(extra)} is not expected: {CONFIG_FILE} does not ask for it")
 
 
@@ -205,12 +223,12 @@ def _low_rank(config: Mapping[str, Any], module: str, parts: Mapping[str, str]) 
     )
 
 
-def _by_pattern(config: Mapping[str, Any], patterns: str, module: str, key: str, default: int) -> Any:
-    """A module's own value: that of the first pattern, a regex, which the end of its path matches."""
+def _by_pattern(config: Mapping[str, Any], patterns: str, module: str, key: str, default: int) -> Any:  # int or float
+    """Returns a module's value: that of the first regular expression which matches the end of its path, or `key`'s."""
     value = config.get(key, default)
-    for pattern, own in (config.get(patterns) or {}).items():
+    for pattern, of_pattern in (config.get(patterns) or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
-            value = own
+            value = of_pattern
             break
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
         raise ValueError(f"{CONFIG_FILE}: {key} of {module} is {value!r}, expected a positive number")

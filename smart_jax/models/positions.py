@@ -1,6 +1,6 @@
-"""Host-side geometry of Qwen-VL inputs (NumPy): which cell, which angle, which position each token has.
+"""Geometry of Qwen-VL inputs, in NumPy: the cell of each patch, and the position of each token.
 
-It runs outside jit because grids are ragged; what enters jit has a static shape.
+It is computed outside jit because the grids of images are ragged; what enters jit has a static shape.
 """
 
 from __future__ import annotations
@@ -13,10 +13,20 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-Grid = tuple[int, int, int]  # frames, rows, columns, counted in patches
+Grid = tuple[int, int, int]  # frames, rows and columns of an image or video, in patches; an image has one frame
 
 
 class PatchGeometry(NamedTuple):
+    """Where the patches of a tokenised item lie, see `patch_geometry`.
+
+    Attributes:
+      coords: row and column of each patch in its frame, int32.
+      interp_idx: the four cells of the learned grid around it, int32; None = there is no learned grid.
+      interp_w: their bilinear weights, float32, corners aligned.
+      segment: number of its frame, from 1, int32.
+      window: number of its window, from 1, int32; None = there are no windows.
+    """
+
     coords: Int[np.ndarray, "V 2"]
     interp_idx: Int[np.ndarray, "V 4"] | None
     interp_w: Float[np.ndarray, "V 4"] | None
@@ -25,18 +35,26 @@ class PatchGeometry(NamedTuple):
 
 
 def patch_geometry(grids: Sequence[Grid], *, merge: int, side: int | None, window: int | None = None) -> PatchGeometry:
-    """Geometry of the patches of one row's images, in the processor's order (merge x merge blocks together).
+    """Returns the geometry of the patches of one item's images, in the processor's order.
+
+    In that order the merge x merge patches of a visual token stand together.
 
     Args:
-      grids: (frames, rows, columns) of every image, in patches; rows and columns are multiples of `merge`.
-      merge: spatial merge size.
+      grids: frames, rows and columns of every image, in patches; rows and columns are multiples of `merge`.
+      merge: side of a visual token in patches.
       side: side of the learned square grid of position embeddings; None = there is none.
-      window: side of an attention window in patches, a multiple of `merge`; None = no windows.
+      window: side of an attention window in patches, a multiple of `merge`; None = there are no windows. Windows at the
+        right and lower edge of a frame may be smaller.
 
     Returns:
-      `PatchGeometry` of V = sum(t * h * w) patches: `coords` [V, 2] int32 (row, column), `interp_idx` [V, 4] int32
-      and `interp_w` [V, 4] float32 (bilinear, corners aligned; None without a grid), `segment` [V] int32 (1, 2, ... per
-      frame), `window` [V] int32 (1, 2, ... per window; those at the right and lower edge may be smaller).
+      `PatchGeometry` of V = sum(frames * rows * columns) patches.
+
+    Example:
+      >>> geometry = patch_geometry([(1, 2, 4)], merge=2, side=None)
+      >>> geometry.coords.tolist()
+      [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3], [1, 2], [1, 3]]
+      >>> patch_geometry([(2, 2, 2)], merge=2, side=None).segment.tolist()
+      [1, 1, 1, 1, 2, 2, 2, 2]
     """
     frames = [(h, w) for t, h, w in grids for _ in range(t)]
     coords = _joined([_frame_coords(h, w, merge) for h, w in frames], (0, 2), np.int32)
@@ -55,6 +73,7 @@ def patch_geometry(grids: Sequence[Grid], *, merge: int, side: int | None, windo
 
 
 def _joined(pieces: Sequence[np.ndarray], empty: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Returns the concatenated pieces, or an array of shape `empty` where there are none."""
     return np.concatenate(pieces) if pieces else np.zeros(empty, dtype)
 
 
@@ -76,13 +95,14 @@ def _frame_taps(h: int, w: int, merge: int, side: int) -> tuple[Int[np.ndarray, 
 
 
 def _frame_windows(h: int, w: int, merge: int, window: int) -> Int[np.ndarray, " V"]:
-    """Number of each patch's window in its frame, from 0, row by row."""
+    """Returns the number of each patch's window in its frame, from 0, row by row."""
     rows, cols = _frame_coords(h, w, merge).T // window
-    return rows * -(-w // window) + cols
+    windows: np.ndarray = rows * -(-w // window) + cols
+    return windows
 
 
-def _axis_taps(n: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower and upper cell and the fraction between them for n positions spread over `side` cells, ends aligned."""
+def _axis_taps(n: int, side: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Returns lower and upper cell, and the fraction between, of n positions over `side` cells with aligned ends."""
     x = np.linspace(0, side - 1, n, dtype=np.float32)
     low = x.astype(np.int64)
     return low, np.minimum(low + 1, side - 1), x - low
@@ -97,27 +117,33 @@ def mrope_positions(
     video_token_id: int | None = None,
     steps: Sequence[float] = (),
 ) -> Int[np.ndarray, "3 L"]:
-    """Temporal, height and width position of every token of one unpadded row (Qwen2-VL, arXiv:2409.12191, M-RoPE).
+    """Returns temporal, height and width position of every token of one item (M-RoPE, arXiv:2409.12191).
 
-    A text token advances all three by one. The visual tokens of an image share one temporal position and count rows
-    and columns from there; the text after it goes on from the largest of all three plus one. In a video the temporal
-    position advances by a step from one temporal patch to the next: by one in Qwen2-VL, by a time in Qwen2.5-VL
-    (arXiv:2502.13923), cut to an integer patch by patch. Of a Qwen3-VL video each temporal patch, between its own
-    marks, counts as an image: its time is in the text (arXiv:2511.21631).
+    A text token advances all three positions by one. The visual tokens of an image share one temporal position and
+    count rows and columns from there; the text after the image goes on from the largest of all three plus one. In a
+    video the temporal position advances by a step from one temporal patch to the next: by one in Qwen2-VL, by a time in
+    Qwen2.5-VL (arXiv:2502.13923), rounded down patch by patch. Each temporal patch of a Qwen3-VL video stands between
+    marks of its own and counts as an image, since its time is in the text (arXiv:2511.21631).
 
-    Transformers 4.57 cuts the seconds of a Qwen2.5-VL step before it multiplies, so that time stands still above two
-    frames per second; transformers 5 lets the text after a long video overlap with it. Neither is done here: Qwen's
-    own code does not.
+    Transformers 4.57 rounds the seconds of a Qwen2.5-VL step before it multiplies, so that time stands still above two
+    frames per second; transformers 5 lets the text after a long video overlap with it. Qwen's own code does neither,
+    and neither does this function.
 
     Args:
-      input_ids: of the row.
-      grids: of its images and videos (or their temporal patches), in the order in which their tokens occur.
-      image_token_id, video_token_id: the visual tokens; None = no video.
-      merge: spatial merge size.
+      input_ids: the item's tokens, without padding.
+      grids: grids of its images and videos (or their temporal patches), in the order in which their tokens occur.
+      image_token_id: the token that stands for a visual token of an image.
+      merge: side of a visual token in patches.
+      video_token_id: the same of a video; None = there is no video.
       steps: temporal positions from one temporal patch to the next, of every grid; empty = 1.
 
     Raises:
-      ValueError: the runs of image tokens do not match `grids`.
+      ValueError: the runs of visual tokens do not match `grids`.
+
+    Example:
+      >>> ids = np.array([5, 9, 9, 6])  # text, an image of two visual tokens, text
+      >>> mrope_positions(ids, [(1, 2, 4)], image_token_id=9, merge=2).tolist()
+      [[0, 1, 1, 3], [0, 1, 1, 3], [0, 1, 2, 3]]
     """
     is_image = np.isin(input_ids, [i for i in (image_token_id, video_token_id) if i is not None])
     remaining = iter(zip(grids, steps or [1.0] * len(grids), strict=True))

@@ -11,6 +11,8 @@ from smart_jax.models.layers import ACTIVATIONS
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
+    """The vision tower. Names are those of config.json where it has the field."""
+
     hidden_size: int
     depth: int
     num_heads: int
@@ -20,9 +22,9 @@ class VisionConfig:
     deepstack_visual_indexes: tuple[int, ...]
     window_size: int | None  # side in pixels; None = every block attends to the whole frame
     fullatt_block_indexes: tuple[int, ...]  # blocks without windows
-    rms_norm: bool  # instead of LayerNorm
-    gated_mlp: bool
-    patch_bias: bool
+    rms_norm: bool  # RMSNorm instead of LayerNorm
+    gated_mlp: bool  # gated networks instead of two-layer ones
+    patch_bias: bool  # the patches' projection has a bias
     hidden_act: str = "gelu_pytorch_tanh"
     in_channels: int = 3
     patch_size: int = 16
@@ -30,20 +32,21 @@ class VisionConfig:
     spatial_merge_size: int = 2
     rope_theta: float = 10_000.0
     initializer_range: float = 0.02
-    tokens_per_second: float | None = None  # temporal positions of a video; None = one per temporal patch
+    tokens_per_second: float | None = None  # temporal positions per second of a video; None = one per temporal patch
 
     @property
     def patch_values(self) -> int:
+        """Number of values of a flattened patch."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
     def grid_side(self) -> int | None:
-        """Of the square grid of learned positions."""
+        """Side of the square grid of learned positions; None = there is no such grid."""
         return None if self.num_position_embeddings is None else int(self.num_position_embeddings**0.5)
 
     @property
     def window_patches(self) -> int | None:
-        """Side of an attention window in patches: whole visual tokens."""
+        """Side of an attention window in patches, a whole number of visual tokens; None = there are no windows."""
         if self.window_size is None:
             return None
         return self.window_size // self.spatial_merge_size // self.patch_size * self.spatial_merge_size
@@ -51,6 +54,8 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
+    """The decoder. Names are those of config.json where it has the field."""
+
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -61,30 +66,37 @@ class TextConfig:
     rope_theta: float
     mrope_section: tuple[int, ...]
     mrope_interleaved: bool
-    qk_norm: bool
-    qkv_bias: bool
+    qk_norm: bool  # each head's queries and keys are normalised
+    qkv_bias: bool  # the projections to queries, keys and values have biases
     hidden_act: str = "silu"
     rms_norm_eps: float = 1e-6
-    attention_bias: bool = False  # of all four projections
+    attention_bias: bool = False  # all four projections of attention have biases
     initializer_range: float = 0.02
 
 
 class Family(NamedTuple):
-    """What a model_type says beside its config.json."""
+    """What a model_type says beside its config.json.
 
-    text: dict[str, Any]  # fields of TextConfig and VisionConfig that the file does not give ...
+    Attributes:
+      text, vision: fields of TextConfig and of VisionConfig that the file does not give.
+      text_missing, vision_missing: values of keys that the file may lack.
+      equal_heads: head_dim is hidden_size / num_attention_heads.
+      timestamps: see `QwenVLConfig.timestamps`.
+    """
+
+    text: dict[str, Any]
     vision: dict[str, Any]
-    text_missing: dict[str, Any]  # ... and values of keys that it may lack
+    text_missing: dict[str, Any]
     vision_missing: dict[str, Any]
-    equal_heads: bool  # head_dim is hidden_size / num_attention_heads
-    timestamps: bool  # see QwenVLConfig.timestamps
+    equal_heads: bool
+    timestamps: bool
 
 
 _QWEN2_TEXT = {"mrope_interleaved": False, "qk_norm": False, "qkv_bias": True, "attention_bias": False}
 _QWEN2_VISION = {"num_position_embeddings": None, "deepstack_visual_indexes": (), "patch_bias": False}
 _NO_WINDOWS = {"window_size": None, "fullatt_block_indexes": ()}
 _NO_SECONDS = {"tokens_per_second": None}
-# Transformers leaves out what equals its own defaults: the vision_config of a saved fine-tune may be nearly empty.
+# Transformers leaves out what equals its defaults: the vision_config of a saved fine-tune may be nearly empty.
 _QWEN2_MISSING = {"depth": 32, "num_heads": 16, "patch_size": 14}
 FAMILIES = {
     "qwen2_vl": Family(
@@ -126,6 +138,29 @@ _OLD_NAMES = {"in_chans": "in_channels", "spatial_patch_size": "patch_size"}
 
 @dataclasses.dataclass(frozen=True)
 class QwenVLConfig:
+    """Configuration of a backbone of the family.
+
+    Attributes:
+      model_type: "qwen3_vl", "qwen2_5_vl" or "qwen2_vl".
+      text: the decoder.
+      vision: the vision tower.
+      image_token_id, video_token_id: tokens that stand for a visual token of an image, and of a video.
+      vision_start_token_id, vision_end_token_id: marks around an image or video.
+      token_dim: width of the vectors that the model's late-interaction projector makes; None = there is no projector.
+      task_names: tasks for each of which the checkpoint has an adapter.
+      use_deepstack: whether DeepStack's features are added to the first layers; its parameters are loaded anyway.
+
+    Example:
+      >>> config = QwenVLConfig.from_hf({
+      ...     "model_type": "qwen2_vl", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48,
+      ...     "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_theta": 1e6,
+      ...     "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "image_token_id": 5, "video_token_id": 6,
+      ...     "vision_start_token_id": 7, "vision_end_token_id": 8,
+      ...     "vision_config": {"embed_dim": 16, "hidden_size": 32, "depth": 2, "num_heads": 2}})
+      >>> config.text.head_dim, config.vision.hidden_size, config.vision.out_hidden_size
+      (16, 16, 32)
+    """
+
     model_type: str
     text: TextConfig
     vision: VisionConfig
@@ -133,22 +168,24 @@ class QwenVLConfig:
     video_token_id: int
     vision_start_token_id: int
     vision_end_token_id: int
-    token_dim: int | None = None  # width of the token vectors that a projector makes; None = there is none
-    task_names: tuple[str, ...] = ()  # tasks that the checkpoint has an adapter for
-    use_deepstack: bool = True  # False = loaded, but not added to the first layers
+    token_dim: int | None = None
+    task_names: tuple[str, ...] = ()
+    use_deepstack: bool = True
 
     @property
     def timestamps(self) -> bool:
-        """Whether each temporal patch of a video is like an image, after its time as text; else the video is one run
-        of visual tokens."""
+        """Whether each temporal patch of a video is like an image, after its time as text.
+
+        Otherwise a video is one run of visual tokens.
+        """
         return FAMILIES[self.model_type].timestamps
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> QwenVLConfig:
-        """Config of a parsed config.json.
+        """Returns the config that a parsed config.json describes.
 
         Raises:
-          ValueError: a key is missing, or names something this backbone does not compute (the message says which).
+          ValueError: a key is missing, or asks for something that this backbone does not compute; the message names it.
         """
         ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
         family = FAMILIES[hf["model_type"]]
@@ -219,7 +256,7 @@ def _head_dim(section: Mapping[str, Any], where: str) -> int:
     width, heads = _get(section, where, "hidden_size"), _get(section, where, "num_attention_heads")
     if width % heads or section.get("head_dim") not in (None, width // heads):
         raise ValueError(f"{where}: head_dim must be hidden_size / num_attention_heads = {width} / {heads}")
-    return width // heads
+    return int(width // heads)
 
 
 def _vision(section: Mapping[str, Any], family: Family) -> VisionConfig:
@@ -243,12 +280,19 @@ def _vision(section: Mapping[str, Any], family: Family) -> VisionConfig:
     return config
 
 
-def _fields(cls: type, section: Mapping[str, Any], where: str, but: tuple[str, ...]) -> dict[str, Any]:
-    found = {}
+def _fields(
+    cls: type[TextConfig | VisionConfig], section: Mapping[str, Any], where: str, except_for: tuple[str, ...]
+) -> dict[str, Any]:
+    """Returns the values of a dataclass's fields, without those that have defaults and are not in the section.
+
+    Raises:
+      ValueError: a key is missing, or the activation is unknown.
+    """
+    values = {}
     for field in dataclasses.fields(cls):
-        if field.name in but or (field.name not in section and field.default is not dataclasses.MISSING):
+        if field.name in except_for or (field.name not in section and field.default is not dataclasses.MISSING):
             continue
-        found[field.name] = _get(section, where, field.name)
-    if (act := found.get("hidden_act")) is not None and act not in ACTIVATIONS:
+        values[field.name] = _get(section, where, field.name)
+    if (act := values.get("hidden_act")) is not None and act not in ACTIVATIONS:
         raise ValueError(f"{where}: hidden_act '{act}' is not supported, only {', '.join(ACTIVATIONS)}")
-    return found
+    return values
