@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
-from smart_jax.models import ARCHITECTURES, Batch, LoraConfig, VisionBatch, abstract_model, add_lora
+from smart_jax.models import (
+    ARCHITECTURES,
+    Batch,
+    LoraConfig,
+    ModelGraph,
+    Params,
+    QwenVLConfig,
+    VisionBatch,
+    abstract_model,
+    add_lora,
+    batch_axes,
+)
 from smart_jax.retrieval import Adapter, AdapterConfig
 from smart_jax.runtime import batch_sharding, replicated, sharding_for
 from train.config import LossConfig, OptimizerConfig
@@ -22,7 +33,9 @@ from train.optimizer import make_optimizer, make_schedule
 from train.step import TrainState, make_train_step
 
 GIB = 2**30
-STEPS = 100  # of the run
+STEPS = 100  # steps of the run that a step is taken from
+
+_Tree = TypeVar("_Tree")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +43,14 @@ class Work:
     """What a step trains, and on how much.
 
     Attributes:
-      trainable: "adapter" or "lora", of the text projections.
+      trainable: "adapter", or "lora" of the text projections.
       rows: queries of each device, and as many pages.
-      query_tokens, page_tokens, patches: of a row.
+      query_tokens: tokens of a padded query.
+      page_tokens: tokens of a padded page.
+      patches: patches of a page.
       chunk: rows of each device that pass through the backbone at a time; None = all.
       remat: see `train.objective.Objective`.
-      r: rank.
+      r: rank of "lora".
     """
 
     trainable: str
@@ -48,50 +63,31 @@ class Work:
     r: int = 128
 
 
-def abstract_params(config: Any, mesh: Mesh, dtype: Any) -> tuple[nnx.GraphDef, nnx.State]:
-    """The backbone's, split as its rules say."""
-    graphdef, state = abstract_model(config)
+def abstract_params(config: QwenVLConfig, mesh: Mesh, dtype: DTypeLike) -> tuple[ModelGraph, Params]:
+    """Returns the backbone's graph, and its parameters as shapes split as its rules say."""
+    graphdef, params = abstract_model(config)
     rules = ARCHITECTURES[config.model_type].sharding_rules
 
-    def place(path: tuple, leaf: Any) -> Any:
+    def place(path: tuple[Any, ...], leaf: nnx.Variable[Any]) -> nnx.Variable[Any]:
         name = ".".join(str(part) for part in path)
-        return leaf.replace(
-            jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding_for(name, leaf.shape, rules, mesh))
-        )
+        sharding = sharding_for(name, leaf.shape, rules, mesh)
+        return leaf.replace(jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding))
 
-    return graphdef, nnx.from_flat_state([(path, place(path, leaf)) for path, leaf in nnx.to_flat_state(state)])
-
-
-def abstract_batch(config: Any, mesh: Mesh, rows: int, tokens: int, patches: int) -> Batch:
-    """Rows of all devices; 0 patches = text."""
-
-    def array(shape: tuple[int, ...], dtype: Any, leading: int = 0) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, leading))
-
-    i32, f32 = jnp.int32, jnp.float32
-    return Batch(
-        input_ids=array((rows, tokens), i32),
-        attention_mask=array((rows, tokens), bool),
-        position_ids=array((3, rows, tokens), i32, leading=1),
-        keep_mask=array((rows, tokens), bool),
-        index=array((rows, tokens), i32),
-        vision=VisionBatch(
-            patches=array((rows, patches, config.vision.patch_values), f32),
-            coords=array((rows, patches, 2), i32),
-            interp_idx=array((rows, patches, 4), i32),
-            interp_w=array((rows, patches, 4), f32),
-            segment=array((rows, patches), i32),
-        )
-        if patches
-        else None,
-    )
+    return graphdef, nnx.from_flat_state([(path, place(path, leaf)) for path, leaf in nnx.to_flat_state(params)])
 
 
-def abstract_step(config: Any, mesh: Mesh, work: Work) -> tuple[Callable, tuple[TrainState, dict, TrainBatch]]:
-    """`train.step`'s step on a bfloat16 backbone, and its arguments."""
+def abstract_batch(config: QwenVLConfig, mesh: Mesh, rows: int, tokens: int, patches: int) -> Batch:
+    """Returns the shapes of a batch of all devices' rows; without patches it is one of texts."""
+    return _on_data_axes(jax.eval_shape(lambda: _blank_batch(config, rows, tokens, patches)), mesh)
+
+
+def abstract_step(
+    config: QwenVLConfig, mesh: Mesh, work: Work
+) -> tuple[jax.stages.Wrapped, tuple[TrainState, dict[str, jax.Array], TrainBatch]]:
+    """Returns the step of `train.step` on a bfloat16 backbone, and the shapes of its arguments."""
     everywhere = replicated(mesh)
 
-    def on_mesh(x: Any) -> Any:
+    def on_mesh(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
 
     graphdef, weights = abstract_params(config, mesh, jnp.bfloat16)
@@ -101,8 +97,8 @@ def abstract_step(config: Any, mesh: Mesh, work: Work) -> tuple[Callable, tuple[
     adapter = None
     if work.trainable == "adapter":
         module = nnx.eval_shape(lambda: Adapter(AdapterConfig(config.text.hidden_size), rngs=nnx.Rngs(0)))
-        graphdef, projection = nnx.split(module)
-        adapter, projected = take_apart(Part.ADAPTER, graphdef, jax.tree.map(on_mesh, projection))
+        adapter_graph, projection = nnx.split(module)
+        adapter, projected = take_apart(Part.ADAPTER, adapter_graph, jax.tree.map(on_mesh, projection))
         arrays |= projected
     partition = Partition.of([backbone, adapter])
     trained, frozen = partition.split(arrays)
@@ -118,16 +114,48 @@ def abstract_step(config: Any, mesh: Mesh, work: Work) -> tuple[Callable, tuple[
         trained,
         transform_non_params=on_mesh,
     )
-    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere), trained, moments)
-    rows = work.rows * shards
-    batch = TrainBatch(
-        queries=abstract_batch(config, mesh, rows, work.query_tokens, 0),
-        documents=abstract_batch(config, mesh, rows, work.page_tokens, work.patches),
-        document_ids=jax.ShapeDtypeStruct((rows, 4), jnp.uint32, sharding=batch_sharding(mesh)),
-    )
-    return make_train_step(objective, optimizer, schedule, state), (state, frozen, batch)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    structure = jax.tree.structure(jax.eval_shape(TrainState, step, trained, moments))
+    state = jax.tree.unflatten(structure, jax.tree.leaves((step, trained, moments)))
+    batch = _abstract_train_batch(config, mesh, work, work.rows * shards)
+    compiled = cast(jax.stages.Wrapped, make_train_step(objective, optimizer, schedule, state))
+    return compiled, (state, frozen, batch)
 
 
 def device_bytes(arrays: Any) -> int:
-    """Of one device's shards."""
+    """Returns the bytes of one device's shards."""
     return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(arrays))
+
+
+def _abstract_train_batch(config: QwenVLConfig, mesh: Mesh, work: Work, rows: int) -> TrainBatch:
+    def blank() -> TrainBatch:
+        return TrainBatch(
+            queries=_blank_batch(config, rows, work.query_tokens, 0),
+            documents=_blank_batch(config, rows, work.page_tokens, work.patches),
+            document_ids=jnp.zeros((rows, 4), jnp.uint32),
+        )
+
+    return _on_data_axes(jax.eval_shape(blank), mesh)
+
+
+def _blank_batch(config: QwenVLConfig, rows: int, tokens: int, patches: int) -> Batch:
+    ids, mask = jnp.zeros((rows, tokens), jnp.int32), jnp.zeros((rows, tokens), bool)
+    vision = VisionBatch(
+        patches=jnp.zeros((rows, patches, config.vision.patch_values)),
+        coords=jnp.zeros((rows, patches, 2), jnp.int32),
+        interp_idx=jnp.zeros((rows, patches, 4), jnp.int32),
+        interp_w=jnp.zeros((rows, patches, 4)),
+        segment=jnp.zeros((rows, patches), jnp.int32),
+    )
+    positions = jnp.zeros((3, rows, tokens), jnp.int32)
+    return Batch(ids, mask, positions, keep_mask=mask, index=ids, vision=vision if patches else None)
+
+
+def _on_data_axes(batch: _Tree, mesh: Mesh) -> _Tree:
+    """Returns the shapes with their batch axes split over the mesh."""
+
+    def split(x: jax.ShapeDtypeStruct, axis: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh, axis))
+
+    placed: _Tree = jax.tree.map(split, batch, batch_axes(batch))
+    return placed

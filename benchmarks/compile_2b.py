@@ -1,9 +1,9 @@
 """Compile-only check of Qwen3-VL-Embedding-2B over 8 virtual CPU devices: `python -m benchmarks.compile_2b`.
 
-Nothing is allocated: shapes are lowered and compiled, and XLA's own memory analysis is printed. Parameters are bfloat16
-and split over 8 fsdp shards; a device holds one row of 512 tokens and 1,024 patches. Two programs: encoding, and one
-adapter training step on the frozen backbone. XLA's CPU backend is asked for its memory-minimising schedule, which is
-what accelerators use; its default trades memory for concurrency and keeps every layer's gathered weights alive.
+Nothing is allocated: shapes are lowered and compiled, and XLA's memory analysis is printed. Parameters are bfloat16 and
+split over 8 fsdp shards; a device holds one row of 512 tokens and 1,024 patches. There are two programs: encoding, and
+a training step of the adapter on the frozen backbone. XLA's CPU backend is asked for its memory-minimising schedule,
+which accelerators use; its default trades memory for concurrency and keeps every layer's gathered weights alive.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from smart_jax.models import QwenVLConfig
 from smart_jax.runtime import batch_sharding, make_mesh
 
 
-def report(name: str, lowered, started: float) -> None:
+def report(name: str, lowered: jax.stages.Lowered, started: float) -> None:
+    """Compiles a program and prints the memory and the time that it takes; `started` is when its tracing began."""
     lowered_at = time.time()
     compiled = lowered.compile()
     m = compiled.memory_analysis()
@@ -42,6 +43,7 @@ def report(name: str, lowered, started: float) -> None:
 
 
 def main() -> None:
+    """The command line."""
     mesh = make_mesh(data=1, fsdp=8)
     config = QwenVLConfig.from_hf(QWEN3_VL_2B)
     graphdef, params = abstract_params(config, mesh, jnp.bfloat16)

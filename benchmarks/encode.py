@@ -3,10 +3,10 @@
     python -m benchmarks.encode --model qwen2_5_vl --model bert --workload "text 8 x 128" --repeats 7
     python -m benchmarks.encode --device               # pages a second on an accelerator, see encode_device.py
 
-Needs the test extra (torch). Both run interleaved, A B A B, in one process that is pinned to so many cores; the figure
-is the process's CPU seconds divided by the cores, median of 9, with the spread. The ratio is the median of the rounds'
-ratios; above 1 = ours is faster. Of single images also the memory: by how much the peak of resident memory in a second
-call exceeds what was resident before it, in a process of its own for each.
+It needs the test extra (torch). Both sides run interleaved, A B A B, in one process that is pinned to as many cores as
+--threads says; a figure is the process's CPU seconds divided by the cores, median of 9, with the spread. The ratio is
+the median of the rounds' ratios; above 1 = ours is faster. For single images the memory is measured, too: by how much
+the peak of resident memory in a second call exceeds what was resident before it, each side in a process of its own.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from typing import Any
 
 from benchmarks.processes import ENVIRONMENT, answer_request, in_process, keep_freed_memory, peak_growth
 
-WORKLOADS: dict[str, tuple[list, int]] = {  # the rows, and the bins that `Preprocessor.collate` gives them
+# The rows of a batch, and the bins that `Preprocessor.collate` gives them; see `encode_models.Spec`.
+Workload = tuple[list[list[int | tuple[int, int, int]]], int]
+WORKLOADS: dict[str, Workload] = {
     "text 8 x 128": ([[128]] * 8, 8),
     "4 images of 256 patches": ([[12, (1, 16, 16), 12]] * 4, 4),
     "4 images of 1,024 patches": ([[12, (1, 32, 32), 12]] * 4, 4),
     "mixed sizes": ([[12, (1, 8, 8), 12], [12, (1, 16, 8), 20], [12, (1, 16, 16), 4], [60]], 1),
 }
-IMAGES: dict[str, tuple[list, int]] = {
+IMAGES: dict[str, Workload] = {
     "1 image of 256 patches": ([[12, (1, 16, 16), 12]], 1),
     "1 image of 1,024 patches": ([[12, (1, 32, 32), 12]], 1),
     "1 image of 4,096 patches": ([[12, (1, 64, 64), 12]], 1),
@@ -39,20 +41,22 @@ HEADER = (
 )
 
 
-def workloads_of(model: str) -> dict[str, tuple[list, int]]:
-    """What is measured of a model unless the command line says."""
+def workloads_of(model: str) -> dict[str, Workload]:
+    """Returns the workloads of a model unless the command line names some."""
     if model == "bert":
         return {name: rows for name, rows in WORKLOADS.items() if name.startswith("text")}
     return WORKLOADS | IMAGES if model == "qwen3_vl" else WORKLOADS
 
 
 def cpu_seconds(run: Callable[[], object]) -> float:
+    """Returns the process's CPU seconds during a call."""
     started = time.process_time()
     run()
     return time.process_time() - started
 
 
-def compare(ours: Callable, theirs: Callable, repeats: int) -> tuple[list[float], list[float]]:
+def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> tuple[list[float], list[float]]:
+    """Returns the CPU seconds of either side's calls, made in turns after a first call of each."""
     for run in (ours, theirs):
         run()
     pairs = [(cpu_seconds(ours), cpu_seconds(theirs)) for _ in range(repeats)]
@@ -60,12 +64,13 @@ def compare(ours: Callable, theirs: Callable, repeats: int) -> tuple[list[float]
 
 
 def spread(times: list[float], cores: int) -> str:
+    """Returns median, least and most of the times as text, in milliseconds of a core."""
     ms = [t / cores * 1e3 for t in times]
     return f"{statistics.median(ms):,.1f} ms [{min(ms):,.1f}, {max(ms):,.1f}]"
 
 
 def measure(model: str, folder: Path, workload: str, cores: list[int], repeats: int) -> str:
-    """A row of the table."""
+    """Returns a line of the table."""
     import numpy as np
 
     from benchmarks import encode_models
@@ -89,7 +94,7 @@ def measure(model: str, folder: Path, workload: str, cores: list[int], repeats: 
 
 
 def memory(request: dict[str, Any]) -> int:
-    """Bytes that one side takes for a call; the first, which compiles, does not count."""
+    """Returns the bytes that one side takes for a call after the first, which compiles."""
     from benchmarks import encode_models
 
     side = {"ours": encode_models.ours, "theirs": encode_models.theirs}[request["side"]]
@@ -100,15 +105,16 @@ def memory(request: dict[str, Any]) -> int:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", choices=MODELS, help="may be repeated; all by default")
     parser.add_argument("--workload", action="append", choices=[*WORKLOADS, *IMAGES], help="may be repeated")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--core", type=int, default=min(os.sched_getaffinity(0)), help="the first one")
+    parser.add_argument("--core", type=int, default=min(os.sched_getaffinity(0)), help="first of the cores")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", action="store_true", help="pages a second on the default device")
-    parser.add_argument("--shape", choices=("2b", "small"), default="2b", help="of the model of --device")
-    parser.add_argument("--pages", type=int, default=8, help="in a batch of --device")
+    parser.add_argument("--shape", choices=("2b", "small"), default="2b", help="shape of the model of --device")
+    parser.add_argument("--pages", type=int, default=8, help="pages in a batch of --device")
     parser.add_argument("--task", choices=["memory"], help=argparse.SUPPRESS)
     parser.add_argument("files", nargs="*", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -120,7 +126,7 @@ def main() -> None:
         return print(measure_device(options.shape, options.pages, options.repeats))
     cores = [core for core in sorted(os.sched_getaffinity(0)) if core >= options.core][: options.threads]
     os.sched_setaffinity(0, cores)  # before either library starts its threads
-    os.environ["OMP_WAIT_POLICY"] = ENVIRONMENT["OMP_WAIT_POLICY"]  # spinning torch threads would be charged to it
+    os.environ["OMP_WAIT_POLICY"] = ENVIRONMENT["OMP_WAIT_POLICY"]  # the time of spinning torch threads would count
 
     import torch
 

@@ -1,9 +1,9 @@
 """Pages a second on the default device: `python -m benchmarks.encode --device [--pages 8] [--shape small]`.
 
-A Qwen3-VL of the 2B model's shape with random bfloat16 weights encodes batches of pages, 1,024 patches and 24 text
-tokens each; transformers with sdpa does the same in the same run, in turns, where torch has a CUDA device. Wall-clock
-time of a batch that lies on the device already, median of the rounds. The share of the device's peak counts what the
-model asks for: matrix products and attention within images and, causal, within rows, not what padding adds.
+A Qwen3-VL of the 2B model's shape with random bfloat16 weights encodes batches of pages of 1,024 patches and 24 text
+tokens; where torch has a CUDA device, transformers with sdpa does the same in turns. Figures are wall-clock times of a
+batch that lies on the device already, median of the rounds. The share of the device's peak counts what the model asks
+for, which is its matrix products and attention within images and, causal, within rows; it does not count padding.
 """
 
 from __future__ import annotations
@@ -18,14 +18,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Int
 
 from benchmarks.shapes import QWEN3_VL_2B, SMALL
-from smart_jax.models import Batch, Grid, QwenVLConfig, VisionBatch, abstract_model, mrope_positions, patch_geometry
+from smart_jax.models import (
+    Batch,
+    Grid,
+    ModelGraph,
+    Params,
+    QwenVLConfig,
+    VisionBatch,
+    abstract_model,
+    mrope_positions,
+    patch_geometry,
+)
 
 SHAPES = {"2b": QWEN3_VL_2B, "small": SMALL}
-GRID: Grid = (1, 32, 32)  # of a page, in patches
+GRID: Grid = (1, 32, 32)  # a page's grid of patches
 TEXT_TOKENS = 24
-# Dense bfloat16 FLOP/s of a device whose kind begins so, the longer names first (makers' data sheets).
+# Dense bfloat16 FLOP/s by the beginning of a device's kind, longer names first (makers' data sheets).
 PEAK_FLOPS = {
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H100 NVL": 835e12,
@@ -41,12 +52,12 @@ PEAK_FLOPS = {
 
 
 def peak_flops(kind: str) -> float | None:
-    """Of a jax `device_kind`; None = not in the table."""
+    """Returns the peak of a device by jax's `device_kind`; None = the table lacks it."""
     return next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)), None)
 
 
 def flops(config: QwenVLConfig, tokens: int, grid: Grid) -> float:
-    """Two for each multiplication and addition of the matrix products of a row with one image of these patches."""
+    """Returns the FLOP of a row with one image of these patches: two for each multiply-add of its matrix products."""
     v, t = config.vision, config.text
     frames, per_frame = grid[0], grid[1] * grid[2]
     patches, group = frames * per_frame, v.spatial_merge_size**2
@@ -61,8 +72,8 @@ def flops(config: QwenVLConfig, tokens: int, grid: Grid) -> float:
     return 2.0 * (vision + text)
 
 
-def page_ids(config: QwenVLConfig) -> np.ndarray:
-    """[L] int64: marks, visual tokens and text."""
+def page_ids(config: QwenVLConfig) -> Int[np.ndarray, " L"]:
+    """Returns a page's tokens [L], int64: text around marks and visual tokens."""
     visual = int(np.prod(GRID)) // config.vision.spatial_merge_size**2
     words = np.random.default_rng(0).integers(20, 180, TEXT_TOKENS)
     marks = config.vision_start_token_id, config.vision_end_token_id
@@ -70,7 +81,7 @@ def page_ids(config: QwenVLConfig) -> np.ndarray:
 
 
 def page_batch(config: QwenVLConfig, pages: int) -> Batch:
-    """Pages of one size, padded to a length that is a multiple of 32."""
+    """Returns a batch of pages of one size, padded to a length that is a multiple of 32."""
     ids, vision = page_ids(config), config.vision
     n, merge = len(ids), vision.spatial_merge_size
     length = -(-n // 32) * 32
@@ -94,8 +105,8 @@ def page_batch(config: QwenVLConfig, pages: int) -> Batch:
     )
 
 
-def random_params(config: QwenVLConfig) -> tuple[nnx.GraphDef, Any]:
-    """bfloat16, made where they stay."""
+def random_params(config: QwenVLConfig) -> tuple[ModelGraph, Params]:
+    """Returns a backbone with random bfloat16 parameters, drawn on the device."""
     graphdef, abstract = abstract_model(config)
     leaves, tree = jax.tree.flatten(abstract)
     normal = jax.jit(lambda key, shape: 0.02 * jax.random.normal(key, shape, jnp.bfloat16), static_argnames="shape")
@@ -104,6 +115,7 @@ def random_params(config: QwenVLConfig) -> tuple[nnx.GraphDef, Any]:
 
 
 def ours(config: QwenVLConfig, pages: int) -> Callable[[], Any]:
+    """Returns a call that encodes a batch of pages."""
     graphdef, params = random_params(config)
     run = jax.jit(lambda p, b: nnx.merge(graphdef, p)(b).states[:, :, 0])
     batch = jax.device_put(page_batch(config, pages))
@@ -111,7 +123,7 @@ def ours(config: QwenVLConfig, pages: int) -> Callable[[], Any]:
 
 
 def theirs(shape: str, config: QwenVLConfig, pages: int) -> Callable[[], Any] | None:
-    """transformers' on torch's CUDA device; None = there is none."""
+    """Returns transformers' call on torch's CUDA device; None = torch or the device is missing."""
     if importlib.util.find_spec("torch") is None:
         return None
     import torch
@@ -120,7 +132,7 @@ def theirs(shape: str, config: QwenVLConfig, pages: int) -> Callable[[], Any] | 
 
 
 def torch_call(shape: str, config: QwenVLConfig, pages: int, device: str) -> Callable[[], Any]:
-    """The same pages with random bfloat16 weights, without padding."""
+    """Returns transformers' call on the same pages without padding, with random bfloat16 weights."""
     import torch
     from transformers import Qwen3VLConfig, Qwen3VLModel
 
@@ -158,13 +170,14 @@ def torch_call(shape: str, config: QwenVLConfig, pages: int, device: str) -> Cal
 
 
 def seconds(run: Callable[[], Any]) -> float:
+    """Returns the wall-clock seconds of a call."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
 def measure(shape: str, pages: int, repeats: int) -> str:
-    """A table in Markdown: pages a second, and the share of the peak."""
+    """Returns a table in Markdown of pages a second and the share of the peak."""
     config = QwenVLConfig.from_hf(SHAPES[shape])
     kind = jax.devices()[0].device_kind
     peak, work = peak_flops(kind), pages * flops(config, len(page_ids(config)), GRID)

@@ -1,4 +1,4 @@
-"""Random checkpoints of every family and the batches that they encode, as torch and as this library take them."""
+"""Random checkpoints of every family, and the batches that they encode, as torch and as this library take them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import torch
 from flax import nnx
 
 from smart_jax.files import resolve
-from smart_jax.models import Batch, load_config, load_weights
+from smart_jax.models import Batch, BertConfig, ModelConfig, load_config, load_weights
 from tests.parity import qwen2_vl, qwen3_vl
 
-Spec = Sequence[Sequence[int | tuple[int, int, int]]]  # rows of numbers of text tokens and (1, rows, columns) of images
+# Rows of a batch, each of parts: a number of text tokens, or the frames (1), rows and columns of an image's patches.
+Spec = Sequence[Sequence[int | tuple[int, int, int]]]
 
 TEXT = {
     "hidden_size": 512,
@@ -26,7 +27,7 @@ TEXT = {
     "num_key_value_heads": 4,
     "head_dim": 64,
 }
-VISION = {
+VISION: dict[str, dict[str, Any]] = {
     "qwen3_vl": {
         "depth": 12,
         "hidden_size": 384,
@@ -48,7 +49,7 @@ VISION = {
     },
 }
 SECTIONS = [12, 10, 10]
-MINILM = {
+MINILM: dict[str, Any] = {
     "hidden_size": 384,
     "intermediate_size": 1536,
     "num_hidden_layers": 6,
@@ -81,11 +82,11 @@ WRITE: dict[str, Callable[[Path], None]] = {
     "qwen2_5_vl": _qwen2("qwen2_5_vl"),
     "bert": _bert,
 }
-MODELS = (*WRITE, "tiny")  # tiny: the embedded Qwen3-VL
+MODELS = (*WRITE, "tiny")  # "tiny" = the embedded Qwen3-VL
 
 
 def checkpoint(model: str, scratch: Path) -> Path:
-    """A folder with its random weights; the embedded model has its own."""
+    """Returns a folder with random weights of the model, or with the embedded model's."""
     if model == "tiny":
         return resolve("tiny")
     folder = scratch / model
@@ -96,31 +97,35 @@ def checkpoint(model: str, scratch: Path) -> Path:
 
 @dataclasses.dataclass
 class Texts:
-    """Rows without padding for a text encoder."""
+    """Texts of one length for a text encoder: a row's tokens are its only part."""
 
     rows: list[tuple[np.ndarray]]
 
-    def batch(self, *_: Any, **__: Any) -> Batch:
+    def batch(self, *_: object, **__: object) -> Batch:
+        """Returns the batch that a backbone takes; the arguments of `Inputs.batch` do not matter here."""
         ids = np.stack([row for (row,) in self.rows]).astype(np.int32)
         mask = np.ones(ids.shape, bool)
         positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), (3, *ids.shape))
         return Batch(ids, mask, positions, np.zeros_like(mask), np.full(ids.shape, -1, np.int32), None)
 
-    def torch_last(self, model: Any) -> np.ndarray:
+    def torch_last(self, model: torch.nn.Module) -> np.ndarray:
+        """Returns the last hidden states of transformers' model."""
         ids = torch.tensor(np.stack([row for (row,) in self.rows]))
         with torch.no_grad():
             return model(ids, attention_mask=torch.ones_like(ids)).last_hidden_state.numpy()
 
 
-def inputs(config: Any, spec: Spec) -> Texts | qwen3_vl.Inputs:
-    if config.model_type == "bert":
+def inputs(config: ModelConfig, spec: Spec) -> Texts | qwen3_vl.Inputs:
+    """Returns random inputs of the model."""
+    if isinstance(config, BertConfig):
         rng = np.random.default_rng(0)
         return Texts([(rng.integers(20, 180, length),) for (length,) in spec])
     ids = (config.vision_start_token_id, config.image_token_id, config.vision_end_token_id)
     return qwen3_vl.Inputs.random(spec, ids=ids, values=config.vision.patch_values)
 
 
-def config_of(folder: Path) -> Any:
+def config_of(folder: Path) -> ModelConfig:
+    """Reads the config of a checkpoint that need not say how it pools."""
     try:
         return load_config(folder)
     except ValueError:  # a BERT that does not say how it pools
@@ -128,7 +133,7 @@ def config_of(folder: Path) -> Any:
 
 
 def ours(folder: Path, spec: Spec, bins: int) -> Callable[[], np.ndarray]:
-    """A call that computes the final hidden states [B, L, H]."""
+    """Returns a call of this library that computes the last hidden states [B, L, H]."""
     config = config_of(folder)
     graphdef, params = load_weights(folder, config)
     run = jax.jit(lambda p, b: nnx.merge(graphdef, p)(b).states[:, :, 0])
@@ -137,7 +142,7 @@ def ours(folder: Path, spec: Spec, bins: int) -> Callable[[], np.ndarray]:
 
 
 def theirs(folder: Path, spec: Spec, bins: int) -> Callable[[], np.ndarray]:
-    """The same by transformers and torch, whose rows never share anything (`bins` is not used)."""
+    """Returns the same call of transformers and torch, whose rows share no bins: `bins` is not used."""
     import transformers
 
     config = config_of(folder)
@@ -151,5 +156,5 @@ def theirs(folder: Path, spec: Spec, bins: int) -> Callable[[], np.ndarray]:
     model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
     if config.model_type.startswith("qwen2"):
         model = model.model
-    given = inputs(config, spec)
-    return lambda: given.torch_last(model)
+    batch = inputs(config, spec)
+    return lambda: batch.torch_last(model)

@@ -1,4 +1,4 @@
-"""Work in fresh processes of one thread on one core, and what it takes there."""
+"""Tasks in fresh processes of one thread on one core, and the time and memory that they take there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ENVIRONMENT = {  # LanceDB hangs with a single I/O thread: it keeps its own number, on the one core
+ENVIRONMENT = {  # LanceDB hangs with a single I/O thread, so that its number of these is left as it is
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -28,20 +28,31 @@ LONGEST = 1800  # seconds of a process, after which it is taken to hang
 
 
 class RunError(Exception):
-    """A process that ended without a result; the message says how."""
+    """Raised for a process that ended without a result; the message says how it ended."""
 
 
 def in_process(
     task: str, core: int, *, module: str = "benchmarks.maxsim", longest: float = LONGEST, **request: Any
 ) -> Any:
-    """The result of one of the module's tasks in a fresh process on one core, within so many seconds."""
+    """Returns the result of a module's task in a fresh process.
+
+    Args:
+      task: name of the task, an argument of the module's command line.
+      core: the core that the process is pinned to.
+      module: whose command line does the task by `answer_request`.
+      longest: seconds after which the process is taken to hang.
+      **request: JSON values that the task gets.
+
+    Raises:
+      RunError: the process hangs, crashes, raises, or ends without a result.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        asked, answer, said = (Path(folder) / name for name in ("request.json", "answer.json", "output.txt"))
-        asked.write_text(json.dumps(request))
-        files = [str(asked), str(answer)]
+        request_file, answer, text = (Path(folder) / name for name in ("request.json", "answer.json", "output.txt"))
+        request_file.write_text(json.dumps(request))
+        files = [str(request_file), str(answer)]
         command = [sys.executable, "-m", module, "--task", task, "--core", str(core), *files]
         environment = os.environ | ENVIRONMENT
-        with said.open("w") as output:
+        with text.open("w") as output:
             try:
                 done = subprocess.run(command, env=environment, stdout=output, stderr=output, timeout=longest)
             except subprocess.TimeoutExpired:
@@ -49,7 +60,7 @@ def in_process(
         if done.returncode < 0:
             raise RunError(f"crashes: {signal.Signals(-done.returncode).name}")
         if not answer.exists():
-            raise RunError(f"exits with {done.returncode}: {said.read_text()[-500:]}")
+            raise RunError(f"exits with {done.returncode}: {text.read_text()[-500:]}")
         result = json.loads(answer.read_text())
     if "raised" in result:
         raise RunError(result["raised"])
@@ -57,7 +68,7 @@ def in_process(
 
 
 def in_process_or_note(task: str, core: int, **request: Any) -> Any:
-    """The result, or how it failed."""
+    """Returns the result of `in_process`, or how the process failed."""
     try:
         return in_process(task, core, **request)
     except RunError as error:
@@ -65,26 +76,26 @@ def in_process_or_note(task: str, core: int, **request: Any) -> Any:
 
 
 def answer_request(task: Callable[[Any], Any], core: int, request: Path, answer: Path) -> None:
-    """Does the task, in the fresh process, and writes what `in_process` reads."""
+    """Does a task in the fresh process and writes what `in_process` reads."""
     os.sched_setaffinity(0, [core])
     try:
         import torch
 
         torch.set_num_threads(1)
     except ModuleNotFoundError:
-        pass  # it is a peer
+        pass  # torch is a peer, which need not be there
     try:
         result = {"result": task(json.loads(request.read_text()))}
     except ModuleNotFoundError as error:
         result = {"raised": f"not installed ({error.name})"}
-    except BaseException as error:  # the panics of some extensions are no Exception
+    except BaseException as error:  # panics of some extensions are not an Exception
         first_line = next(iter(str(error).splitlines()), "").rstrip(" :")
         result = {"raised": f"raises {type(error).__name__}: {first_line}"}
     answer.write_text(json.dumps(result))
 
 
 def resident(field: str) -> int:
-    """Bytes, a line of /proc/self/status."""
+    """Returns the bytes that a line of /proc/self/status states."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
@@ -92,7 +103,7 @@ def resident(field: str) -> int:
 
 
 def peak_growth(run: Callable[[], Any]) -> tuple[Any, int]:
-    """The result, and by how many bytes the peak of resident memory in the call exceeds what was resident before."""
+    """Returns a call's result, and by how many bytes its peak of resident memory exceeds what was resident before."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
@@ -102,9 +113,9 @@ def peak_growth(run: Callable[[], Any]) -> tuple[Any, int]:
 
 
 def keep_freed_memory(keep: bool) -> None:
-    """Whether the C library keeps freed blocks, as it does once large ones were freed, or gives them back at once.
+    """Makes the C library keep freed blocks, as it does once large ones were freed, or give them back at once.
 
-    What it keeps would hide what a call takes.
+    Blocks that it keeps would hide the memory that a call takes.
     """
     mmap_threshold, trim_threshold = -3, -1
     libc = ctypes.CDLL(None)
@@ -113,6 +124,7 @@ def keep_freed_memory(keep: bool) -> None:
 
 
 def cpu_seconds(run: Callable[[], Any]) -> float:
+    """Returns the process's CPU seconds during a call."""
     gc.collect()
     started = time.process_time()
     run()

@@ -1,4 +1,4 @@
-"""The config.json of models whose weights are not needed: those that are measured are random."""
+"""The config.json of models that are measured with random weights."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ QWEN3_VL_8B: dict[str, Any] = {
         "deepstack_visual_indexes": [8, 16, 24],
     },
 }
-SMALL: dict[str, Any] = {  # to try a benchmark out
+SMALL: dict[str, Any] = {  # for trying a benchmark out
     **QWEN3_VL_2B,
     "text_config": {
         **QWEN3_VL_2B["text_config"],

@@ -1,14 +1,14 @@
 """Training steps against torch's on the same weights and batches: `python -m benchmarks.train`.
 
     python -m benchmarks.train --model qwen3_vl --step lora --repeats 9
-    python -m benchmarks.train --memory                    # of 2B and 8B steps, compiled only: train_memory.py
-    python -m benchmarks.train --device                    # time, share of the peak and memory: train_device.py
+    python -m benchmarks.train --memory           # memory of 2B and 8B steps, compiled only: train_memory.py
+    python -m benchmarks.train --device           # time, share of the peak and memory: train_device.py
 
-Needs the test extra (torch, peft). A step is the whole update: both sides of the batch through the backbone, the loss
-over the batch, its gradient, clipping and AdamW; see train_models.py. All run interleaved, A B A B, in one process that
-is pinned to one core; the figure is the process's CPU seconds, median with the spread, and the ratio is the median of
-the rounds' ratios; above 1 = ours is faster. GradCache has no counterpart: its figure is beside the plain step's.
-The last column is what torch takes for the step's matrix products alone: no step with them takes less.
+It needs the test extra (torch, peft). A step is the whole update: both sides of the batch through the backbone, the
+loss over the batch, its gradient, clipping and AdamW; see train_models.py. All steps run interleaved, A B A B, in one
+process that is pinned to one core. A figure is the process's CPU seconds, median with the spread, and the ratio is the
+median of the rounds' ratios; above 1 = ours is faster. GradCache has no counterpart in torch: its ratio is to the plain
+step. The last column is the time of torch's matrix products of the step alone: no step with these products takes less.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ HEADER = "| model | step | ours | torch | ratio | products alone |\n|---|---|---
 
 
 def spread(times: list[float]) -> str:
+    """Returns median, least and most of the times as text."""
     return f"{statistics.median(times):,.2f} s [{min(times):,.2f}, {max(times):,.2f}]"
 
 
 def interleaved(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """CPU seconds of each run in each round; the first call of each, which may compile, does not count."""
+    """Returns the CPU seconds of each run in each round, after a first call of each, which may compile."""
     for run in runs.values():
         run()
     rounds = [{name: cpu_seconds(run) for name, run in runs.items()} for _ in range(repeats)]
@@ -42,13 +43,13 @@ def interleaved(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str
 
 
 def measure(model: str, folder: Path, steps: list[str], repeats: int) -> list[str]:
-    """Rows of the table."""
+    """Returns the lines of the table."""
     from benchmarks import train_models as models
 
     pairs = models.PAIRS[model]
     wanted = {"adapter": models.ADAPTER, "lora": dataclasses.replace(models.LORA, r=models.RANK[model])}
     wanted["gradcache"] = dataclasses.replace(wanted["lora"], chunk_size=pairs.count // 4)
-    runs = {}
+    runs: dict[str, Callable[[], object]] = {}
     for name in steps:
         ours = models.Ours(folder, pairs, wanted[name])
         runs[name] = ours.stepper()
@@ -75,6 +76,7 @@ def measure(model: str, folder: Path, steps: list[str], repeats: int) -> list[st
 
 
 def main() -> None:
+    """The command line."""
     arguments = sys.argv[1:]
     if "--memory" in arguments:
         from benchmarks.train_memory import main as memory
@@ -91,7 +93,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     os.sched_setaffinity(0, [options.core])  # before either library starts its threads
-    os.environ["OMP_WAIT_POLICY"] = ENVIRONMENT["OMP_WAIT_POLICY"]  # spinning torch threads would be charged to it
+    os.environ["OMP_WAIT_POLICY"] = ENVIRONMENT["OMP_WAIT_POLICY"]  # the time of spinning torch threads would count
 
     import torch
 

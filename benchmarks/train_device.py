@@ -3,11 +3,11 @@
 A Qwen3-VL of the 2B model's shape with random bfloat16 weights takes whole steps of `train.step`: the adapter's, LoRA's
 (rank 128 on the text projections, layers recomputed as in configs/lora_visdoc.py) and LoRA's in chunks (GradCache), on
 pages of 1,024 patches and 24 text tokens and queries of 32 tokens that lie on the device already. Each kind of step has
-a process of its own, for the peak of the device's memory is one for a process.
+a process of its own, because the device's peak of memory is that of a process.
 
-Wall-clock time, median of the rounds. The share of the device's peak (MFU) counts what the method asks for: the frozen
-vision tower once, the text layers forward and, for LoRA, backward to their inputs and to the factors. What padding
-adds is not counted, nor what is computed again.
+Figures are wall-clock times, median of the rounds. The share of the device's peak (MFU) counts what the method asks
+for: the frozen vision tower once, the text layers forward and, for LoRA, backward to their inputs and to the factors.
+It counts neither padding nor what is computed again.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from train.step import TrainState, init_state, make_train_step
 
 STEPS = ("adapter", "lora", "gradcache")
 QUERY_TOKENS = 32
-TOTAL = 1000  # steps of the run
+TOTAL = 1000  # steps of the run that a step is taken from
 HEADER = "| step | pages/s | ms a step [min, max] | TFLOP/s | of the peak | peak memory |\n|---|---|---|---|---|---|"
 
 
 def query_batch(config: QwenVLConfig, rows: int) -> Batch:
-    """Texts of one length, without padding."""
+    """Returns a batch of texts of one length, without padding."""
     shape = rows, QUERY_TOKENS
     ids = np.random.default_rng(2).integers(20, 180, shape).astype(np.int32)
     mask = np.ones(shape, bool)
@@ -49,11 +49,11 @@ def query_batch(config: QwenVLConfig, rows: int) -> Batch:
 
 
 def training_flops(config: QwenVLConfig, step: str, pages: int, r: int) -> float:
-    """Two for each multiplication and addition that a step on so many pages and queries asks for.
+    """Returns the FLOP of a step on as many queries as pages, two for each multiply-add.
 
-    LoRA: the text layers' products once more for the gradient of their inputs, and six products of a token with the
-    factors: two forward, two to the inputs, two to the factors. Adapter: its projection forward and to its kernel.
-    The scores and the optimizer are left out, being small beside these.
+    LoRA takes the text layers' products once more for the gradient of their inputs, and six products of each token with
+    the factors: two forward, two to the inputs, two to the factors. The adapter takes its projection forward and to its
+    kernel. The scores and the optimizer are left out, since they are small beside these.
     """
     tokens = len(page_ids(config)) + QUERY_TOKENS
     page, query = flops(config, len(page_ids(config)), GRID), flops(config, QUERY_TOKENS, (0, *GRID[1:]))
@@ -68,9 +68,9 @@ def training_flops(config: QwenVLConfig, step: str, pages: int, r: int) -> float
 
 
 def attention_flops(config: QwenVLConfig) -> float:
-    """That a page's and a query's scores and sums take in the backward pass beyond a second forward pass's.
+    """Returns the FLOP that attention of a page and a query takes in the backward pass beyond a second forward pass.
 
-    A product of two activations has two gradients where one with a frozen kernel has one.
+    A product of two activations has two gradients, where a product with a frozen kernel has one.
     """
     t = config.text
     lengths = len(page_ids(config)), QUERY_TOKENS
@@ -79,8 +79,8 @@ def attention_flops(config: QwenVLConfig) -> float:
 
 def program(
     config: QwenVLConfig, step: str, pages: int, chunk: int | None, r: int, *, remat: bool
-) -> tuple[Callable, TrainState, Params, TrainBatch]:
-    """The compiled-to-be step and its arguments; `chunk`: rows at a time (None = all)."""
+) -> tuple[Callable[..., Any], TrainState, Params, TrainBatch]:
+    """Returns the step, still to be compiled, and its arguments; `chunk` rows pass at a time, None = all."""
     graphdef, weights = random_params(config)
     if step != "adapter":
         graphdef, weights = add_lora(graphdef, weights, LoraConfig(r=r, alpha=2.0 * r))
@@ -105,7 +105,7 @@ def program(
 
 
 def measure(shape: str, step: str, pages: int, chunk: int, repeats: int, r: int = 128) -> str:
-    """A row of the table, of this process."""
+    """Returns a line of the table, measured in this process."""
     config, device = QwenVLConfig.from_hf(SHAPES[shape]), jax.devices()[0]
     size = chunk if step == "gradcache" else None
     update, state, frozen, batch = program(config, step, pages, size, r, remat=step == "lora")
@@ -128,11 +128,12 @@ def measure(shape: str, step: str, pages: int, chunk: int, repeats: int, r: int 
 
 
 def main(arguments: list[str]) -> None:
+    """The command line after --device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", action="append", choices=STEPS, help="may be repeated; all by default")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="2b")
-    parser.add_argument("--pages", type=int, default=16, help="of a step, and as many queries")
-    parser.add_argument("--chunk", type=int, default=4, help="rows at a time of gradcache")
+    parser.add_argument("--pages", type=int, default=16, help="pages of a step, and as many queries")
+    parser.add_argument("--chunk", type=int, default=4, help="rows that pass at a time in gradcache")
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args(arguments)
     sizes = options.shape, options.pages, options.chunk, options.repeats

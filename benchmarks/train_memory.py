@@ -1,13 +1,13 @@
 """Memory of 2B and 8B training steps on a device: `python -m benchmarks.train --memory [--model 2b] [--devices 8] ...`.
 
-Nothing is allocated: the steps of `train.step` are compiled for 1, 8 or 64 devices, and the compiler's own memory
-analysis is printed. Where the package libtpu is installed its compiler is used, for v5p chips that need not be there;
-otherwise XLA's CPU compiler for virtual devices, with its memory-minimising schedule. The CPU compiler turns bfloat16
-products into float32 ones, so its temporary memory is an upper bound for an accelerator's.
+Nothing is allocated: the steps of `train.step` are compiled for 1, 8 or 64 devices, and the compiler's memory analysis
+is printed. Where the package libtpu is installed, its compiler is used, for v5p chips that need not be there; otherwise
+XLA's CPU compiler for virtual devices, with its memory-minimising schedule. The CPU compiler turns bfloat16 products
+into float32 ones, so that its temporary memory is an upper bound of an accelerator's.
 
-A step is that of configs/lora_visdoc.py: a frozen bfloat16 backbone split over all devices (fsdp), `remat`, queries of
-64 tokens and pages of 1,024 tokens, 3,840 patches of which are seen. All text layers are compiled, of the frozen vision
-tower four. Parameters, optimizer state and batch are counted at full depth.
+The steps are those of configs/lora_visdoc.py: a frozen bfloat16 backbone split over all devices (fsdp), `remat`,
+queries of 64 tokens and pages of 1,024 tokens with 3,840 patches. All text layers are compiled, and four layers of the
+frozen vision tower. Parameters, optimizer state and batch are counted at full depth.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 MODELS = ("2b", "8b")
 DEVICES = (1, 8, 64)
-VISION_LAYERS = 4  # that are compiled: they are frozen, and keep nothing, however many
-COMPILER_OPTIONS = {"tpu": {"exec_time_optimization_effort": -1.0}, "cpu": {}}  # it never runs
+VISION_LAYERS = 4  # layers of the tower that are compiled: being frozen, they keep nothing, however many they are
+# The program never runs, so that little effort suffices.
+COMPILER_OPTIONS: dict[str, dict[str, float]] = {"tpu": {"exec_time_optimization_effort": -1.0}, "cpu": {}}
 STEPS = ("adapter", "lora", "gradcache")
 # Memory of one device in GiB (makers' data sheets), of which a tenth is left to the runtime.
 MACHINES = {"TPU v5e": 16, "H100": 80, "TPU v5p": 95}
@@ -35,7 +36,7 @@ HEADER = (
 
 
 class Memory(NamedTuple):
-    """Bytes of one device."""
+    """Bytes of one device, by what they hold."""
 
     parameters: int
     optimizer: int
@@ -44,11 +45,12 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
+        """Bytes of all together."""
         return sum(self)
 
 
 def devices_of(count: int, compiler: str) -> list[Any]:
-    """Chips that need not be there, or virtual devices."""
+    """Returns descriptions of chips that need not be there, or virtual devices."""
     import jax
 
     if compiler == "cpu":
@@ -60,7 +62,7 @@ def devices_of(count: int, compiler: str) -> list[Any]:
 
 
 def with_vision_layers(shape: dict[str, Any], vision: int) -> dict[str, Any]:
-    """The shape with fewer of them; its DeepStack taps move to the first."""
+    """Returns the shape with fewer layers of vision, the first of which DeepStack taps."""
     shape = copy.deepcopy(shape)
     taps = len(shape["vision_config"]["deepstack_visual_indexes"])
     shape["vision_config"] |= {"depth": vision, "deepstack_visual_indexes": list(range(taps))}
@@ -68,7 +70,7 @@ def with_vision_layers(shape: dict[str, Any], vision: int) -> dict[str, Any]:
 
 
 def temporary(shape: dict[str, Any], mesh: Any, work: Any, compiler: str) -> int:
-    """Bytes of a device beyond arguments and results."""
+    """Returns the bytes of a device beyond arguments and results."""
     from benchmarks.abstract import abstract_step
     from smart_jax.models import QwenVLConfig
 
@@ -78,7 +80,7 @@ def temporary(shape: dict[str, Any], mesh: Any, work: Any, compiler: str) -> int
 
 
 def measure(shape: dict[str, Any], work: Any, count: int, compiler: str) -> Memory:
-    """Of one device of `count`."""
+    """Returns the memory of one of `count` devices."""
     from benchmarks.abstract import abstract_step, device_bytes
     from smart_jax.models import QwenVLConfig
     from smart_jax.runtime import make_mesh
@@ -90,6 +92,7 @@ def measure(shape: dict[str, Any], work: Any, count: int, compiler: str) -> Memo
 
 
 def row(model: str, step: str, count: int, memory: Memory) -> str:
+    """Returns a line of the table."""
     gib = [part / 2**30 for part in (*memory, memory.total)]
     fits = [name for name, size in MACHINES.items() if gib[-1] <= USABLE * size]
     figures = " | ".join(f"{x:,.2f}" for x in gib)
@@ -97,7 +100,7 @@ def row(model: str, step: str, count: int, memory: Memory) -> str:
 
 
 def works(rows: int, chunk: int) -> dict[str, Any]:
-    """By step, `rows` queries and pages a device."""
+    """Returns the work of each step, with `rows` queries and pages on a device."""
     from benchmarks.abstract import Work
 
     sizes: dict[str, Any] = {"rows": rows, "page_tokens": 1024, "patches": 3840, "remat": True}
@@ -109,12 +112,15 @@ def works(rows: int, chunk: int) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
+    """The command line after --memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", choices=MODELS, help="may be repeated; all by default")
     parser.add_argument("--step", action="append", choices=STEPS, help="may be repeated; all by default")
     parser.add_argument("--devices", action="append", type=int, choices=DEVICES, help="may be repeated")
-    parser.add_argument("--rows", type=int, default=64, help="queries of a device, and pages")
-    parser.add_argument("--chunk", type=int, default=8, help="rows of a device at a time, of gradcache and adapter")
+    parser.add_argument("--rows", type=int, default=64, help="queries of a device, and as many pages")
+    parser.add_argument(
+        "--chunk", type=int, default=8, help="rows of a device that pass at a time in gradcache and adapter"
+    )
     tpu = importlib.util.find_spec("libtpu") is not None
     parser.add_argument("--compiler", choices=("tpu", "cpu"), default="tpu" if tpu else "cpu")
     options = parser.parse_args(arguments)

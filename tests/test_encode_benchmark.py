@@ -47,7 +47,7 @@ def test_a_row_with_memory(tmp_path, monkeypatch):
 def test_flops_are_those_that_xla_counts(monkeypatch):
     """With attention in one piece, which XLA counts; it does not leave out what is not causal, nor padding."""
     config = QwenVLConfig.from_hf(encode_device.SHAPES["small"])
-    monkeypatch.setattr(attention, "_choose", lambda q: attention._by_rows)
+    monkeypatch.setattr(attention, "_choose", lambda *_: attention._by_rows)
     batch = encode_device.page_batch(config, 1)
     graphdef, params = encode_device.random_params(config)
     run = jax.jit(lambda p, b: nnx.merge(graphdef, p)(b).states)

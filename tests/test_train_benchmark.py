@@ -135,7 +135,7 @@ def test_a_step_on_the_device(step):
 @pytest.mark.slow
 def test_the_flops_of_a_step_are_those_that_xla_counts(monkeypatch):
     """With attention in one piece, which XLA counts; it does not leave out what is not causal, nor padding."""
-    monkeypatch.setattr(attention, "_choose", lambda q: attention._by_rows)
+    monkeypatch.setattr(attention, "_choose", lambda *_: attention._by_rows)
     config = QwenVLConfig.from_hf(train_device.SHAPES["small"])
     update, *arguments = train_device.program(config, "lora", 2, None, 16, remat=False)
     counted = update.lower(*arguments).compile().cost_analysis()["flops"]

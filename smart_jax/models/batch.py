@@ -93,6 +93,12 @@ class Hidden:
         there is one, otherwise that of the last attended position or, of a BERT, as its config says.
       states: states of the chosen layers, in the order asked for; layer -1 is after the final norm.
       tokens: the last states as the model's own late-interaction head projects them; None = it has no such head.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> hidden = Hidden(pooled=jnp.zeros((2, 8)), states=jnp.zeros((2, 5, 3, 8)))
+      >>> hidden.states[:, :, -1].shape  # the last of three layers
+      (2, 5, 8)
     """
 
     pooled: Float[Array, "B H"]

@@ -25,6 +25,10 @@ class PatchGeometry(NamedTuple):
       interp_w: their bilinear weights, float32, corners aligned.
       segment: number of its frame, from 1, int32.
       window: number of its window, from 1, int32; None = there are no windows.
+
+    Example:
+      >>> patch_geometry([(1, 4, 4)], merge=2, side=None, window=2).window.tolist()
+      [1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4]
     """
 
     coords: Int[np.ndarray, "V 2"]

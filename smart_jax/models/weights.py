@@ -151,7 +151,14 @@ def save_weights(folder: str | Path, params: Params, config: ModelConfig, *, dty
       dtype: of the file's tensors; None = as the parameters.
 
     Example:
-      See `load_weights`.
+      >>> import tempfile
+      >>> from smart_jax.models import BertConfig
+      >>> config = BertConfig("bert", vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=2,
+      ...                     intermediate_size=8, max_position_embeddings=16)
+      >>> _, params = init_weights(config, seed=0)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_weights(folder, params, config, dtype=jnp.bfloat16).name
+      'model.safetensors'
     """
     target, tensors = Path(folder) / SINGLE_FILE, {}
     for path, leaf in leaves_by_path(params).items():
