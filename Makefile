@@ -1,10 +1,13 @@
-# Two commands: `make demo` and `make test`. Both need Python 3.11 or newer and nothing else.
+# `make demo`, and for the code: `make check` at every save, `make test`, `make test-slow`. All need Python 3.11 or newer
+# and nothing else.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 DEMO := build/demo
+WORKERS ?= 2
+PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test lint clean
+.PHONY: demo check test test-slow lint clean
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -35,8 +38,16 @@ lint: $(VENV)/.test
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/mypy
 
-test: $(VENV)/.test lint
-	$(RUN) -m pytest -n 2 --dist loadfile
+# Of the tests those that compile no model and start no process.
+check: lint
+	$(PYTEST) -m "not slow and not compiles"
+
+test: lint
+	$(PYTEST) -m "not slow"
+
+# Kills, meshes of 8 devices, families of models end to end, the benchmarks' own tests.
+test-slow: $(VENV)/.test
+	$(PYTEST) -m slow
 
 clean:
 	rm -rf build $(VENV)

@@ -55,7 +55,8 @@ def examples(count: int = 8, negatives: int = 0) -> list[Example]:
     return [Example(str(i), {"text": f"find {i}"}, document(pages[i]), others[i]) for i in range(count)]
 
 
-def loss_and_gradient(config, mesh: Mesh | int, batch: list[Example], perturb: int | None = None):
+def loss_and_gradient(config, mesh: Mesh | int, batch: list[Example], perturb: int | None = None, derive: bool = True):
+    """Loss, metrics, gradient (None unless `derive`, which is most of the compilation) and what they are of."""
     mesh = make_mesh(devices=jax.devices()[:mesh]) if isinstance(mesh, int) else mesh
     encoder = load_encoder(config, mesh)
     params, frozen, objective = make_objective(config, encoder, mesh, steps=10)
@@ -65,7 +66,7 @@ def loss_and_gradient(config, mesh: Mesh | int, batch: list[Example], perturb: i
         params = {n: jax.device_put(x + noise[n], x.sharding) for n, x in params.items()}
     teacher = config.loss.distillation != "none"
     arrays = Batcher(encoder.preprocessor, config.data, mesh, teacher=teacher)(batch)
-    function = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    function = jax.jit(jax.value_and_grad(objective, has_aux=True) if derive else lambda *x: (objective(*x), None))
     (loss, metrics), gradient = function(params, frozen, arrays, jnp.int32(3))
     return float(loss), jax.device_get(metrics), jax.device_get(gradient), (encoder, objective, params)
 
@@ -109,7 +110,7 @@ def test_the_loss_is_that_of_the_encoders_scores(inputs, tmp_path):
     assert loss == pytest.approx(hybrid_loss + 0.5 * late_loss, abs=2e-3)
 
     unmasked = dataclasses.replace(config, loss=dataclasses.replace(config.loss, mask_false_negatives=False))
-    assert loss_and_gradient(unmasked, 1, batch, perturb=0)[0] > loss + 4e-3
+    assert loss_and_gradient(unmasked, 1, batch, perturb=0, derive=False)[0] > loss + 4e-3
 
 
 TRAINABLE = {
@@ -162,18 +163,17 @@ def slow(*values):
     ("name", "sizes"),
     [
         ("adapter", (8, 1, 1)),
-        ("full", (2, 2, 2)),
         ("adapter+lora", (2, 2, 2)),
-        slow("adapter", (2, 4, 1)),
-        slow("adapter", (2, 2, 2)),
-        *(slow(name, sizes) for name in ("full", "adapter+lora") for sizes in ((8, 1, 1), (2, 4, 1))),
-        *(slow("lora", sizes) for sizes in ((8, 1, 1), (2, 4, 1), (2, 2, 2))),
-        slow("nf4", (2, 2, 2)),
+        *(slow(name, (2, 2, 2)) for name in ("adapter", "full", "lora", "nf4")),
+        slow("full", (2, 4, 1)),
     ],
     ids=str,
 )
 def test_eight_devices_equal_one(one_device, name, sizes):
-    """By data alone, with the parameters split over some, and with matrices split over some more."""
+    """By data alone, with the parameters split over some, and with matrices split over some more.
+
+    All kinds of parameters with all three; one kind with fewer.
+    """
     config, batch, one = one_device(name)
     many = loss_and_gradient(config, make_mesh(*sizes), batch, perturb=1)
     assert many[0] == pytest.approx(one[0], abs=1e-5 * max(1, abs(one[0])))
@@ -184,7 +184,7 @@ def test_eight_devices_equal_one(one_device, name, sizes):
 
 @pytest.mark.parametrize(
     ("name", "devices", "chunk"),
-    [("adapter+lora", 8, 8), slow("adapter+lora", 1, 4), slow("adapter", 1, 4), slow("full", 1, 5), slow("full", 8, 8)],
+    [("adapter+lora", 8, 8), slow("adapter", 1, 4), slow("full", 1, 5)],
 )
 def test_chunks_change_nothing(one_device, monkeypatch, name, devices, chunk):
     """GradCache: loss and gradient of the whole batch, with the same dropout, from a backbone that sees a chunk."""
@@ -204,23 +204,19 @@ def test_chunks_change_nothing(one_device, monkeypatch, name, devices, chunk):
         np.testing.assert_allclose(found[2][parameter], gradient, atol=1e-5 * max(1, scale), err_msg=parameter)
 
 
-@pytest.mark.parametrize(("trainable", "devices"), [("adapter", 1), ("adapter", 8), ("lora", 8)])
-def test_a_bank_in_parts_changes_nothing(inputs, tmp_path, monkeypatch, trainable, devices):
+@pytest.mark.parametrize(("name", "devices"), [("adapter", 1), slow("adapter", 8), ("lora", 8)])
+def test_a_bank_in_parts_changes_nothing(one_device, monkeypatch, name, devices):
     """remat: documents projected, or gathered, one at a time on each device, against all at once."""
-    layers = {"adapter__layers": "last 2"} if trainable == "adapter" else {"loss__temperature": 0.3}
-    settings = {"trainable": trainable, "data__negatives": 1, **layers}
-    plain, again = (make_config(inputs, tmp_path, remat=remat, **settings) for remat in (False, True))
-    batch = examples(16, negatives=1)
-    expected = loss_and_gradient(plain, 1, batch, perturb=1)
+    config, batch, expected = one_device(name)
     calls = []
     monkeypatch.setattr(projected, "GROUP_VALUES", 1)
     monkeypatch.setattr(projected, "maxsim", lambda *args: calls.append(args[1].shape[0]) or maxsim(*args))
-    found = loss_and_gradient(again, devices, batch, perturb=1)
+    found = loss_and_gradient(dataclasses.replace(config, remat=True), devices, batch, perturb=1)
     assert set(calls) == {devices}  # documents at a time
-    assert found[0] == pytest.approx(expected[0], abs=1e-5)
+    assert found[0] == pytest.approx(expected[0], abs=1e-5 * max(1, abs(expected[0])))
     scale = max(np.abs(g).max() for g in expected[2].values())
-    for name, gradient in expected[2].items():
-        np.testing.assert_allclose(found[2][name], gradient, atol=1e-5 * max(1, scale), err_msg=name)
+    for parameter, gradient in expected[2].items():
+        np.testing.assert_allclose(found[2][parameter], gradient, atol=1e-5 * max(1, scale), err_msg=parameter)
 
 
 def test_negatives_of_half_the_batch_are_another_loss(inputs, tmp_path):
