@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -245,44 +246,60 @@ def test_reading_leaves_alone_what_another_writes(tmp_path):
     assert not partial.exists() and Checkpoints(tmp_path, identity=IDENTITY).all_steps() == [2]
 
 
+# Imports once and forks for each try, before jax has made any thread.
 KILLED_WHILE_SAVING = """
-import os, signal, sys
+import os, signal, sys, threading, traceback
 from train.checkpoints import Checkpoints
 from tests.test_checkpoint import IDENTITY, save
-folder, after = sys.argv[1], int(sys.argv[2])
-checkpoints = Checkpoints(folder, identity=IDENTITY)
-save(checkpoints, 1)
-count = 0
-def kill(event, args):
-    global count
-    if event in ("os.rename", "os.mkdir", "open") and folder in str(args[0]):
-        count += 1
-        if count == after:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(kill)
-save(checkpoints, 2)
-print("finished", count)
+
+def save_and_die(folder, after):
+    checkpoints = Checkpoints(folder, identity=IDENTITY)
+    save(checkpoints, 1)
+    count = 0
+    def kill(event, args):
+        nonlocal count
+        if event in ("os.rename", "os.mkdir", "open") and folder in str(args[0]):
+            count += 1
+            if count == after:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(kill)
+    save(checkpoints, 2)
+
+for after in sys.argv[2:]:
+    assert threading.active_count() == 1
+    child = os.fork()
+    if not child:
+        try:
+            save_and_die(f"{sys.argv[1]}/{after}", int(after))
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def killed_while_saving(folder: Path, after: int) -> bool:
-    """Saves step 1, then dies at the `after`-th file operation of saving step 2; False if there were fewer."""
-    done = run_python("-c", KILLED_WHILE_SAVING, str(folder), str(after))
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode != 0
+def killed_while_saving(folder: Path, moments: Sequence[int]) -> list[bool]:
+    """In a folder for each: saves step 1, dies at that file operation of saving step 2; False if there were fewer."""
+    done = run_python("-c", KILLED_WHILE_SAVING, str(folder), *map(str, moments))
+    codes = [int(line) for line in done.stdout.split()]
+    assert len(codes) == len(moments) and set(codes) <= {0, -signal.SIGKILL}, done.stderr
+    return [code != 0 for code in codes]
 
 
-@pytest.mark.parametrize("after", [3, 12])
-def test_killed_while_saving_leaves_the_earlier_checkpoint(tmp_path, after):
-    assert killed_while_saving(tmp_path, after)
-    check_survivor(tmp_path)
+def test_killed_while_saving_leaves_the_earlier_checkpoint(tmp_path):
+    assert killed_while_saving(tmp_path, (3, 12)) == [True, True]
+    check_survivor(tmp_path / "3")
+    check_survivor(tmp_path / "12")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", range(1, 60, 4))
-def test_killed_at_any_moment_of_saving(tmp_path, after):
-    killed_while_saving(tmp_path, after)
-    check_survivor(tmp_path)
+def test_killed_at_any_moment_of_saving(tmp_path):
+    moments = range(1, 60, 4)
+    killed = killed_while_saving(tmp_path, moments)
+    assert killed[0] and sorted(killed, reverse=True) == killed  # no later one than there are operations
+    for after in moments:
+        check_survivor(tmp_path / str(after))
 
 
 def check_survivor(folder: Path) -> None:
