@@ -140,13 +140,8 @@ def one_process(inputs):
     return trained
 
 
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize(
-    ("kind", "devices"), [("adapter", 2), slow("adapter+lora", 2), slow("full", 2), slow("adapter", 8)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "devices"), [("adapter", 2), ("adapter+lora", 2), ("full", 2), ("adapter", 8)])
 def test_two_processes_train_as_one(inputs, one_process, tmp_path, kind, devices):
     """The same devices in one process and in two: split by rows, by fsdp, and by matrices."""
     expected, evaluation = one_process(kind, devices)

@@ -54,7 +54,7 @@ def linear(inputs: int, outputs: int, config: LoraConfig, *, bias: bool = True) 
     return module, values
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("model_type", ["qwen3_vl", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
 def test_new_branches_leave_the_model_unchanged(tmp_path, model_type):
     encoder = smart_jax.load(write_checkpoint(tmp_path, model_type=model_type), head="qwen3_vl_embedding")
     adapted = with_lora(encoder, LoraConfig(r=4, alpha=8.0, modules="."), random=False)
@@ -281,7 +281,9 @@ def test_nf4_of_an_odd_number_of_inputs_is_refused():
         quantize(jnp.ones((5, 2)), "nf4")
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_vl", "qwen2_5_vl", "bert"])
+@pytest.mark.parametrize(
+    "family", ["qwen3_vl", "bert", *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen2_vl", "qwen2_5_vl"))]
+)
 def test_a_saved_lora_is_read_back_merged(tmp_path, family):
     base = tmp_path / "base"
     if family == "bert":
