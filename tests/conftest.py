@@ -54,3 +54,11 @@ def checkpoint(tmp_path_factory):
     from tests.backbone import write_checkpoint  # imports the library: not before its annotations are checked
 
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """Folder with a small model in model/ and a data set in data/, see `write_inputs`; read only."""
+    from tests.training import write_inputs  # which imports the trainer
+
+    return write_inputs(tmp_path_factory.mktemp("inputs"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from smart_jax.runtime.mesh import make_mesh
-from tests.training import make_config, write_inputs
+from tests.training import make_config
 from train.config import from_config_dict
 from train.data import Batcher, Examples, open_split
 from train.monitor import read_metrics
@@ -21,11 +21,6 @@ from train.optimizer import OptimizerConfig, make_optimizer, make_schedule, upda
 from train.posttrain import count_steps, open_data, train
 from train.setup import load_encoder, make_objective
 from train.step import init_state, make_train_step
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("accumulate"))
 
 
 def np_adamw(params, gradients, config, rates):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_checkpoint import IDENTITY, assert_equal, make_state, save, zeros_like
-from tests.training import make_config, repeatable, write_inputs
+from tests.training import make_config, repeatable
 from train.checkpoints import Checkpoints
 from train.monitor import MetricsLog, read_metrics
 from train.posttrain import train
@@ -143,8 +143,7 @@ def test_a_run_that_can_not_start(small_disk):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_run_goes_on_when_there_is_room_again(small_disk, tmp_path):
-    inputs = write_inputs(tmp_path)
+def test_a_run_goes_on_when_there_is_room_again(small_disk, inputs, tmp_path):
     settings = {"steps": 6, "trainable": "lora", "lora__r": 4}
     train(make_config(inputs, tmp_path / "whole", **settings))
     size = used(tmp_path / "whole" / "checkpoints") // 2  # two are kept

@@ -16,16 +16,11 @@ from configs import lora_visdoc
 from smart_jax.models.batch import batch_axes
 from smart_jax.models.lora import TEXT_PROJECTIONS
 from smart_jax.runtime.mesh import make_mesh
-from tests.training import make_config, page, write_inputs
+from tests.training import make_config, page
 from train.config import from_config_dict
 from train.data import Batcher, Example
 from train.objective import TrainBatch
 from train.setup import load_encoder, make_objective
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("training"))
 
 
 @pytest.mark.parametrize(("modules", "again"), [(TEXT_PROJECTIONS, False), (r"visual\.blocks\.1", True)])

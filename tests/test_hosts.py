@@ -18,7 +18,6 @@ from safetensors.numpy import load_file
 from smart_jax.runtime import distributed
 from smart_jax.runtime.distributed import DistributedConfig
 from tests.processes import ROOT, environment
-from tests.training import write_inputs
 from train.monitor import read_metrics
 
 LENGTHS = {"data.query_length": 64, "data.document_length": 64, "data.document_patches": 16}
@@ -124,17 +123,12 @@ def assert_same_log(found: Path, expected: Path, starts: int = 1) -> None:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("hosts"))
-
-
-@pytest.fixture(scope="module")
-def one_process(inputs):
+def one_process(inputs, tmp_path_factory):
     """By kind and devices: the run directory of one process, and its results."""
 
     @functools.cache
     def trained(kind: str, devices: int):
-        folder = inputs / f"{kind}-{devices}"
+        folder = tmp_path_factory.mktemp("one_process")
         return folder, results(launch(inputs, folder, 1, devices, **KINDS[kind])[0])
 
     return trained

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.processes import ROOT, environment
-from tests.training import repeatable, write_inputs
+from tests.training import repeatable
 from train.monitor import read_metrics
 
 KILLS, STEPS, EVERY = 20, 26, 2
@@ -70,7 +70,7 @@ for line in sys.stdin:
         try:
             os.dup2(os.open(output + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
             os.dup2(1, 2)
-            compilation_cache.enable(inputs + "/xla")
+            compilation_cache.enable()
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
             if moment:
                 arm(*moment, output)
@@ -91,14 +91,10 @@ ALL |= {"data__document_length": 64, "data__document_patches": 16, "optimizer__s
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("killed"))
-
-
-@pytest.fixture(scope="module")
-def attempt(inputs):
+def attempt(inputs, tmp_path_factory):
     """A function that starts or resumes the run in a folder, up to a moment; its exit code."""
-    variables = environment(SMART_JAX_COMPILATION_CACHE=str(inputs / "xla"))  # not the suite's: some die as they write
+    compiled = tmp_path_factory.mktemp("compiled")  # not among the suite's: some die as they write
+    variables = environment(SMART_JAX_COMPILATION_CACHE=str(compiled))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     options = {"cwd": ROOT, "env": variables, "text": True, "start_new_session": True}
     nursery = subprocess.Popen([sys.executable, "-c", NURSERY], **options, **pipes)

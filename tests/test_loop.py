@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import pytest
 
 from tests.processes import run_main, run_python
-from tests.training import write_inputs
 from train.config import TrainConfig, default_config, from_config_dict, to_config_dict
 from train.data import Prefetch, parse_names
 from train.monitor import LossGuard, MetricsLog, read_metrics
@@ -260,8 +259,7 @@ def get_eval_fn(config):
 
 
 @pytest.mark.slow
-def test_the_command_trains_evaluates_and_prints_the_table(tmp_path):
-    inputs = write_inputs(tmp_path)
+def test_the_command_trains_evaluates_and_prints_the_table(inputs, tmp_path):
     (tmp_path / "config.py").write_text(CONFIG_FILE)
     arguments = [f"--config={tmp_path}/config.py:{inputs},{tmp_path}/run", "--config.steps=2", "--config.seed=7"]
     done = run_python("-m", "train.posttrain", *arguments, "--config.adapter.dim=16")

@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event
 from smart_jax import encoder as encode
 from smart_jax.inputs.image import open_rgb
 from tests.golden.make_video import clip
-from tests.training import make_config, page, repeatable, write_inputs
+from tests.training import make_config, page, repeatable
 from train.checkpoints import Checkpoints
 from train.data import Example, open_split
 from train.monitor import HeldOut, MetricsLog, Sample, ranking_metrics, read_metrics
@@ -55,11 +55,6 @@ class FakeWandb(ModuleType):
         return ("image", picture.size, caption)
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("monitor"))
-
-
 SETTINGS = {
     "loss__objective": "hybrid",
     "steps": 4,
@@ -73,9 +68,9 @@ PAUSE = 1.5  # seconds of an evaluation, and of saving
 
 
 @pytest.fixture(scope="module")
-def watched(inputs):
+def watched(inputs, tmp_path_factory):
     """A run's folder, records, results and wandb calls; evaluating and saving are slow."""
-    fake = FakeWandb()
+    fake, folder = FakeWandb(), tmp_path_factory.mktemp("watched") / "run"
 
     def eval_fn(encoder):
         time.sleep(PAUSE)
@@ -85,12 +80,12 @@ def watched(inputs):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", fake)
         patch.setattr(Checkpoints, "save", lambda *args, **kw: time.sleep(PAUSE) or save(*args, **kw))
-        results = train(make_config(inputs, inputs / "run", **SETTINGS), eval_fn)
+        results = train(make_config(inputs, folder, **SETTINGS), eval_fn)
         calls = list(fake.calls)
-        train(make_config(inputs, inputs / "run", **SETTINGS, resume=True), eval_fn)
-    records = read_metrics(inputs / "run" / "metrics.jsonl")
+        train(make_config(inputs, folder, **SETTINGS, resume=True), eval_fn)
+    records = read_metrics(folder / "metrics.jsonl")
     return SimpleNamespace(
-        folder=inputs / "run",
+        folder=folder,
         records=records,
         results=results,
         calls=calls,

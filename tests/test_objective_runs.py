@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shutil
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from smart_jax.retrieval.adapter import Adapter
 from smart_jax.runtime.mesh import make_mesh
 from tests.test_objectives import np_objective
 from tests.test_posttrain import examples, loss_and_gradient
-from tests.training import make_config, page, write_inputs
+from tests.training import make_config, page
 from train.config import LossConfig
 from train.data import Examples, content_hash, convert, open_split
 from train.monitor import read_metrics
@@ -29,9 +30,10 @@ from train.setup import adapter_config
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
+def inputs(inputs, tmp_path_factory):
     """Beside the data set "pages" one with two negatives and three scores each, "scored"."""
-    folder, rng = write_inputs(tmp_path_factory.mktemp("objectives")), np.random.default_rng(0)
+    folder = shutil.copytree(inputs, tmp_path_factory.mktemp("objectives") / "inputs")
+    rng = np.random.default_rng(0)
     rows = [
         {
             "query": f"page number {i}",

@@ -29,7 +29,7 @@ from tests.checkpoints import write_processor
 from tests.golden.make_video import clip
 from tests.lora import write_lora
 from tests.processes import run_python
-from tests.training import make_config, page, repeatable, write_inputs
+from tests.training import make_config, page, repeatable
 from train.checkpoints import weights_fingerprint
 from train.config import DataConfig
 from train.data import Batcher, Example, Examples, convert, open_split
@@ -40,11 +40,6 @@ from train.posttrain import train
 from train.setup import load_encoder, make_objective, weight_folders
 from train.step import TrainState, make_eval_step
 from train.training import Training
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("training"))
 
 
 def examples(count: int = 8, negatives: int = 0) -> list[Example]:
@@ -601,7 +596,8 @@ train(make_config(Path(inputs), Path(output), resume=resume == "resume", checkpo
 
 def child(inputs: Path, output: Path, event="none", at=0, resume="") -> subprocess.CompletedProcess:
     arguments = ("-c", CHILD, str(inputs), str(output), event, str(at), resume)
-    return run_python(*arguments, SMART_JAX_COMPILATION_CACHE=str(inputs / "xla"))  # not the suite's: some are killed
+    compiled = output.parent / "compiled"  # not among the suite's: some are killed
+    return run_python(*arguments, SMART_JAX_COMPILATION_CACHE=str(compiled))
 
 
 def assert_same_run(found: Path, expected: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from smart_jax.runtime.mesh import make_mesh
 from tests.backbone import write_backbone
 from tests.checkpoints import write_processor
 from tests.test_posttrain import examples
-from tests.training import make_config, write_inputs
+from tests.training import make_config
 from train.data import Batcher
 from train.setup import load_encoder, make_objective
 
@@ -31,9 +32,9 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
+def inputs(inputs, tmp_path_factory):
     """With a backbone of six layers, so that what a layer keeps is most of the memory."""
-    folder = write_inputs(tmp_path_factory.mktemp("remat"))
+    folder = shutil.copytree(inputs, tmp_path_factory.mktemp("remat") / "inputs")
     text = {"num_hidden_layers": 6, "intermediate_size": 96}
     write_processor(write_backbone(folder / "deep", text_config=text, vision_config={"depth": 3}))
     return folder

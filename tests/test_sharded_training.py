@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from smart_jax.models.qwen_vl import QwenVL
 from smart_jax.runtime.mesh import batch_part, make_mesh
 from tests.test_posttrain import examples
-from tests.training import make_config, write_inputs
+from tests.training import make_config
 from train.data import Batcher
 from train.optimizer import make_optimizer, make_schedule
 from train.setup import load_encoder, make_objective
@@ -23,11 +23,6 @@ from train.step import init_state, make_train_step
 LORA = {"trainable": "lora", "lora.r": 4, "lora.modules": r"_proj$"}
 FULL = {"trainable": "full", "weights": ".", "loss.temperature": 0.3}
 LENGTHS = {"data.query_length": 64, "data.document_length": 64, "data.document_patches": 16}
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("sharded"))
 
 
 def step_of(config, mesh):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from smart_jax.runtime.mesh import make_mesh
-from tests.training import make_config, page, repeatable, write_inputs
+from tests.training import make_config, page, repeatable
 from train.config import from_config_dict
 from train.data import Batcher, Example, Split, batches, open_split
 from train.data.batches import Skipped
@@ -20,11 +20,6 @@ from train.monitor import read_metrics
 from train.objective import TrainBatch
 from train.posttrain import train
 from train.setup import load_encoder, make_objective
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("skipped"))
 
 
 def examples(count: int = 6, bad: tuple[int, ...] = (), negatives: int = 0) -> list[Example]:

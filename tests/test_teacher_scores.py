@@ -9,7 +9,7 @@ from tests.fake_encoder import FakeEncoder
 from tests.test_data import pair, write
 from tests.test_mine import examples as mineable
 from tests.test_mine import texts
-from tests.training import make_config, write_inputs
+from tests.training import make_config
 from train.config import DataConfig
 from train.data import Batcher, Example, convert, open_split
 from train.data import mine as module
@@ -93,8 +93,8 @@ def test_mining_writes_the_models_scores(tmp_path, monkeypatch):
             np.testing.assert_allclose(example.scores, expected, atol=2e-3)  # embeddings are float16
 
 
-def test_a_batch_has_the_teachers_scores(tmp_path):
-    inputs, mesh = write_inputs(tmp_path), make_mesh()
+def test_a_batch_has_the_teachers_scores(inputs, tmp_path):
+    mesh = make_mesh()
     preprocessor = load_encoder(make_config(inputs, tmp_path / "run"), mesh).preprocessor
     nan = float("nan")
     scores = [(1.0, 2.0, 3.0 + i) for i in range(6)] + [(1.0, nan, 3.0), (1.0, 2.0, nan)]
