@@ -33,6 +33,8 @@ CASES = {
     "three_images_beside_text": [[1, (1, 4, 4), 2, (1, 2, 6), (1, 6, 2), 5], [8]],
     "image_and_text": [[4, (1, 6, 10), 11], [5, (1, 2, 2), 1]],
 }
+# All of them in two programs: rows do not see each other.
+BATCHES = {"text": CASES["text"], "images": [row for name, rows in CASES.items() if name != "text" for row in rows]}
 
 TEXT = {
     "vocab_size": 200,

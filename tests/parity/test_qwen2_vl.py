@@ -22,7 +22,7 @@ from smart_jax.models.qwen_vl_config import QwenVLConfig
 from smart_jax.models.weights import abstract_model, load_weights, save_weights
 from tests.checkpoints import noise_page, write_processor
 from tests.parity.qwen2_vl import CLASSES, CONFIGS, to_v4, to_v5_names, torch_model
-from tests.parity.qwen3_vl import BROKEN, CASES, TOLERANCE, Inputs, errors, odd_image, our_states
+from tests.parity.qwen3_vl import BATCHES, BROKEN, CASES, TOLERANCE, Inputs, errors, odd_image, our_states
 
 FIRST = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2_5"}
 
@@ -57,10 +57,10 @@ def random_inputs(spec, config, seed=0):
     return Inputs.random(spec, seed=seed, values=config.vision.patch_values)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_layer_matches(pair, case):
+@pytest.mark.parametrize("rows", BATCHES)
+def test_every_layer_matches(pair, rows):
     model, config, graphdef, params, _ = pair
-    inputs = random_inputs(CASES[case], config)
+    inputs = random_inputs(BATCHES[rows], config)
     theirs = inputs.torch_states(model)
     assert 1 < np.abs(theirs[-1]).max() < 8
     assert max(errors(theirs, our_states(graphdef, params, inputs.batch(config)), inputs)) < TOLERANCE

@@ -14,6 +14,7 @@ from flax import nnx
 from smart_jax.models import load_config
 from smart_jax.models.weights import abstract_model, load_weights, save_weights
 from tests.parity.qwen3_vl import (
+    BATCHES,
     BROKEN,
     CASES,
     CONFIGS,
@@ -49,10 +50,10 @@ def run(graphdef, params, batch, layers=(-1,)):
     return nnx.merge(graphdef, params)(batch, layers=layers)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_layer_matches(pair, case):
+@pytest.mark.parametrize("rows", BATCHES)
+def test_every_layer_matches(pair, rows):
     model, config, graphdef, params = pair
-    inputs = Inputs.random(CASES[case])
+    inputs = Inputs.random(BATCHES[rows])
     theirs = inputs.torch_states(model)
     assert 1 < np.abs(theirs[-1]).max() < 8
     assert max(errors(theirs, our_states(graphdef, params, inputs.batch(config)), inputs)) < TOLERANCE
