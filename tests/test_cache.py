@@ -241,7 +241,7 @@ evaluate(made_config, benchmarks, Slow(noise=1.0))
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
-    """Ten SIGKILLs, each followed by the same command; the figures are those of a run that nobody stopped."""
+    """Five SIGKILLs, each followed by the same command; the figures are those of a run that nobody stopped."""
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
 
     def start():
@@ -256,7 +256,7 @@ def test_killed_at_random_moments(tmp_path):
     expected = results()
     rng = np.random.default_rng(0)
     killed = 0
-    for _ in range(10):
+    for _ in range(5):
         for path in sorted(tmp_path.glob("out/embeddings/*/*/*.safetensors")):
             if rng.random() < 0.5:
                 path.unlink()  # so that there is work to be stopped in
@@ -267,7 +267,7 @@ def test_killed_at_random_moments(tmp_path):
         killed += process.wait() == -signal.SIGKILL
         assert start().wait(timeout=120) == 0
         assert results() == expected
-    assert killed >= 8
+    assert killed >= 4
 
 
 PROCESS = """
