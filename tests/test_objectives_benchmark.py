@@ -17,6 +17,7 @@ from benchmarks.objectives import Clock, Settings, finished, jobs, run_config
 from benchmarks.objectives_report import RUNS, START
 from benchmarks.processes import RunError
 from configs import lora_visdoc, tiny
+from tests.processes import xla_flags
 from train.config import from_config_dict
 
 SETTINGS = Settings(steps=4, every=2, train_pages=120, pages=12, query_seeds=2, batch_size=8, timed=2)
@@ -270,6 +271,7 @@ def test_the_report_is_written(tmp_path):
 @pytest.mark.slow
 def test_all_of_it_on_a_few_pages(tmp_path, monkeypatch):
     """Processes, training, evaluation along it and of the exported weights, and the report; then nothing again."""
+    monkeypatch.setenv("XLA_FLAGS", xla_flags(1))
     summary = objectives.run(SETTINGS, tmp_path, [min(objectives.os.sched_getaffinity(0))], seeds=[5])
     for run in RUNS:
         (points,) = summary["curves"][run]
