@@ -138,5 +138,5 @@ def test_command_on_pages(tmp_path, capsys):
     assert "of 76 negatives were drawn at random" in capsys.readouterr().out
     example = open_split(tmp_path, "mined")[0]
     assert [list(item) for item in example.negatives] == [["image"], ["image"]]
-    with pytest.raises(SystemExit, match=r"train\.mine: .*mined' exists: pass overwrite"):
+    with pytest.raises(SystemExit, match=r"train\.data\.mine: .*mined' exists: pass overwrite"):
         main(["--model", "tiny", *where])

@@ -109,5 +109,5 @@ def test_a_batch_has_the_teachers_scores(inputs, tmp_path):
         one(made)
     for bad in ((), (nan, 1.0, 2.0), (1.0, nan, nan), (1.0, 2.0)):
         broken = [*made[:3], Example("bad", {"text": "q"}, {"text": "d"}, made[0].negatives, scores=bad), *made[4:]]
-        with pytest.raises(ValueError, match=r"example 'bad' lacks .*'scores'.*train\.mine.*loss\.distillation"):
+        with pytest.raises(ValueError, match=r"example 'bad' lacks .*'scores'.*train\.data\.mine.*loss\.distillation"):
             two(broken)
