@@ -165,7 +165,7 @@ def test_bad_settings(tmp_path):
         Checkpoints(tmp_path, identity={}, best_mode="lowest")
 
 
-# orbax leaves coroutines behind when it can not read a file.
+# orbax leaves coroutines behind when it cannot read a file.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["halve", "empty", "delete", "flip"])
 def test_damage_is_found_and_the_remedy_works(tmp_path, damage):
@@ -221,7 +221,7 @@ def test_what_another_process_can_not_read_is_set_aside(tmp_path, caplog, monkey
     others = iter([True, False])
     monkeypatch.setattr(checkpoint, "on_any", lambda flag: flag or next(others))
     assert checkpoints.restore_newest(params=params, train_state=train_state).step == 1
-    assert "step 2 is truncated or corrupt: a part of it can not be read" in caplog.text
+    assert "step 2 is truncated or corrupt: a part of it cannot be read" in caplog.text
     assert [path.name for path in (tmp_path / "checkpoints-damaged").iterdir()] == ["2"]
 
 

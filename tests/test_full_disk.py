@@ -52,7 +52,7 @@ def assert_whole(folder: Path, steps: list[int]) -> None:
         assert_equal(found.params, make_state(step)[0])
 
 
-# What tensorstore and orbax leave behind when they can not write.
+# What tensorstore and orbax leave behind when they cannot write.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("share", [0.2, 0.7])
@@ -67,7 +67,7 @@ def test_a_checkpoint_on_a_full_file_system(small_disk, share):
     size = used(folder)
     small_disk(int(size * (1 + share)))
     message = (
-        rf"checkpoint of step 2 can not be written to {folder} \(.*No space left on device.*\[1\] are whole.*make room"
+        rf"checkpoint of step 2 cannot be written to {folder} \(.*No space left on device.*\[1\] are whole.*make room"
     )
     with pytest.raises(UnwrittenError, match=message):
         save(checkpoints, 2)
@@ -105,7 +105,7 @@ def test_the_log_on_a_full_device(tmp_path):
     log.write(1, {"loss": 0.5})
     (tmp_path / "metrics.jsonl").rename(tmp_path / "kept")
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(OSError, match=rf"{tmp_path} can not be written \(No space left .*resume the run") as caught:
+    with pytest.raises(OSError, match=rf"{tmp_path} cannot be written \(No space left .*resume the run") as caught:
         log.write(2, {"loss": 0.25})
     assert caught.value.errno == errno.ENOSPC
     log.close()
@@ -118,12 +118,12 @@ def test_the_log_on_a_full_file_system(small_disk):
     disk = small_disk(256)
     log = MetricsLog(disk)
     log.write(1, {"loss": 0.5})
-    with pytest.raises(OSError, match=r"can not be written \(No space left on device\): make room"):
+    with pytest.raises(OSError, match=r"cannot be written \(No space left on device\): make room"):
         for step in range(2, 10_000):
             log.write(step, {f"metric {i}": 0.1 for i in range(50)})
     log.close()  # would hide the error if it raised its own
     before = (disk / "metrics.jsonl").read_bytes()
-    with pytest.raises(OSError, match=r"metrics\.jsonl can not be written"):
+    with pytest.raises(OSError, match=r"metrics\.jsonl cannot be written"):
         MetricsLog(disk, last_step=10_000)
     assert (disk / "metrics.jsonl").read_bytes() == before and not list(disk.glob("*.part"))
     small_disk(1024)
@@ -136,7 +136,7 @@ def test_the_log_on_a_full_file_system(small_disk):
 def test_a_run_that_can_not_start(small_disk):
     disk = small_disk(64)
     (disk / "other").write_bytes(b"x" * 60 * 1024)
-    with pytest.raises(OSError, match=r"config\.json can not be written"):
+    with pytest.raises(OSError, match=r"config\.json cannot be written"):
         open_run(disk / "run", {"long": "x" * 10_000}, resume=False, overwrite=False)
 
 
@@ -149,7 +149,7 @@ def test_a_run_goes_on_when_there_is_room_again(small_disk, inputs, tmp_path):
     size = used(tmp_path / "whole" / "checkpoints") // 2  # two are kept
     run = small_disk(size * 2 + size // 2) / "run"
     # Two fit, and not always beside what orbax needs while it writes the second.
-    with pytest.raises(OSError, match=r"checkpoint of step [46] can not be written to .*\[2(, 4)?\] are whole"):
+    with pytest.raises(OSError, match=r"checkpoint of step [46] cannot be written to .*\[2(, 4)?\] are whole"):
         train(make_config(inputs, run, **settings))
     small_disk(1 << 20)
     train(make_config(inputs, run, **settings, resume=True))
@@ -161,5 +161,5 @@ def test_a_run_goes_on_when_there_is_room_again(small_disk, inputs, tmp_path):
     shutil.rmtree(run / "lora")
     shutil.rmtree(run / "model")
     small_disk(used(run) + 16)
-    with pytest.raises(OSError, match=r"can not be written to .* make room .* only this is left to do"):
+    with pytest.raises(OSError, match=r"cannot be written to .* make room .* only this is left to do"):
         train(make_config(inputs, run, **settings, resume=True))

@@ -22,7 +22,7 @@ from tests.training import make_config, page, repeatable
 from train.checkpoints import Checkpoints
 from train.data import Example, open_split
 from train.monitor import HeldOut, MetricsLog, Sample, ranking_metrics, read_metrics
-from train.monitor.heldout import Found, picture, side_by_side
+from train.monitor.heldout import Scored, picture, side_by_side
 from train.monitor.tensorboard import EventFile
 from train.posttrain import train
 
@@ -154,7 +154,7 @@ def test_documents_are_there_once_and_bounded():
 def test_samples_are_the_extremes_by_margin(checkpoint):
     encoder, held_out = encode.load(checkpoint), HeldOut(items(), 9, lambda e: True, name="split")
     late = np.array([[9.0, 1, 2, 3], [5, 4, 4.5, 0], [0, 0, 1, 7], [1, 2, 3, 4]], np.float32)  # margins 6, -1, -6, 1
-    found = Found({"late": late, "pooled": -late}, np.arange(4))
+    found = Scored({"late": late, "pooled": -late}, np.arange(4))
     samples = held_out.samples(found, "late", 2, encoder)
     assert [s.name for s in samples] == ["samples/worst_1", "samples/worst_2", "samples/best_1", "samples/best_2"]
     for sample, query in zip(samples, (2, 1, 0, 3), strict=True):

@@ -1,4 +1,4 @@
-"""Examples that can not be read: reported, stood in for, counted, and too many of them."""
+"""Examples that cannot be read: reported, stood in for, counted, and too many of them."""
 
 from __future__ import annotations
 

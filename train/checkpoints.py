@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, on orbax's `CheckpointManager` (the only module that knows orbax)."""
+"""Checkpoints of a training run, on orbax's `CheckpointManager`; no other module knows orbax."""
 
 from __future__ import annotations
 
@@ -30,34 +30,46 @@ from train.run_directory import UnwrittenError
 FORMAT = 1
 _END_BYTES = 1 << 20
 _ITEMS = ("params", "train_state", "info")
-_PARTIAL = ".orbax-checkpoint-tmp"  # the end of the names of folders that orbax has not completed
+_PARTIAL = ".orbax-checkpoint-tmp"  # suffix of the folders that orbax has not completed
 
 _logger = logging.getLogger(__name__)
 
-# Orbax announces every file it handles, and each error once for every thread that meets it; it comes as an exception.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno > logging.ERROR)
-
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint that is truncated or corrupt."""
+    """Error of a checkpoint that is truncated or corrupt."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint holds: `params` and `train_state` in the structure and placement that was asked for."""
+    """What a checkpoint holds.
+
+    Attributes:
+      step: number of batches seen.
+      params: trained parameters, in the structure and placement that was asked for.
+      train_state: state of the optimizer, likewise.
+      data: JSON values: position of the data iterator.
+    """
 
     step: int
-    params: Any
+    params: Any  # pytree of arrays, as the next
     train_state: Any
     data: dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest `keep` of them and the best by a metric.
+    """Checkpoints of one run: the newest of them and the best by a metric.
 
     Each holds the parameters (apart from the rest, so that they can be read alone), the train state, the position in
-    the data, and whom they belong to. Saving is synchronous and atomic: a step's folder appears under its name only
-    when it is complete, so a process killed at any moment leaves the earlier checkpoints usable.
+    the data, and what model they belong to. Saving is synchronous and atomic: a step's folder appears under its name
+    only when it is complete, so a process that is killed at any moment leaves the earlier checkpoints usable.
+
+    Example:
+      >>> import tempfile
+      >>> folder, params = tempfile.mkdtemp(), {"adapter.scale": jax.numpy.ones(2)}
+      >>> checkpoints = Checkpoints(folder, identity={"trainable": "adapter"})
+      >>> checkpoints.save(1, params=params, train_state={"step": jax.numpy.int32(1)}, data={"batches": 1})
+      >>> checkpoints.restore_params(params=params)["adapter.scale"].tolist()
+      [1.0, 1.0]
     """
 
     def __init__(
@@ -73,9 +85,9 @@ class Checkpoints:
 
         Args:
           folder: of the checkpoints alone.
-          identity: what the parameters belong to (JSON values), see `fingerprint`; restoring compares it.
-          keep: how many of the newest to keep.
-          best_metric: also keep the one with the best value of this metric.
+          identity: JSON values that say what the parameters belong to, see `fingerprint`; restoring compares them.
+          keep: number of the newest that are kept.
+          best_metric: name of a metric by which the best is kept, too; None = no metric.
           best_mode: "max" or "min".
 
         Raises:
@@ -99,6 +111,7 @@ class Checkpoints:
                     keep_checkpoints_without_metrics=False,
                 )
             )
+        logging.getLogger("absl").addFilter(_worth_showing)
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_names=_ITEMS,
@@ -132,10 +145,10 @@ class Checkpoints:
           params: pytree of arrays.
           train_state: pytree of arrays: the optimizer's state.
           data: position of the data iterator (JSON values).
-          metrics: of this step; `best_metric` is read from them.
+          metrics: of this step, among them `best_metric` where it was computed.
 
         Raises:
-          UnwrittenError: it can not be written; what there is of it is removed, the earlier ones stay.
+          UnwrittenError: it cannot be written; what there is of it is removed, the earlier ones stay.
         """
         params, train_state = _by_name(params), _by_name(train_state)
         ranked = metrics is not None and self._best_metric in metrics
@@ -164,26 +177,29 @@ class Checkpoints:
             raise self._unwritten(step, error, set(threading.enumerate()) - before) from error
 
     def latest_step(self) -> int | None:
+        """Returns the step of the newest checkpoint; None = there is none."""
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """Step with the best metric among those kept; None without a metric."""
+        """Returns the step with the best metric among those that are kept; None without a metric."""
         return None if self._best_metric is None else self._manager.best_step()
 
     def all_steps(self) -> list[int]:
+        """Returns the steps of all checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def restore(self, step: int | None = None, *, params: Any, train_state: Any) -> Restored:
-        """Reads a checkpoint, the newest by default.
+        """Reads a checkpoint.
 
         Args:
-          step: which one.
-          params, train_state: trees of arrays that give structure, shapes, dtypes and placement.
+          step: of the checkpoint; None = the newest.
+          params: tree of arrays with the structure, shapes, dtypes and placement that are wanted.
+          train_state: likewise.
 
         Raises:
           FileNotFoundError: there is no such checkpoint.
           DamagedCheckpointError: it is truncated or corrupt; the message names it and the remedy.
-          ValueError: it is of another model.
+          ValueError: it belongs to another model.
         """
         step = self._existing(step)
         info = self._info(step)
@@ -198,7 +214,7 @@ class Checkpoints:
         """Reads the newest checkpoint that is whole; arguments as in `restore`.
 
         Damaged ones that are newer are moved to the folder "<checkpoints>-damaged" beside this one, and a warning says
-        so. What one of several processes can not read counts as damaged for all.
+        so. A checkpoint that one of several processes cannot read counts as damaged for all.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
@@ -206,14 +222,14 @@ class Checkpoints:
           ValueError: as `restore`.
         """
         while True:
-            step, found, error = self._existing(None), None, None
+            step, restored, error = self._existing(None), None, None
             try:
-                found = self.restore(step, params=params, train_state=train_state)
+                restored = self.restore(step, params=params, train_state=train_state)
             except DamagedCheckpointError as damage:
                 error = damage
             damaged = on_any(error is not None)
-            if found is not None and not damaged:
-                return found
+            if restored is not None and not damaged:
+                return restored
             error = error or self._damaged(step, "a part of it", OSError("found by another process"))
             if len(self.all_steps()) == 1:
                 raise error
@@ -227,11 +243,12 @@ class Checkpoints:
             self._manager.reload()
 
     def restore_params(self, step: int | None = None, *, params: Any) -> Any:
-        """The parameters alone; arguments and errors as `restore`."""
+        """Reads the parameters alone; arguments and errors as of `restore`."""
         step = self._existing(step)
         return self._tree(step, "params", params, self._info(step))
 
     def close(self) -> None:
+        """Ends orbax's threads."""
         self._manager.close()
 
     def _existing(self, step: int | None) -> int:
@@ -247,15 +264,15 @@ class Checkpoints:
     def _info(self, step: int) -> dict[str, Any]:
         try:
             info = self._manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"]
-            found = info["identity"]
+            identity = info["identity"]
             wrong_format, _ = info["format"] != FORMAT, (info["data"], info["checksums"])
         except Exception as error:  # orbax raises many kinds, none of them documented
             raise self._damaged(step, "info", error) from error
         if wrong_format:
             raise ValueError(f"checkpoint {self.folder / str(step)} has format {info['format']}, not {FORMAT}")
-        if found != self.identity:
+        if identity != self.identity:
             raise ValueError(
-                f"checkpoint {self.folder / str(step)} is of another model: {_difference(found, self.identity)}. "
+                f"checkpoint {self.folder / str(step)} is of another model: {_difference(identity, self.identity)}. "
                 "Restore it with the configuration it was written with, or start in another folder"
             )
         return info
@@ -271,20 +288,21 @@ class Checkpoints:
         target = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in wanted.items()}
         handler = ocp.args.StandardRestore(target)
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**{item: handler}))[item]
+            leaves = self._manager.restore(step, args=ocp.args.Composite(**{item: handler}))[item]
         except Exception as error:
             raise self._damaged(step, item, error) from error
         expected = info["checksums"][item]
-        sums = _checksums(found, like=expected)
+        sums = _checksums(leaves, like=expected)
         bad = [name for name in sums if None not in (sums[name], expected[name]) and sums[name] != expected[name]]
         if bad:
             raise self._damaged(step, item, ValueError(f"checksum of {', '.join(bad[:6])} differs"))
-        return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])  # orbax sorts by name
+        return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in wanted])  # orbax sorts by name
 
     def _tidy(self) -> None:
         """Removes, once, what a run that was killed left unfinished.
 
-        Not on opening: to read the checkpoints of a run that goes on does not take away what it is writing.
+        This does not happen on opening: a process that reads the checkpoints of a run must leave alone what that run is
+        writing.
         """
         if not self._tidied and jax.process_index() == 0:
             for partial in self.folder.glob(f"*{_PARTIAL}"):
@@ -292,18 +310,18 @@ class Checkpoints:
         self._tidied = True
 
     def _unwritten(self, step: int, error: Exception, threads: set[threading.Thread]) -> UnwrittenError:
-        for thread in threads:  # they go on writing what else there is; those of a pool do not end
+        for thread in threads:  # they go on writing the rest; the threads of a pool do not end
             if not thread.name.startswith(("ThreadPoolExecutor", "asyncio")):
-                with contextlib.suppress(Exception):  # orbax's raise their own error here
+                with contextlib.suppress(Exception):  # threads of orbax raise their error here
                     thread.join(timeout=30)
-        if jax.process_index() == 0:  # what is there takes the room that another attempt needs
+        if jax.process_index() == 0:  # the incomplete folder takes the room that another attempt needs
             for partial in self.folder.glob(f"{step}.*"):
                 _remove(partial)
         self._manager.reload()
         steps = self.all_steps()
         rest = f"those of steps {steps} are whole, and the run resumes from the last" if steps else "there is none yet"
         return UnwrittenError(
-            f"checkpoint of step {step} can not be written to {self.folder} ({type(error).__name__}: {_brief(error)}). "
+            f"checkpoint of step {step} cannot be written to {self.folder} ({type(error).__name__}: {_brief(error)}). "
             f"Of the checkpoints {rest}: make room on that disk, or set the cause right, and resume the run"
         )
 
@@ -311,25 +329,36 @@ class Checkpoints:
         others = [s for s in self.all_steps() if s != step]
         remedy = f"the run then resumes from step {others[-1]}" if others else "the run then starts again"
         return DamagedCheckpointError(
-            f"checkpoint of step {step} is truncated or corrupt: {item} can not be read "
+            f"checkpoint of step {step} is truncated or corrupt: {item} cannot be read "
             f"({type(error).__name__}: {_brief(error)}). Delete the folder {self.folder / str(step)}: {remedy}"
         )
 
 
+def _worth_showing(record: logging.LogRecord) -> bool:
+    """Leaves out what orbax logs: each file that it handles, and errors, which it raises as well, for each thread."""
+    return "orbax" not in record.pathname or record.levelno > logging.ERROR
+
+
 def fingerprint(config: Any) -> str:
-    """Short digest of a dataclass of plain values: two models of one fingerprint have the same architecture."""
+    """Computes a digest of a dataclass of plain values: models of one fingerprint have the same architecture.
+
+    Example:
+      >>> from train.optimizer import OptimizerConfig
+      >>> fingerprint(OptimizerConfig()) == fingerprint(OptimizerConfig(b1=0.8))
+      False
+    """
     text = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def weights_fingerprint(*folders: str | Path) -> str:
-    """Short digest of the weights in folders: names, sizes, and both ends of each safetensors file."""
+    """Computes a digest of the weights in folders: names, sizes, and both ends of each safetensors file."""
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.safetensors"))]
     return files_fingerprint(files, sample=_END_BYTES)
 
 
 def _by_name(tree: Any) -> dict[str, jax.Array]:
-    """Leaves by path, in the tree's order: what is stored does not depend on the classes of the tree's nodes."""
+    """Returns leaves by path, in the tree's order: the file does not depend on the classes of the tree's nodes."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): jax.numpy.asarray(x) for path, x in leaves}
 
@@ -337,8 +366,11 @@ def _by_name(tree: Any) -> dict[str, jax.Array]:
 def _checksums(
     leaves: Mapping[str, jax.Array], like: Mapping[str, int | str | None] | None = None
 ) -> dict[str, int | str | None]:
-    """CRC-32 of each array's bytes; of one that is split over processes, or whose checksum in `like` is a text, the sum
-    of its bits as text, which they find out together. None: `like` has the CRC-32 of an array that is split here."""
+    """Computes a checksum of each array: CRC-32 of its bytes, or a text with the sum of its bits.
+
+    The latter is taken of an array that is split over processes, which compute it together, and of one whose checksum
+    in `like` is such a text. None = `like` has the CRC-32 of an array that is split here.
+    """
     split = [
         name for name, x in leaves.items() if (not _seen_whole(x) if like is None else isinstance(like[name], str))
     ]
@@ -356,12 +388,12 @@ def _crc32(x: np.ndarray) -> int:
 
 
 def _seen_whole(x: jax.Array) -> bool:
-    """By this process."""
+    """Returns whether this process has all of an array."""
     return x.is_fully_addressable or x.is_fully_replicated
 
 
 def _remove(folder: Path, *, quiet: float = 1.0, limit: float = 30.0) -> None:
-    """Deletes a folder to which a failed save may go on writing for a moment, until it stays away (seconds)."""
+    """Deletes a folder until it stays away for `quiet` seconds: a failed save may go on writing for a moment."""
     start = gone = time.monotonic()
     while (now := time.monotonic()) - gone < quiet and now - start < limit:
         if folder.exists():
@@ -371,13 +403,13 @@ def _remove(folder: Path, *, quiet: float = 1.0, limit: float = 30.0) -> None:
 
 
 def _brief(error: Exception) -> str:
-    """The message's two ends, for what stands between them may be long; first the cause where tensorstore hides it."""
+    """Returns both ends of a message, whose middle may be long; and before it the cause that tensorstore hides."""
     text = " ".join(str(error).split())
     code = re.search(r"os_error_code='(\d+)'", text)
     cause = f"{os.strerror(int(code[1]))}: " if code else ""
     return cause + (text if len(text) <= 200 else f"{text[:100]} ... {text[-100:]}")
 
 
-def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    names = [name for name in (*expected, *found) if found.get(name) != expected.get(name)]
-    return "; ".join(f"{n} is {found.get(n)!r} there and {expected.get(n)!r} here" for n in dict.fromkeys(names))
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    names = [name for name in (*here, *there) if there.get(name) != here.get(name)]
+    return "; ".join(f"{n} is {there.get(n)!r} there and {here.get(n)!r} here" for n in dict.fromkeys(names))

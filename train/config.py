@@ -29,14 +29,17 @@ DTYPES = ("auto", "float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What is minimised, see `train.objective.losses`; CE is InfoNCE over the documents of the global batch.
+    """Settings of the loss, see `train.objective.losses`; CE is InfoNCE over the documents of the global batch.
 
-    pooled: CE(pooled). late: CE(late). hybrid: hybrid_loss_weight * CE(pooled_weight * pooled + late_weight * late)
-    + pooled_loss_weight * CE(pooled) + late_loss_weight * CE(late), the scores divided by their temperatures.
+        pooled  CE(pooled)
+        late    CE(late)
+        hybrid  hybrid_loss_weight * CE(pooled_weight * pooled + late_weight * late)
+                + pooled_loss_weight * CE(pooled) + late_loss_weight * CE(late)
 
-    To contrastive_weight times that, distillation_weight times the distillation is added. Its student is the score by
-    which the objective ranks: pooled, late, or pooled_weight * pooled + late_weight * late. false_negative_margin is of
-    that score, too. With matryoshka all of it is the weighted mean over the widths, each with scores of its own.
+    Scores are divided by their temperatures. The loss is contrastive_weight times that, and distillation_weight times
+    the distillation. The student of the distillation is the score by which the objective ranks: pooled, late, or
+    pooled_weight * pooled + late_weight * late. false_negative_margin is a difference of that score, too. With
+    matryoshka all of it is the weighted mean over the widths, each with its own scores.
     """
 
     objective: str = "late"
@@ -52,12 +55,12 @@ class LossConfig:
     min_temperature: float = 0.01  # floor of a learned temperature
     symmetric: bool = False  # rank the queries for each document too
     mask_false_negatives: bool = True  # the same document under another query of the batch is no negative
-    false_negative_margin: float | None = None  # nor is one whose score is above the positive's by more; None = off
+    false_negative_margin: float | None = None  # documents above the positive by more are no negatives; None = off
     contrastive_weight: float = 1.0  # 0 = distillation alone
     distillation: str = "none"  # none | kl | margin_mse: of the data's scores of each query's positive and negatives
     distillation_weight: float = 1.0
     distillation_temperature: float | None = None  # of the student; None = the contrastive one, of hybrid `temperature`
-    teacher_temperature: float | None = None  # None = the student's: right for cosines, as `train.data.mine` writes
+    teacher_temperature: float | None = None  # None = the student's: right for cosines, which `train.data.mine` writes
     matryoshka: str = ""  # widths to which vectors are cut, "64,128" or with weights "64=0.5,128": the full one has 1
     pool_factor: float = 1.0  # documents' tokens are pooled as by `reductions.pool_tokens(..., "sequential")`
     diversity_weight: float = 0.0
@@ -83,22 +86,22 @@ class LossConfig:
 
     @property
     def widths(self) -> dict[int | None, float]:
-        """Weight of the loss at each width of `matryoshka`, None = the full one, whose weight is 1."""
-        found: dict[int | None, float] = {None: 1.0}
+        """Weight of the loss at each width of `matryoshka`; None = the full one, whose weight is 1."""
+        widths: dict[int | None, float] = {None: 1.0}
         for part in self.matryoshka.split(",") if self.matryoshka else ():
             match = re.fullmatch(r"\s*0*([1-9]\d*)\s*(?:=\s*(\d+\.?\d*|\.\d+)\s*)?", part)
-            if match is None or int(match[1]) in found or float(match[2] or 1) == 0:
+            if match is None or int(match[1]) in widths or float(match[2] or 1) == 0:
                 raise ValueError(
                     f"loss.matryoshka is '{self.matryoshka}': expected widths, each once, as in '64,128', or with "
                     "positive weights as in '64=0.5,128=1'"
                 )
-            found[int(match[1])] = float(match[2] or 1)
-        return found
+            widths[int(match[1])] = float(match[2] or 1)
+        return widths
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterOptions:
-    """The projection that trainable = "adapter" learns, see `smart_jax.retrieval.adapter.AdapterConfig`."""
+    """Settings of the projection that trainable = "adapter" learns, see `smart_jax.AdapterConfig`."""
 
     dim: int | None = None  # token width; None = the backbone's
     layers: str = "-1"  # "-1", "last 4", "20-24,-1"
@@ -107,57 +110,61 @@ class AdapterOptions:
 
 @dataclasses.dataclass(frozen=True)
 class LoraOptions(LoraConfig):
-    """The branches that trainable = "lora" learns, see `smart_jax.models.LoraConfig`; the defaults are the
-    paper's."""
+    """Settings of the branches that trainable = "lora" learns, see `smart_jax.models.LoraConfig`.
 
-    merge: bool = True  # export model/ too: the base with the branches merged into its weights
+    The defaults are those of the paper.
+    """
+
+    merge: bool = True  # export model/, too: the base with the branches merged into its weights
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Data sets written by `python -m train.data`, and how their items are prepared."""
+    """Names of the data sets that `python -m train.data` wrote, and settings of how their items are prepared."""
 
     dir: str = ""
-    name: str = ""  # of one, or of several with weights, "pages=2,charts=1": each batch is of one of them
+    name: str = ""  # of a data set, or of several with weights, "pages=2,charts=1": each batch is of one of them
     split: str = "train"
     validation_split: str = "validation"
     negatives: int = 0  # explicit negatives of each example that join the bank
     query_instruction: str | None = None  # None = the checkpoint's
     document_instruction: str | None = None
-    min_pixels: int | None = None  # None = the checkpoint's; so are the next two
+    min_pixels: int | None = None  # None = the checkpoint's, here and in the next two
     max_pixels: int | None = None
     max_length: int | None = None
-    query_length: int | None = None  # fixed shapes, one compilation; None = the preprocessor's buckets, one for each
+    query_length: int | None = None  # fixed shapes take one compilation; None = one for each bucket of lengths
     document_length: int | None = None
     document_patches: int | None = None
     query_patches: int | None = None  # 0 with several processes, whose queries are then texts
-    max_skipped: int = 0  # examples that may be unreadable, each time one is met; another of its batch stands in for it
+    max_skipped: int = 0  # number of times that an unreadable example may be met; another of its batch stands in for it
     workers: int = 2  # threads that prepare items
     prefetch: int = 2  # batches prepared ahead of the step
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation during the run and after it."""
+    """Settings of the evaluation during the run and after it."""
 
     every: int = 0  # steps; 0 = only after the run
-    validation_batches: int = 16  # at most so many batches of the validation split; 0 = no validation loss
-    validation_documents: int = 512  # search among so many of it, each the answer to a query at least; 0 = no search
-    samples: int = 4  # so many of the best and of the worst queries of that search, with their pages, for TensorBoard
+    validation_batches: int = 16  # largest number of batches of the validation split; 0 = no validation loss
+    validation_documents: int = 512  # number of its documents to search, each the answer to a query; 0 = no search
+    samples: int = 4  # number of the best, and of the worst, queries of that search that TensorBoard shows
     benchmark: str | None = None  # for the config file's get_eval_fn, which says what it is
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
+    """Settings of when checkpoints are written, and which are kept."""
+
     every: int = 500  # steps
-    keep: int = 2  # newest
-    best_metric: str | None = None  # keep the best by this metric too; one of the evaluation's names
+    keep: int = 2  # number of the newest that are kept
+    best_metric: str | None = None  # keep the best by this metric of the evaluation, too
     best_mode: str = "max"
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """Beside metrics.jsonl and TensorBoard, which every run has."""
+    """Settings of the log, beside metrics.jsonl and TensorBoard, which every run has."""
 
     wandb: str = ""  # project of Weights & Biases; empty = none
     peak_tflops: float | None = None  # of a device in bfloat16, for the utilisation (mfu); None = from a table
@@ -165,7 +172,7 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of `smart_jax.runtime.mesh.make_mesh`; the batch is split over data * fsdp devices."""
+    """Sizes of the mesh, see `smart_jax.make_mesh`; the batch is split over data * fsdp devices."""
 
     data: int = -1
     fsdp: int = 1
@@ -174,7 +181,9 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    model: str = ""  # what `smart_jax.load` takes, and the next four: None = the checkpoint's
+    """Settings of a run."""
+
+    model: str = ""  # what `smart_jax.load` takes, as in the next four, of which None = the checkpoint's
     head: str | None = None
     pooling: str | None = None
     prompt: str | None = None
@@ -183,16 +192,16 @@ class TrainConfig:
     resume: bool = False  # go on with the run that is there (or start it)
     overwrite: bool = False  # delete the run that is there
     trainable: str = "adapter"  # adapter | lora | full (the backbone's own weights) | adapter+lora | adapter+full
-    weights: str = r"^(?!visual\.)"  # full only: regex of the parameters that are trained; "." = all, vision too
+    weights: str = r"^(?!visual\.)"  # full only: regex of the parameters that are trained; "." = all, vision, too
     batch_size: int = 64  # queries in the global batch, over all devices: it is the number of in-batch candidates
     epochs: float = 1.0
-    steps: int | None = None  # batches; overrides epochs
-    accumulate: int = 1  # batches whose gradients are averaged to one update; each has its own candidates
+    steps: int | None = None  # number of batches; overrides epochs
+    accumulate: int = 1  # number of batches whose gradients are averaged to an update; each has its own candidates
     seed: int = 0
-    dtype: str = "auto"  # backbone's computation: auto = bfloat16 on accelerators, float32 on CPU
+    dtype: str = "auto"  # of the backbone's computation: auto = bfloat16 on accelerators, float32 on CPU
     remat: bool = False  # compute again in the backward pass, to save memory: the adapter's projection, or all layers
-    remat_policy: str = "full"  # of the layers: full = all of it | dots = all but the products with weights
-    chunk_size: int | None = None  # GradCache: so many rows pass through the backbone at a time; None = a whole side
+    remat_policy: str = "full"  # what of a layer: full = all of it | dots = all except for products with weights
+    chunk_size: int | None = None  # GradCache: number of items that pass through the backbone at a time; None = all
     log_every: int = 10
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -251,16 +260,28 @@ class TrainConfig:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Of `trainable`."""
+        """What is trained: some of "adapter", "lora" and "full"."""
         return tuple(self.trainable.split("+"))
 
 
 def default_config() -> ConfigDict:
-    """All settings with their defaults, locked against unknown keys."""
+    """Returns all settings with their defaults, locked against unknown keys.
+
+    Example:
+      >>> config = default_config()
+      >>> config.batch_size, config.is_locked
+      (64, True)
+    """
     return to_config_dict(TrainConfig())
 
 
 def to_config_dict(config: Any) -> ConfigDict:
+    """Turns a dataclass of settings, a `TrainConfig` or a part of one, into a locked dictionary.
+
+    Example:
+      >>> to_config_dict(MeshConfig(fsdp=2)).to_dict()
+      {'data': -1, 'fsdp': 2, 'tensor': 1}
+    """
     result = ConfigDict()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -276,21 +297,30 @@ def to_config_dict(config: Any) -> ConfigDict:
 
 
 def from_config_dict(values: Mapping[str, Any] | ConfigDict, kind: type = TrainConfig, where: str = "") -> Any:
-    """The typed config.
+    """Turns a dictionary of settings into the typed config.
+
+    Args:
+      values: settings by key, those of a part again by key; what is missing has its default.
+      kind: dataclass of the settings.
+      where: prefix of the keys, for messages.
 
     Raises:
-      ValueError: an unknown key (the message names the nearest known one) or a value out of range.
-      TypeError: a value of another type.
+      ValueError: a key is unknown (the message names the nearest known one) or a value is out of range.
+      TypeError: a value has another type.
+
+    Example:
+      >>> from_config_dict({"batch_size": 8, "loss": {"objective": "hybrid"}}).loss.objective
+      'hybrid'
     """
     fields = typing.get_type_hints(kind)
-    found = {}
+    settings = {}
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
             hint = f"did you mean '{where}{near[0]}'?" if near else f"known: {', '.join(fields)}"
             raise ValueError(f"unknown config key '{where}{key}': {hint}")
-        found[key] = _typed(values[key], fields[key], f"{where}{key}")
-    return kind(**found)
+        settings[key] = _typed(values[key], fields[key], f"{where}{key}")
+    return kind(**settings)
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

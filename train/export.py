@@ -1,4 +1,4 @@
-"""Trained weights as folders that PEFT, transformers and `smart_jax.load` open."""
+"""Export of trained weights to folders that PEFT, transformers and `smart_jax.load` open."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ from train.setup import preprocessing_overrides, source_folder
 
 
 def export_lora(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:
-    """A folder that PEFT opens and, with the preprocessing of the run, `smart_jax.load`; both then need the base."""
+    """Writes a folder that PEFT opens and, with the preprocessing of the run, `smart_jax.load`; both need the base.
+
+    Args:
+      folder: what is written.
+      encoder: the model that was trained.
+      params: its parameters, low-rank branches included.
+      config: of the run.
+
+    Returns:
+      The folder.
+    """
     base = Path(config.model).resolve() if Path(config.model).is_dir() else config.model
     save_lora(folder, params, encoder.config, config.lora, base=base)
     if is_main():
@@ -28,7 +38,17 @@ def export_lora(folder: Path, encoder: Encoder, params: nnx.State, config: Train
 
 
 def export_model(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:
-    """A Hugging Face folder: the weights, and the source's other files. Of several processes the first writes."""
+    """Writes a Hugging Face folder: the weights, and the source's other files. Of several processes the first writes.
+
+    Args:
+      folder: what is written.
+      encoder: the model that was trained, or one with merged branches.
+      params: its parameters.
+      config: of the run.
+
+    Returns:
+      The folder.
+    """
     if is_main():
         _copy_files(folder, encoder, config)
     save_weights(folder, params, encoder.config)
@@ -36,7 +56,7 @@ def export_model(folder: Path, encoder: Encoder, params: nnx.State, config: Trai
 
 
 def _copy_files(folder: Path, encoder: Encoder, config: TrainConfig) -> None:
-    """All but the weights: the source's config, tokenizer and preprocessing files, and the run's settings."""
+    """Copies everything except the weights, and writes the run's settings."""
     source = source_folder(encoder)
     base = resolve_base(source)
     words = having(source, base, *TOKENIZER_FILES)
@@ -49,7 +69,7 @@ def _copy_files(folder: Path, encoder: Encoder, config: TrainConfig) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)
     hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if hf.pop("task_names", None):  # of adapters, one of which is merged
+    if hf.pop("task_names", None):  # names of adapters, one of which is merged
         (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
     _write_settings(folder, encoder, config, read_settings(folder))
 

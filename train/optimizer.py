@@ -1,4 +1,4 @@
-"""AdamW or Muon with a weight-decay mask, a learning-rate schedule and clipping by the global norm."""
+"""AdamW or Muon with a mask of weight decay, a schedule of the learning rate and clipping by the global norm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NOT_DECAYED = re.compile(r"(^|\.)(bias|scale|embedding|log_temperature\.\w+)$")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The defaults are the paper's adapter run (arXiv:2605.24938).
+    """Settings of the optimizer; the defaults are those of the paper's adapter run (arXiv:2605.24938).
 
     AdamW: Loshchilov and Hutter, arXiv:1711.05101. Muon: Jordan et al. 2024, with updates scaled to AdamW's root mean
     square (Liu et al., arXiv:2502.16982), so that both take the same rates and weight decay.
@@ -51,7 +51,7 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by the number of updates made so far, over a run of `steps` updates.
+    """Makes the learning rate as a function of the number of updates made so far.
 
     Warm-up: with W = int(warmup_ratio * steps), update n (from 0) has peak * n / W while n < W. Then, with x the share
     of the remaining updates that is done and f = final_ratio:
@@ -61,6 +61,15 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         cosine    peak * (f + (1 - f) * (1 + cos(pi * x)) / 2)
         wsd       peak until decay_ratio * steps updates are left, then linear (warm-up, stable, decay:
                   arXiv:2404.06395)
+
+    Args:
+      config: says which schedule.
+      steps: number of updates of the run.
+
+    Example:
+      >>> schedule = make_schedule(OptimizerConfig(learning_rate=1.0, schedule="linear", warmup_ratio=0.5), steps=4)
+      >>> [float(schedule(n)) for n in range(5)]
+      [0.0, 0.5, 1.0, 0.5, 0.0]
     """
     peak, final = config.learning_rate, config.learning_rate * config.final_ratio
     warmup = int(config.warmup_ratio * steps)
@@ -78,12 +87,23 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: dict[str, object]) -> dict[str, bool]:
-    """Which parameters, by dotted name, are decayed: the linear maps', and an adapter's layer vector."""
+    """Says which parameters are decayed: those of linear maps, and an adapter's layer vector.
+
+    Args:
+      params: by dotted name.
+
+    Returns:
+      True or False by name.
+
+    Example:
+      >>> decay_mask({"adapter.proj.kernel": 0, "adapter.norm.scale": 0})
+      {'adapter.proj.kernel': True, 'adapter.norm.scale': False}
+    """
     return {name: not _NOT_DECAYED.search(name) for name in params}
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, accumulate: int = 1) -> optax.GradientTransformation:
-    """Clip, Adam or Muon, decoupled weight decay on `decay_mask`, scheduled rate; parameters are a dict by dotted name.
+    """Makes the optimizer: clipping, Adam or Muon, decoupled weight decay by `decay_mask`, the scheduled rate.
 
     Muon orthogonalises the momentum of each matrix that `decay_mask` names: for an update U of shape [m, n],
     0.2 * sqrt(max(m, n)) * U is applied (arXiv:2502.16982, section 2.2).
@@ -91,8 +111,24 @@ def make_optimizer(config: OptimizerConfig, steps: int, accumulate: int = 1) -> 
     With `accumulate` > 1 the gradients of so many batches are averaged (`optax.MultiSteps`) before they are clipped,
     and the parameters change with the last of them; `steps` counts batches, the schedule updates.
 
-    With `skip_nonfinite` the state is optax's `ApplyIfFiniteState`: an update that is left out changes nothing but its
-    counters. A batch that is left out does not count towards `accumulate`: the next takes its place.
+    With `skip_nonfinite` the state is optax's `ApplyIfFiniteState`: an update that is left out changes its counters and
+    nothing else. A batch that is left out does not count towards `accumulate`: the next takes its place.
+
+    Args:
+      config: says which optimizer.
+      steps: number of batches of the run.
+      accumulate: number of batches of an update.
+
+    Returns:
+      A transformation of parameters that are a dict by dotted name.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"adapter.proj.kernel": jnp.ones((2, 2))}
+      >>> optimizer = make_optimizer(OptimizerConfig(schedule="constant", warmup_ratio=0.0, weight_decay=0.0), steps=8)
+      >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+      >>> print(f"{updates['adapter.proj.kernel'][0, 0]:.4f}")  # Adam's first update is the learning rate
+      -0.0010
     """
     rate = make_schedule(config, steps // accumulate)
     if config.name == "adamw":
@@ -117,7 +153,14 @@ def make_optimizer(config: OptimizerConfig, steps: int, accumulate: int = 1) -> 
 
 
 def updates_made(state: optax.OptState) -> jax.Array:
-    """How many updates an optimizer's state is from; those left out do not count. Int32 scalar."""
+    """Returns how many updates an optimizer has made, an int32 scalar; those that were left out do not count.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> optimizer = make_optimizer(OptimizerConfig(), steps=8)
+      >>> int(updates_made(optimizer.init({"adapter.proj.kernel": jnp.ones((2, 2))})))
+      0
+    """
     return optax.tree_utils.tree_get_all_with_path(state, "count")[0][1]  # all counters of the chain are equal
 
 

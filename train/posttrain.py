@@ -1,9 +1,9 @@
 """Post-trains a retriever: `python -m train.posttrain --config configs/x.py[:ARG] [--config.KEY=VALUE ...]`.
 
-With trainable = "adapter" the backbone stays frozen and a token projection is learned (arXiv:2605.24938); with "lora"
-low-rank branches of its linear maps are, with "full" its own weights; "adapter+lora" and "adapter+full" learn both. The
-run directory gets metrics.jsonl, tensorboard/, checkpoints/, config.json and, at the end, adapter/, lora/ (which PEFT
-opens, too) and model/, for `smart_jax.load`.
+With trainable = "adapter" the backbone stays frozen and a token projection is learned (arXiv:2605.24938). With "lora"
+low-rank branches of its linear maps are learned, with "full" its own weights; "adapter+lora" and "adapter+full" learn
+both. The run directory gets metrics.jsonl, tensorboard/, checkpoints/, config.json and, at the end, what
+`smart_jax.load` opens: adapter/, lora/ (which PEFT opens, too) and model/.
 
 A config file has `get_config(arg="")` and, if the run is to be evaluated, `get_eval_fn(config: TrainConfig)`, which
 returns a function of an `Encoder` to metrics by name.
@@ -46,6 +46,10 @@ from train.validation import EvalFn
 
 def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float]:
     """Runs, or goes on with, the training that `config` describes.
+
+    Args:
+      config: of the run.
+      eval_fn: function of an `Encoder` to metrics by name, which are logged as "eval/NAME"; None = there is none.
 
     Returns:
       The last evaluation's metrics; none if SIGTERM ended the run early.

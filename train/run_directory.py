@@ -1,4 +1,4 @@
-"""The run directory: refused where it holds another run, opened, written so that nothing is half there."""
+"""Run directory: refused where it holds another run, and written so that no file is half there."""
 
 from __future__ import annotations
 
@@ -27,15 +27,25 @@ PARTS = (
 
 
 class UnwrittenError(OSError):
-    """A checkpoint, or another file of a run, that could not be written: the disk is full, for example."""
+    """Error of a checkpoint, or another file of a run, that cannot be written: the disk is full, for example."""
 
 
 def check_run(path: str | Path, *, resume: bool, overwrite: bool) -> None:
     """Refuses a run directory that holds something, unless the run is to resume or overwrite it; writes nothing.
 
+    Args:
+      path: the directory.
+      resume: whether the run goes on with what is there.
+      overwrite: whether what is there is deleted.
+
     Raises:
       ValueError: no path is given.
       FileExistsError: the directory is not empty and neither `resume` nor `overwrite` is set.
+
+    Example:
+      >>> check_run("", resume=False, overwrite=False)
+      Traceback (most recent call last):
+      ValueError: config.output is empty: name the run's directory, --config.output=runs/NAME
     """
     if not str(path):
         raise ValueError("config.output is empty: name the run's directory, --config.output=runs/NAME")
@@ -52,14 +62,24 @@ def open_run(path: str | Path, config: Mapping[str, Any], *, resume: bool, overw
     Args:
       path: the directory.
       config: of this run, written to config.json; on resuming, keys that differ from the first start's are printed.
-      resume: go on with what is there.
-      overwrite: delete what an earlier run wrote there (and nothing else).
+      resume: whether the run goes on with what is there.
+      overwrite: whether what an earlier run wrote there, and nothing else, is deleted.
+
+    Returns:
+      The directory.
 
     Raises:
       ValueError, FileExistsError: as `check_run`.
+      UnwrittenError: config.json cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> folder = open_run(Path(tempfile.mkdtemp()) / "run", {"seed": 0}, resume=False, overwrite=False)
+      >>> [path.name for path in folder.iterdir()]
+      ['config.json']
     """
     check_run(path, resume=resume, overwrite=overwrite)
-    wait_for_all("run directory checked")  # none is to find what another has written
+    wait_for_all("run directory checked")  # before one of them writes
     folder = Path(path)
     if is_main():
         _write_config(folder, config, overwrite=overwrite)
@@ -103,6 +123,6 @@ def unwritten(path: Path, error: OSError) -> UnwrittenError:
     """Returns the error that says what to do about a file of a run that cannot be written."""
     return UnwrittenError(
         error.errno,
-        f"{path} can not be written ({error.strerror or error}): make room on that disk, or set the cause right, and "
+        f"{path} cannot be written ({error.strerror or error}): make room on that disk, or set the cause right, and "
         "resume the run from its last checkpoint",
     )

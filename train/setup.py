@@ -1,4 +1,4 @@
-"""What a run trains: a backbone loaded as the config asks, taken apart into what is trained and what is not."""
+"""Set-up of a run: a backbone loaded as the config asks, and its parameters with the loss that trains them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from train.objective import Objective, Params, Part, Partition, Place, start_tem
 
 
 def load_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:
-    """The backbone that is trained or frozen, with the preprocessing and low-rank branches that the config asks for.
+    """Loads the backbone, with the preprocessing and the low-rank branches that the config asks for.
 
     Raises:
       ValueError: no model is named, or low-rank branches are asked for beside those of an adapter that it has.
@@ -42,7 +42,7 @@ def load_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:
 
 
 def load_backbone(model: str | Path, config: TrainConfig, mesh: Mesh, task: str | None = None) -> Encoder:
-    """A checkpoint in the run's dtype, with its preprocessing."""
+    """Loads a checkpoint in the run's dtype, with its preprocessing."""
     dtypes = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
     # Weights that are trained are kept, and updated, in float32.
     dtype = jnp.float32 if "full" in config.parts else dtypes[config.dtype]
@@ -51,20 +51,20 @@ def load_backbone(model: str | Path, config: TrainConfig, mesh: Mesh, task: str 
 
 
 def source_folder(encoder: Encoder) -> Path:
-    """Where the encoder's files are; one put together by hand has none."""
+    """Returns where the encoder's files are; raises ValueError for one that was put together by hand."""
     if encoder.folder is None:
         raise ValueError("the encoder was not loaded from a folder, and a run needs its files: use smart_jax.load")
     return encoder.folder
 
 
 def weight_folders(encoder: Encoder) -> list[Path]:
-    """That the encoder's weights were read from: a checkpoint's, and those of a PEFT adapter or of its base."""
+    """Returns the folders of the encoder's weights: a checkpoint's, and those of a PEFT adapter or of its base."""
     source = source_folder(encoder)
     return list(dict.fromkeys(place for place in (source, find_adapter(source), resolve_base(source)) if place))
 
 
 def preprocessing_overrides(config: TrainConfig) -> dict[str, Any]:
-    """Settings of the checkpoint that the config changes."""
+    """Returns the settings of the checkpoint that the config changes."""
     asked = {name: getattr(config, name) for name in ("head", "pooling", "prompt")}
     asked |= {name: getattr(config.data, name) for name in ("min_pixels", "max_pixels", "max_length")}
     return {name: value for name, value in asked.items() if value is not None}
@@ -122,7 +122,7 @@ def _in_backbone(name: str) -> str:
 
 
 def _check_weights(config: TrainConfig, partition: Partition) -> None:
-    """Raises ValueError: `config.weights` leaves nothing of the backbone to train."""
+    """Raises ValueError where `config.weights` leaves nothing of the backbone to train."""
     if "full" in config.parts and not partition.trains_backbone:
         names = ", ".join(_in_backbone(name) for name in sorted(partition.frozen)[:4])
         raise ValueError(f"config.weights {config.weights!r} matches no parameter of the backbone; it has {names}, ...")
@@ -135,7 +135,11 @@ def _dtype(config: TrainConfig) -> Any:
 
 
 def adapter_config(config: TrainConfig, encoder: Encoder) -> AdapterConfig:
-    """Raises ValueError: layers that the backbone has not, or a regulariser without a trainable part."""
+    """Returns the shape of the projection.
+
+    Raises:
+      ValueError: the backbone does not have these layers, or a regulariser acts on nothing that is trained.
+    """
     text = encoder.config.text
     layers = parse_layers(config.adapter.layers, text.num_hidden_layers)
     frozen = config.trainable == "adapter"
@@ -148,7 +152,7 @@ def adapter_config(config: TrainConfig, encoder: Encoder) -> AdapterConfig:
 
 
 def _check_widths(config: TrainConfig, encoder: Encoder) -> None:
-    """Raises ValueError: a width of `loss.matryoshka` would cut nothing."""
+    """Raises ValueError where a width of `loss.matryoshka` would cut nothing."""
     hidden = encoder.config.text.hidden_size
     vectors = {"pooled vectors": hidden, "tokens": getattr(encoder.config, "token_dim", None) or hidden}
     if "adapter" in config.parts:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +21,33 @@ from train.optimizer import updates_made
 @register_arrays
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that an update changes."""
+    """All that an update changes.
 
-    step: Int[Array, ""]  # batches seen
+    Attributes:
+      step: number of batches seen.
+      params: trained parameters by name.
+      opt_state: the optimizer's state.
+    """
+
+    step: Int[Array, ""]
     params: Params
-    opt_state: Any
+    opt_state: optax.OptState
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Returns the state before the first update of `params`, on the mesh."""
+    """Makes the state before the first update.
+
+    Args:
+      params: trained parameters by name, on the mesh.
+      optimizer: whose state it is.
+      mesh: where the state is put.
+
+    Example:
+      >>> from smart_jax.runtime import make_mesh
+      >>> mesh = make_mesh(devices=jax.devices()[:1])
+      >>> int(init_state({"adapter.scale": jnp.ones(2)}, optax.sgd(0.1), mesh).step)
+      0
+    """
     everywhere = NamedSharding(mesh, PartitionSpec())
     opt_state = jax.tree.map(lambda x: _on_mesh(x, everywhere), optimizer.init(params))  # type: ignore[arg-type]
     return TrainState(place(jnp.int32(0), everywhere), params, opt_state)
@@ -39,9 +56,19 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Me
 def make_train_step(
     objective: Objective, optimizer: optax.GradientTransformation, schedule: optax.Schedule, like: TrainState
 ) -> Callable[[TrainState, Params, TrainBatch], tuple[TrainState, Metrics]]:
-    """Compiled `(state, frozen, batch) -> (state, metrics)`; the given state's buffers are reused.
+    """Makes the compiled update `(state, frozen, batch) -> (state, metrics)`.
 
-    The new state is placed as `like`, so that it fits the next call without another compilation.
+    The buffers of the given state are reused. The new state is placed as `like` is, so that it fits the next call
+    without another compilation.
+
+    Args:
+      objective: the loss.
+      optimizer: turns gradients into updates.
+      schedule: its learning rate, which is logged.
+      like: a state.
+
+    Returns:
+      The function; its metrics are the objective's, the loss, the learning rate and norms.
     """
     floor, partition = jnp.log(objective.config.min_temperature), objective.partition
     places = jax.tree.map(lambda x: x.sharding, like)
@@ -68,7 +95,7 @@ def make_train_step(
 
 
 def make_eval_step(objective: Objective) -> Callable[[TrainState, Params, TrainBatch], Metrics]:
-    """Compiled `(state, frozen, batch) -> metrics`, without gradient."""
+    """Makes the compiled evaluation of a batch `(state, frozen, batch) -> metrics`, without gradient and dropout."""
 
     @jax.jit
     def eval_step(state: TrainState, frozen: Params, batch: TrainBatch) -> Metrics:

@@ -127,7 +127,7 @@ class Training:
           The folders that were written.
 
         Raises:
-          UnwrittenError: they can not be written.
+          UnwrittenError: they cannot be written.
         """
         best = checkpoints.best_step()
         params = self.state.params if best is None else checkpoints.restore_params(best, params=self.state.params)
@@ -135,7 +135,7 @@ class Training:
             written = self._write(folder, params)
         except (OSError, SafetensorError) as error:
             raise UnwrittenError(
-                f"what was trained can not be written to {folder} ({error}): make room on that disk, or set the "
+                f"what was trained cannot be written to {folder} ({error}): make room on that disk, or set the "
                 "cause right, and resume the run, of which only this is left to do"
             ) from error
         wait_for_all("exported")  # the others would not wait long for one that writes a large model

@@ -21,7 +21,7 @@ def of_items(items: Sequence[Any], ids: Sequence[str], instruction: str | None) 
     `source` where it is known: nothing of them is read then.
 
     Raises:
-      TypeError, ValueError, FileNotFoundError: an item can not be encoded, as far as that can be told without decoding.
+      TypeError, ValueError, FileNotFoundError: an item cannot be encoded, as far as that can be told without decoding.
     """
     digest = hashlib.blake2b(digest_size=8)
     digest.update(repr((list(ids), instruction)).encode(errors="surrogatepass"))

@@ -92,7 +92,7 @@ def download(
             "local folder"
         )
         raise ConnectionError(
-            f"{what}'{repository}' is not in the local cache and the hub can not be reached (or HF_HUB_OFFLINE is "
+            f"{what}'{repository}' is not in the local cache and the hub cannot be reached (or HF_HUB_OFFLINE is "
             f"set): {remedy or usual}"
         ) from error
 
@@ -104,7 +104,7 @@ def resolve_base(folder: Path) -> Path | None:
     `resolve` takes.
 
     Raises:
-      FileNotFoundError, ConnectionError: the base can not be had.
+      FileNotFoundError, ConnectionError: the base cannot be had.
       ValueError: adapter_config.json is corrupt, not supported or names no base, or the base is an adapter itself.
     """
     if any((folder / file).is_file() for file in (SINGLE_FILE, INDEX_FILE)) or not (folder / CONFIG_FILE).is_file():

@@ -95,7 +95,7 @@ def convert(
     Raises:
       FileExistsError: there is a data set of this name, and `overwrite` is off.
       FileNotFoundError: there is no such folder or hub data set, or there are no parquet files in it.
-      ConnectionError: the hub is needed and can not be reached, or is switched off.
+      ConnectionError: the hub is needed and cannot be reached, or is switched off.
       ImportError: there are video files, and PyAV is not installed.
       ValueError: a column is missing, a file is corrupt, a document cannot be read, there are not as many scores as
         documents, or a split is empty.

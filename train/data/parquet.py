@@ -204,7 +204,7 @@ class ParquetFolder:
             else:
                 value = [self.image({"path": frame} if isinstance(frame, str) else frame) for frame in value]
         except (OSError, ValueError) as error:
-            raise ValueError(f"has a {column.replace('_', ' ')} that can not be used: {error}") from error
+            raise ValueError(f"has a {column.replace('_', ' ')} that cannot be used: {error}") from error
         return {"video": value, **item}
 
     def has_video(self, column: str, record: dict[str, Any]) -> bool:

@@ -16,26 +16,55 @@ from train.monitor.progress import announce
 
 
 class LossGuard:
-    """Stops the run where loss or gradient are not finite. Each is read one step late, while the device computes."""
+    """Stops the run where loss or gradient are not finite; they are read one step late, while the device computes.
+
+    Attributes:
+      last: the loss that was read last; NaN before the first one.
+
+    Example:
+      >>> guard = LossGuard()
+      >>> guard.push(1, ["page 1", "page 2"], jax.numpy.float32("nan"), jax.numpy.float32(0.5))
+      >>> try:
+      ...     guard.flush()
+      ... except FloatingPointError as error:
+      ...     print(str(error).partition(".")[0])
+      loss is nan at step 1, on the examples page 1, page 2
+    """
 
     def __init__(self, allowed: int = 0) -> None:
-        """`allowed`: such steps in a row, whose updates the optimizer leaves out."""
+        """Takes how many such steps may follow one another; their updates the optimizer leaves out."""
         self._pending: tuple[int, Sequence[str], dict[str, jax.Array]] | None = None
         self._allowed, self._in_a_row = allowed, 0
         self.last = math.nan
 
     def push(self, step: int, ids: Sequence[str], loss: jax.Array, grad_norm: jax.Array) -> None:
+        """Checks the step before this one, and keeps this one for the next call.
+
+        Args:
+          step: its number.
+          ids: of the examples of its batch.
+          loss: scalar, which need not be computed yet.
+          grad_norm: likewise.
+
+        Raises:
+          FloatingPointError: as `flush`.
+        """
         self.flush()
         self._pending = (step, ids, {"loss": loss, "gradient's norm": grad_norm})
 
     def flush(self) -> None:
-        """Raises FloatingPointError, with the step and the ids of the batch's examples."""
+        """Checks the step that was pushed last.
+
+        Raises:
+          FloatingPointError: its loss or gradient is not finite, and more such steps follow one another than are
+            allowed; the message has the step and the ids of its examples.
+        """
         if self._pending is None:
             return
         step, ids, values = self._pending
-        found = {name: float(value) for name, value in values.items()}
-        self._pending, self.last = None, found["loss"]
-        wrong = [f"{name} is {value}" for name, value in found.items() if not np.isfinite(value)]
+        on_host = {name: float(value) for name, value in values.items()}
+        self._pending, self.last = None, on_host["loss"]
+        wrong = [f"{name} is {value}" for name, value in on_host.items() if not np.isfinite(value)]
         self._in_a_row = self._in_a_row + 1 if wrong else 0
         if not wrong:
             return
@@ -51,14 +80,19 @@ class LossGuard:
 
 
 class StopRequest:
-    """Context in which SIGTERM, as sent before a machine is taken away, asks the loop to save and end.
+    """Context in which SIGTERM, as it is sent before a machine is taken away, asks the loop to save and end.
 
-    With several processes one of them that gets it is enough: all end after the same step.
+    With several processes it is enough that one of them gets it: all end after the same step.
+
+    Example:
+      >>> with StopRequest() as stop:
+      ...     stop.asked(step=1)
+      False
     """
 
     def __init__(self) -> None:
         self._asked = False
-        self._previous: Any = None
+        self._previous: Any = None  # what `signal.signal` returns: a function, a number or None
 
     def __enter__(self) -> StopRequest:
         # With several processes jax's own service sees the signal and agrees on a step.
@@ -75,4 +109,5 @@ class StopRequest:
         self._asked = True
 
     def asked(self, step: int) -> bool:
+        """Returns whether the run should end after this step."""
         return self._asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)

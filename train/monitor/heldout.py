@@ -1,10 +1,10 @@
-"""Search of a held-out split while a run trains: how well each score finds the pages, and for which queries."""
+"""Search of a held-out split while a run trains: how well each score ranks the documents, and for which queries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from PIL import Image
 
 from smart_jax import Encoder
 from smart_jax.inputs import Preprocessor, middle_frame, open_rgb
-from smart_jax.retrieval import compute_metrics, score
+from smart_jax.retrieval import Retriever, compute_metrics, score
 from train.config import TrainConfig
 from train.data import Example, Item, Source, content_hash
 from train.monitor.tensorboard import Sample
@@ -22,25 +22,42 @@ CHUNK = 64  # documents whose tokens are held at a time
 PICTURE_HEIGHT = 512
 
 
-class Found(NamedTuple):
-    """Scores of all queries with all documents, by name: pooled, late, hybrid."""
+class Scored(NamedTuple):
+    """Scores of all queries with all documents by method, pooled, late and hybrid; and the positives' numbers."""
 
-    scores: dict[str, Float[np.ndarray, "Q N"]]
-    positives: Int[np.ndarray, " Q"]
+    scores: dict[str, Float[np.ndarray, "Nq Nd"]]
+    positives: Int[np.ndarray, " Nq"]
 
 
 class HeldOut:
-    """The queries of a split and their documents, each once; read from disk when they are needed."""
+    """Queries of a split and their documents, each of which is taken once; read from disk when they are needed.
+
+    Example:
+      >>> import smart_jax
+      >>> from train.config import TrainConfig
+      >>> texts = ("red", "green", "blue")
+      >>> examples = [Example(str(i), {"text": text}, {"text": f"The page is {text}."}) for i, text in enumerate(texts)]
+      >>> held_out = HeldOut(examples, limit=8, readable=lambda example: True, name="validation")
+      >>> scored = held_out.search(smart_jax.load("tiny"), TrainConfig())
+      >>> scored.scores["late"].shape, scored.positives.tolist()
+      ((3, 3), [0, 1, 2])
+    """
 
     def __init__(self, source: Source, limit: int, readable: Callable[[Example], bool], *, name: str):
         """Takes examples in their order until there are `limit` documents that differ.
 
+        Args:
+          source: the split.
+          limit: number of documents.
+          readable: returns whether an example can be encoded; others are left out.
+          name: of the split, for messages.
+
         Raises:
-          ValueError: fewer than two documents; the message has `name`.
+          ValueError: there are fewer than two documents.
         """
         self._source = source
-        self._queries: list[int] = []  # numbers of examples ...
-        self._documents: list[int] = []  # ... and of the first that has each document
+        self._queries: list[int] = []  # numbers of the examples of the queries ...
+        self._documents: list[int] = []  # ... and of the first example of each document
         positives, known = [], dict[str, int]()
         for i in range(len(source)):
             example = source[i]
@@ -61,7 +78,7 @@ class HeldOut:
                 "with more, or set config.eval.validation_documents=0"
             )
 
-    def search(self, encoder: Encoder, config: TrainConfig) -> Found:
+    def search(self, encoder: Retriever, config: TrainConfig) -> Scored:
         """Scores every query with every document, exactly."""
         data, loss = config.data, config.loss
         items = [self._source[i].query for i in self._queries]
@@ -74,63 +91,83 @@ class HeldOut:
             late.append(score(queries, documents, pooled_weight=0.0))
         scores = {"pooled": np.concatenate(pooled, axis=1), "late": np.concatenate(late, axis=1)}
         scores["hybrid"] = loss.pooled_weight * scores["pooled"] + loss.late_weight * scores["late"]
-        return Found(scores, self._positives)
+        return Scored(scores, self._positives)
 
-    def samples(self, found: Found, by: str, count: int, encoder: Encoder, prefix: str = "samples") -> list[Sample]:
-        """The `count` best and worst queries by the margin of the positive's score over the best other document's.
+    def samples(self, scored: Scored, by: str, count: int, encoder: Encoder, prefix: str = "samples") -> list[Sample]:
+        """Shows the best and worst queries by the margin of the positive's score over the best other document's.
 
-        Pictures show, from left to right, what of query, positive and best other document is an image or a video, of
-        which it is the middle frame.
+        A picture shows, from left to right, those of query, positive and best other document that are images or, as
+        middle frames, videos.
+
+        Args:
+          scored: result of `search`.
+          by: method whose scores count.
+          count: number of the best queries, and of the worst; fewer where there are not as many.
+          encoder: its preprocessing says which frame of a video is shown.
+          prefix: of the samples' names.
+
+        Returns:
+          The samples, the worst query first.
         """
-        scores, positives = found.scores[by], found.positives
-        own, others = split_scores(scores, positives)
-        rivals, margins = others.argmax(axis=1), own - others.max(axis=1)
+        scores, positives = scored.scores[by], scored.positives
+        of_positives, others = split_scores(scores, positives)
+        rivals, margins = others.argmax(axis=1), of_positives - others.max(axis=1)
         order = np.argsort(margins, kind="stable")
         count = min(count, len(order) // 2)
         chosen = {"worst": order[:count], "best": order[::-1][:count]}
         return [
-            self._sample(f"{prefix}/{kind}_{n}", q, positives[q], rivals[q], scores[q], by, encoder)
+            self._sample(f"{prefix}/{kind}_{n}", q, rivals[q], scored, by, encoder)
             for kind, numbers in chosen.items()
             for n, q in enumerate(numbers, start=1)
         ]
 
-    def _sample(
-        self, name: str, query: int, positive: int, rival: int, scores: Any, by: str, encoder: Encoder
-    ) -> Sample:
+    def _sample(self, name: str, query: int, rival: int, scored: Scored, by: str, encoder: Encoder) -> Sample:
+        positive, scores = scored.positives[query], scored.scores[by][query]
         example = self._source[self._queries[query]]
         documents = [self._source[self._documents[d]] for d in (positive, rival)]
         lines = [f"**query** of example '{example.id}': {_text(example.query)}"]
-        for title, d, found in zip(("its document", "the best other"), (positive, rival), documents, strict=True):
-            lines.append(f"**{title}**, {by} score {scores[d]:.4f}, example '{found.id}': {_text(found.document)}")
-        pictures = [picture(item, encoder) for item in (example.query, *(found.document for found in documents))]
+        for title, d, shown in zip(("its document", "the best other"), (positive, rival), documents, strict=True):
+            lines.append(f"**{title}**, {by} score {scores[d]:.4f}, example '{shown.id}': {_text(shown.document)}")
+        pictures = [picture(item, encoder) for item in (example.query, *(shown.document for shown in documents))]
         return Sample(name, "\n\n".join(lines), side_by_side([p for p in pictures if p is not None]))
 
 
 def split_scores(
-    scores: Float[np.ndarray, "Q N"], positives: Int[np.ndarray, " Q"]
-) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, "Q N"]]:
-    """Scores of the positives, and all scores with these at -inf."""
+    scores: Float[np.ndarray, "Nq Nd"], positives: Int[np.ndarray, " Nq"]
+) -> tuple[Float[np.ndarray, " Nq"], Float[np.ndarray, "Nq Nd"]]:
+    """Returns the scores of the positives, and all scores with these at -inf."""
     rows, others = np.arange(len(scores)), scores.copy()
     others[rows, positives] = -np.inf
     return scores[rows, positives], others
 
 
-def ranking_metrics(scores: Float[np.ndarray, "Q N"], positives: Int[np.ndarray, " Q"]) -> dict[str, float]:
-    """Means over the queries, each of which has one relevant document: of rank r,
+def ranking_metrics(scores: Float[np.ndarray, "Nq Nd"], positives: Int[np.ndarray, " Nq"]) -> dict[str, float]:
+    """Computes nDCG@5, recall@1 and recall@10 for queries with one relevant document each, of rank r:
 
-        nDCG@k = 1 / log2(1 + r) and recall@k = 1 where r <= k, else 0
+        nDCG@k = 1 / log2(1 + r)   and   recall@k = 1   where r <= k, else 0
 
     A tie counts as lost, so that a constant score is no good one.
+
+    Args:
+      scores: of every query with every document.
+      positives: number of each query's relevant document.
+
+    Returns:
+      Means over the queries by name.
+
+    Example:
+      >>> ranking_metrics(np.array([[0.5, 0.25, 0.75]]), np.array([0]))  # rank 2
+      {'ndcg@5': 0.6309297535714575, 'recall@1': 0.0, 'recall@10': 1.0}
     """
-    own, others = split_scores(scores, positives)
-    ranks = 1 + (others >= own[:, None]).sum(axis=1)
+    of_positives, others = split_scores(scores, positives)
+    ranks = 1 + (others >= of_positives[:, None]).sum(axis=1)
     grades = ranks[:, None] == 1 + np.arange(scores.shape[1])
     values = compute_metrics(METRICS, grades, np.ones((len(scores), 1)))
     return {name: float(x.mean()) for name, x in values.items()}
 
 
 def picture(item: Item, encoder: Encoder) -> Image.Image | None:
-    """An image, the middle frame of a video, None of a text."""
+    """Returns an item's image, or the middle frame of its video; None for a text."""
     if "image" in item:
         return open_rgb(item["image"])
     if "video" not in item or not isinstance(encoder.preprocessor, Preprocessor):
@@ -140,7 +177,7 @@ def picture(item: Item, encoder: Encoder) -> Image.Image | None:
 
 
 def side_by_side(pictures: list[Image.Image]) -> Image.Image | None:
-    """Pictures of one height in a row, on grey; None of none."""
+    """Returns pictures beside each other at one height, on grey; None where there are none."""
     if not pictures:
         return None
     height = min(PICTURE_HEIGHT, max(p.height for p in pictures))

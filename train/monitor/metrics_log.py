@@ -15,14 +15,34 @@ from train.run_directory import unwritten, write_whole
 
 
 class MetricsLog:
-    """One line of metrics.jsonl and one point of each TensorBoard curve per logged step.
+    """Log of a run: each logged step is a line of metrics.jsonl and a point of every TensorBoard curve.
 
     Records after `last_step`, of a run that was cut off, are dropped: a resumed run writes those steps again. Of
     several processes one writes.
+
+    Attributes:
+      path: of metrics.jsonl.
+
+    Example:
+      >>> import tempfile
+      >>> from contextlib import closing
+      >>> with closing(MetricsLog(Path(tempfile.mkdtemp()))) as log:
+      ...     log.write(1, {"loss": 0.5})
+      ...     read_metrics(log.path)
+      [{'step': 1, 'loss': 0.5}]
     """
 
     def __init__(self, folder: Path, last_step: int = 0, mirror: WandbLog | None = None):
-        """`mirror` gets a copy. Raises UnwrittenError: the files can not be written."""
+        """Opens the log in a run directory.
+
+        Args:
+          folder: the run directory.
+          last_step: step that the run goes on from.
+          mirror: gets a copy.
+
+        Raises:
+          UnwrittenError: the files cannot be written.
+        """
         self.path, self._mirror = folder / "metrics.jsonl", mirror
         if not is_main():
             return
@@ -31,7 +51,16 @@ class MetricsLog:
         self._events = EventFile(folder / "tensorboard", last_step + 1)
 
     def write(self, step: int, values: Mapping[str, float], samples: Sequence[Sample] = ()) -> None:
-        """Raises UnwrittenError: the disk is full, for example; the message names the folder and the remedy."""
+        """Writes a step.
+
+        Args:
+          step: its number.
+          values: metrics by name.
+          samples: what TensorBoard and the mirror show besides.
+
+        Raises:
+          UnwrittenError: the disk is full, for example; the message names the folder and the remedy.
+        """
         if not is_main():
             return
         try:
@@ -44,6 +73,7 @@ class MetricsLog:
             self._mirror.write(step, values, samples)
 
     def close(self) -> None:
+        """Closes the files."""
         if not is_main():
             return
         with contextlib.suppress(OSError):  # `write` has said so, and here it would hide another error
@@ -53,7 +83,18 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics.jsonl; a last line that was cut off in the middle is left out."""
+    """Reads a metrics.jsonl; a last line that was cut off in the middle is left out.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      Its records, each with "step"; none where there is no such file.
+
+    Example:
+      >>> read_metrics(Path("no_such_run/metrics.jsonl"))
+      []
+    """
     if not path.is_file():
         return []
     records = []

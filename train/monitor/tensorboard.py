@@ -1,6 +1,6 @@
-"""TensorBoard's event files, written when asked to.
+"""Event files for TensorBoard, written at once.
 
-tensorboardX's own writer hands events to a thread that keeps them for two minutes: a killed process loses them, and
+The writer of tensorboardX hands events to a thread that keeps them for two minutes: a killed process loses them, and
 where the disk is full the thread dies and the run waits for it for ever.
 """
 
@@ -21,7 +21,12 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 
 class Sample(NamedTuple):
-    """Something to look at."""
+    """Text and picture that show a metric's meaning, such as a query with the page that was ranked first.
+
+    Example:
+      >>> Sample("samples/worst_1", "**query** 'What is a page?'", Image.new("RGB", (2, 2))).picture.size
+      (2, 2)
+    """
 
     name: str  # "samples/worst_1"
     text: str  # Markdown
@@ -29,16 +34,17 @@ class Sample(NamedTuple):
 
 
 class EventFile:
-    """A new event file in `folder`; TensorBoard hides what files before it have at `first_step` and after."""
+    """New event file in a folder; TensorBoard hides what earlier files have at `first_step` and after it."""
 
     def __init__(self, folder: Path, first_step: int):
+        """Creates the file, and the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}.{first_step}")
         self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
         self._file.flush()
 
     def write(self, step: int, values: Mapping[str, float], samples: Sequence[Sample] = ()) -> None:
-        """Raises OSError: the disk is full, for example."""
+        """Writes the metrics and samples of a step; raises OSError where the disk is full, for example."""
         for name, value in values.items():
             self._add(step, summary.scalar(name.replace("@", "_at_"), value))  # TensorBoard takes no @
         for sample in samples:
@@ -48,6 +54,7 @@ class EventFile:
         self._file.flush()
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     def _add(self, step: int, what: Summary) -> None:

@@ -1,7 +1,7 @@
-"""How fast a run is: examples and tokens per second, model FLOPs utilisation, memory.
+"""Speed of a run: examples and tokens per second, model FLOPs utilisation, memory.
 
 Model FLOPs are those that the mathematics asks for, two for each multiplication in a matrix product with a real token
-or patch: neither padding, nor what rematerialisation and GradCache compute again, counts as useful (Chowdhery et al.,
+or patch: neither padding nor what rematerialisation and GradCache compute again is counted (Chowdhery et al.,
 arXiv:2204.02311, appendix B). The gradient with respect to a product's input costs as much as the product, and so does
 that with respect to its matrix; each counts where it is needed. The scores of queries with documents are left out.
 """
@@ -25,8 +25,8 @@ from train.data import Work
 from train.objective import Part, Partition, Place
 
 GIB = 1 << 30
-# Dense bfloat16 FLOP/s of a jax device by its device_kind, the first that matches: makers' data sheets. A TPU v2 or v3
-# chip is two devices.
+# Dense bfloat16 FLOP/s of a jax device by its device_kind, of which the first match counts; from makers' data sheets. A
+# TPU v2 or v3 chip is two devices.
 PEAKS = {
     r"^TPU v2": 22.5e12,
     r"^TPU v3": 61.5e12,
@@ -47,7 +47,12 @@ PEAKS = {
 
 
 class Cost(NamedTuple):
-    """FLOPs of an update for each token, patch and pair of them, forward and backward."""
+    """FLOPs of an update for each token, patch and pair of them, forward and backward.
+
+    Example:
+      >>> Cost(token=2.0, patch=3.0).flops(Work(tokens=10, patches=1))
+      23.0
+    """
 
     token: float = 0.0
     token_pair: float = 0.0
@@ -56,6 +61,7 @@ class Cost(NamedTuple):
     window_pair: float = 0.0
 
     def flops(self, work: Work) -> float:
+        """Returns the FLOPs of an update on a batch."""
         return sum(cost * count for cost, count in zip(self, work[1:], strict=True))
 
 
@@ -66,6 +72,14 @@ def training_cost(partition: Partition, weights: Mapping[str, jax.Array], config
       partition: what is trained, and what each parameter belongs to.
       weights: all parameters by name.
       config: of the backbone.
+
+    Example:
+      >>> from smart_jax.files import resolve
+      >>> from smart_jax.models import load_config
+      >>> partition = Partition({"adapter.proj.kernel": Place(Part.ADAPTER)}, {})
+      >>> weights = {"adapter.proj.kernel": jax.numpy.ones((8, 4))}
+      >>> training_cost(partition, weights, load_config(resolve("tiny"))).token  # forward, and the kernel's gradient
+      128.0
     """
     vision = config.vision if isinstance(config, QwenVLConfig) else None
     # A product's input needs a gradient where something that is trained lies before it: vision comes before text.
@@ -87,7 +101,7 @@ def training_cost(partition: Partition, weights: Mapping[str, jax.Array], config
             patch += flops / (vision.spatial_merge_size**2 if "merger" in name else 1)
         else:
             token += flops
-    # Of each pair a score and its share of the sum of values: two products.
+    # Each pair takes part in two products: one makes its score, the other its share of the sum of values.
     if vision is None or not isinstance(config, QwenVLConfig):
         return Cost(token, 4.0 * config.text.hidden_size * config.text.num_hidden_layers * (1 + 2 * backward["text"]))
     text = config.text
@@ -105,33 +119,52 @@ def _tower(place: Place) -> str:
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """Dense bfloat16 FLOP/s of a device; None where it is not known, as of a CPU."""
+    """Returns the dense bfloat16 FLOP/s of a device; None where it is not known, as for a CPU.
+
+    Example:
+      >>> print(peak_flops(jax.devices("cpu")[0]))
+      None
+    """
     return next((peak for kind, peak in PEAKS.items() if re.search(kind, device.device_kind)), None)
 
 
 class Throughput:
-    """The rate of work since the last reading, over all processes; time spent in `paused` does not count.
+    """Rate of work since the last reading, over all processes.
 
-    Nor does the compilation of the first update: the clock starts when that has been sent to the devices.
+    Time spent in `paused` does not count. Nor does the compilation of the first update: the clock starts when that has
+    been sent to the devices.
+
+    Example:
+      >>> times = iter([0.0, 4.0])
+      >>> throughput = Throughput(Cost(token=1.0), clock=lambda: next(times))
+      >>> throughput.add(Work(examples=8, tokens=100))
+      >>> throughput.read()
+      {'examples_per_second': 2.0, 'tokens_per_second': 25.0, 'seconds_per_step': 4.0}
     """
 
     def __init__(
         self, cost: Cost, peak: float | None = None, *, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        """`peak`: FLOP/s of all devices together; None = utilisation is left out."""
+        """Starts at the first update.
+
+        Args:
+          cost: of an update, see `training_cost`.
+          peak: FLOP/s of all devices together; None = utilisation is left out.
+          clock: seconds.
+        """
         self._cost, self._peak, self._clock = cost, peak, clock
         self._work, self._steps = Work(), 0
         self._since: float | None = None
 
     def add(self, work: Work) -> None:
-        """An update was sent to the devices."""
+        """Counts an update that was sent to the devices."""
         self._work, self._steps = self._work + work, self._steps + 1
         if self._since is None:
             self._since = self._clock()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Context of what is no training; what was sent to the devices must be done."""
+        """Enters a context of what is no training; what was sent to the devices must be done before."""
         start = self._clock()
         try:
             yield
@@ -140,7 +173,7 @@ class Throughput:
                 self._since += self._clock() - start
 
     def read(self) -> dict[str, float]:
-        """Rates since the last call; what was sent to the devices must be done."""
+        """Returns rates since the last call by name; what was sent to the devices must be done before."""
         now = self._clock()
         seconds = max(now - (now if self._since is None else self._since), 1e-9)
         work = Work(*sum_over_processes(self._work).tolist())
@@ -156,7 +189,12 @@ class Throughput:
 
 
 def memory() -> dict[str, float]:
-    """Peaks so far in GiB: of this process's fullest device, where the backend tells, and of the process itself."""
+    """Returns peaks of memory so far in GiB: of this process's fullest device, where it is known, and of the process.
+
+    Example:
+      >>> memory()["host_memory_gib"] > 0
+      True
+    """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
