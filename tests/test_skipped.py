@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,6 @@ from train.config import from_config_dict
 from train.data import Batcher, Example, Split, batches, open_split
 from train.data.batches import Skipped
 from train.monitor import read_metrics
-from train.objective import TrainBatch
 from train.posttrain import train
 from train.setup import load_encoder, make_objective
 
@@ -39,11 +39,6 @@ def parts(inputs):
     return config, mesh, encoder, Batcher(encoder.preprocessor, config.data, mesh)
 
 
-def assert_same(found: TrainBatch, expected: TrainBatch) -> None:
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(x, y)
-
-
 def test_the_next_example_stands_in(parts, capsys):
     """The last one's is the first; a bad negative or query counts like a bad document."""
     *_, batcher = parts
@@ -52,7 +47,7 @@ def test_the_next_example_stands_in(parts, capsys):
     batch[4] = dataclasses.replace(batch[4], query={"text": " "})
     good, skipped = examples(6, negatives=1), Skipped(4)
     found = batcher.arrays(batch, skipped)
-    assert_same(found, batcher.arrays([good[i] for i in (0, 3, 3, 3, 0, 0)], Skipped(0)))
+    chex.assert_trees_all_equal(found, batcher.arrays([good[i] for i in (0, 3, 3, 3, 0, 0)], Skipped(0)))
     assert skipped.count == 4
     said = capsys.readouterr().out
     for i, what in ((1, "document 0"), (2, "document 1"), (4, "query"), (5, "document 0")):
