@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from numpy.typing import ArrayLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def on_any(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
-def sum_over_processes(counts: ArrayLike) -> np.ndarray:
+def sum_over_processes(counts: int | Sequence[int] | np.ndarray) -> np.ndarray:
     """Returns the sum of integers over the processes, each of which has to call it; int64."""
     counts = np.asarray(counts, np.int64)
     if jax.process_count() == 1:

@@ -174,7 +174,7 @@ class Batcher:
         # The example that stands at each place of the batch, and the numbers of its documents.
         places = _readable(examples, tokenised, tokenised_documents, skipped)
         at = [i * (1 + config.negatives) + k for i in places for k in range(1 + config.negatives)]
-        teacher: Any = np.stack([self._scores(examples[i]) for i in places]) if self._teacher else None
+        teacher = np.stack([self._scores(examples[i]) for i in places]) if self._teacher else None
         return TrainBatch(
             queries=self.preprocessor.collate(
                 [tokenised[i] for i in places], length=config.query_length, patches=config.query_patches
@@ -182,7 +182,7 @@ class Batcher:
             documents=self.preprocessor.collate(
                 [tokenised_documents[i] for i in at], length=config.document_length, patches=config.document_patches
             ),
-            document_ids=np.stack([_id_words(documents[i]) for i in at]),  # type: ignore[arg-type]  # on the host yet
+            document_ids=np.stack([_id_words(documents[i]) for i in at]),
             teacher=teacher,
         )
 

@@ -70,7 +70,7 @@ class Examples:
         numbers = numbers[: self.batches_per_epoch * batch_size].batch(batch_size)
         size = batch_size // count
         part = slice(index * size, (index + 1) * size)
-        self._batches = numbers.map(lambda batch: [source[i] for i in batch[part]]).repeat(epochs)
+        self._batches = numbers.map(lambda batch: [source[int(i)] for i in batch[part]]).repeat(epochs)
         self._start(0)
 
     def _start(self, position: int) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from smart_jax.maxsim import maxsim, projected_maxsim
 from smart_jax.models import VISUAL_FEATURES, Batch, Hidden, drop_out
 from smart_jax.runtime import BATCH
-from smart_jax.typing import register_arrays
+from smart_jax.typing import HostOrDevice, register_arrays
 from train.config import LossConfig
 from train.objective import losses
 from train.objective import reductions as vectors
@@ -41,8 +41,8 @@ class TrainBatch:
 
     queries: Batch
     documents: Batch
-    document_ids: UInt[Array, "N words"]
-    teacher: Float[Array, "B K"] | None = None
+    document_ids: UInt[HostOrDevice, "N words"]
+    teacher: Float[HostOrDevice, "B K"] | None = None
 
 
 class Encoded(NamedTuple):
@@ -114,7 +114,9 @@ class Objective:
         documents = self.encode(params, frozen, batch.documents, of_documents)
         rows = len(batch.queries.input_ids)
         positives = jnp.arange(rows) * (len(batch.documents.input_ids) // rows)
-        excluded = losses.false_negatives(batch.document_ids, positives) if self.config.mask_false_negatives else None
+        excluded = None
+        if self.config.mask_false_negatives:
+            excluded = losses.false_negatives(jnp.asarray(batch.document_ids), positives)
         temperatures, widths = self._temperatures(params), self.config.widths
         loss = jnp.float32(0)
         metrics: Metrics = {}
@@ -122,7 +124,7 @@ class Objective:
             part, parts = contrastive(self.config, scores, temperatures, positives, excluded, step, self.steps)
             if self.config.distillation != "none":
                 assert batch.teacher is not None, "the batch is of a Batcher without a teacher"
-                parts["distillation"] = distillation(self.config, scores, positives, batch.teacher)
+                parts["distillation"] = distillation(self.config, scores, positives, jnp.asarray(batch.teacher))
                 part = self.config.contrastive_weight * part + self.config.distillation_weight * parts["distillation"]
             loss += part * widths[width] / sum(widths.values())
             metrics |= parts if width is None else {f"loss_width_{width}": part}
