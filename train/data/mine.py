@@ -77,8 +77,8 @@ class MineConfig:
 
     def score(self, query: Embeddings, document: Embeddings) -> float:
         """Returns the score of one query and one document."""
-        weights = {"pooled_weight": self.pooled_weight, "late_weight": self.late_weight}
-        return float(smart_jax.score(query, document, **weights)[0, 0])
+        scores = smart_jax.score(query, document, pooled_weight=self.pooled_weight, late_weight=self.late_weight)
+        return float(scores[0, 0])
 
 
 @dataclasses.dataclass(frozen=True)
