@@ -78,23 +78,23 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         log = stack.enter_context(closing(open_log(folder, config, start)))
-        prepared = training.batcher.prepare(examples, skipped)
-        batches = stack.enter_context(closing(Prefetch(prepared, config.data.prefetch)))
+        source = training.batcher.prepare(examples, skipped)
+        batches = stack.enter_context(closing(Prefetch(source, config.data.prefetch)))
         progress = stack.enter_context(closing(Progress(start, steps, config.batch_size)))
         throughput = Throughput(training.cost, peak_of_all(config, mesh))
         guard = LossGuard(config.optimizer.skip_nonfinite)
         for step in range(start + 1, steps + 1):
-            item = next(batches)
-            metrics = training.update(item.batch)
-            throughput.add(item.work)
-            guard.push(step, item.ids, metrics["loss"], metrics["grad_norm"])
+            prepared = next(batches)
+            metrics = training.update(prepared.batch)
+            throughput.add(prepared.work)
+            guard.push(step, prepared.ids, metrics["loss"], metrics["grad_norm"])
             progress.update(step, guard.last)
             stopping = stop.asked(step) and step < steps
             evaluating = due(step, config.eval.every, steps) and not stopping
             if due(step, config.log_every, steps) or evaluating:
                 guard.flush()
                 record = {name: float(x) for name, x in jax.device_get(metrics).items()}
-                record |= {"skipped_examples": item.count_skipped(config.data.max_skipped)}
+                record |= {"skipped_examples": prepared.count_skipped(config.data.max_skipped)}
                 record |= throughput.read() | memory()
                 with throughput.paused():
                     evaluated, samples = training.evaluate() if evaluating else ({}, [])
@@ -103,7 +103,7 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
             if due(step, config.checkpoint.every, steps) or stopping or chosen_by_metric:
                 guard.flush()
                 with throughput.paused():
-                    position = item.position | {"skipped": item.count_skipped(config.data.max_skipped)}
+                    position = prepared.position | {"skipped": prepared.count_skipped(config.data.max_skipped)}
                     training.save(checkpoints, position, evaluated if evaluating else {})
             if stopping:
                 announce(f"\nstopped by SIGTERM after saving step {step}: --config.resume=True goes on from there")
