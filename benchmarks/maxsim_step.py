@@ -58,27 +58,27 @@ def run(options: argparse.Namespace, cores: int) -> None:
 
     from smart_jax.maxsim import maxsim, projected_maxsim
     from smart_jax.retrieval import Adapter, AdapterConfig
-    from train.objective.losses import info_nce, unit
+    from train.objective import losses
 
     B, P, L, D = options.batch, options.query_tokens, options.document_tokens, options.width
     graphdef, params = nnx.split(Adapter(AdapterConfig(hidden_size=D), rngs=nnx.Rngs(0)))
     keys = jax.random.split(jax.random.key(0), 2)
     states = tuple(jax.random.normal(key, (B, length, D)) for key, length in zip(keys, (P, L), strict=True))
-    tokens = tuple(unit(x) for x in states)
+    tokens = tuple(losses.unit(x) for x in states)
 
     def dense_maxsim(q, d):
         return jnp.einsum("bpd,nld->bpnl", q, d, precision="highest").max(axis=-1).mean(axis=1)
 
     def part(score):
-        return jax.value_and_grad(lambda q, d: info_nce(score(q, d) / 0.03, jnp.arange(B)), (0, 1))
+        return jax.value_and_grad(lambda q, d: losses.info_nce(score(q, d) / 0.03, jnp.arange(B)), (0, 1))
 
     def plain_project(adapter, x):
-        return unit(adapter.proj(adapter.norm(x)))
+        return losses.unit(adapter.proj(adapter.norm(x)))
 
     def step(score, project):
         def loss(params, q, d):
             adapter = nnx.merge(graphdef, params)
-            return info_nce(score(project(adapter, q), project(adapter, d)) / 0.03, jnp.arange(B))
+            return losses.info_nce(score(project(adapter, q), project(adapter, d)) / 0.03, jnp.arange(B))
 
         return jax.value_and_grad(loss)
 
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace, cores: int) -> None:
         return nnx.merge(graphdef, params).project(x)
 
     def loss(params, q, d):
-        return info_nce(projected_maxsim(project, params, project(params, q), d) / 0.03, jnp.arange(B))
+        return losses.info_nce(projected_maxsim(project, params, project(params, q), d) / 0.03, jnp.arange(B))
 
     compare("again", jax.value_and_grad(loss), plain, (params, *states), cores, options.repeats)
 
