@@ -26,8 +26,8 @@ The same on the embedded model and the pages of `make demo`, in minutes on a CPU
 
 Expected, from the paper: training with the hybrid objective beats models trained for late interaction alone on visual
 documents, in at least 20 % less time; docs/objectives.md has what the embedded model shows. What differs from its code:
-pages that are another query's answer too are no negatives, and max_pixels is lowered so that a page fits in 1,024
-tokens.
+a page that answers another query of the batch, too, is not a negative of it, and max_pixels is lowered so that a page
+fits in 1,024 tokens.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,14 @@ from train.config import OBJECTIVES, TrainConfig, default_config
 
 
 def get_config(arg: str = "hybrid") -> ConfigDict:
-    """The argument is the objective; "tiny," before it takes the embedded model and the pages of `make demo`."""
+    """Returns the run's settings.
+
+    Args:
+      arg: the objective; "tiny," before it takes the embedded model and the pages of `make demo`.
+
+    Raises:
+      ValueError: the objective is unknown.
+    """
     first, _, second = arg.partition(",")
     small, objective = first == "tiny", second or first
     if objective not in OBJECTIVES:
@@ -67,7 +74,7 @@ def get_config(arg: str = "hybrid") -> ConfigDict:
 def _tiny() -> ConfigDict:
     config = tiny.get_config()
     config.steps = 100
-    # The length of a page for queries, too, of which one in a hundred is cut: one compilation.
+    # Queries have the length of a page, which cuts one in a hundred of them: one compilation.
     config.data.max_length = config.data.query_length = config.data.document_length
     config.checkpoint.every = 50
     return config
@@ -93,5 +100,5 @@ def _full_size() -> ConfigDict:
 
 
 def get_eval_fn(config: TrainConfig) -> Callable | None:
-    """Of the embedded model: hit@1 and nDCG@5 of held-out pages, see configs/tiny.py."""
+    """Returns the evaluation of configs/tiny.py for the embedded model, and None for another."""
     return tiny.get_eval_fn(config) if config.model == "tiny" else None

@@ -19,7 +19,7 @@ from train.config import TrainConfig, default_config
 
 
 def get_config(arg: str = "build/demo") -> ConfigDict:
-    """The argument is the folder of the data (in data/pages) and of the run."""
+    """Returns the run's settings; `arg` is the folder of the data (in data/pages) and of the run."""
     config = default_config()
     config.model = "tiny"
     config.output = f"{arg}/run"
@@ -40,7 +40,7 @@ def get_config(arg: str = "build/demo") -> ConfigDict:
 
 
 def get_eval_fn(config: TrainConfig) -> Callable:
-    """hit@1 and nDCG@5 of the held-out pages with the first seed's wording queries."""
+    """Returns what evaluates an encoder: hit@1 and nDCG@5 on held-out pages, with the first seed's wording queries."""
     evaluation = eval_tiny.get_config()
     evaluation.query_seeds, evaluation.meaning = 1, False
     return make_eval_fn(eval_tiny.get_benchmarks(evaluation))

@@ -9,11 +9,11 @@ The adapter is written to runs/vidore/adapter, for
 
 The backbone is frozen; one LayerNorm and one 2048 x 2048 projection are trained on the late-interaction loss alone,
 with the other pages of the batch as negatives: 2 epochs, 8 devices x 64 pairs. Fewer devices: keep batch_size if they
-hold it (it is the number of candidates, so it changes the loss), else pass --config.batch_size.
+hold it (it is the number of candidates, so it changes the loss); otherwise pass --config.batch_size.
 
 Expected, from the paper and not measured here: adapter post-training raises late interaction and the hybrid score
 above the frozen model's on visual documents, where the pooled vector alone has 79.2 (MMEB-V2, 24 tasks, nDCG@5). What
-differs from the paper's code: pages that are another query's answer too are not used as its negatives, and the
+differs from the paper's code: a page that answers another query of the batch, too, is not a negative of it, and the
 LayerNorm's gain is not decayed.
 """
 
@@ -23,7 +23,7 @@ from train.config import default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The run's settings; `arg` is not used."""
+    """Returns the run's settings; `arg` is not used."""
     config = default_config()
     config.model = "Qwen/Qwen3-VL-Embedding-2B"
     config.output = "runs/vidore"

@@ -1,11 +1,11 @@
-"""The paper's adapter run on Qwen3-VL-Embedding-8B (arXiv:2605.24938); the sibling of `configs.vidore`, see there.
+"""The paper's adapter run on Qwen3-VL-Embedding-8B (arXiv:2605.24938); see its sibling `configs/vidore.py`.
 
     python -m train.data --source vidore/colpali_train_set --name colpali --out data     # once, the same as for the 2B
     python -m train.posttrain --config configs/vidore_8b.py
     python -m train.posttrain --config configs/vidore_8b.py --config.resume=True         # after an interruption
 
-The projection is 4096 x 4096. On devices that do not hold 16 GB of bfloat16 weights beside the activations, split them:
---config.mesh.fsdp=8 (the batch stays split over all devices).
+The projection is 4096 x 4096. On devices that do not hold 16 GB of bfloat16 weights beside the activations, split the
+weights by --config.mesh.fsdp=8 (the batch stays split over all devices).
 
 Expected, from the paper and not measured here: as for the 2B; the pooled vector alone has 82.4 on visual documents
 (MMEB-V2, 24 tasks, nDCG@5).
@@ -17,7 +17,7 @@ from configs import vidore
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The run's settings; `arg` is not used."""
+    """Returns the run's settings; `arg` is not used."""
     config = vidore.get_config(arg)
     config.model = "Qwen/Qwen3-VL-Embedding-8B"
     config.output = "runs/vidore_8b"

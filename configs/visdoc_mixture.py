@@ -11,7 +11,7 @@
 The third set brings negatives, 16 a query, of which the first is kept; for the others, the model that is to be trained
 finds them. A data set weighs as much as it has batches, unless `--config.data.name=colpali_mined=2,visrag_mined=1` says
 otherwise. The rest is configs/lora_visdoc.py's hybrid run. The sets themselves were not at hand: that their columns are
-those of `train/data/parquet.py` is known from their cards and from others' code.
+those of `train/data/parquet.py` is known from their cards and from public code.
 
 The same on the embedded model, pages of `make demo`, and pages asked for by their summaries:
 
@@ -34,7 +34,14 @@ LANGUAGES = ("de", "en", "es", "fr", "it")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The argument "tiny" takes the embedded model and its pages."""
+    """Returns the run's settings.
+
+    Args:
+      arg: "tiny" takes the embedded model and its pages; "" takes the public sets.
+
+    Raises:
+      ValueError: the argument is another one.
+    """
     if arg not in ("", "tiny"):
         raise ValueError(f"the argument is '{arg}': give none, or tiny")
     config = lora_visdoc.get_config("tiny,hybrid" if arg else "hybrid")
@@ -48,5 +55,5 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_eval_fn(config: TrainConfig) -> Callable | None:
-    """Of the embedded model: hit@1 and nDCG@5 of held-out pages, see configs/tiny.py."""
+    """Returns the evaluation of configs/tiny.py for the embedded model, and None for another."""
     return lora_visdoc.get_eval_fn(config)
