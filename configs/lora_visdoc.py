@@ -26,7 +26,7 @@ The same on the embedded model and the pages of `make demo`, in minutes on a CPU
 
 Expected, from the paper: training with the hybrid objective beats models trained for late interaction alone on visual
 documents, in at least 20 % less time; docs/objectives.md has what the embedded model shows. What differs from its code:
-a page that answers another query of the batch, too, is not a negative of it, and max_pixels is lowered so that a page
+a page that answers several queries of the batch is a negative of none of them, and max_pixels is lowered so that a page
 fits in 1,024 tokens.
 """
 

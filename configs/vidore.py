@@ -13,7 +13,7 @@ hold it (it is the number of candidates, so it changes the loss); otherwise pass
 
 Expected, from the paper and not measured here: adapter post-training raises late interaction and the hybrid score
 above the frozen model's on visual documents, where the pooled vector alone has 79.2 (MMEB-V2, 24 tasks, nDCG@5). What
-differs from the paper's code: a page that answers another query of the batch, too, is not a negative of it, and the
+differs from the paper's code: a page that answers several queries of the batch is a negative of none of them, and the
 LayerNorm's gain is not decayed.
 """
 
