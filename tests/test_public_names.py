@@ -25,7 +25,6 @@ PENDING = ("eval", "recipes", "benchmarks", "configs")  # importers that are not
 WITHOUT_EXAMPLE = {
     "smart_jax": ("Encoder", "load"),
     "smart_jax.files": (
-        "download",
         "find_adapter",
         "flush",
         "having",
@@ -93,32 +92,9 @@ WITHOUT_EXAMPLE = {
         "place",
         "replicated",
         "sharding_for",
-        "sum_over_processes",
         "to_host",
         "wait_for_all",
     ),
-    "smart_jax.tables": ("Records", "open_parquet", "read_in_order", "shards", "splits"),
-    "train.data": ("Split",),
-    "train.monitor": (
-        "Cost",
-        "HeldOut",
-        "LossGuard",
-        "MetricsLog",
-        "Progress",
-        "Sample",
-        "StopRequest",
-        "Throughput",
-        "WandbLog",
-        "announce",
-        "format_table",
-        "import_wandb",
-        "memory",
-        "peak_flops",
-        "ranking_metrics",
-        "read_metrics",
-        "training_cost",
-    ),
-    "train.objective": ("Encoded", "Objective", "Structure", "TrainBatch"),
 }
 
 

@@ -73,6 +73,12 @@ def download(
     Raises:
       FileNotFoundError: there is no such repository or revision.
       ConnectionError: it is not in the local cache, and the hub is offline or out of reach.
+
+    Example:
+      >>> from unittest.mock import patch
+      >>> with patch("huggingface_hub.snapshot_download", return_value="snapshots/1f2e"):  # instead of the hub
+      ...     download("owner/pages", kind="dataset", patterns=["*.parquet"]).name
+      '1f2e'
     """
     what, flag = ("data set ", "--repo-type dataset ") if kind == "dataset" else ("", "")
     options: dict[str, Any] = {"repo_type": kind} if kind != "model" else {}

@@ -69,7 +69,12 @@ def on_any(flag: bool) -> bool:
 
 
 def sum_over_processes(counts: int | Sequence[int] | np.ndarray) -> np.ndarray:
-    """Returns the sum of integers over the processes, each of which has to call it; int64."""
+    """Returns the sum of integers over the processes, each of which has to call it; int64.
+
+    Example:
+      >>> sum_over_processes([3, 5_000_000_000]).tolist()  # of a single process
+      [3, 5000000000]
+    """
     counts = np.asarray(counts, np.int64)
     if jax.process_count() == 1:
         return counts

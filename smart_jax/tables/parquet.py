@@ -17,22 +17,42 @@ _SHARD = re.compile(r"(?P<split>\w+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0
 
 
 def splits(folder: Path) -> list[str]:
-    """Names of the splits that a folder has parquet files of; none where it is no folder."""
+    """Returns the names of the splits that a folder has parquet files of; none where it is no folder.
+
+    Example:
+      >>> import tempfile
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> (folder / "test-00000-of-00001.parquet").touch()
+      >>> splits(folder), splits(folder / "missing")
+      (['test'], [])
+    """
     matches = (_SHARD.fullmatch(path.name) for path in sorted(folder.glob("*.parquet")))
     return list(dict.fromkeys(match["split"] for match in matches if match))
 
 
 def shards(folder: Path, split: str) -> list[Path]:
-    """The parquet files of a split, in order.
+    """Returns the parquet files of a split, in order.
+
+    Args:
+      folder: with files SPLIT-NUMBER-of-COUNT.parquet, as the hub's `datasets` names them.
+      split: such as "test".
 
     Raises:
       FileNotFoundError: the folder has none, or not all of them.
       ValueError: the files are those of several versions.
+
+    Example:
+      >>> import tempfile
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> (folder / "test-00000-of-00002.parquet").touch()
+      >>> shards(folder, "test")
+      Traceback (most recent call last):
+      FileNotFoundError: ... lacks test-00001-of-00002.parquet: download the rest
     """
-    found = [(match, path) for path in sorted(folder.glob("*.parquet")) if (match := _SHARD.fullmatch(path.name))]
-    mine = [(int(match["number"]), int(match["count"]), path) for match, path in found if match["split"] == split]
+    files = [(match, path) for path in sorted(folder.glob("*.parquet")) if (match := _SHARD.fullmatch(path.name))]
+    mine = [(int(match["number"]), int(match["count"]), path) for match, path in files if match["split"] == split]
     if not mine:
-        others = sorted({match["split"] for match, _ in found})
+        others = sorted({match["split"] for match, _ in files})
         hint = f"; there are files of {', '.join(map(repr, others))}" if others else ""
         raise FileNotFoundError(f"'{folder}' has no file {split}-*-of-*.parquet{hint}")
     count = mine[0][1]
@@ -100,7 +120,15 @@ class Table:
 
 
 class Records:
-    """Reader of single records of parquet files by number, as dicts; holds one row group at a time, as Arrow does."""
+    """Reader of single records of parquet files by number, as dicts; holds one row group at a time, as Arrow does.
+
+    Example:
+      >>> import tempfile
+      >>> file = Path(tempfile.mkdtemp()) / "pages.parquet"
+      >>> pq.write_table(pa.table({"id": ["a", "b"]}), file)
+      >>> Records([open_parquet(file)], ["id"])(1)
+      {'id': 'b'}
+    """
 
     def __init__(self, files: Sequence[pq.ParquetFile], columns: Sequence[str]):
         """Takes open files, see `open_parquet`, and the columns to read."""
@@ -127,6 +155,14 @@ def open_parquet(file: Path) -> pq.ParquetFile:
 
     Raises:
       ValueError: it is no parquet file, or a corrupt one.
+
+    Example:
+      >>> import tempfile
+      >>> file = Path(tempfile.mkdtemp()) / "pages.parquet"
+      >>> pq.write_table(pa.table({"id": ["a", "b"]}), file)
+      >>> with open_parquet(file) as parquet:
+      ...     parquet.metadata.num_rows
+      2
     """
     try:
         return pq.ParquetFile(file, pre_buffer=False)  # which would hold a row group of pages twice
@@ -144,6 +180,13 @@ def read_in_order(file: Path, columns: Sequence[str], *, at_once: int = 32) -> I
 
     Raises:
       ValueError: the file is no parquet file, or a corrupt one; the message names the row group.
+
+    Example:
+      >>> import tempfile
+      >>> file = Path(tempfile.mkdtemp()) / "pages.parquet"
+      >>> pq.write_table(pa.table({"id": ["a", "b"], "text": ["one", "two"]}), file)
+      >>> list(read_in_order(file, ["text"]))
+      [{'text': 'one'}, {'text': 'two'}]
     """
     with open_parquet(file) as parquet:
         for group in range(parquet.num_row_groups):

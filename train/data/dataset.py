@@ -94,7 +94,13 @@ class _Encoded(tfds.decode.SkipDecoding):
 
 
 class Split:
-    """Converted split, of which one example at a time is read from ArrayRecord files; `open_split` opens it."""
+    """Converted split, of which one example at a time is read from ArrayRecord files; `open_split` opens it.
+
+    Example:
+      >>> record = {"id": b"0", "query": b"a query", "text": b"a document", "source": b""}
+      >>> Split([record], "text", None, Path("data/pages"))[0].document
+      {'text': 'a document'}
+    """
 
     def __init__(self, source: Sequence[dict[str, Any]], document: str, negatives: str | None, folder: Path) -> None:
         """Takes the opened records.

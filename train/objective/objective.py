@@ -37,6 +37,13 @@ class TrainBatch:
         [i * K, (i + 1) * K), its positive first.
       document_ids: identity of each document in a few words, equal for equal documents.
       teacher: a teacher's scores of each query's documents, NaN = not scored; None = there is no teacher.
+
+    Example:
+      >>> import numpy as np
+      >>> ids, mask = np.zeros((2, 3), np.int32), np.ones((2, 3), bool)
+      >>> texts = Batch(ids, mask, np.zeros((3, 2, 3), np.int32), mask, ids, None)
+      >>> TrainBatch(texts, texts, np.array([[0], [1]], np.uint32)).document_ids.shape
+      (2, 1)
     """
 
     queries: Batch
@@ -46,7 +53,13 @@ class TrainBatch:
 
 
 class Encoded(NamedTuple):
-    """Vectors of the queries, or of the documents, of a batch; float32 except for `states`."""
+    """Vectors of the queries, or of the documents, of a batch; float32 except for `states`.
+
+    Example:
+      >>> pooled, tokens, mask = jnp.ones((2, 4)), jnp.ones((2, 3, 4)), jnp.ones((2, 3), bool)
+      >>> Encoded(pooled, tokens, mask, pooled, tokens, tokens[:, :, None]).states.shape
+      (2, 3, 1, 4)
+    """
 
     pooled: Float[Array, "B pooled"]  # unit vectors, possibly truncated
     tokens: Float[Array, "B L D"]  # unit vectors
@@ -75,6 +88,16 @@ class Objective:
         dropout.
       chunk_size: rows of queries, or of documents, that pass through the backbone at a time, see
         `train.objective.gradcache`; None = all.
+
+    Example:
+      >>> from train.config import TrainConfig, LossConfig
+      >>> from train.setup import load_encoder, make_objective
+      >>> from smart_jax.runtime import make_mesh
+      >>> config = TrainConfig(model="tiny", loss=LossConfig(objective="late"))
+      >>> mesh = make_mesh(devices=jax.devices()[:1])
+      >>> params, frozen, objective = make_objective(config, load_encoder(config, mesh), mesh, steps=10)
+      >>> sorted(params), objective.partition.trains_backbone
+      (['adapter.norm.bias', 'adapter.norm.scale', 'adapter.proj.kernel'], False)
     """
 
     config: LossConfig
