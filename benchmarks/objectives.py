@@ -1,15 +1,15 @@
-"""What training by each objective gives and takes: `python -m benchmarks.objectives --out build/objectives`.
+"""Quality and time of training by each objective: `python -m benchmarks.objectives --out build/objectives`.
 
-On the embedded model, from the same start, on the same pages and in equal steps: LoRA by the objectives pooled, late
-and hybrid (configs/lora_visdoc.py:tiny,OBJECTIVE), and the adapter by the objective late (configs/tiny.py), each from
-several seeds. LoRA by the objective late is a multi-vector model; SMART (arXiv:2605.24938) says that the hybrid
+The embedded model is trained from the same start, on the same pages and in equal steps: LoRA by the objectives pooled,
+late and hybrid (configs/lora_visdoc.py:tiny,OBJECTIVE), and the adapter by the objective late (configs/tiny.py), each
+from several seeds. LoRA by the objective late is a multi-vector model; SMART (arXiv:2605.24938) says that the hybrid
 objective reaches its quality in at least 20 % less time.
 
-Each run is trained in a process of its own on one core, side by side on `--cores`, all four of a seed before the next
-seed's. At intervals it is evaluated on held-out pages. The clock is the process's CPU time, which stands still then
+Each run is trained in a process of its own on one core, side by side on `--cores`, all four of a seed before those of
+the next. At intervals it is evaluated on held-out pages; the clock, which is the process's CPU time, stands still then
 (and while up to three batches are prepared ahead). Compilation is left out: programs come from a cache that is filled
-first, when updates of all four are timed, interleaved in one process. A run that is finished is not run again; one that
-was cut off starts anew. The folder gets objectives.json, objectives.md and objectives.png.
+first, when updates of all four runs are timed, interleaved in one process. A finished run is not run again, and one
+that was cut off starts anew. The folder gets objectives.json, objectives.md and objectives.png.
 
 All that could be chosen by the result is in `Settings` and SEEDS, fixed before the first run, and in the config files.
 """
@@ -33,22 +33,23 @@ from typing import Any
 from benchmarks.objectives_report import CLAIM, METRICS, MULTI_VECTOR, RUNS, SCORES, START, summarise, write
 from benchmarks.processes import RunError, answer_request, in_process
 
-SEEDS = (0, 1, 2)  # of the order of the pages, and of the start of what is trained
-LONGEST = 6 * 3600  # seconds of a run
+SEEDS = (0, 1, 2)  # seeds of the order of the pages, and of the start of what is trained
+LONGEST = 6 * 3600  # seconds after which a run is taken to hang
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What all runs share.
+    """Settings that all runs share.
 
     Attributes:
-      model: where they start: "tiny", or the folder of another model of these pages.
-      steps, batch_size: of each run; 184 batches are an epoch, as in the paper's LoRA runs.
+      model: the model that they start from: "tiny", or the folder of another model of these pages.
+      steps: updates of a run; 184 batches are an epoch, as in the paper's LoRA runs.
+      batch_size: queries of an update.
       every: steps between two evaluations.
       train_pages: pairs of pages and queries made for training.
-      pages: of a benchmark.
-      query_seeds: benchmarks, of as many queries as pages each, drawn anew.
-      timed: updates of each run that are timed.
+      pages: pages of a benchmark.
+      query_seeds: number of benchmarks, each with as many queries as pages, drawn anew.
+      timed: number of updates of each run that are timed.
     """
 
     model: str = "tiny"
@@ -68,29 +69,32 @@ class Settings:
 
 
 class Clock:
-    """CPU seconds of the process and wall seconds, since it was made, less what was spent in `stopped`."""
+    """CPU seconds of the process, and wall-clock seconds, since the clock was made; it can be stopped."""
 
     def __init__(self) -> None:
         self._start = time.process_time(), time.perf_counter()
 
     def read(self) -> dict[str, float]:
+        """Returns "cpu_seconds" and "wall_seconds", without those spent in `stopped`."""
         cpu, wall = self._start
         return {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
+        """Stops the clock in a `with` block."""
         cpu, wall = time.process_time(), time.perf_counter()
         yield
-        own_cpu, own_wall = self._start
-        self._start = own_cpu + time.process_time() - cpu, own_wall + time.perf_counter() - wall
+        start_cpu, start_wall = self._start
+        self._start = start_cpu + time.process_time() - cpu, start_wall + time.perf_counter() - wall
 
 
 def run_folder(out: Path, run: str, seed: int) -> Path:
+    """Returns the folder of a run."""
     return out / "runs" / f"{run.replace(' ', '-')}-{seed}"
 
 
 def run_config(run: str, seed: int, settings: Settings, *, data: Path, output: Path) -> Any:
-    """The `TrainConfig` of a run: that of its config file, but for what all runs share."""
+    """Returns the `TrainConfig` of a run: that of its config file, with the settings that all runs share."""
     from configs import lora_visdoc, tiny
     from train.config import from_config_dict
 
@@ -107,7 +111,7 @@ def run_config(run: str, seed: int, settings: Settings, *, data: Path, output: P
 
 
 def make_data(settings: Settings, out: Path) -> None:
-    """The training pages of `make demo`, in `out`/data; not made again."""
+    """Makes the training pages of `make demo` in `out`/data, unless they are there."""
     from recipes.tiny import Canvas, for_training, training_pairs, write_pairs
     from train.data import convert
 
@@ -120,7 +124,7 @@ def make_data(settings: Settings, out: Path) -> None:
 
 
 def benchmarks_of(settings: Settings) -> list[Any]:
-    """The wording benchmarks of configs/eval_tiny.py."""
+    """Returns the wording benchmarks of configs/eval_tiny.py."""
     from configs import eval_tiny
 
     config = eval_tiny.get_config()
@@ -129,7 +133,7 @@ def benchmarks_of(settings: Settings) -> list[Any]:
 
 
 def evaluate(encoder: Any, benchmarks: Sequence[Any]) -> list[Any]:
-    """pooled, late and hybrid on each benchmark, of what the encoder gives: with an adapter its tokens."""
+    """Returns pooled, late and hybrid scores on each benchmark; an encoder with an adapter gives its tokens."""
     from eval.evaluate import run_benchmark
 
     how: dict[str, Any] = {"rows": SCORES, "metrics": METRICS, "progress": False}
@@ -137,13 +141,13 @@ def evaluate(encoder: Any, benchmarks: Sequence[Any]) -> list[Any]:
 
 
 def point(results: Sequence[Any]) -> dict[str, float]:
-    """Means over the benchmarks by "SCORE/METRIC"."""
+    """Returns means over the benchmarks by "SCORE/METRIC"."""
     keys = [(score, metric) for score in SCORES for metric in METRICS]
     return {f"{s}/{m}": sum(result.mean(s, m) for result in results) / len(results) for s, m in keys}
 
 
 def per_query(results: Sequence[Any]) -> list[dict[str, Any]]:
-    """Results as JSON values."""
+    """Returns the results as JSON values."""
     return [
         {
             "benchmark": result.benchmark,
@@ -156,7 +160,7 @@ def per_query(results: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def measure_start(request: dict[str, Any]) -> None:
-    """The embedded model as it is."""
+    """Measures the model that the runs start from."""
     import smart_jax
 
     settings, out = _read(request)
@@ -166,7 +170,7 @@ def measure_start(request: dict[str, Any]) -> None:
 
 
 def train_and_measure(request: dict[str, Any]) -> None:
-    """One run: figures at intervals, with the time until then, and of its exported weights."""
+    """Makes a run, and writes its figures at intervals, with the time until then, and those of the exported weights."""
     import smart_jax
     from train.monitor import read_metrics
     from train.posttrain import train
@@ -197,7 +201,7 @@ def train_and_measure(request: dict[str, Any]) -> None:
 
 
 def time_updates(request: dict[str, Any]) -> None:
-    """CPU and wall milliseconds of an update of each run, on one batch, interleaved; fills the cache of programs."""
+    """Measures milliseconds of single updates of each run, interleaved, which also fills the cache of programs."""
     import jax
 
     from smart_jax.runtime import make_mesh
@@ -213,13 +217,13 @@ def time_updates(request: dict[str, Any]) -> None:
             config = run_config(name, SEEDS[0], settings, data=out / "data", output=output)
             training = Training(config, mesh, settings.steps)
             updates[name] = training, next(training.batcher.prepare(open_data(config, mesh))).batch
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
+        times: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
         for _ in range(1 + settings.timed):  # the first compiles
             for name, (training, batch) in updates.items():
                 clock = Clock()
                 jax.block_until_ready(training.update(batch))
-                found[name].append({unit: 1e3 * x for unit, x in clock.read().items()})
-    _write(out / "runs" / "updates.json", settings, {name: times[1:] for name, times in found.items()})
+                times[name].append({unit: 1e3 * x for unit, x in clock.read().items()})
+    _write(out / "runs" / "updates.json", settings, {name: of_run[1:] for name, of_run in times.items()})
 
 
 TASKS = {"start": measure_start, "updates": time_updates, "train": train_and_measure}
@@ -229,10 +233,10 @@ def _read(request: dict[str, Any]) -> tuple[Settings, Path]:
     return Settings(**request["settings"]), Path(request["out"])
 
 
-def _write(path: Path, settings: Settings, found: dict[str, Any]) -> None:
+def _write(path: Path, settings: Settings, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps({"settings": dataclasses.asdict(settings)} | found) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps({"settings": dataclasses.asdict(settings)} | result) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -248,20 +252,20 @@ def _result_file(out: Path, run: str, seed: int) -> Path:
 
 
 def finished(path: Path, settings: Settings) -> dict[str, Any] | None:
-    """What a job wrote; None = it has not been done.
+    """Reads the result of a job; None = the job is still to be done.
 
     Raises:
       ValueError: it was done with other settings.
     """
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    result = json.loads(path.read_text(encoding="utf-8"))
     wanted = dataclasses.asdict(settings)
     if differ := [
-        f"{name} {found['settings'].get(name)}" for name in wanted if found["settings"].get(name) != wanted[name]
+        f"{name} {result['settings'].get(name)}" for name in wanted if result["settings"].get(name) != wanted[name]
     ]:
         raise ValueError(f"{path} was made with {', '.join(differ)}: choose another --out, or delete {path.parent}")
-    return found
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +279,7 @@ class Job:
 
 
 def jobs(out: Path, runs: Sequence[str], seeds: Sequence[int]) -> list[list[Job]]:
-    """In stages: the start and the updates, then the runs."""
+    """Returns the jobs in two stages: the start and the updates, then the runs."""
     folder = out / "runs"
     first = [Job("updates", "updates", folder / "updates.json"), Job(START, "start", folder / f"{START}.json")]
     train = [
@@ -287,11 +291,11 @@ def jobs(out: Path, runs: Sequence[str], seeds: Sequence[int]) -> list[list[Job]
 
 
 def do(stage: Sequence[Job], settings: Settings, out: Path, cores: Sequence[int]) -> dict[str, Any]:
-    """Results by job, those that are there or else done now, one at a time on each core.
+    """Does the jobs of a stage that are still to be done, one at a time on each core, and returns results by job.
 
     Raises:
-      ValueError: as `finished`.
-      RunError: some failed; the others were done first.
+      ValueError: see `finished`.
+      RunError: some jobs failed; the others were done first.
     """
     done = {job.name: finished(job.file, settings) for job in stage}
     free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -326,11 +330,15 @@ def do(stage: Sequence[Job], settings: Settings, out: Path, cores: Sequence[int]
 def run(
     settings: Settings, out: Path, cores: Sequence[int], *, runs: Sequence[str] = RUNS, seeds: Sequence[int] = SEEDS
 ) -> dict[str, Any]:
-    """Does all that is missing, writes the report to `out` and returns its summary with "files" added.
+    """Does all jobs that are still to be done, and writes the report to `out`.
+
+    Returns:
+      The report's summary, with its "files" added.
 
     Raises:
-      ValueError: a run is unknown, one of the two that are compared is missing; no seeds, or one twice; as `finished`.
-      RunError: as `do`.
+      ValueError: a run is unknown, one of the two that are compared is missing, there is no seed, or a seed is given
+        twice; see also `finished`.
+      RunError: see `do`.
     """
     if unknown := [name for name in runs if name not in RUNS]:
         raise ValueError(f"unknown runs {', '.join(unknown)}: there are {', '.join(RUNS)}")
@@ -342,8 +350,8 @@ def run(
     done: dict[str, Any] = {}
     for stage in jobs(out, runs, seeds):
         done |= do(stage, settings, out, cores)
-    found = {run: [done[f"{run}, seed {seed}"] for seed in seeds] for run in runs}
-    summary = summarise(dataclasses.asdict(settings) | {"seeds": list(seeds)}, done[START], done["updates"], found)
+    results = {run: [done[f"{run}, seed {seed}"] for seed in seeds] for run in runs}
+    summary = summarise(dataclasses.asdict(settings) | {"seeds": list(seeds)}, done[START], done["updates"], results)
     return summary | {"files": write(summary, out)}
 
 

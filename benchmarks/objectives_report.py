@@ -1,4 +1,4 @@
-"""The report of `benchmarks.objectives`: tables, when each run reaches the multi-vector model's quality, and a plot."""
+"""The report of `benchmarks.objectives`: tables, the time to the multi-vector model's quality, and a plot."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METRICS = ("ndcg@5", "hit@1")
 RUNS = ("lora pooled", "lora late", "lora hybrid", "adapter late")
 START = "untrained"
 MULTI_VECTOR = ("lora late", "late")  # the run and the score whose last figure is to be reached
-CLAIM = ("lora hybrid", "hybrid")  # by these, in at least CLAIMED less time
+CLAIM = ("lora hybrid", "hybrid")  # the run and the score that the paper says to reach it in at least CLAIMED less time
 CLAIMED = 0.2
 OTHERS = (
     ("lora hybrid", "late"),
@@ -44,7 +44,7 @@ Run = Mapping[str, Any]  # "curve", and "results" of each benchmark
 def summarise(
     settings: Mapping[str, Any], start: Run, updates: Mapping[str, Any], runs: Mapping[str, Sequence[Run]]
 ) -> dict[str, Any]:
-    """All figures, ready for JSON.
+    """Returns all figures, ready for JSON.
 
     Args:
       settings: `benchmarks.objectives.Settings`, and "seeds".
@@ -91,12 +91,12 @@ def _key(run: str, score: str) -> str:
 
 
 def _last(run: Run, score: str, metric: str) -> float:
-    """Mean over the benchmarks of a run's last figures."""
+    """Returns the mean over the benchmarks of a run's last figures."""
     return mean(float(np.mean(result["values"][score][metric])) for result in run["results"])
 
 
 def _averaged(groups: Mapping[str, Sequence[Run]]) -> list[Result]:
-    """Each query's figures, averaged over the seeds, as rows of one result for each benchmark."""
+    """Returns a result for each benchmark, whose methods are the runs' scores, averaged over seeds query by query."""
     first = next(iter(groups.values()))[0]["results"]
     made = []
     for i, benchmark in enumerate(first):
@@ -112,7 +112,7 @@ def _averaged(groups: Mapping[str, Sequence[Run]]) -> list[Result]:
 
 
 def _times(runs: Sequence[Run], updates: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Seconds of whole runs, evaluations left out, and milliseconds of an update: median, least and most."""
+    """Returns seconds of whole runs without evaluations, and milliseconds of an update: median, least and most."""
     units = ("cpu_seconds", "wall_seconds")
     whole = {unit: [run["curve"][-1][unit] for run in runs] for unit in units}
     found = {unit: [update[unit] for update in updates] for unit in units}
@@ -123,12 +123,12 @@ def _times(runs: Sequence[Run], updates: Sequence[Mapping[str, float]]) -> dict[
 
 
 def first_reaching(curve: Curve, name: str, target: float) -> Mapping[str, float] | None:
-    """The first evaluation whose figure is at least the target; None = there is none."""
+    """Returns the first evaluation whose figure is at least the target; None = there is none."""
     return next((point for point in curve if point[name] >= target), None)
 
 
 def reaching(start: Run, runs: Mapping[str, Sequence[Run]], run: str, score: str) -> dict[str, Any]:
-    """When a run's score first reaches the last figure of the multi-vector run of the same seed.
+    """Returns when a run's score first reaches the last figure of the multi-vector run of the same seed.
 
     The untrained model counts as the evaluation at step 0, except for an adapter, which starts from other tokens.
 
@@ -158,7 +158,7 @@ def _saved(point: Mapping[str, float], other: Mapping[str, float] | None) -> dic
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
-    """What is found of the claim, in a sentence or three."""
+    """Returns what the figures say of the claim, in one to three sentences."""
     found = summary["reaching"][0]["seeds"]
     reached = [seed for seed in found if "step" in seed]
     steps, total = summary["settings"]["steps"], len(found)
@@ -191,7 +191,7 @@ def _share(values: Sequence[float]) -> str:
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """Tables of the scores, of differences, of time, and of when the multi-vector model's quality is reached."""
+    """Returns tables of scores, differences, times, and of the time to the multi-vector model's quality."""
     settings = summary["settings"]
     parts = [verdict(summary)]
     for metric in METRICS:
@@ -256,7 +256,7 @@ def _cell(figure: Mapping[str, Any]) -> str:
 
 
 def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """objectives.json, objectives.md and objectives.png in the folder: their paths."""
+    """Writes objectives.json, objectives.md and objectives.png to the folder, and returns their paths."""
     paths = {name: folder / name for name in ("objectives.json", "objectives.md", "objectives.png")}
     paths["objectives.json"].write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     paths["objectives.md"].write_text(markdown(summary), encoding="utf-8")
@@ -265,7 +265,7 @@ def write(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
 
 
 def plot(summary: Mapping[str, Any], path: Path) -> None:
-    """Each score over the CPU time of training: means of the seeds as lines, their range as bands."""
+    """Plots each score over the CPU time of training: means of the seeds as lines, their range as bands."""
     figure = Figure(figsize=(10.4, 3.6), layout="constrained")
     start, metric = summary["curves"][START][0][0], METRICS[0]
     last = mean(summary["table"][MULTI_VECTOR[0]][MULTI_VECTOR[1]][metric]["seeds"])

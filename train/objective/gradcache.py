@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from smart_jax.models import Batch, Hidden, batch_axes
 from smart_jax.runtime import BATCH
-from smart_jax.typing import Array
 
 Compute = Callable[[Any, Batch, Int[Array, " c"]], Hidden]
 
