@@ -13,7 +13,7 @@ from recipes.tiny.canvas import Canvas
 from recipes.tiny.docstrings import Docstring
 from recipes.tiny.queries import wording_query
 from recipes.tiny.typeset import CELL_HEIGHT, CELL_WIDTH, grid_codes, typeset_grid, wrap
-from smart_jax.encoder import Encoder
+from smart_jax import Encoder
 from smart_jax.models import Batch
 
 
