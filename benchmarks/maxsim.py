@@ -99,6 +99,7 @@ def compiled_memory(request: dict[str, Any]) -> dict[str, int]:
 
 
 def wanted(name: str, only: list[str]) -> bool:
+    """Tells whether `--only` names an implementation, or a group of them; nothing named means all."""
     return not only or any(name == o or name.startswith(o + "-") for o in only)
 
 
@@ -120,6 +121,7 @@ def choose(workload: Workload, name: str, core: int, saved: Path) -> dict[str, d
 
 
 def compare(workload: Workload, only: list[str], repeats: int, core: int) -> None:
+    """Prints the table of a workload: time, memory and error of each implementation."""
     from benchmarks.maxsim_peers import IMPLEMENTATIONS, K
 
     names = [n for n, i in IMPLEMENTATIONS.items() if getattr(i, workload.kind) and wanted(n, only)]
@@ -162,11 +164,13 @@ def compare(workload: Workload, only: list[str], repeats: int, core: int) -> Non
 
 
 def spread(seconds: list[float]) -> str:
+    """Writes median, minimum and maximum in milliseconds."""
     ms = [t * 1e3 for t in seconds]
     return f"{statistics.median(ms):.1f} [{min(ms):.1f}, {max(ms):.1f}]"
 
 
 def print_compiled_memory(workload: Workload, core: int) -> None:
+    """Prints the temporary memory that each compiled program asks for."""
     print("| | temporary memory, MiB |")
     print("| --- | ---: |")
     for name, size in in_process("compiled_memory", core, workload=vars(workload)).items():
@@ -175,6 +179,7 @@ def print_compiled_memory(workload: Workload, core: int) -> None:
 
 
 def print_stream(workload: Workload, folder: Path, repeats: int, core: int) -> None:
+    """Prints the table of scores of a store that is mapped from disk."""
     found = in_process("stream", core, workload=vars(workload), folder=str(folder), repeats=repeats)
     size = found["bytes"]
     print(f"float16 store of {size / 1e9:.2f} GB, mapped from disk; cold = dropped from the system's cache before.\n")
@@ -192,6 +197,7 @@ def print_stream(workload: Workload, folder: Path, repeats: int, core: int) -> N
 
 
 def machine() -> str:
+    """Names the processor and the packages' versions."""
     cpu = platform.processor()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -208,6 +214,7 @@ def machine() -> str:
 
 
 def elsewhere(module: str, name: str) -> Callable[[dict[str, Any]], Any]:
+    """Returns a task that imports its module when it is run."""
     return lambda request: getattr(importlib.import_module(f"benchmarks.{module}"), name)(request)
 
 
@@ -222,6 +229,7 @@ TASKS = {
 
 
 def main() -> None:
+    """Runs the workloads that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", default=DEFAULT, help="of W1 to W7, by commas; W7 is left out by default")
     parser.add_argument("--only", default="", help="implementations, by commas: ours, blas, maxsim-cpu, pylate, ...")

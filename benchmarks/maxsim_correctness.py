@@ -19,33 +19,39 @@ TOLERANCE = 1e-5  # of the error, relative to the largest score if that is above
 
 
 def ragged(lengths: list[int], width: int = 128, queries: int = 3, query_tokens: int = 5) -> Data:
+    """Draws queries and documents of these lengths."""
     rng = np.random.default_rng(0)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Data(unit(rng, queries, query_tokens, width), unit(rng, int(offsets[-1]), width), offsets)
 
 
 def negative(lengths: list[int]) -> Data:
+    """Draws tokens all of whose products are negative."""
     data = ragged(lengths)
     return replace(data, queries=np.abs(data.queries), tokens=-np.abs(data.tokens))
 
 
 def with_nan() -> Data:
+    """Draws documents one of which holds a NaN."""
     data = ragged([4, 9, 6])
     data.tokens[5, 3] = np.nan  # of document 1
     return data
 
 
 def half() -> Data:
+    """Draws wide tokens in float16."""
     data = ragged([300, 700, 40], 2048, query_tokens=32)
     return replace(data, queries=data.queries.astype(np.float16), tokens=data.tokens.astype(np.float16))
 
 
 def long_vectors() -> Data:
+    """Draws vectors that are not of unit length."""
     data = ragged([4, 9, 6])
     return replace(data, queries=100 * data.queries, tokens=100 * data.tokens)
 
 
 def strided() -> Data:
+    """Draws documents' tokens that are not contiguous."""
     data = ragged([4, 9, 6])
     return replace(data, tokens=np.asfortranarray(data.tokens))
 
@@ -68,12 +74,14 @@ CASES: dict[str, Callable[[], Data]] = {
 
 
 def score_lists(data: Data) -> Call:
+    """Prepares `smart_jax.score` of lists of arrays."""
     from smart_jax import score
 
     return lambda: score(list(data.queries), data.documents)
 
 
 def maxsim_masked(data: Data) -> Call:
+    """Prepares `smart_jax.maxsim` of padded documents and their mask."""
     from smart_jax import maxsim
 
     documents, mask = data.padded
@@ -108,6 +116,7 @@ def verdict(request: dict[str, Any]) -> str:
 
 
 def print_correctness(core: int) -> None:
+    """Prints what each implementation makes of each case."""
     print("| | " + " | ".join(SCORERS) + " |\n| --- |" + " --- |" * len(SCORERS))
     for case in CASES:
         cells = [in_process_or_note("verdict", core, case=case, scorer=scorer) for scorer in SCORERS]
@@ -173,6 +182,7 @@ PRECISION = ((128, (50, 150)), (2048, (20, 60)))  # widths and tokens of documen
 
 
 def print_precision(core: int) -> None:
+    """Prints the errors of each dtype of stored tokens, by width."""
     for width, lengths in PRECISION:
         found = in_process_or_note("precision", core, width=width, lengths=lengths)
         if isinstance(found, str):

@@ -32,10 +32,12 @@ class Data:
 
     @property
     def lengths(self) -> np.ndarray:
+        """Number of tokens of each document."""
         return np.diff(self.offsets)
 
     @cached_property
     def documents(self) -> list[np.ndarray]:
+        """Each document's tokens."""
         return [self.tokens[a:b] for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
 
     @cached_property
@@ -58,6 +60,8 @@ Ways = dict[str, Callable[[Data], Call]]
 
 @dataclass(frozen=True)
 class Implementation:
+    """One row of a table: what it is called, and its ways to do each kind of work."""
+
     title: str
     score: Ways = field(default_factory=dict)
     search: Ways = field(default_factory=dict)
@@ -101,17 +105,20 @@ def bare_import(module: str, *packages: str) -> Any:
 
 
 def embeddings(tokens: np.ndarray, offsets: np.ndarray, dtype: str = "float32") -> Any:
+    """Returns packed documents as `smart_jax.Embeddings`."""
     from smart_jax import Embeddings
 
     return Embeddings(tokens[offsets[:-1]], tokens, offsets).astype(np.dtype(dtype))  # pooled vectors: not used
 
 
 def embedded_queries(data: Data) -> Any:
+    """Returns the queries as `smart_jax.Embeddings`."""
     count, length, width = data.queries.shape
     return embeddings(data.queries.reshape(-1, width), np.arange(count + 1) * length)
 
 
 def ours_score(data: Data) -> Call:
+    """Prepares `smart_jax.score`, late interaction alone."""
     from smart_jax import score
 
     q, d = embedded_queries(data), embeddings(data.tokens, data.offsets)
@@ -119,6 +126,8 @@ def ours_score(data: Data) -> Call:
 
 
 def ours_search(dtype: str) -> Ways:
+    """Returns `smart_jax.search` over documents of this dtype."""
+
     def prepare(data: Data) -> Call:
         from smart_jax import search
 
@@ -145,12 +154,14 @@ def info_nce_gradient(score: Callable) -> Callable:
 
 
 def dense_maxsim(q, d):
+    """Returns scores by way of all similarities at once."""
     import jax.numpy as jnp
 
     return jnp.einsum("bpd,nld->bpnl", q, d, precision="highest").max(axis=-1).mean(axis=1)
 
 
 def jax_train(score: Callable, data: Data) -> Call:
+    """Prepares the gradient of InfoNCE over scores that jax computes."""
     import jax
 
     q, d = jax.device_put((data.queries, data.batch))
@@ -164,6 +175,7 @@ def jax_train(score: Callable, data: Data) -> Call:
 
 
 def ours_train(data: Data) -> Call:
+    """Prepares the gradient through `smart_jax.maxsim`."""
     from smart_jax import maxsim
 
     return jax_train(maxsim, data)
@@ -173,6 +185,8 @@ def ours_train(data: Data) -> Call:
 
 
 def blas_score(data: Data) -> Call:
+    """Prepares a loop over queries and documents around NumPy's matrix product."""
+
     def run():
         scores = np.empty((len(data.queries), len(data.documents)), np.float32)
         for b, query in enumerate(data.queries):
@@ -215,6 +229,7 @@ def gemm_numpy(data: Data, rows: int) -> Call:
 
 
 def gemm_torch(data: Data, rows: int) -> Call:
+    """Prepares torch's matrix products alone, without maxima: a bound on the time."""
     import torch
 
     q, tokens = torch.from_numpy(data.queries.reshape(-1, data.queries.shape[2])), torch.from_numpy(data.tokens)
@@ -235,6 +250,7 @@ def gemm_torch(data: Data, rows: int) -> Call:
 
 
 def maxsim_cpu_score(data: Data) -> Call:
+    """Prepares maxsim-cpu's scores."""
     import maxsim_cpu
 
     length = data.queries.shape[1]
@@ -246,12 +262,15 @@ def maxsim_cpu_score(data: Data) -> Call:
 
 
 def torch_queries(data: Data) -> Any:
+    """Returns the queries as a torch tensor that shares their memory."""
     import torch
 
     return torch.from_numpy(data.queries)
 
 
 def colpali_score(batch: int) -> Callable[[Data], Call]:
+    """Returns colpali-engine's scores in batches of this size."""
+
     def prepare(data: Data) -> Call:
         import torch
 
@@ -265,14 +284,17 @@ def colpali_score(batch: int) -> Callable[[Data], Call]:
 
 
 def pylate_scores() -> Callable:
+    """Imports PyLate's scores without the rest of the package."""
     return bare_import("pylate.scores.colbert", "pylate.scores", "pylate.utils").colbert_scores
 
 
 def pylate_score(chunk: int | None) -> Callable[[Data], Call]:
+    """Returns PyLate's scores in chunks of this many documents."""
     return in_chunks(pylate_scores, chunk)
 
 
 def lik_scorer() -> Callable:
+    """Makes the scorer of late-interaction-kernels."""
     from late_interaction_kernels import MaxSimScorer
 
     scorer = MaxSimScorer(normalize=False)
@@ -303,6 +325,7 @@ def in_chunks(scorer: Callable[[], Callable], chunk: int | None) -> Callable[[Da
 
 
 def lik_pairs(data: Data) -> Call:
+    """Prepares late-interaction-kernels' scores of padded pairs."""
     import torch
     from late_interaction_kernels import maxsim_padded
 
@@ -318,6 +341,8 @@ def lik_pairs(data: Data) -> Call:
 
 
 def lik_search(chunk: int | None) -> Callable[[Data], Call]:
+    """Returns late-interaction-kernels' search in chunks of this many documents."""
+
     def prepare(data: Data) -> Call:
         import torch
         from late_interaction_kernels import retrieve
@@ -335,6 +360,8 @@ def lik_search(chunk: int | None) -> Callable[[Data], Call]:
 
 
 def torch_train(loss_of: Callable[[], Callable]) -> Ways:
+    """Returns the gradient of a loss that torch computes."""
+
     def prepare(data: Data) -> Call:
         import torch
 
@@ -368,17 +395,20 @@ def cross_entropy_of(scores: Callable[[], Callable]) -> Callable[[], Callable]:
 
 
 def colpali_loss() -> Callable:
+    """Makes colpali-engine's contrastive loss."""
     losses = bare_import("colpali_engine.loss.late_interaction_losses", "colpali_engine", "colpali_engine.loss")
     return losses.ColbertLoss(temperature=TEMPERATURE)
 
 
 def lik_trainer() -> Callable:
+    """Makes late-interaction-kernels' differentiable scorer."""
     from late_interaction_kernels import MaxSimScorer
 
     return MaxSimScorer(normalize=False)
 
 
 def lance_search(data: Data) -> Call:
+    """Prepares LanceDB's exact search of multi-vectors."""
     import lancedb
     import pyarrow as pa
 
@@ -405,6 +435,7 @@ def lance_search(data: Data) -> Call:
 
 
 def qdrant_search(data: Data) -> Call:
+    """Prepares Qdrant's exact search of multi-vectors, in memory."""
     from qdrant_client import QdrantClient, models
 
     client = QdrantClient(":memory:")

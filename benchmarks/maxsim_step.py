@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 
 def cpu_seconds(run: Callable[[], object]) -> float:
+    """Returns the CPU time of one call, until its result is there."""
     import jax
 
     started = time.process_time()
@@ -26,6 +27,7 @@ def cpu_seconds(run: Callable[[], object]) -> float:
 
 
 def compare(name: str, ours, dense, inputs: tuple, cores: int, repeats: int) -> None:
+    """Prints time, memory and difference of two ways to compute the same."""
     import jax
     import numpy as np
 
@@ -52,6 +54,7 @@ def compare(name: str, ours, dense, inputs: tuple, cores: int, repeats: int) -> 
 
 
 def run(options: argparse.Namespace, cores: int) -> None:
+    """Compares the steps of a frozen backbone and of a projection."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -97,6 +100,7 @@ def run(options: argparse.Namespace, cores: int) -> None:
 
 
 def main() -> None:
+    """Runs the comparison on the cores that the command line allows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)

@@ -7,6 +7,7 @@ from typing import Any
 
 
 def unit(rng: Any, *shape: int) -> Any:
+    """Draws unit vectors in float32."""
     import numpy as np
 
     x = rng.standard_normal(shape, dtype=np.float32)
@@ -17,6 +18,8 @@ def unit(rng: Any, *shape: int) -> Any:
 
 @dataclass(frozen=True)
 class Workload:
+    """What is scored: how many queries and documents, of which lengths and width."""
+
     kind: str  # score, search or train
     queries: int
     query_tokens: int
@@ -25,6 +28,7 @@ class Workload:
     width: int
 
     def scaled(self, scale: float) -> Workload:
+        """Returns the workload with so many times the documents."""
         documents = max(2, round(self.documents * scale))
         queries = documents if self.kind == "train" else self.queries
         return Workload(self.kind, queries, self.query_tokens, documents, self.lengths, self.width)
