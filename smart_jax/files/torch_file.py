@@ -14,7 +14,7 @@ import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +66,16 @@ class _Tensor(NamedTuple):
 
 
 class _RebuildTensor(NamedTuple):
-    def __call__(self, storage, offset, shape, strides, requires_grad=False, hooks=None, metadata=None) -> _Tensor:
+    def __call__(
+        self,
+        storage: Any,
+        offset: Any,
+        shape: Any,
+        strides: Any,
+        requires_grad: Any = False,
+        hooks: Any = None,
+        metadata: Any = None,
+    ) -> _Tensor:
         sizes = [offset, *shape, *strides]
         if not isinstance(storage, _Storage) or any(type(size) is not int or size < 0 for size in sizes):
             raise TorchFileError("a tensor's storage, offset, shape or strides are invalid")
@@ -78,7 +87,7 @@ class _RebuildTensor(NamedTuple):
 
 
 class _RebuildParameter(NamedTuple):
-    def __call__(self, data, requires_grad=False, hooks=None) -> _Tensor:
+    def __call__(self, data: Any, requires_grad: Any = False, hooks: Any = None) -> _Tensor:
         if not isinstance(data, _Tensor):
             raise TorchFileError("a parameter holds no tensor")
         return data
@@ -282,7 +291,7 @@ class _Writer:
         else:
             raise TypeError(f"{type(value).__name__} can not be saved: only plain values and NumPy arrays can")
 
-    def sequence(self, start: bytes, values: list | tuple, end: bytes) -> None:
+    def sequence(self, start: bytes, values: Sequence[Any], end: bytes) -> None:
         self.pickle += start
         for value in values:
             self.value(value)

@@ -81,4 +81,4 @@ def sum_over_processes(counts: int | Sequence[int] | np.ndarray) -> np.ndarray:
     # jax would cut 64 bits to 32: high and low halves travel apart.
     halves = np.stack([counts >> 31, counts & (1 << 31) - 1]).astype(np.int32)
     high, low = np.asarray(multihost_utils.process_allgather(halves), np.int64).sum(axis=0)
-    return (high << 31) + low
+    return np.asarray((high << 31) + low)

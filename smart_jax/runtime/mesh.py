@@ -58,7 +58,8 @@ def place(tree: Any, sharding: Any) -> Any:
 
     def put(value: Any, sharding: NamedSharding) -> jax.Array:
         if sharding.is_fully_addressable or (isinstance(value, jax.Array) and not value.is_fully_addressable):
-            return jax.device_put(value, sharding)
+            placed: jax.Array = jax.device_put(value, sharding)
+            return placed
         # device_put would send the whole array around, to see whether all processes have the same one.
         value = np.asarray(value)
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

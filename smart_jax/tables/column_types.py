@@ -12,7 +12,7 @@ def is_list(kind: pa.DataType) -> bool:
       >>> is_list(pa.list_(pa.int32()))
       True
     """
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -22,7 +22,7 @@ def is_number(kind: pa.DataType) -> bool:
       >>> is_number(pa.float32()), is_number(pa.string())
       (True, False)
     """
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -32,7 +32,7 @@ def is_text(kind: pa.DataType) -> bool:
       >>> is_text(pa.large_string())
       True
     """
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def is_binary(kind: pa.DataType) -> bool:
@@ -42,7 +42,7 @@ def is_binary(kind: pa.DataType) -> bool:
       >>> is_binary(pa.binary())
       True
     """
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def is_image(kind: pa.DataType) -> bool:

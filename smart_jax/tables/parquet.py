@@ -147,7 +147,8 @@ class Records:
             file, group = self._groups[at]
             table = file.read_row_group(group, columns=self._columns)
             self._held = (at, table)
-        return table.slice(index - self._starts[at], 1).to_pylist()[0]
+        (record,) = table.slice(index - self._starts[at], 1).to_pylist()
+        return dict(record)
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
@@ -199,6 +200,6 @@ def read_in_order(file: Path, columns: Sequence[str], *, at_once: int = 32) -> I
 
 def _read(file: Path, parquet: pq.ParquetFile, name: str) -> list[Any]:
     try:
-        return parquet.read([name])[name].to_pylist()
+        return list(parquet.read([name])[name].to_pylist())
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"'{file}' is corrupt in column '{name}' ({error}): download it again") from error
