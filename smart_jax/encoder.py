@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +19,19 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import DTypeLike
 from tqdm import tqdm
 
-from smart_jax.files import resolve, resolve_base
-from smart_jax.inputs import AnyPreprocessor, Preprocessor, Row, check_items, open_preprocessor
+from smart_jax.files import Checkpoint, open_checkpoint
+from smart_jax.inputs import (
+    Preprocessor,
+    TokenizedItem,
+    batches_by_length,
+    open_preprocessor,
+    parse_items,
+)
 from smart_jax.models import (
     Batch,
     Grid,
     ModelConfig,
     Params,
-    QwenVLConfig,
     batch_axes,
     checksum,
     load_config,
@@ -35,8 +40,7 @@ from smart_jax.models import (
 from smart_jax.retrieval import LAST, Adapter, Embeddings, States, import_reference
 from smart_jax.runtime import batch_sharding, place, to_host
 
-BATCH_SIZE = 8  # rows per device
-WINDOW = 8  # batches preprocessed and sorted by length at a time: bounds host memory on a long corpus
+BATCH_SIZE = 8  # items per device
 PROGRESS_AFTER_SECONDS = 2.0
 
 
@@ -55,7 +59,7 @@ def load(
 ) -> Encoder:
     """Opens a single-vector retriever for SMART scoring.
 
-    Published models are known by their config.json or name (`smart_jax.inputs.presets`); others say how they are
+    Published models are known by their config.json or name (`smart_jax.inputs.PRESETS`); others say how they are
     prompted and pooled here or in their smart_jax.json, see docs/bring_your_own_model.md.
 
     A PEFT adapter in the folder (LoRA, DoRA) is merged into the weights: into the folder's own or, if it has none, into
@@ -64,54 +68,71 @@ def load(
     Args:
       name_or_path: a local folder in Hugging Face layout, a hub id, or "tiny" (the embedded default).
       adapter: a post-trained token projection: folder of `Adapter.save`, the reference's `adapter.pt`, or an `Adapter`.
-      dtype: of the backbone's parameters and computation; default bfloat16 on TPU and GPU, float32 on CPU.
+      dtype: dtype of the backbone's parameters and computation; default bfloat16 on TPU and GPU, float32 on CPU.
       mesh: devices to work on (`smart_jax.make_mesh()` = all of them, by data); None = the default device.
-      revision: of a hub repository.
-      head: the known model that the checkpoint is one of or comes from, such as "gme".
-      pooling: "last", "mean" or "before:TOKEN"; of a BERT, "mean" or "cls" (None = as the checkpoint's smart_jax.json
+      revision: branch, tag or commit of a hub repository.
+      head: preset to start from: the published model that the checkpoint is or comes from, such as "gme".
+      pooling: "last", "mean" or "before:TOKEN"; for a BERT, "mean" or "cls" (None = as the checkpoint's smart_jax.json
         or 1_Pooling/config.json says).
       prompt: a Jinja template or turns, see `smart_jax.inputs.prompt.Prompt`.
-      settings: any other fields of `smart_jax.inputs.settings.Settings`, of a BERT of `TextSettings`.
-      task: of a checkpoint with an adapter for each of several tasks, such as jina-embeddings-v4 ("retrieval",
-        "text-matching", "code"); None = the first of its task_names.
+      settings: any other fields of `smart_jax.inputs.Settings`, for a BERT of `TextSettings`.
+      task: which adapter is used, where a checkpoint has one for each of several tasks, such as jina-embeddings-v4
+        ("retrieval", "text-matching", "code"); None = the first of its task_names.
 
     Raises:
-      FileNotFoundError, ConnectionError: the checkpoint or one of its files can not be had.
-      ValueError: a file is corrupt, the model_type, the head, the pooling or the task is unknown, a PEFT adapter is of
-        a kind that can not be merged, or weights, config and adapter do not match.
+      FileNotFoundError, ConnectionError: the checkpoint or one of its files cannot be had.
+      ValueError: a file is corrupt, the model_type, the preset, the pooling or the task is unknown, a PEFT adapter is
+        of a kind that cannot be merged, or weights, config and adapter do not match.
+
+    Example:
+      >>> import smart_jax
+      >>> smart_jax.load("tiny")
+      Encoder(qwen3_vl, 2.11 M parameters in float32, 4 blocks of width 192, no adapter, 1 device)
     """
-    folder = resolve(name_or_path, revision=revision)
-    base = resolve_base(folder)
-    config = load_config(folder, base=base, pooling=pooling)
+    checkpoint = open_checkpoint(name_or_path, revision=revision)
+    config = load_config(checkpoint, pooling=pooling)
     given = {"head": head, "pooling": pooling, "prompt": prompt}
     overrides = {name: value for name, value in given.items() if value is not None} | dict(settings or {})
-    preprocessor = open_preprocessor(folder, config, base=base, **overrides)
-    if isinstance(preprocessor, Preprocessor) and isinstance(config, QwenVLConfig):
-        config = dataclasses.replace(config, use_deepstack=preprocessor.settings.deepstack)
+    preprocessor = open_preprocessor(checkpoint, config, **overrides)
+    config = preprocessor.config  # the settings may switch DeepStack off, or name another pooling rule
     adapter = _open_adapter(adapter, config)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    graphdef, params = load_weights(folder, config, dtype=dtype, mesh=mesh, base=base, task=task)
-    return Encoder(config, preprocessor, graphdef, params, adapter=adapter, mesh=mesh, folder=folder)
+    graphdef, params = load_weights(checkpoint, config, dtype=dtype, mesh=mesh, task=task)
+    return Encoder(config, preprocessor, graphdef, params, adapter=adapter, mesh=mesh, checkpoint=checkpoint)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Encoder:
-    """A backbone with its preprocessing and, optionally, an adapter.
+    """A backbone with its preprocessing and, optionally, an adapter; a `Retriever`.
+
+    It is not changed in place: `with_adapter`, `with_params` and `dataclasses.replace` return another one, which shares
+    what stays.
 
     Attributes:
-      config, preprocessor, adapter, mesh, folder: as loaded.
+      config: the backbone's config, as the settings ask for it.
+      preprocessor: turns items into batches.
       graphdef, params: the backbone for `nnx.merge(graphdef, params)`.
+      adapter: trained projection of the token vectors; None = there is none.
+      mesh: devices that it works on; None = the default device.
+      checkpoint: where it was loaded from; None = it was put together by hand.
+
+    Example:
+      >>> import smart_jax
+      >>> model = smart_jax.load("tiny")
+      >>> pages = model.encode_document(["Revenue by region", "A list of errors"], progress=False)
+      >>> smart_jax.score(model.encode_query(["errors"], progress=False), pages).shape
+      (1, 2)
     """
 
     config: ModelConfig
-    preprocessor: AnyPreprocessor
+    preprocessor: Preprocessor
     graphdef: nnx.GraphDef
     params: Params
     _: dataclasses.KW_ONLY
     adapter: Adapter | None = None
     mesh: Mesh | None = None
-    folder: Path | None = None
+    checkpoint: Checkpoint | None = None
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(self.params)
@@ -167,26 +188,25 @@ class Encoder:
         dtype: DTypeLike = np.float32,
         progress: bool | None = None,
     ) -> Embeddings:
-        """Embeds items (str, path, PIL image, array [H, W, 3] uint8, or dict of text / image / images / video /
-        videos / fps / max_frames / instruction, see `smart_jax.inputs.item.parse_item`).
+        """Embeds items.
 
-        The result does not depend on batch size, order or device count beyond rounding (2e-5 in float32).
+        The result does not depend on batch size, order or number of devices beyond rounding (2e-5 in float32).
 
         Args:
-          items: a list; order is kept.
-          instruction: for items that carry none of their own.
+          items: a list of texts, paths, PIL images, uint8 arrays [height, width, 3], or dicts of text, image, images,
+            video, videos, fps, max_frames and instruction, see `smart_jax.inputs.parse_item`; the order is kept.
+          instruction: used for items that carry none of their own.
           query: whether they are queries: their default instruction, prompt and kept tokens may differ.
-          batch_size: rows per batch over all devices; default 8 a device.
-          dtype: of the stored vectors, float32 or float16 (computed in float32 either way).
-          progress: True / False = show a bar or not; None = only if it takes longer than two seconds.
+          batch_size: number of items in a batch over all devices; None = 8 for each device.
+          dtype: dtype of the stored vectors, float32 or float16; they are computed in float32 either way.
+          progress: whether a bar is shown; None = only if encoding takes longer than two seconds.
 
         Returns:
           `Embeddings` with `pooled` [N, H] and packed `tokens` [T, D], L2-normalised.
 
         Raises:
-          ValueError, TypeError, OSError: an item can not be read; the message names the item and the remedy.
+          ValueError, TypeError, OSError: an item cannot be read; the message names the item and the remedy.
         """
-
         how = self._embedding(dtype)
         computed = self._run(items, how, instruction, query, batch_size=batch_size, progress=progress)
         return Embeddings(
@@ -206,18 +226,19 @@ class Encoder:
         dtype: DTypeLike = np.float16,
         progress: bool | None = None,
     ) -> States:
-        """The backbone's states of items, from which embeddings of any kind follow; an adapter is left out.
+        """Returns the backbone's states of items, from which embeddings of any kind follow; an adapter is left out.
 
         Args:
           items, instruction, query, batch_size, dtype, progress: as in `encode`.
-          layers: which, as indices into transformers' `hidden_states`; None = what `encode` scores with: the last,
-            through the model's own head where it has one.
+          layers: indices of layers into transformers' `hidden_states`; None = what `encode` scores with: the last
+            layer, through the model's own head where it has one.
 
         Returns:
           `States` whose `embeddings()` are those of `encode` if the last layer is among them.
 
         Raises:
-          ValueError: a layer that there is not, or is named twice; and as `encode`.
+          ValueError: a layer does not exist or is named twice; and as `encode`.
+          TypeError, OSError: as `encode`.
         """
         chosen = self._layers((LAST,) if layers is None else layers)
         how = _Computation(chosen, own_head=layers is None, dtype=np.dtype(dtype))
@@ -230,7 +251,7 @@ class Encoder:
             ids=np.concatenate([item.ids for item in computed]),
             offsets=_offsets(computed),
             grids=np.array(grids, np.int32).reshape(-1, 4),
-            visual_ids=self._visual_ids,
+            visual_ids=self.preprocessor.visual_ids,
             layers=chosen,
             depth=self.depth,
         )
@@ -238,12 +259,17 @@ class Encoder:
         return states
 
     def fingerprint(self) -> str:
-        """32 hexadecimal digits of the weights, their dtype, the config, and all that preprocessing depends on.
+        """Returns 32 hexadecimal digits of the weights, their dtype, the config, and all that preprocessing depends on.
 
         Equal for encoders that give equal states, up to rounding on other devices. The adapter is left out.
         """
         about = repr((self.config, self.preprocessor.description()))
         return checksum(self.params) + hashlib.blake2b(about.encode(), digest_size=8).hexdigest()
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder that it was loaded from."""
+        return None if self.checkpoint is None else self.checkpoint.folder
 
     @property
     def width(self) -> int:
@@ -267,7 +293,7 @@ class Encoder:
 
     @property
     def _devices(self) -> int:
-        """That share a batch."""
+        """Number of devices that share a batch."""
         return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def _batch_size(self, asked: int | None, items: int) -> int:
@@ -277,14 +303,8 @@ class Encoder:
         rows = min(asked or BATCH_SIZE * self._devices, 1 << (items - 1).bit_length())
         return -(-rows // self._devices) * self._devices
 
-    @property
-    def _visual_ids(self) -> tuple[int, ...]:
-        if not isinstance(self.config, QwenVLConfig):
-            return ()
-        return (self.config.image_token_id, self.config.video_token_id)
-
     def _layers(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """As negative indices; ValueError where a backbone of this depth has no such layers."""
+        """Returns the layers as negative indices; raises ValueError where the backbone has no such layer."""
         count = self.depth + 1
         if outside := [layer for layer in layers if not -count <= layer < count]:
             raise ValueError(
@@ -295,13 +315,12 @@ class Encoder:
             raise ValueError(f"layers {tuple(layers)}: name at least one, and none twice")
         return chosen
 
-    def _grids(self, row: Row) -> list[Grid]:
-        """Of the row's kept visual tokens, which are all of them or none."""
-        if not np.isin(row.input_ids[row.keep], self._visual_ids).any():
+    def _grids(self, item: TokenizedItem) -> list[Grid]:
+        """Returns the sizes of the item's kept visual tokens, which are all of them or none."""
+        if not np.isin(item.input_ids[item.keep], self.preprocessor.visual_ids).any():
             return []
-        assert isinstance(self.preprocessor, Preprocessor)
-        merge = self.preprocessor.images.merge_size
-        return [(t, h // merge, w // merge) for t, h, w in row.grids]
+        merge = self.preprocessor.merge_size
+        return [(t, h // merge, w // merge) for t, h, w in item.grids]
 
     def _run(
         self,
@@ -314,60 +333,49 @@ class Encoder:
         progress: bool | None,
     ) -> list[_Computed]:
         """Returns the vectors of each item, in the order of the items."""
-        items = check_items(items)
-        rows_at_once = self._batch_size(batch_size, len(items))
+        parsed = parse_items(items)
+        rows = self._batch_size(batch_size, len(parsed))
         bar = tqdm(
-            total=len(items),
+            total=len(parsed),
             desc="encode",
             unit="item",
             delay=PROGRESS_AFTER_SECONDS if progress is None else 0,
             disable=progress is False,
         )
         computed: dict[int, _Computed] = {}
+        batches = batches_by_length(
+            self.preprocessor, parsed, rows, instruction=instruction, query=query, shards=self._devices
+        )
         with bar:
-            for rows, vectors in self._pipelined(items, how, instruction, query, rows_at_once):
+            for tokenized, vectors in self._pipelined(batches, how):
                 pooled, states, norms = map(to_host, vectors)
-                for b, (i, row) in enumerate(rows.items()):
-                    kept = np.flatnonzero(row.keep)
-                    ids, grids = row.input_ids[kept], self._grids(row)
+                for b, (i, item) in enumerate(tokenized.items()):
+                    kept = np.flatnonzero(item.keep)
+                    ids, grids = item.input_ids[kept], self._grids(item)
                     computed[i] = _Computed(pooled[b], states[b, kept], norms[b, kept], ids, grids)
-                bar.update(len(rows))
-        return [computed[i] for i in range(len(items))]
+                bar.update(len(tokenized))
+        return [computed[i] for i in range(len(parsed))]
 
     def _pipelined(
-        self, items: Sequence[Any], how: _Computation, instruction: str | None, query: bool, rows_at_once: int
-    ) -> Iterator[tuple[dict[int, Row], Vectors]]:
+        self, batches: Iterable[tuple[dict[int, TokenizedItem], Batch]], how: _Computation
+    ) -> Iterator[tuple[dict[int, TokenizedItem], Vectors]]:
         """Yields results one batch late: the host prepares a batch while the device computes the one before."""
         waiting = None
-        for rows, batch in self._batches(items, instruction, query, rows_at_once):
-            result = rows, self._vectors(batch, how)
+        for tokenized, batch in batches:
+            result = tokenized, self._vectors(batch, how)
             if waiting is not None:
                 yield waiting
             waiting = result
         if waiting is not None:
             yield waiting
 
-    def _batches(
-        self, items: Sequence[Any], instruction: str | None, query: bool, rows_at_once: int
-    ) -> Iterator[tuple[dict[int, Row], Batch]]:
-        for window in _chunks(range(len(items)), WINDOW * rows_at_once):
-            rows = {
-                i: self.preprocessor.row(items[i], instruction=instruction, query=query, name=f"item {i}")
-                for i in window
-            }
-            by_length = sorted(rows, key=lambda i: (len(rows[i].patches), len(rows[i].input_ids)))
-            for indices in _chunks(by_length, rows_at_once):
-                chosen = {i: rows[i] for i in indices}
-                batch = self.preprocessor.collate(list(chosen.values()), batch_size=rows_at_once, shards=self._devices)
-                yield chosen, batch
-
     def embed(self, batch: Batch, *, dtype: DTypeLike = np.float32) -> tuple[jax.Array, jax.Array]:
-        """L2-normalised pooled vectors [B, H] and token vectors [B, L, D] of one batch, on the device."""
+        """Returns L2-normalised pooled vectors [B, H] and token vectors [B, L, D] of one batch, on the device."""
         vectors = self._vectors(batch, self._embedding(dtype))
         return vectors.pooled, vectors.states[:, :, 0]
 
     def _embedding(self, dtype: DTypeLike) -> _Computation:
-        """What makes the model's embeddings: its adapter's layers and projection, or the last states."""
+        """Returns what makes the model's embeddings: its adapter's layers and projection, or the last states."""
         if self.adapter is None:
             return _Computation((LAST,), own_head=True, dtype=np.dtype(dtype))
         layers = self.adapter.config.layers
@@ -432,7 +440,7 @@ def compute(
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """The batch on the mesh, rows split over its data axes."""
+    """Returns the batch on the mesh, its rows split over the data axes."""
     return place(batch, jax.tree.map(lambda axis: batch_sharding(mesh, leading=axis), batch_axes(batch)))
 
 
@@ -452,10 +460,6 @@ def _abbreviated(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.3g}{name}"
     return str(count)
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[i : i + size] for i in range(0, len(items), size))
 
 
 def _open_adapter(adapter: str | Path | Adapter | None, config: ModelConfig) -> Adapter | None:

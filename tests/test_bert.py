@@ -18,7 +18,7 @@ from configs import minilm_pages
 from eval.benchmarks.benchmark import Benchmark
 from eval.run import evaluate
 from smart_jax import encoder as encode
-from smart_jax.files.checkpoint_folder import SINGLE_FILE
+from smart_jax.files.checkpoint import SINGLE_FILE
 from smart_jax.inputs.text import TextPreprocessor
 from smart_jax.models import load_config
 from smart_jax.models.bert_config import read_pooling
@@ -67,7 +67,7 @@ def unit(x):
 
 def states(model, text):
     """Those of one text after the last layer, [CLS] and [SEP] included, not normalised."""
-    row = model.preprocessor.row(text)
+    row = model.preprocessor.tokenize(text)
     batch = jax.device_put(model.preprocessor.collate([row]))
     return np.asarray(nnx.merge(model.graphdef, model.params)(batch).states)[0, : len(row.input_ids), 0]
 
@@ -103,7 +103,7 @@ def test_independent_of_devices(folder, embedded):
 
 
 def test_padding_side_does_not_matter(model):
-    rows = [model.preprocessor.row(text) for text in TEXTS]
+    rows = [model.preprocessor.tokenize(text) for text in TEXTS]
     backbone = nnx.merge(model.graphdef, model.params)
     left, right = (backbone(model.preprocessor.collate(rows, padding_side=side)) for side in ("left", "right"))
     np.testing.assert_allclose(left.pooled, right.pooled, atol=TOLERANCE)
@@ -166,7 +166,7 @@ def test_no_prompt_by_default(model, embedded):
 
 def test_prompts_are_prefixes(tmp_path, embedded):
     model = prompted(tmp_path, {"prompts": {"query": "query: ", "passage": "document: "}})
-    row = model.preprocessor.row
+    row = model.preprocessor.tokenize
     assert words(model, row("oil")) == "document : oil" and words(model, row("oil", instruction="find ")) == "find oil"
     assert words(model, row({"text": "oil", "instruction": "find "}, instruction="query: ")) == "find oil"
     assert_close(model.encode_document(TEXTS, instruction=""), embedded)
@@ -184,10 +184,10 @@ def test_settings_file_comes_before_the_other_files(tmp_path):
     write_json(tmp_path / "smart_jax.json", settings)
     model = smart_jax.load(tmp_path)
     assert model.config.pooling == "cls" and model.preprocessor.length_buckets == (4, 8)
-    assert words(model, model.preprocessor.row("oil " * 20)) == "oil oil oil oil oil oil"
-    assert words(model, model.preprocessor.row("oil", query=True)) == "find oil"
+    assert words(model, model.preprocessor.tokenize("oil " * 20)) == "oil oil oil oil oil oil"
+    assert words(model, model.preprocessor.tokenize("oil", query=True)) == "find oil"
     longer = TextPreprocessor.from_pretrained(tmp_path, model.config, max_length=40)
-    assert len(longer.row("oil " * 99).input_ids) == 40
+    assert len(longer.tokenize("oil " * 99).input_ids) == 40
 
 
 def test_length_is_that_of_the_positions_without_a_file(tmp_path):
@@ -198,7 +198,7 @@ def test_length_is_that_of_the_positions_without_a_file(tmp_path):
 
 
 def test_several_texts_are_joined(model):
-    assert words(model, model.preprocessor.row({"text": ["oil", "pump"]})) == "oil pump"
+    assert words(model, model.preprocessor.tokenize({"text": ["oil", "pump"]})) == "oil pump"
 
 
 # --- training and evaluation -------------------------------------------------------------------------------------
@@ -375,7 +375,7 @@ def test_images_and_videos_are_refused(model, tmp_path):
 
 @pytest.mark.usefixtures("unchecked")
 def test_bad_sizes(model):
-    row = model.preprocessor.row("oil")
+    row = model.preprocessor.tokenize("oil")
     for bad, message in (
         ({"batch_size": 0}, "batch_size is 0"),
         ({"length": 2}, "length is 2"),
@@ -384,7 +384,7 @@ def test_bad_sizes(model):
     ):
         with pytest.raises(ValueError, match=message):
             model.preprocessor.collate([row], **bad)
-    with pytest.raises(ValueError, match="no rows"):
+    with pytest.raises(ValueError, match="no items"):
         model.preprocessor.collate([])
 
 
@@ -405,4 +405,4 @@ def test_heads_are_of_other_architectures(folder):
 
 
 def test_words_are_in_the_vocabulary(model):
-    assert not np.isin(model.preprocessor.row(" ".join(WORDS)).input_ids, [1]).any()
+    assert not np.isin(model.preprocessor.tokenize(" ".join(WORDS)).input_ids, [1]).any()

@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_what_is_whole(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("smart_jax.files.tensor_file.flush", flush)
+        patch.setattr("smart_jax.files.safetensors_file.flush_file", flush)
         with pytest.raises(OSError, match="No space left"):
             run(cache)
     assert len(list(tmp_path.glob("made/*/*.safetensors"))) == 3 and not list(tmp_path.glob("made/*/*.tmp"))

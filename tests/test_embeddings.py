@@ -269,9 +269,9 @@ def test_a_save_that_is_cut_off_leaves_the_former_one(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     for step in (
-        "files.tensor_file.save_file",
-        "files.tensor_file.flush",
-        "retrieval.embeddings.flush",
+        "files.safetensors_file.save_file",
+        "files.safetensors_file.flush_file",
+        "retrieval.embeddings.flush_file",
         "retrieval.embeddings.json.dumps",
     ):
         with monkeypatch.context() as patch:

@@ -15,6 +15,7 @@ from PIL import Image
 
 import smart_jax
 from smart_jax import encoder as encode
+from smart_jax.inputs import batching
 from smart_jax.retrieval.adapter import Adapter, AdapterConfig
 from tests.checkpoints import noise_page
 
@@ -55,7 +56,7 @@ def test_vectors_are_unit_and_of_the_model(model, items, embedded):
 
 def test_equals_the_backbone_on_one_row(model, items, embedded):
     for i in (0, 5, 8, 12):
-        row = model.preprocessor.row(items[i])
+        row = model.preprocessor.tokenize(items[i])
         hidden = jax.jit(lambda p, b: nnx.merge(model.graphdef, p)(b))(model.params, model.preprocessor.collate([row]))
         states = np.asarray(hidden.states[0, : len(row.keep), 0])[row.keep]
         np.testing.assert_allclose(
@@ -76,7 +77,7 @@ def test_independent_of_order(model, items, embedded):
 
 
 def test_independent_of_windows(model, items, embedded, monkeypatch):
-    monkeypatch.setattr(encode, "WINDOW", 1)
+    monkeypatch.setattr(batching, "WINDOW", 1)
     assert_close(model.encode_document(items, batch_size=2), embedded)
 
 
@@ -105,7 +106,7 @@ def test_compilations_are_bounded_by_buckets(checkpoint):
     model = smart_jax.load(checkpoint)
     pages = [noise_page(32 * w, 32 * h) for w in range(2, 7) for h in range(2, 7)]
     texts = ["word " * n for n in range(1, 60)]
-    rows = [model.preprocessor.row(item) for item in [*pages, *texts]]
+    rows = [model.preprocessor.tokenize(item) for item in [*pages, *texts]]
     buckets = {
         (
             model.preprocessor.length_bucket(len(r.input_ids)),
@@ -221,15 +222,15 @@ def test_is_not_changed_in_place(model, items, embedded):
 
 def test_items_do_not_keep_their_pixels(model, monkeypatch):
     rows = []
-    row = type(model.preprocessor).row
+    tokenize = type(model.preprocessor).tokenize
 
     def watched(*args, **options):
-        found = row(*args, **options)
+        found = tokenize(*args, **options)
         rows.append(weakref.ref(found.patches))
         return found
 
-    monkeypatch.setattr(type(model.preprocessor), "row", watched)
-    monkeypatch.setattr(encode, "WINDOW", 1)
+    monkeypatch.setattr(type(model.preprocessor), "tokenize", watched)
+    monkeypatch.setattr(batching, "WINDOW", 1)
     alive = []
     collate = type(model.preprocessor).collate
 

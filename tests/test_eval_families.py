@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smart_jax.inputs.presets import HEADS
+from smart_jax.inputs.presets import PRESETS
 from tests.backbone import write_checkpoint
 
 FOLDERS = {  # head: (model_type, the hub's name)
@@ -23,7 +23,7 @@ FOLDERS = {  # head: (model_type, the hub's name)
 
 
 def test_every_model_is_here():
-    assert set(FOLDERS) == set(HEADS)
+    assert set(FOLDERS) == set(PRESETS)
 
 
 @pytest.mark.slow

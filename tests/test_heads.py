@@ -10,8 +10,8 @@ import pytest
 
 import smart_jax
 from smart_jax.inputs.image import smart_resize
-from smart_jax.inputs.multimodal import Preprocessor
-from smart_jax.inputs.presets import HEADS, open_settings
+from smart_jax.inputs.multimodal import MultimodalPreprocessor
+from smart_jax.inputs.presets import PRESETS, open_settings
 from smart_jax.inputs.settings import Settings
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from tests.backbone import small_config, write_checkpoint
@@ -32,8 +32,8 @@ def opened(folder):
     """A head's preprocessor on a small checkpoint."""
 
     def open_head(name, **settings):
-        config = dataclasses.replace(CONFIG, model_type=HEADS[name].model_types[0])
-        return Preprocessor.from_pretrained(folder, config, head=name, **settings)
+        config = dataclasses.replace(CONFIG, model_type=PRESETS[name].model_types[0])
+        return MultimodalPreprocessor.from_pretrained(folder, config, head=name, **settings)
 
     return open_head
 
@@ -84,7 +84,7 @@ def test_prompt(opened, head, texts, images, instruction, query, prompt):
 
 
 def test_every_head_has_a_prompt_here():
-    assert {row[0] for row in PROMPTS} == set(HEADS)
+    assert {row[0] for row in PROMPTS} == set(PRESETS)
 
 
 def test_the_text_is_never_a_template(opened):
@@ -100,14 +100,14 @@ def pooled(row):
 
 @pytest.mark.parametrize("head", ["qwen3_vl_embedding", "gme", "vlm2vec"])
 def test_last_token(opened, head):
-    assert opened(head).row({"text": "oil", "image": noise_page(64, 64)}).pool is None
+    assert opened(head).tokenize({"text": "oil", "image": noise_page(64, 64)}).pool is None
 
 
 def test_state_before_the_added_token(opened):
     preprocessor = opened("lamra")
     added = preprocessor.tokenizer.convert_tokens_to_ids("<emb>")
     assert added == len(preprocessor.tokenizer) - 1 < CONFIG.text.vocab_size
-    row = preprocessor.row("oil")
+    row = preprocessor.tokenize("oil")
     [at] = pooled(row)
     assert row.input_ids[at + 1] == added and at < len(row.input_ids) - 5
     assert preprocessor.tokenizer.decode(row.input_ids[: at + 1]).endswith("<|im_start|>assistant\n")
@@ -116,33 +116,33 @@ def test_state_before_the_added_token(opened):
 
 def test_mean_over_the_picture_or_all_tokens(opened):
     preprocessor = opened("jina_embeddings_v4", min_pixels=4096, max_pixels=65536)
-    text = preprocessor.row("oil")
+    text = preprocessor.tokenize("oil")
     assert text.pool.all() and text.keep.all()
-    page = preprocessor.row(noise_page(96, 64))
+    page = preprocessor.tokenize(noise_page(96, 64))
     ids = page.input_ids.tolist()
     assert pooled(page) == list(range(ids.index(3), ids.index(4) + 1)) and len(pooled(page)) == 2 + 6
     assert page.keep.all() and not page.pool.all()
-    two = preprocessor.row({"images": [noise_page(64, 64)] * 2})
+    two = preprocessor.tokenize({"images": [noise_page(64, 64)] * 2})
     marks = np.flatnonzero(np.isin(two.input_ids, [3, 4]))
     assert len(marks) == 4 and pooled(two) == list(range(marks[0], marks[3] + 1))
 
 
 def test_queries_of_gme_keep_no_visual_tokens(opened):
     preprocessor, item = opened("gme"), {"text": "oil", "image": noise_page(64, 64)}
-    query, document = preprocessor.row(item, query=True), preprocessor.row(item)
+    query, document = preprocessor.tokenize(item, query=True), preprocessor.tokenize(item)
     assert query.input_ids.tolist() == document.input_ids.tolist()
     visual = document.input_ids == CONFIG.image_token_id
     assert visual.sum() >= 4 and document.keep[visual].all() and not query.keep[visual].any()
     np.testing.assert_array_equal(query.keep[~visual], document.keep[~visual])
     for head in ("qwen3_vl_embedding", "lamra", "vlm2vec"):
-        row = opened(head).row(item, query=True)
+        row = opened(head).tokenize(item, query=True)
         assert row.keep[row.input_ids == CONFIG.image_token_id].all()
 
 
-@pytest.mark.parametrize("head", sorted(HEADS))
+@pytest.mark.parametrize("head", sorted(PRESETS))
 def test_positions(opened, head):
     preprocessor = opened(head, min_pixels=4096, max_pixels=65536)
-    row = preprocessor.row({"text": "oil", "image": noise_page(96, 64)})
+    row = preprocessor.tokenize({"text": "oil", "image": noise_page(96, 64)})
     positions = preprocessor.collate([row]).position_ids[:, 0, : len(row.input_ids)]
     in_a_line = np.broadcast_to(np.arange(len(row.input_ids)), positions.shape)
     assert np.array_equal(positions, in_a_line) == (head in ("gme", "lamra", "lamra_qwen3_vl", "vlm2vec"))
@@ -151,7 +151,7 @@ def test_positions(opened, head):
 @pytest.mark.parametrize("padding_side", ["right", "left"])
 def test_padded_rows_pool_the_same_states(opened, padding_side):
     preprocessor = opened("lamra")
-    rows = [preprocessor.row(text) for text in ("oil", "revenue by region in the report")]
+    rows = [preprocessor.tokenize(text) for text in ("oil", "revenue by region in the report")]
     batch = preprocessor.collate(rows, batch_size=4, padding_side=padding_side)
     assert batch.pool_mask.sum(axis=1).tolist() == [1, 1, 1, 1] and not (batch.pool_mask & ~batch.attention_mask).any()
     for row, ids, mask in zip(rows, batch.input_ids, batch.pool_mask, strict=False):
@@ -160,13 +160,13 @@ def test_padded_rows_pool_the_same_states(opened, padding_side):
 
 def test_too_long_texts_keep_the_prompt_s_end(opened):
     preprocessor = opened("lamra", max_length=64)
-    row = preprocessor.row("revenue by region 12,345 " * 40)
+    row = preprocessor.tokenize("revenue by region 12,345 " * 40)
     assert 60 <= len(row.input_ids) <= 64
     words = preprocessor.tokenizer.decode(row.input_ids)
     assert words.startswith("<|im_start|>user\nrevenue by region")
     assert words.endswith(lamra(SENTENCE).removeprefix("<|im_start|>user\n"))
     with pytest.raises(ValueError, match="item 2: the prompt and its .* visual tokens do not fit in max_length 64"):
-        preprocessor.row({"text": "oil", "image": noise_page(640, 640)}, name="item 2")
+        preprocessor.tokenize({"text": "oil", "image": noise_page(640, 640)}, name="item 2")
 
 
 def test_first_resize(opened):
@@ -183,7 +183,7 @@ def test_first_resize(opened):
         )
         differ += once != twice
         if once != twice:
-            grid = opened("gme").row(noise_page(width, height)).grids[0]
+            grid = opened("gme").tokenize(noise_page(width, height)).grids[0]
             assert (grid[1] * images.patch_size, grid[2] * images.patch_size) == twice
             break
     assert differ
@@ -194,8 +194,8 @@ def test_gme_takes_the_middle_frame(opened, frames):
     preprocessor = opened("gme")
     film = [noise_page(280, 196, seed=i) for i in range(frames)]
     row, image = (
-        preprocessor.row({"video": film, "text": "oil"}),
-        preprocessor.row({"image": film[frames // 2], "text": "oil"}),
+        preprocessor.tokenize({"video": film, "text": "oil"}),
+        preprocessor.tokenize({"image": film[frames // 2], "text": "oil"}),
     )
     assert row.input_ids.tolist() == image.input_ids.tolist() and row.grids == image.grids
     np.testing.assert_array_equal(row.patches, image.patches)
@@ -206,7 +206,7 @@ def test_gme_takes_the_middle_frame(opened, frames):
 )
 def test_videos_have_the_marks_of_their_prompt(opened, head, marks):
     """Of Qwen3-VL each temporal patch has its own, of Qwen2-VL the video has one pair, and VLM2Vec writes none."""
-    row = opened(head).row({"video": [noise_page(280, 196, seed=i) for i in range(4)], "fps": 1})
+    row = opened(head).tokenize({"video": [noise_page(280, 196, seed=i) for i in range(4)], "fps": 1})
     ids = row.input_ids.tolist()
     assert ids.count(CONFIG.vision_start_token_id) == ids.count(CONFIG.vision_end_token_id) == marks
     merged = sum(t * h * w for t, h, w in row.grids) // 4
@@ -240,15 +240,15 @@ def test_pixel_bounds(folder, opened):
 def test_instructions_that_a_model_does_not_take(opened, head, query, message):
     preprocessor = opened(head)
     with pytest.raises(ValueError, match=message):
-        preprocessor.row("oil", instruction="Find it", query=query, name="item 1")
+        preprocessor.tokenize("oil", instruction="Find it", query=query, name="item 1")
     with pytest.raises(ValueError, match=message):
-        preprocessor.row({"text": "oil", "instruction": "Find it"}, query=query, name="item 1")
-    preprocessor.row("oil", instruction="", query=query)
+        preprocessor.tokenize({"text": "oil", "instruction": "Find it"}, query=query, name="item 1")
+    preprocessor.tokenize("oil", instruction="", query=query)
 
 
 def test_the_prompt_s_own_token_in_a_text(opened):
     with pytest.raises(ValueError, match="item 1: the text contains the prompt's own token <emb>: remove it"):
-        opened("lamra").row("a <emb> b", name="item 1")
+        opened("lamra").tokenize("a <emb> b", name="item 1")
 
 
 # ---- recognition
@@ -269,7 +269,7 @@ BY_NAME = [
 @pytest.mark.parametrize(("model_type", "path", "head"), BY_NAME)
 def test_known_by_name(tmp_path, model_type, path, head):
     (tmp_path / path).mkdir(parents=True)
-    assert open_settings(tmp_path / path, model_type) == HEADS[head].settings
+    assert open_settings(tmp_path / path, model_type) == PRESETS[head].settings
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_unknown_heads_say_how_to_pass_one(tmp_path, model_type):
     own = open_settings(tmp_path, model_type, pooling="mean", prompt="{{ visual }}{{ texts | join }}")
     assert own == Settings(head="custom", pooling="mean", prompt="{{ visual }}{{ texts | join }}")
     (tmp_path / "smart_jax.json").write_text(json.dumps({"head": "lamra", "max_length": 77}))
-    assert open_settings(tmp_path, model_type) == dataclasses.replace(HEADS["lamra"].settings, max_length=77)
+    assert open_settings(tmp_path, model_type) == dataclasses.replace(PRESETS["lamra"].settings, max_length=77)
     assert open_settings(tmp_path, model_type, head="vlm2vec").head == "vlm2vec"
 
 
@@ -316,7 +316,7 @@ BAD = [
     ({"prompt": ""}, "prompt is '', expected a Jinja template or turns"),
     ({"prompt": [["user"]]}, r"prompt is \[\['user'\]\], expected a Jinja template or turns"),
     ({"prompt": "{% if %}"}, "the prompt is not a Jinja template"),
-    ({"prompt": "{{ text }}"}, "can not be rendered.*'text' is undefined"),
+    ({"prompt": "{{ text }}"}, "cannot be rendered.*'text' is undefined"),
     ({"prompt": "{{ texts | join }}"}, "does not write the backbone's image token"),
     (
         {"prompt": "{{ image * images }}{{ video * videos }}{{ texts | join }}"},

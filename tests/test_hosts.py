@@ -211,7 +211,7 @@ def test_when_a_process_joins_others(monkeypatch, platforms, config, joins):
 
 def test_a_process_that_can_not_join_says_what_to_set():
     """Devices are in use here, and no cluster is around."""
-    with pytest.raises(ValueError, match=r"can not join others .*distributed\.coordinator=HOST:PORT"):
+    with pytest.raises(ValueError, match=r"cannot join others .*distributed\.coordinator=HOST:PORT"):
         distributed.initialize(DistributedConfig(enabled=True))
 
 
@@ -225,7 +225,7 @@ def test_a_tpu_of_one_machine_goes_on_alone(monkeypatch):
     try:
         jax.config.update("jax_platforms", "tpu,cpu")
         distributed.initialize(DistributedConfig())
-        with pytest.raises(ValueError, match=r"can not join others \(no cluster\): set distributed.coordinator"):
+        with pytest.raises(ValueError, match=r"cannot join others \(no cluster\): set distributed.coordinator"):
             distributed.initialize(DistributedConfig(enabled=True))
     finally:
         jax.config.update("jax_platforms", before)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smart_jax.inputs.item import Item, check_items, parse_item
+from smart_jax.inputs.item import Item, parse_item, parse_items
 
 PAGE = Image.new("RGB", (40, 40))
 ARRAY = np.zeros((40, 40, 3), np.uint8)
@@ -53,7 +53,7 @@ def test_empty_items_are_refused_with_the_way_out(item):
     with pytest.raises(ValueError, match=r"item 4 .*(empty text|neither text nor image).*'NULL'"):
         parse_item(item, name="item 4")
     with pytest.raises(ValueError, match="item 1 "):
-        check_items(["a", item])
+        parse_items(["a", item])
 
 
 def test_videos(page):
@@ -122,25 +122,27 @@ def test_bad_items_name_item_and_remedy(item, error, message):
         parse_item(item, name="item 4")
 
 
-def test_check_items_returns_sequences_of_any_kind():
-    assert check_items(["a", {"text": "b"}]) == ["a", {"text": "b"}]
-    assert check_items(iter(["a", "b"])) == ["a", "b"]
-    assert check_items(np.array(["a", "b"])) == ["a", "b"]
-    assert len(check_items(np.zeros((2, 40, 40, 3), np.uint8))) == 2
+def test_parse_items_parses_sequences_of_any_kind():
+    items = [Item(texts=("a",)), Item(texts=("b",))]
+    assert list(parse_items(["a", {"text": "b"}])) == items
+    assert list(parse_items(iter(["a", "b"]))) == items
+    assert list(parse_items(np.array(["a", "b"]))) == items
+    assert parse_items(items)[0] is items[0]
+    assert len(parse_items(np.zeros((2, 40, 40, 3), np.uint8))) == 2
 
 
 @pytest.mark.parametrize("items", [[], (), iter([]), np.zeros((0, 4, 4, 3), np.uint8)])
 def test_no_items(items):
     with pytest.raises(ValueError, match="items is empty: pass at least one"):
-        check_items(items)
+        parse_items(items)
 
 
 @pytest.mark.parametrize("single", ["a", b"a", Path("a.png"), {"text": "a"}, PAGE, ARRAY])
 def test_a_single_item_is_not_a_list(single):
     with pytest.raises(TypeError, match="pass a list, even for one item"):
-        check_items(single)
+        parse_items(single)
     with pytest.raises(TypeError, match="items is a int, expected a list"):
-        check_items(3)
+        parse_items(3)
 
 
 class OnDisk(Sequence):
@@ -153,4 +155,19 @@ class OnDisk(Sequence):
 
 def test_a_lazy_sequence_is_not_read_ahead():
     corpus = OnDisk()
-    assert check_items(corpus) is corpus
+    items = parse_items(corpus)
+    assert len(items) == 3
+    with pytest.raises(AssertionError, match="read ahead"):
+        items[1]
+
+
+class Corpus(OnDisk):
+    def __getitem__(self, i):
+        return ["a", "b", ""][i]
+
+
+def test_a_lazy_sequence_is_parsed_where_it_is_read():
+    items = parse_items(Corpus())
+    assert items[0] == Item(texts=("a",)) and items[:2] == [Item(texts=("a",)), Item(texts=("b",))]
+    with pytest.raises(ValueError, match="item 2 is an empty text"):
+        items[2]

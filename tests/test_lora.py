@@ -167,7 +167,7 @@ def test_dropout_drops_inputs_of_the_branch_only():
 
 def test_branches_drop_apart_and_again_the_same_in_the_backward_pass(checkpoint):
     encoder = with_lora(smart_jax.load(checkpoint), LoraConfig(r=4, dropout=0.5, modules=r"layers.*up_proj|qkv"))
-    rows = [encoder.preprocessor.row(item) for item in ITEMS]
+    rows = [encoder.preprocessor.tokenize(item) for item in ITEMS]
     batch = encoder.preprocessor.collate(rows)
     keys = [m.dropout_key for m in branches(encoder.graphdef, encoder.params).values()]
     assert keys == [None] * len(keys)

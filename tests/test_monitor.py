@@ -22,7 +22,7 @@ from tests.training import make_config, page, repeatable
 from train.checkpoints import Checkpoints
 from train.data import Example, open_split
 from train.monitor import HeldOut, MetricsLog, Sample, ranking_metrics, read_metrics
-from train.monitor.heldout import Scored, picture, side_by_side
+from train.monitor.heldout import Scored, side_by_side
 from train.monitor.tensorboard import EventFile
 from train.posttrain import train
 
@@ -161,7 +161,7 @@ def test_samples_are_the_extremes_by_margin(checkpoint):
         assert f"**query** of example 'row {query}'" in sample.text
     assert "**its document**, late score 1.0000, example 'row 2': (image)" in samples[0].text
     assert "**the best other**, late score 7.0000, example 'row 3': the third text" in samples[0].text
-    film = picture(items()[2].query, encoder)  # the middle frame, and the page beside it
+    film = encoder.preprocessor.picture(items()[2].query)  # the middle frame, and the page beside it
     assert samples[0].picture.size == side_by_side([film, open_rgb(page(2))]).size
     np.testing.assert_array_equal(samples[1].picture, side_by_side([open_rgb(page(i)) for i in (1, 0)]))
     np.testing.assert_array_equal(np.asarray(samples[1].picture)[:, :64], open_rgb(page(1)))

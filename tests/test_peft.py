@@ -12,7 +12,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import smart_jax
-from smart_jax.files.checkpoint_folder import CONFIG_FILE, SINGLE_FILE, WEIGHTS_FILE
+from smart_jax.files.checkpoint import CONFIG_FILE, SINGLE_FILE, WEIGHTS_FILE, Checkpoint
 from smart_jax.files.hub import resolve_base
 from smart_jax.models import load_config, peft
 from smart_jax.models.weights import load_weights, save_weights
@@ -82,9 +82,9 @@ def test_adapter_beside_the_weights_and_below_them(checkpoint, tmp_path):
 
 def test_small_steps_make_the_same(checkpoint, adapter, monkeypatch):
     config = load_config(checkpoint)
-    whole = load_weights(adapter, config, base=checkpoint)[1]
+    whole = load_weights(Checkpoint(adapter, checkpoint), config)[1]
     monkeypatch.setattr(peft, "CHUNK", 100)
-    jax.tree.map(np.testing.assert_array_equal, whole, load_weights(adapter, config, base=checkpoint)[1])
+    jax.tree.map(np.testing.assert_array_equal, whole, load_weights(Checkpoint(adapter, checkpoint), config)[1])
 
 
 def test_relative_base_and_hub_id(checkpoint, adapter, tmp_path, monkeypatch):
@@ -257,7 +257,7 @@ def test_bad_magnitude_and_bias(checkpoint, adapter):
     with_magnitudes = {f"{module}.lora_magnitude_vector": outputs for module, (outputs, _) in MODULES.items()}
     for edit in (put(name, outputs) for name, outputs in with_magnitudes.items()):
         change(adapter, edit, use_dora=True)
-    load_weights(adapter, load_config(checkpoint), base=checkpoint)
+    load_weights(Checkpoint(adapter, checkpoint), load_config(checkpoint))
     change(adapter, put(f"{QUERY}.lora_magnitude_vector", 31))
     with pytest.raises(ValueError, match="lora_magnitude_vector' has 31 values, but its layer 32 outputs"):
         smart_jax.load(adapter)

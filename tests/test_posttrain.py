@@ -328,7 +328,7 @@ def test_trains_on_videos_of_converted_data(inputs, tmp_path):
     batch = Batcher(encoder.preprocessor, config.data, mesh)([split[i] for i in range(8)])
     for i, ids in enumerate(np.asarray(batch.documents.input_ids)):
         example = split[i]
-        row = encoder.preprocessor.row({"video": rows[int(example.id)]["video"], "fps": 1 + int(example.id)})
+        row = encoder.preprocessor.tokenize({"video": rows[int(example.id)]["video"], "fps": 1 + int(example.id)})
         assert ids[: len(row.input_ids)].tolist() == row.input_ids.tolist()
     assert batch.documents.vision.segment.max() == 2 and batch.queries.vision is not None  # four frames each
     ids = [tuple(row) for row in np.asarray(batch.document_ids)]

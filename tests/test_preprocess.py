@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from smart_jax.inputs.collate import Row
-from smart_jax.inputs.multimodal import Preprocessor
+from smart_jax.inputs.multimodal import MultimodalPreprocessor
+from smart_jax.inputs.tokenized_item import TokenizedItem
 from smart_jax.models import load_config
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from tests.backbone import small_config
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def preprocessor(folder):
-    return Preprocessor.from_pretrained(folder, CONFIG)
+    return MultimodalPreprocessor.from_pretrained(folder, CONFIG)
 
 
 def their_ids(folder, user: str, system: str = "Represent the user's input.", images=(), **options) -> list[int]:
@@ -64,7 +64,7 @@ def their_ids(folder, user: str, system: str = "Represent the user's input.", im
 @pytest.mark.parametrize("sizes", [(), ((64, 96),), ((64, 64), (32, 160), (96, 64))], ids=len)
 def test_ids_equal_transformers(folder, preprocessor, text, sizes):
     images = [noise_page(w, h) for h, w in sizes]
-    row = preprocessor.row({"text": text, "images": images})
+    row = preprocessor.tokenize({"text": text, "images": images})
     assert row.input_ids.dtype == np.int32
     assert row.input_ids.tolist() == their_ids(folder, text, images=[(h // 16, w // 16) for h, w in sizes])
     assert row.grids == tuple((1, h // 16, w // 16) for h, w in sizes)
@@ -74,8 +74,8 @@ def test_ids_equal_transformers(folder, preprocessor, text, sizes):
 
 def test_patches_of_several_images_follow_each_other(preprocessor):
     first, second = noise_page(64, 96, 1), noise_page(128, 64, 2)
-    both = preprocessor.row({"images": [first, second]}).patches
-    alone = [preprocessor.row(image).patches for image in (first, second)]
+    both = preprocessor.tokenize({"images": [first, second]}).patches
+    alone = [preprocessor.tokenize(image).patches for image in (first, second)]
     assert np.array_equal(both, np.concatenate(alone))
 
 
@@ -86,7 +86,9 @@ def test_truncation_equals_the_tokenizer_s(tmp_path, max_length, suffix):
     if suffix:  # some embedding tokenizers end every text with a token of their own
         add_template(folder, "<|endoftext|>")
     text = "revenue by region in the report of the year 2023 " * 3
-    ours = Preprocessor.from_pretrained(folder, CONFIG, max_length=max_length).row(text).input_ids.tolist()
+    ours = (
+        MultimodalPreprocessor.from_pretrained(folder, CONFIG, max_length=max_length).tokenize(text).input_ids.tolist()
+    )
     assert ours == their_ids(folder, text, truncation=True, max_length=max_length)
     assert len(ours) == max_length or max_length == 10_000
     assert (ours[-1] == 0) == suffix
@@ -106,33 +108,37 @@ def add_template(folder, token: str) -> None:
 
 def test_visual_tokens_are_never_cut(folder):
     image = noise_page(128, 128)  # 16 visual tokens
-    whole = Preprocessor.from_pretrained(folder, CONFIG).row({"text": "x " * 50, "image": image})
+    whole = MultimodalPreprocessor.from_pretrained(folder, CONFIG).tokenize({"text": "x " * 50, "image": image})
     last_visual = int(np.flatnonzero(whole.input_ids == IMAGE)[-1])
-    row = Preprocessor.from_pretrained(folder, CONFIG, max_length=last_visual + 1).row({"text": "x", "image": image})
+    row = MultimodalPreprocessor.from_pretrained(folder, CONFIG, max_length=last_visual + 1).tokenize(
+        {"text": "x", "image": image}
+    )
     assert row.input_ids.tolist() == whole.input_ids[: last_visual + 1].tolist()
-    tight = Preprocessor.from_pretrained(folder, CONFIG, max_length=last_visual - 1)
+    tight = MultimodalPreprocessor.from_pretrained(folder, CONFIG, max_length=last_visual - 1)
     with pytest.raises(ValueError, match=r"item 4: 2 of 16 visual tokens do not fit in max_length \d+: pass fewer"):
-        tight.row({"text": "x", "image": image}, name="item 4")
+        tight.tokenize({"text": "x", "image": image}, name="item 4")
 
 
 @pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>"])
 @pytest.mark.parametrize("key", ["text", "instruction"])
 def test_placeholders_in_the_text_are_refused(preprocessor, token, key):
     with pytest.raises(ValueError, match=r"item 4: the text contains the prompt's own token .*: remove"):
-        preprocessor.row({"text": "x", "image": noise_page(64, 64), key: f"a {token}"}, name="item 4")
+        preprocessor.tokenize({"text": "x", "image": noise_page(64, 64), key: f"a {token}"}, name="item 4")
 
 
 # ---- keep mask
 
 
 def test_item_without_kept_tokens_keeps_the_pooling_position(folder):
-    row = Preprocessor.from_pretrained(folder, CONFIG, max_length=1).row("text")
+    row = MultimodalPreprocessor.from_pretrained(folder, CONFIG, max_length=1).tokenize("text")
     assert row.input_ids.tolist() == [SPECIAL_TOKENS.index("<|im_start|>")]
     assert row.keep.tolist() == [True]
 
 
 def test_keep_mask_by_token_name(folder, preprocessor):
-    row = preprocessor.row({"text": "a <|endoftext|> b <|im_end|>", "image": noise_page(64, 64), "instruction": "Find"})
+    row = preprocessor.tokenize(
+        {"text": "a <|endoftext|> b <|im_end|>", "image": noise_page(64, 64), "instruction": "Find"}
+    )
     names = AutoTokenizer.from_pretrained(str(folder)).convert_ids_to_tokens(row.input_ids.tolist())
     dropped = {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"}
     assert row.keep.tolist() == [name not in dropped for name in names]
@@ -147,7 +153,7 @@ def test_other_special_tokens_are_dropped_too(tmp_path):
     found = json.loads(path.read_text())
     found["extra_special_tokens"].append("<|box_start|>")
     path.write_text(json.dumps(found))
-    row = Preprocessor.from_pretrained(folder, CONFIG).row("a<|box_start|>b")
+    row = MultimodalPreprocessor.from_pretrained(folder, CONFIG).tokenize("a<|box_start|>b")
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     box = row.input_ids == tokenizer.convert_tokens_to_ids("<|box_start|>")
     assert box.sum() == 1 and not row.keep[box].any()
@@ -156,11 +162,11 @@ def test_other_special_tokens_are_dropped_too(tmp_path):
 # ---- batches
 
 
-def mixed_rows(preprocessor) -> list[Row]:
+def mixed_rows(preprocessor) -> list[TokenizedItem]:
     return [
-        preprocessor.row("short"),
-        preprocessor.row({"text": "two pictures", "images": [noise_page(64, 96), noise_page(128, 64)]}),
-        preprocessor.row(noise_page(96, 64)),
+        preprocessor.tokenize("short"),
+        preprocessor.tokenize({"text": "two pictures", "images": [noise_page(64, 96), noise_page(128, 64)]}),
+        preprocessor.tokenize(noise_page(96, 64)),
     ]
 
 
@@ -196,7 +202,7 @@ def test_collate_places_every_token(preprocessor, side):
 
 def test_text_positions_count_and_visual_positions_span_the_grid(preprocessor):
     """By hand: text counts up; a 4 x 6 grid (2 x 3 visual tokens) spans rows and columns; text goes on after 3."""
-    row = preprocessor.row({"image": noise_page(96, 64), "text": "x"})
+    row = preprocessor.tokenize({"image": noise_page(96, 64), "text": "x"})
     batch = preprocessor.collate([row])
     first = int(np.flatnonzero(row.input_ids == IMAGE)[0])
     n = len(row.input_ids)
@@ -224,7 +230,7 @@ def test_vision_bins(preprocessor):
 
 
 def test_rows_of_different_sizes_share_bins(preprocessor):
-    rows = [*mixed_rows(preprocessor), preprocessor.row("text")]  # 0, 56, 24 and 0 patches
+    rows = [*mixed_rows(preprocessor), preprocessor.tokenize("text")]  # 0, 56, 24 and 0 patches
     batch, apart = preprocessor.collate(rows, shards=1), preprocessor.collate(rows)
     assert apart.vision.patches.shape == (4, 64, 1536) and batch.vision.patches.shape == (1, 96, 1536)
     for name in ("patches", "coords", "interp_idx", "interp_w"):
@@ -240,9 +246,9 @@ def test_rows_of_different_sizes_share_bins(preprocessor):
 
 
 def test_bins_are_shared_where_it_is_cheaper_and_within_a_shard_only(preprocessor):
-    pages = [preprocessor.row(noise_page(128, 128)) for _ in range(4)]
+    pages = [preprocessor.tokenize(noise_page(128, 128)) for _ in range(4)]
     assert preprocessor.collate(pages, shards=1).vision.patches.shape[:2] == (4, 64)  # equal sizes: nothing to gain
-    rows = [pages[0], *(preprocessor.row("text") for _ in range(7))]
+    rows = [pages[0], *(preprocessor.tokenize("text") for _ in range(7))]
     shapes = [preprocessor.collate(rows, shards=n).vision.patches.shape[:2] for n in (1, 2, 4, 8)]
     assert shapes == [(1, 64), (2, 64), (4, 64), (8, 64)]
     assert preprocessor.collate(rows[:3], batch_size=8, shards=2).vision.patches.shape[:2] == (2, 64)
@@ -252,14 +258,16 @@ def test_bins_are_shared_where_it_is_cheaper_and_within_a_shard_only(preprocesso
 
 
 def test_a_bin_is_shared_only_if_a_bucket_holds_it(folder):
-    small = Preprocessor.from_pretrained(folder, CONFIG, max_length=32, max_pixels=16384)
-    rows = [small.row(noise_page(128, 128)) for _ in range(3)] + [small.row("text")]  # 64 patches each, 128 at most
+    small = MultimodalPreprocessor.from_pretrained(folder, CONFIG, max_length=32, max_pixels=16384)
+    rows = [small.tokenize(noise_page(128, 128)) for _ in range(3)] + [
+        small.tokenize("text")
+    ]  # 64 patches each, 128 at most
     assert small.patch_buckets[-1] == 128
     assert small.collate(rows, shards=1).vision.patches.shape[:2] == (4, 64)
 
 
 def test_filler_rows_attend_to_one_token_and_keep_none(preprocessor):
-    batch = preprocessor.collate([preprocessor.row("a")], batch_size=3)
+    batch = preprocessor.collate([preprocessor.tokenize("a")], batch_size=3)
     assert batch.vision is None
     assert batch.attention_mask[1:].sum(1).tolist() == [1, 1] and batch.attention_mask[1:, 0].all()
     assert not batch.keep_mask[1:].any() and (batch.index == -1).all()
@@ -267,16 +275,16 @@ def test_filler_rows_attend_to_one_token_and_keep_none(preprocessor):
 
 @pytest.mark.usefixtures("unchecked")
 def test_explicit_sizes(preprocessor):
-    rows = [preprocessor.row("a"), preprocessor.row(noise_page(64, 64))]
+    rows = [preprocessor.tokenize("a"), preprocessor.tokenize(noise_page(64, 64))]
     batch = preprocessor.collate(rows, length=50, patches=20)
     assert batch.input_ids.shape == (2, 50) and batch.vision.patches.shape == (2, 20, 1536)
     assert preprocessor.collate(rows[:1], patches=64).vision.segment.sum() == 0
     for bad in ({"length": 10}, {"patches": 12}, {"patches": 0}, {"batch_size": 1}):
-        with pytest.raises(ValueError, match=rf"{next(iter(bad))} is \d+, but the rows need \d+"):
+        with pytest.raises(ValueError, match=rf"{next(iter(bad))} is \d+, but the items need \d+"):
             preprocessor.collate(rows, **bad)
     with pytest.raises(ValueError, match="multiple of merge_size"):
         preprocessor.collate(rows, patches=18)
-    with pytest.raises(ValueError, match="no rows"):
+    with pytest.raises(ValueError, match="no items"):
         preprocessor.collate([])
     with pytest.raises(ValueError, match="padding_side"):
         preprocessor.collate(rows, padding_side="middle")
@@ -303,14 +311,16 @@ def test_buckets_are_few_and_cover_everything(folder, preprocessor):
     assert preprocessor.length_buckets[-1] == 8192 and preprocessor.patch_buckets[-1] == 8192 * 4
     assert 7200 in preprocessor.patch_buckets  # one image at the ceiling is not padded
     for n, bucket in ((8193, preprocessor.length_bucket), (8192 * 4 + 1, preprocessor.patch_bucket)):
-        with pytest.raises(ValueError, match=f"a row has {n} .*raise max_length"):
+        with pytest.raises(ValueError, match=f"an item has {n} .*raise max_length"):
             bucket(n)
-    small = Preprocessor.from_pretrained(folder, CONFIG, max_length=100, length_buckets=[60, 200], patch_buckets=[65])
+    small = MultimodalPreprocessor.from_pretrained(
+        folder, CONFIG, max_length=100, length_buckets=[60, 200], patch_buckets=[65]
+    )
     assert small.length_buckets == (60, 100) and small.patch_buckets == (68, 400)
 
 
 def test_compilations_are_bounded_by_the_buckets(folder):
-    preprocessor = Preprocessor.from_pretrained(
+    preprocessor = MultimodalPreprocessor.from_pretrained(
         folder, CONFIG, max_length=128, length_buckets=[64], patch_buckets=[32, 64], max_pixels=16384
     )
     compiled = jax.jit(lambda batch: jax.tree.map(lambda x: x.sum(), batch))
@@ -318,7 +328,7 @@ def test_compilations_are_bounded_by_the_buckets(folder):
     for seed in range(40):
         text = "word " * int(rng.integers(1, 60))
         images = [noise_page(*rng.integers(20, 200, 2), seed) for _ in range(rng.integers(0, 3))]
-        batch = preprocessor.collate([preprocessor.row({"text": text, "images": images})], batch_size=2)
+        batch = preprocessor.collate([preprocessor.tokenize({"text": text, "images": images})], batch_size=2)
         shapes.add((batch.input_ids.shape, batch.vision and batch.vision.patches.shape))
         compiled(batch)
     bound = len(preprocessor.length_buckets) * (1 + len(preprocessor.patch_buckets))
@@ -331,9 +341,9 @@ import sys
 sys.modules["torch"] = sys.modules["torchvision"] = None
 import numpy as np
 from smart_jax.models import load_config
-from smart_jax.inputs.multimodal import Preprocessor
-preprocessor = Preprocessor.from_pretrained(sys.argv[1], load_config(sys.argv[1]))
-row = preprocessor.row({"text": "a", "image": np.zeros((64, 96, 3), np.uint8)})
+from smart_jax.inputs.multimodal import MultimodalPreprocessor
+preprocessor = MultimodalPreprocessor.from_pretrained(sys.argv[1], load_config(sys.argv[1]))
+row = preprocessor.tokenize({"text": "a", "image": np.zeros((64, 96, 3), np.uint8)})
 batch = preprocessor.collate([row])
 print(batch.input_ids.shape, batch.vision.patches.shape, float(row.patches.sum()))
 """
@@ -349,6 +359,6 @@ def test_works_where_torch_is_not_installed(tmp_path):
 
 def test_rows_do_not_depend_on_each_other(preprocessor):
     items = ["a", noise_page(64, 64), {"text": "long " * 3000}, "b"]
-    expected = [preprocessor.row(item).input_ids.tolist() for item in items]
+    expected = [preprocessor.tokenize(item).input_ids.tolist() for item in items]
     for order in itertools.permutations(range(4)):
-        assert [preprocessor.row(items[i]).input_ids.tolist() for i in order] == [expected[i] for i in order]
+        assert [preprocessor.tokenize(items[i]).input_ids.tolist() for i in order] == [expected[i] for i in order]

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from smart_jax.inputs.multimodal import Preprocessor
+from smart_jax.inputs.multimodal import MultimodalPreprocessor
 from smart_jax.inputs.presets import open_settings
 from smart_jax.inputs.prompt import Prompt
 from smart_jax.inputs.settings import QWEN3_TURNS
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def preprocessor(folder):
-    return Preprocessor.from_pretrained(folder, CONFIG)
+    return MultimodalPreprocessor.from_pretrained(folder, CONFIG)
 
 
 def rendered(system: str, user: str) -> str:
@@ -71,9 +71,9 @@ def test_turns_are_the_field_s_messages(preprocessor):
 
 
 def test_the_item_s_instruction_comes_first(preprocessor):
-    own = preprocessor.row({"text": "x", "instruction": "Own"}, instruction="Other").input_ids
-    assert own.tolist() == preprocessor.row("x", instruction="Own.").input_ids.tolist()
-    assert own.tolist() != preprocessor.row("x", instruction="Other").input_ids.tolist()
+    own = preprocessor.tokenize({"text": "x", "instruction": "Own"}, instruction="Other").input_ids
+    assert own.tolist() == preprocessor.tokenize("x", instruction="Own.").input_ids.tolist()
+    assert own.tolist() != preprocessor.tokenize("x", instruction="Other").input_ids.tolist()
 
 
 # ---- settings and files
@@ -89,23 +89,23 @@ def test_smart_jax_json_and_overrides(folder, tmp_path):
         "length_buckets": [64, 128],
     }
     (tmp_path / "smart_jax.json").write_text(json.dumps(settings_file))
-    preprocessor = Preprocessor.from_pretrained(tmp_path, CONFIG)
+    preprocessor = MultimodalPreprocessor.from_pretrained(tmp_path, CONFIG)
     assert preprocessor.length_buckets == (64, 128, 256)
     assert preprocessor.prompt(["x"]) == rendered("Read.", "x")
     assert preprocessor.prompt(["x"], query=True) == rendered("Ask.", "x")
-    asked, read = preprocessor.row("x", query=True), preprocessor.row("x")
-    assert asked.input_ids.tolist() == preprocessor.row("x", instruction="Ask").input_ids.tolist()
+    asked, read = preprocessor.tokenize("x", query=True), preprocessor.tokenize("x")
+    assert asked.input_ids.tolist() == preprocessor.tokenize("x", instruction="Ask").input_ids.tolist()
     assert asked.input_ids.tolist() != read.input_ids.tolist()
-    assert preprocessor.row(noise_page(640, 640)).grids == (
+    assert preprocessor.tokenize(noise_page(640, 640)).grids == (
         (1, 4, 4),
     )  # 64 x 64: the next size up is over 8,192 pixels
-    assert Preprocessor.from_pretrained(tmp_path, CONFIG, max_length=99).length_buckets == (64, 99)
-    default = Preprocessor.from_pretrained(folder, CONFIG)
+    assert MultimodalPreprocessor.from_pretrained(tmp_path, CONFIG, max_length=99).length_buckets == (64, 99)
+    default = MultimodalPreprocessor.from_pretrained(folder, CONFIG)
     assert default.prompt(["x"], query=True) == default.prompt(["x"])
-    assert default.row(noise_page(640, 640)).grids == (
+    assert default.tokenize(noise_page(640, 640)).grids == (
         (1, 40, 40),
     )  # the file's shortest_edge, longest_edge are not used
-    assert default.row(noise_page(20, 20)).grids == ((1, 4, 4),)
+    assert default.tokenize(noise_page(20, 20)).grids == ((1, 4, 4),)
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ def test_bad_settings(found, message, tmp_path):
 
 def test_bad_overrides_and_broken_settings_file(folder, tmp_path):
     with pytest.raises(ValueError, match="Preprocessor: unknown settings max_pixel"):
-        Preprocessor.from_pretrained(folder, CONFIG, max_pixel=3)
+        MultimodalPreprocessor.from_pretrained(folder, CONFIG, max_pixel=3)
     with pytest.raises(ValueError, match="min_pixels is 9000 and max_pixels 8000"):
-        Preprocessor.from_pretrained(folder, CONFIG, min_pixels=9000, max_pixels=8000)
+        MultimodalPreprocessor.from_pretrained(folder, CONFIG, min_pixels=9000, max_pixels=8000)
     (tmp_path / "smart_jax.json").write_text("{")
     with pytest.raises(ValueError, match="smart_jax.json is not valid JSON"):
         open_settings(tmp_path, "qwen3_vl")
@@ -147,7 +147,7 @@ MISSING = {
 def test_missing_files(name, tmp_path):
     (write_processor(tmp_path) / name).unlink()
     with pytest.raises(FileNotFoundError, match=MISSING[name]):
-        Preprocessor.from_pretrained(tmp_path, CONFIG)
+        MultimodalPreprocessor.from_pretrained(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"])
@@ -156,7 +156,7 @@ def test_corrupt_files(name, damage, tmp_path):
     path = write_processor(tmp_path) / name
     path.write_text(damage(path.read_text()))
     with pytest.raises(ValueError, match=rf"{name}.*(fetch|write the file|expected an object)"):
-        Preprocessor.from_pretrained(tmp_path, CONFIG)
+        MultimodalPreprocessor.from_pretrained(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize("template", [None, "{% for %}", "{{ messages[0].content }}", "{{ raise_exception('no') }}"])
@@ -164,7 +164,7 @@ def test_unusable_chat_template(template, tmp_path):
     path = write_processor(tmp_path) / "chat_template.jinja"
     path.unlink() if template is None else path.write_text(template)
     with pytest.raises(ValueError, match="chat template.*(copy one|fetch the checkpoint|do not match)"):
-        Preprocessor.from_pretrained(tmp_path, CONFIG)
+        MultimodalPreprocessor.from_pretrained(tmp_path, CONFIG)
 
 
 def test_other_places_of_template_and_image_settings(folder, tmp_path, preprocessor):
@@ -174,12 +174,14 @@ def test_other_places_of_template_and_image_settings(folder, tmp_path, preproces
     image_processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
     (tmp_path / "preprocessor_config.json").unlink()
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": image_processor}))
-    expected = preprocessor.row({"text": "x", "image": noise_page(70, 80)})
+    expected = preprocessor.tokenize({"text": "x", "image": noise_page(70, 80)})
     for file, found in (("chat_template.json", {}), ("tokenizer_config.json", None)):
         path = tmp_path / file
         found = json.loads(path.read_text()) if found is None else found
         path.write_text(json.dumps(found | {"chat_template": template}))
-        row = Preprocessor.from_pretrained(tmp_path, CONFIG).row({"text": "x", "image": noise_page(70, 80)})
+        row = MultimodalPreprocessor.from_pretrained(tmp_path, CONFIG).tokenize(
+            {"text": "x", "image": noise_page(70, 80)}
+        )
         assert row.input_ids.tolist() == expected.input_ids.tolist() and np.array_equal(row.patches, expected.patches)
         if file == "chat_template.json":
             path.unlink()
@@ -199,12 +201,12 @@ def test_image_settings_that_contradict(change, message, tmp_path):
     path = write_processor(tmp_path) / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
-        Preprocessor.from_pretrained(tmp_path, CONFIG)
+        MultimodalPreprocessor.from_pretrained(tmp_path, CONFIG)
 
 
 def test_tokenizer_of_another_backbone(folder):
     with pytest.raises(ValueError, match=r"token ids up to \d+, the backbone's vocabulary ends before 100"):
         text = dataclasses.replace(CONFIG.text, vocab_size=100)
-        Preprocessor.from_pretrained(folder, dataclasses.replace(CONFIG, text=text))
+        MultimodalPreprocessor.from_pretrained(folder, dataclasses.replace(CONFIG, text=text))
     with pytest.raises(ValueError, match="does not write the backbone's image token"):
-        Preprocessor.from_pretrained(folder, dataclasses.replace(CONFIG, image_token_id=9))
+        MultimodalPreprocessor.from_pretrained(folder, dataclasses.replace(CONFIG, image_token_id=9))

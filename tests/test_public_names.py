@@ -23,33 +23,6 @@ OPEN = {name for name in MODULES if name == "smart_jax.typing" or (name.count(".
 PENDING = ("eval", "recipes", "benchmarks", "configs")  # importers that are not in order yet: to be emptied
 # What is public and has no example yet: may only become less.
 WITHOUT_EXAMPLE = {
-    "smart_jax": ("Encoder", "load"),
-    "smart_jax.files": (
-        "find_adapter",
-        "flush",
-        "having",
-        "map_file",
-        "read_adapter_config",
-        "read_json",
-        "resolve",
-        "resolve_base",
-        "write",
-    ),
-    "smart_jax.inputs": (
-        "Preprocessor",
-        "Row",
-        "Settings",
-        "TextPreprocessor",
-        "check_items",
-        "check_sampling",
-        "check_video_file",
-        "middle_frame",
-        "open_preprocessor",
-        "open_rgb",
-        "parse_item",
-        "read_settings",
-    ),
-    "smart_jax.integrations": ("mteb_model",),
     "smart_jax.maxsim": ("inner_products", "maxsim_pairs", "projected_maxsim"),
     "smart_jax.models": (
         "Architecture",
@@ -80,20 +53,6 @@ WITHOUT_EXAMPLE = {
         "maxsim",
         "score",
         "search",
-    ),
-    "smart_jax.runtime": (
-        "DistributedConfig",
-        "batch_part",
-        "batch_sharding",
-        "initialize",
-        "is_main",
-        "make_mesh",
-        "on_any",
-        "place",
-        "replicated",
-        "sharding_for",
-        "to_host",
-        "wait_for_all",
     ),
 }
 

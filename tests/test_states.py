@@ -50,7 +50,7 @@ def test_every_layer_and_its_norms(model, items):
     depth = model.config.text.num_hidden_layers
     found = model.states(items, layers=range(depth + 1), dtype=np.float32)
     assert found.layers == tuple(range(-depth - 1, 0)) and found.states.shape[1] == depth + 1
-    row = model.preprocessor.row(items[2])
+    row = model.preprocessor.tokenize(items[2])
     batch = jax.device_put(model.preprocessor.collate([row]))
     hidden = nnx.merge(model.graphdef, model.params)(batch, layers=range(depth + 1))
     expected = np.asarray(hidden.states[0])[: len(row.keep)][row.keep]  # [L, K, H], not normalised

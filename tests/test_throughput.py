@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smart_jax.inputs.multimodal import Preprocessor
+from smart_jax.inputs.multimodal import MultimodalPreprocessor
 from smart_jax.models.lora import LoraLinear
 from smart_jax.runtime import distributed, make_mesh, sum_over_processes
 from tests.backbone import write_checkpoint
@@ -104,8 +104,10 @@ def test_model_flops_of_a_bert(tmp_path):
 def test_work_counts_what_is_real(checkpoint):
     from smart_jax.models import load_config
 
-    preprocessor = Preprocessor.from_pretrained(checkpoint, load_config(checkpoint))
-    rows = [preprocessor.row(item) for item in ({"image": page(1)}, {"text": "a text"}, {"images": [page(2), page(3)]})]
+    preprocessor = MultimodalPreprocessor.from_pretrained(checkpoint, load_config(checkpoint))
+    rows = [
+        preprocessor.tokenize(item) for item in ({"image": page(1)}, {"text": "a text"}, {"images": [page(2), page(3)]})
+    ]
     lengths, sizes = [len(row.input_ids) for row in rows], [t * h * w for row in rows for t, h, w in row.grids]
     work = count_work(preprocessor.collate(rows, length=128, patches=96), examples=3)
     assert work == Work(3, sum(lengths), sum(n * n for n in lengths), sum(sizes), sum(n * n for n in sizes), 0)
@@ -117,9 +119,9 @@ def test_attention_windows_count_as_what_they_are(tmp_path):
 
     folder = write_checkpoint(tmp_path, model_type="qwen2_5_vl")
     config = load_config(folder)
-    preprocessor = Preprocessor.from_pretrained(folder, config, head="lamra")
-    batch = preprocessor.collate([preprocessor.row({"image": page(1)})])
-    t, h, w = preprocessor.row({"image": page(1)}).grids[0]
+    preprocessor = MultimodalPreprocessor.from_pretrained(folder, config, head="lamra")
+    batch = preprocessor.collate([preprocessor.tokenize({"image": page(1)})])
+    t, h, w = preprocessor.tokenize({"image": page(1)}).grids[0]
     side = config.vision.window_patches
     windows = [min(side, h - i) * min(side, w - j) for i in range(0, h, side) for j in range(0, w, side)]
     assert count_work(batch).window_pairs == sum(n * n for n in windows)

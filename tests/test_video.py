@@ -1,4 +1,4 @@
-"""Videos against the reference's golden files, and the messages of those that can not be used."""
+"""Videos against the reference's golden files, and the messages of those that cannot be used."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ import pytest
 from PIL import Image
 
 import smart_jax
-from smart_jax.inputs import video
+from smart_jax.inputs import video_file
 from smart_jax.inputs.image import ImageSettings, process_image
-from smart_jax.inputs.multimodal import Preprocessor
+from smart_jax.inputs.multimodal import MultimodalPreprocessor
 from smart_jax.inputs.settings import Settings
-from smart_jax.inputs.video import VideoSettings, middle_frame, process_video
+from smart_jax.inputs.video import middle_frame, process_video
+from smart_jax.inputs.video_settings import VideoSettings
 from smart_jax.models.positions import mrope_positions
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from tests.backbone import small_config, write_checkpoint
@@ -45,14 +46,14 @@ IMAGES, SETTINGS = ImageSettings(), VideoSettings()
 IMAGE, VIDEO = CONFIG.image_token_id, CONFIG.video_token_id
 
 
-def preprocessor_of(family: str, folder: Path, **overrides) -> Preprocessor:
+def preprocessor_of(family: str, folder: Path, **overrides) -> MultimodalPreprocessor:
     """With the tokenizer of the golden files."""
     write_processor(folder, patch_size=PATCH_SIZES[family])
     (folder / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
     rate = TOKENS_PER_SECOND if family == "qwen2_5_vl" else None
     vision = dataclasses.replace(CONFIG.vision, patch_size=PATCH_SIZES[family], tokens_per_second=rate)
     config = dataclasses.replace(CONFIG, model_type=family, vision=vision)
-    return Preprocessor.from_pretrained(folder, config, head="qwen3_vl_embedding", **overrides)
+    return MultimodalPreprocessor.from_pretrained(folder, config, head="qwen3_vl_embedding", **overrides)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def levels_of(found, per_patch: int = 2) -> list[list[int]]:
 def test_tokens_positions_and_pixels_equal_the_reference(family, case):
     name, preprocessor = family
     golden = {key: np.load(GOLDEN)[f"{name}/{case}/{key}"] for key in ("input_ids", "positions", "grid", "pixels")}
-    row = preprocessor.row(items()[case])
+    row = preprocessor.tokenize(items()[case])
     assert row.input_ids.tolist() == golden["input_ids"].tolist()
     length = len(row.input_ids)
     assert np.array_equal(preprocessor.collate([row]).position_ids[:, 0, :length], golden["positions"])
@@ -222,8 +223,8 @@ def test_a_container_that_does_not_find_its_frames_is_read_from_the_start(monkey
         return {} if len(calls) == 1 else decode(*args)
 
     expected = process_video(clip("bikes"), IMAGES, SETTINGS)
-    decode = video._decode
-    monkeypatch.setattr(video, "_decode", without_jumps)
+    decode = video_file._decode
+    monkeypatch.setattr(video_file, "_decode", without_jumps)
     assert np.array_equal(process_video(clip("bikes"), IMAGES, SETTINGS).patches, expected.patches)
     assert len(calls) == 2 and calls[1][3].keyframes == []
 
@@ -262,7 +263,7 @@ def test_the_middle_frame_needs_no_other(tmp_path):
     whole = bytearray(fast_start(tmp_path))
     whole[len(whole) - 6000 :] = bytes(6000)  # the last frames
     (tmp_path / "hole.mp4").write_bytes(whole)
-    with pytest.raises(ValueError, match="can not be decoded"):
+    with pytest.raises(ValueError, match="cannot be decoded"):
         process_video(tmp_path / "hole.mp4", IMAGES, SETTINGS)
     assert middle_frame(tmp_path / "hole.mp4", IMAGES, SETTINGS).size == (96, 64)
 
@@ -275,7 +276,7 @@ def test_the_middle_frame_s_checks(tmp_path, wrong):
         middle_frame(bad_file(tmp_path, "audio"), IMAGES, SETTINGS, name="clip")
 
 
-# --- what can not be used
+# --- what cannot be used
 
 
 def bad_file(folder: Path, kind: str) -> Path:
@@ -310,11 +311,11 @@ def bad_file(folder: Path, kind: str) -> Path:
 
 BAD_FILES = {
     "empty": "the video file .* has 0 bytes: write or download it again",
-    "text": "can not be decoded .*not a video that FFmpeg reads, or it is truncated or damaged",
+    "text": "cannot be decoded .*not a video that FFmpeg reads, or it is truncated or damaged",
     "audio": r"has no video stream \(audio found\): pass a file that has one",
     "song": r"has no video stream \(audio found\)",  # its cover is a video stream of one picture
     "no_frames": r"has no video stream \(no other found\)",
-    "no_header": "can not be decoded .*truncated or damaged; write or download it again",
+    "no_header": "cannot be decoded .*truncated or damaged; write or download it again",
 }
 
 
@@ -329,7 +330,7 @@ def test_a_file_cut_short(tmp_path, preprocessor):
     whole, cut = fast_start(tmp_path), tmp_path / "cut.mp4"
     cut.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"item 4 .*truncated: its header promises 60 frames, \d+ are there.*ffmpeg"):
-        preprocessor.row({"video": cut}, name="item 4")
+        preprocessor.tokenize({"video": cut}, name="item 4")
     film = write_film(tmp_path / "film.mkv", list(range(0, 200, 5)))
     film.write_bytes(film.read_bytes()[: film.stat().st_size * 3 // 4])  # no promise: read as far as it goes
     assert 1.5 < process_video(film, IMAGES, SETTINGS, fps=10).seconds[-1] < 3.8
@@ -339,9 +340,11 @@ def test_damage_matters_only_to_the_frames_that_are_taken(tmp_path, preprocessor
     whole = bytearray(fast_start(tmp_path))
     whole[len(whole) // 2 : len(whole) // 2 + 4000] = bytes(4000)
     (tmp_path / "hole.mp4").write_bytes(whole)
-    assert len(preprocessor.row({"video": tmp_path / "hole.mp4", "max_frames": 2}).grids) == 1  # the first and the last
-    with pytest.raises(ValueError, match="item 4 .*can not be decoded.*truncated or damaged; write or download"):
-        preprocessor.row({"video": tmp_path / "hole.mp4", "fps": 10}, name="item 4")
+    assert (
+        len(preprocessor.tokenize({"video": tmp_path / "hole.mp4", "max_frames": 2}).grids) == 1
+    )  # the first and the last
+    with pytest.raises(ValueError, match="item 4 .*cannot be decoded.*truncated or damaged; write or download"):
+        preprocessor.tokenize({"video": tmp_path / "hole.mp4", "fps": 10}, name="item 4")
 
 
 @pytest.mark.parametrize(
@@ -355,7 +358,7 @@ def test_damage_matters_only_to_the_frames_that_are_taken(tmp_path, preprocessor
 )
 def test_bad_frames(preprocessor, video, message):
     with pytest.raises((ValueError, TypeError, FileNotFoundError), match=f"item 4: {message}"):
-        preprocessor.row({"video": video}, name="item 4")
+        preprocessor.tokenize({"video": video}, name="item 4")
 
 
 def test_bad_sampling():
@@ -385,8 +388,8 @@ def test_without_pyav(preprocessor, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", no_av)
     with pytest.raises(ImportError, match=r'item 4: .*pip install "smart_jax\[video\]", or pass the frames'):
-        preprocessor.row({"video": clip("bikes")}, name="item 4")
-    assert len(preprocessor.row({"video": [grey(0)] * 4}).grids) == 2
+        preprocessor.tokenize({"video": clip("bikes")}, name="item 4")
+    assert len(preprocessor.tokenize({"video": [grey(0)] * 4}).grids) == 2
 
 
 NO_AV = "import sys; import smart_jax; smart_jax.load; import smart_jax.inputs.multimodal; print('av' in sys.modules)"
@@ -401,13 +404,13 @@ def test_a_model_without_video(tmp_path):
     folder = write_processor(tmp_path)
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|vision_start|><|video_pad|><|vision_end|>", ""))
-    model = Preprocessor.from_pretrained(folder, CONFIG)
+    model = MultimodalPreprocessor.from_pretrained(folder, CONFIG)
     with pytest.raises(ValueError, match=r"item 4.*does not write the video token.*no video support; pass some frames"):
-        model.row({"video": [grey(0)] * 2, "text": "a"}, name="item 4")
-    assert len(model.row({"images": [grey(0)] * 2}).grids) == 2
-    other = Preprocessor.from_pretrained(folder, CONFIG, video="none")
+        model.tokenize({"video": [grey(0)] * 2, "text": "a"}, name="item 4")
+    assert len(model.tokenize({"images": [grey(0)] * 2}).grids) == 2
+    other = MultimodalPreprocessor.from_pretrained(folder, CONFIG, video="none")
     with pytest.raises(ValueError, match=r"item 4 has a video, which this model \(.*\) does not take: pass"):
-        other.row({"video": [grey(0)] * 2}, name="item 4")
+        other.tokenize({"video": [grey(0)] * 2}, name="item 4")
 
 
 def test_a_template_without_marks_gets_the_same_tokens(tmp_path, preprocessor):
@@ -416,15 +419,15 @@ def test_a_template_without_marks_gets_the_same_tokens(tmp_path, preprocessor):
     template.write_text(template.read_text().replace("<|vision_start|><|video_pad|><|vision_end|>", "<|video_pad|>"))
     item = {"video": [grey(0)] * 3, "text": "a"}
     assert (
-        Preprocessor.from_pretrained(folder, CONFIG).row(item).input_ids.tolist()
-        == preprocessor.row(item).input_ids.tolist()
+        MultimodalPreprocessor.from_pretrained(folder, CONFIG).tokenize(item).input_ids.tolist()
+        == preprocessor.tokenize(item).input_ids.tolist()
     )
 
 
 def test_videos_that_do_not_fit(tmp_path):
-    small = Preprocessor.from_pretrained(write_processor(tmp_path), CONFIG, max_length=200)
+    small = MultimodalPreprocessor.from_pretrained(write_processor(tmp_path), CONFIG, max_length=200)
     with pytest.raises(ValueError, match=r"item 4: \d+ of 256 visual tokens do not fit in max_length 200: pass fewer"):
-        small.row({"video": [noise_page(512, 256)] * 4}, name="item 4")
+        small.tokenize({"video": [noise_page(512, 256)] * 4}, name="item 4")
 
 
 # --- families
@@ -442,7 +445,7 @@ def test_every_family_takes_what_there_is_and_refuses_the_rest(family, tmp_path)
     name, preprocessor = family
 
     def times_of(item: dict) -> list:
-        row = preprocessor.row(item)
+        row = preprocessor.tokenize(item)
         if name == "qwen3_vl":
             text = preprocessor.tokenizer.decode(row.input_ids)
             return [float(t) for t in re.findall(r"<([\d.]+) seconds>", text)]
@@ -467,17 +470,17 @@ def test_every_family_takes_what_there_is_and_refuses_the_rest(family, tmp_path)
     for kind, message in BAD_FILES.items():
         (tmp_path / kind).mkdir()
         with pytest.raises(ValueError, match=f"item 4.*{message}"):
-            preprocessor.row({"video": bad_file(tmp_path / kind, kind), "text": "a"}, name="item 4")
+            preprocessor.tokenize({"video": bad_file(tmp_path / kind, kind), "text": "a"}, name="item 4")
     cut, whole = tmp_path / "cut.mp4", fast_start(tmp_path)
     cut.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="item 4 .*truncated: its header promises 60 frames"):
-        preprocessor.row({"video": cut}, name="item 4")
+        preprocessor.tokenize({"video": cut}, name="item 4")
 
 
 def test_two_videos_and_an_image_in_one_row(family):
     name, preprocessor = family
     item = {"videos": [[grey(10)] * 6, [noise_page(64, 64)] * 2], "image": grey(200), "text": "all"}
-    row = preprocessor.row(item)
+    row = preprocessor.tokenize(item)
     visual = np.isin(row.input_ids, [IMAGE, VIDEO])
     marks = np.sum(row.input_ids == CONFIG.vision_start_token_id)
     assert [t for t, _, _ in row.grids] == ([1] * 5 if name == "qwen3_vl" else [3, 1, 1])
@@ -508,7 +511,7 @@ def test_text_goes_on_after_the_time_of_a_long_video():
 def test_order_and_kept_tokens(preprocessor):
     videos = [[grey(10)] * 4, [grey(90)] * 2]
     item = {"videos": videos, "images": [grey(200), noise_page(64, 64)], "text": "both"}
-    row = preprocessor.row(item)
+    row = preprocessor.tokenize(item)
     visual = row.input_ids[np.isin(row.input_ids, [IMAGE, VIDEO])]
     kinds = [int(visual[0]), *visual[1:][np.diff(visual) != 0].tolist()]
     assert kinds == [VIDEO, IMAGE] and row.keep[np.isin(row.input_ids, [IMAGE, VIDEO])].all()
@@ -526,15 +529,15 @@ def test_order_and_kept_tokens(preprocessor):
 def test_settings_of_a_checkpoint(tmp_path):
     folder = write_processor(tmp_path)
     (folder / "smart_jax.json").write_text('{"fps": 2, "max_frames": 6, "video_max_pixels": 140000}')
-    few = Preprocessor.from_pretrained(folder, CONFIG)
-    row = few.row({"video": clip("bikes")})
+    few = MultimodalPreprocessor.from_pretrained(folder, CONFIG)
+    row = few.tokenize({"video": clip("bikes")})
     assert len(row.grids) == 3 and row.grids[0][1] * row.grids[0][2] * 256 <= 140_000
-    assert len(few.row({"video": clip("bikes"), "max_frames": 10}).grids) == 5
+    assert len(few.tokenize({"video": clip("bikes"), "max_frames": 10}).grids) == 5
     for wrong in ({"fps": 0}, {"max_frames": 1}, {"video_min_pixels": 0}, {"video_max_pixels": 1}):
         with pytest.raises(
             ValueError, match=r"Preprocessor: .*(fps is 0|max_frames is 1|video_min_pixels is 0|bounds)"
         ):
-            Preprocessor.from_pretrained(write_processor(tmp_path / "plain"), CONFIG, **wrong)
+            MultimodalPreprocessor.from_pretrained(write_processor(tmp_path / "plain"), CONFIG, **wrong)
 
 
 def test_encode_videos_with_images_and_texts(tmp_path):

@@ -38,7 +38,7 @@ def encoder(folder):
 
 def test_the_prompt_costs_eight_pieces(encoder):
     pieces = encoder.preprocessor.tokenizer("value", add_special_tokens=False)["input_ids"]
-    assert len(encoder.preprocessor.row("value").input_ids) == len(pieces) + 8
+    assert len(encoder.preprocessor.tokenize("value").input_ids) == len(pieces) + 8
 
 
 def test_letter_case_and_place_do_not_change_a_words_pieces(encoder):

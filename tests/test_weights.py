@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from smart_jax.files.checkpoint_folder import INDEX_FILE, SINGLE_FILE
+from smart_jax.files.checkpoint import INDEX_FILE, SINGLE_FILE
 from smart_jax.models import load_config
 from smart_jax.models.weights import init_weights, load_weights, save_weights
 from smart_jax.runtime.mesh import make_mesh

@@ -10,12 +10,12 @@ from typing import Any
 from flax import nnx
 
 from smart_jax import Encoder
-from smart_jax.files import CONFIG_FILE, having, resolve_base
-from smart_jax.inputs import SETTINGS_FILE, TOKENIZER_FILES, Settings, read_settings
+from smart_jax.files import CONFIG_FILE
+from smart_jax.inputs import SETTINGS_FILE, TOKENIZER_FILES, read_settings
 from smart_jax.models import save_lora, save_weights
 from smart_jax.runtime import is_main
 from train.config import TrainConfig
-from train.setup import preprocessing_overrides, source_folder
+from train.setup import preprocessing_overrides, source
 
 
 def export_lora(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:
@@ -33,7 +33,7 @@ def export_lora(folder: Path, encoder: Encoder, params: nnx.State, config: Train
     base = Path(config.model).resolve() if Path(config.model).is_dir() else config.model
     save_lora(folder, params, encoder.config, config.lora, base=base)
     if is_main():
-        _write_settings(folder, encoder, config, read_settings(source_folder(encoder)))
+        _write_settings(folder, encoder, config, read_settings(source(encoder).folder))
     return folder
 
 
@@ -57,10 +57,9 @@ def export_model(folder: Path, encoder: Encoder, params: nnx.State, config: Trai
 
 def _copy_files(folder: Path, encoder: Encoder, config: TrainConfig) -> None:
     """Copies everything except the weights, and writes the run's settings."""
-    source = source_folder(encoder)
-    base = resolve_base(source)
-    words = having(source, base, *TOKENIZER_FILES)
-    for root in filter(None, (base, source)):  # a PEFT adapter's files replace its base's
+    checkpoint = source(encoder)
+    words = checkpoint.having(*TOKENIZER_FILES)
+    for root in reversed(checkpoint.folders):  # a PEFT adapter's files replace its base's
         # Weights are written anew, with an adapter merged into them; the template comes with the tokenizer.
         left_out = (".", "model", CONFIG_FILE, *(() if root == words else ("chat_template",)))
         for file in sorted((*root.iterdir(), *root.glob("*/config.json"))):  # the latter of sentence-transformers
@@ -76,8 +75,8 @@ def _copy_files(folder: Path, encoder: Encoder, config: TrainConfig) -> None:
 
 def _write_settings(folder: Path, encoder: Encoder, config: TrainConfig, known: dict[str, Any]) -> None:
     overrides = preprocessing_overrides(config)
-    if isinstance(settings := encoder.preprocessor.settings, Settings):  # the folder's name may tell it no longer
-        overrides["head"] = settings.head
+    if encoder.preprocessor.preset is not None:  # the folder's name may tell it no longer
+        overrides["head"] = encoder.preprocessor.preset
     if overrides:
         text = json.dumps(known | overrides, indent=2) + "\n"
         (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")

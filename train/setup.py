@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from smart_jax import Encoder, load
-from smart_jax.files import find_adapter, resolve_base
+from smart_jax.files import Checkpoint
 from smart_jax.models import add_lora
 from smart_jax.retrieval import Adapter, AdapterConfig, parse_layers
 from smart_jax.runtime import place, replicated
@@ -32,7 +32,7 @@ def load_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:
     encoder = load_backbone(config.model, config, mesh, task=config.task)
     if "lora" not in config.parts:
         return encoder
-    if (adapter := find_adapter(source_folder(encoder))) is not None:
+    if (adapter := source(encoder).adapter) is not None:
         raise ValueError(
             f"{adapter} holds a PEFT adapter already, and a second LoRA would have no base to be saved for: merge it "
             "into the weights first (merge_and_unload of peft)"
@@ -50,17 +50,17 @@ def load_backbone(model: str | Path, config: TrainConfig, mesh: Mesh, task: str 
     return load(model, dtype=dtype, mesh=mesh, task=task, pooling=config.pooling, settings=overrides)
 
 
-def source_folder(encoder: Encoder) -> Path:
+def source(encoder: Encoder) -> Checkpoint:
     """Returns where the encoder's files are; raises ValueError for one that was put together by hand."""
-    if encoder.folder is None:
+    if encoder.checkpoint is None:
         raise ValueError("the encoder was not loaded from a folder, and a run needs its files: use smart_jax.load")
-    return encoder.folder
+    return encoder.checkpoint
 
 
 def weight_folders(encoder: Encoder) -> list[Path]:
-    """Returns the folders of the encoder's weights: a checkpoint's, and those of a PEFT adapter or of its base."""
-    source = source_folder(encoder)
-    return list(dict.fromkeys(place for place in (source, find_adapter(source), resolve_base(source)) if place))
+    """Returns the folders that the encoder's weights were read from: a checkpoint's, and its adapter's or base's."""
+    checkpoint = source(encoder)
+    return list(dict.fromkeys(place for place in (checkpoint.folder, checkpoint.adapter, checkpoint.base) if place))
 
 
 def preprocessing_overrides(config: TrainConfig) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class Validation:
             return True  # or an error where it is encoded
         try:
             for item in (example.query, example.document):
-                self._batcher.preprocessor.row(item, name=f"example '{example.id}'")
+                self._batcher.preprocessor.tokenize(item, name=f"example '{example.id}'")
         except UNREADABLE as error:
             print(f"\nleft out of the validation: {error}")
             return False

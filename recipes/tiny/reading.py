@@ -56,8 +56,8 @@ def reading_batches(
         pages = [next(draw) for _ in range(batch_size)]
         queries = [page.query for page in pages]
         yield ReadingBatch(
-            pages=prepare.collate([prepare.row(page.pixels) for page in pages], length=page_length),
-            texts=prepare.collate([prepare.row(query) for query in queries], length=QUERY_PIECES + PROMPT_PIECES),
+            pages=prepare.collate([prepare.tokenize(page.pixels) for page in pages], length=page_length),
+            texts=prepare.collate([prepare.tokenize(query) for query in queries], length=QUERY_PIECES + PROMPT_PIECES),
             characters=by_visual_token(np.stack([page.codes for page in pages])),
             page_pieces=pieces_of(encoder, [page.shown for page in pages]),
             text_pieces=pieces_of(encoder, queries),

@@ -18,7 +18,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from smart_jax.files.checkpoint_folder import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, find_adapter, read_adapter_config
+from smart_jax.files.checkpoint import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    SINGLE_FILE,
+    Checkpoint,
+    find_adapter,
+    read_adapter_config,
+)
 
 EMBEDDED = ("tiny",)
 # Weights in safetensors, JSON and tokenizer text: never a pickle, never a repository's code.
@@ -28,12 +35,38 @@ LEFT_OUT = ("checkpoint-*/*", "onnx/*", "openvino/*", "original/*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def resolve(name_or_path: str | Path, *, revision: str | None = None) -> Path:
-    """Folder with the checkpoint's files; a hub id is downloaded once (HF_HOME, HF_HUB_OFFLINE, ... are honoured).
+def open_checkpoint(name_or_path: str | Path, *, revision: str | None = None) -> Checkpoint:
+    """Finds a checkpoint's folder and, where that holds a PEFT adapter only, its base model's; downloads them once.
+
+    Args:
+      name_or_path: what `resolve` takes.
+      revision: branch, tag or commit of a hub repository.
 
     Raises:
-      FileNotFoundError: no such folder, hub repository or revision.
-      ConnectionError: a hub id that is not in the local cache while the hub is offline or out of reach.
+      FileNotFoundError, ConnectionError, ValueError: as `resolve` and `resolve_base`.
+
+    Example:
+      >>> open_checkpoint("tiny").folder.name
+      'tiny'
+    """
+    folder = resolve(name_or_path, revision=revision)
+    return Checkpoint(folder, resolve_base(folder))
+
+
+def resolve(name_or_path: str | Path, *, revision: str | None = None) -> Path:
+    """Returns the folder of a checkpoint; a hub id is downloaded once (HF_HOME, HF_HUB_OFFLINE, ... are honoured).
+
+    Args:
+      name_or_path: a local folder, a hub id, or "tiny" (the embedded model).
+      revision: branch, tag or commit of a hub repository.
+
+    Raises:
+      FileNotFoundError: there is no such folder, hub repository or revision.
+      ConnectionError: a hub id is not in the local cache, and the hub is offline or out of reach.
+
+    Example:
+      >>> (resolve("tiny") / "config.json").is_file()
+      True
     """
     if (folder := Path(name_or_path)).is_dir():
         return folder
@@ -104,7 +137,7 @@ def download(
 
 
 def resolve_base(folder: Path) -> Path | None:
-    """Folder of the base model of a PEFT adapter that comes without weights; None = the folder has its own.
+    """Returns the folder of the base model of a PEFT adapter that comes without weights; None = the folder has weights.
 
     `base_model_name_or_path` of adapter_config.json is a folder, absolute or as seen from the adapter's, or what
     `resolve` takes.
@@ -112,6 +145,10 @@ def resolve_base(folder: Path) -> Path | None:
     Raises:
       FileNotFoundError, ConnectionError: the base cannot be had.
       ValueError: adapter_config.json is corrupt, not supported or names no base, or the base is an adapter itself.
+
+    Example:
+      >>> resolve_base(resolve("tiny")) is None
+      True
     """
     if any((folder / file).is_file() for file in (SINGLE_FILE, INDEX_FILE)) or not (folder / CONFIG_FILE).is_file():
         return None

@@ -1,56 +1,80 @@
-"""The tensors of a checkpoint in safetensors: one file, or an index and its shards."""
+"""One safetensors file: written whole or not at all, and read as views of the file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+import os
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors needs
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from smart_jax.files.checkpoint_folder import INDEX_FILE, SINGLE_FILE
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+}
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-    """Yields name and reader of every tensor, file by file; a reader works until the next tensor is asked for.
+def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes arrays of `DTYPES` and texts to a safetensors file; a write that is cut off leaves nothing at the path.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "vectors.safetensors"
+      >>> write_tensors(path, {"pooled": np.ones((2, 3), np.float32)}, {"model": "tiny"})
+      >>> arrays, metadata = map_tensors(path)
+      >>> arrays["pooled"].shape, metadata
+      ((2, 3), {'model': 'tiny'})
+    """
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        save_file({k: np.ascontiguousarray(array) for k, array in arrays.items()}, partial, dict(metadata or {}))
+        flush_file(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Returns the arrays of a safetensors file as views of it, which are read where they are used, and its texts.
 
     Raises:
-      FileNotFoundError: there are no weights, or a shard named in the index is missing.
-      ValueError: a file or the index is corrupt, or a shard lacks tensors that the index places in it.
+      OSError, ValueError, KeyError: it is not such a file, or truncated.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "vectors.safetensors"
+      >>> write_tensors(path, {"ids": np.arange(3, dtype=np.int32)})
+      >>> map_tensors(path)[0]["ids"].tolist()
+      [0, 1, 2]
     """
-    for file, expected in _weight_files(folder).items():
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is named in {INDEX_FILE} but does not exist: fetch the checkpoint again")
-        try:
-            with safe_open(str(file), framework="numpy") as handle:
-                names = set(handle.keys())
-                if expected is not None and (absent := expected - names):
-                    raise ValueError(f"{file} lacks tensors that {INDEX_FILE} places in it: {some(sorted(absent))}")
-                for name in sorted(names):
-                    yield name, partial(handle.get_tensor, name)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is corrupt or truncated ({error}): fetch the checkpoint again") from error
+    data = np.memmap(path, np.uint8, mode="r")
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")  # a length, a JSON header, the values
+    header = json.loads(data[8:start].tobytes())
+    metadata = header.pop("__metadata__", {})
+    arrays = {}
+    for name, entry in header.items():
+        first, last = (start + at for at in entry["data_offsets"])
+        arrays[name] = data[first:last].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return arrays, metadata
 
 
-def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
-    """Returns the weight files, each with the tensors that the index places in it; None = there is no index."""
-    if (index := folder / INDEX_FILE).is_file():
-        try:
-            weight_map: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files: dict[Path, set[str]] = {}
-            for name, file in weight_map.items():
-                files.setdefault(folder / file, set()).add(name)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is not a safetensors index ({error!r}): fetch the checkpoint again") from error
-        return {**files}
-    if (single := folder / SINGLE_FILE).is_file():
-        return {single: None}
-    raise FileNotFoundError(f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: are the weights in safetensors?")
+def flush_file(path: Path) -> None:
+    """Has the file written to the disk, so that it does not stay in the system's cache alone.
 
-
-def some(names: list[str], most: int = 8) -> str:
-    """Returns the first names for a message, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "offsets.json"
+      >>> _ = path.write_text("[0]")
+      >>> flush_file(path)
+    """
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

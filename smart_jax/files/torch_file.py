@@ -1,4 +1,4 @@
-"""Read and write torch's files of tensors and plain values, without torch and without running a pickle's code.
+"""Reads and writes torch's files of tensors and plain values, without torch and without running a pickle's code.
 
 A torch file is a zip archive: `NAME/data.pkl`, a pickle in which tensors point to storages by number, and the storages'
 bytes as `NAME/data/0`, `NAME/data/1`, ... An ordinary unpickler would call whatever the pickle names. Here the opcodes
@@ -49,7 +49,7 @@ class TorchFileError(ValueError):
     """The file is damaged, or holds something other than tensors and plain values."""
 
 
-# The stand-ins are named tuples because a pickle can not change one: no __dict__, no __setstate__, no item assignment.
+# The stand-ins are named tuples because a pickle cannot change one: no __dict__, no __setstate__, no item assignment.
 class _StorageType(NamedTuple):
     dtype: np.dtype
 
@@ -66,6 +66,7 @@ class _Tensor(NamedTuple):
 
 
 class _RebuildTensor(NamedTuple):
+    # The arguments come from the file and may be anything.
     def __call__(
         self,
         storage: Any,
@@ -152,15 +153,22 @@ class _Archive:
 
 
 def load(path: str | Path) -> Any:
-    """Contents of a file that `torch.save` wrote: dict, list, tuple, str, int, float, bool, None and read-only arrays.
+    """Reads a file that `torch.save` wrote: dict, list, tuple, str, int, float, bool, None and read-only arrays.
 
     Tensors and parameters become NumPy arrays (bfloat16 is `ml_dtypes.bfloat16`); tensors that share a storage share it
     here too. Quantised, sparse, complex and expanded tensors are refused.
 
     Raises:
-      FileNotFoundError: no such file.
-      TorchFileError: truncated or corrupt, not in torch's zip format, or with anything but tensors and plain values; a
-        refused class or function is named.
+      FileNotFoundError: the file does not exist.
+      TorchFileError: it is truncated or corrupt, not in torch's zip format, or holds anything except tensors and plain
+        values; a refused class or function is named.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save({"weight": np.ones((2, 3)), "epochs": 1}, f"{folder}/adapter.pt")
+      ...     load(f"{folder}/adapter.pt")["weight"].shape
+      (2, 3)
     """
     path = Path(path)
     if not path.is_file():
@@ -199,7 +207,7 @@ def _check_opcodes(data: bytes) -> None:
 
 
 def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
-    """The value with tensors as arrays; one met twice is converted once, or nested sharing would grow without bound."""
+    """Returns the value with tensors as arrays; one met twice is converted once, so that sharing stays."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if id(value) in done:
@@ -223,7 +231,7 @@ def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
 
 def _array(tensor: _Tensor) -> np.ndarray:
     values, offset, shape, strides = tensor.storage.values, tensor.offset, tensor.shape, tensor.strides
-    size = int(np.prod(np.asarray(shape, object))) if shape else 1  # Python integers: a hostile shape can not overflow
+    size = int(np.prod(np.asarray(shape, object))) if shape else 1  # Python integers: a hostile shape cannot overflow
     if size == 0:
         return np.empty(shape, values.dtype)
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
@@ -237,13 +245,16 @@ def _array(tensor: _Tensor) -> np.ndarray:
 
 
 def save(value: Any, path: str | Path) -> None:
-    """Write a value that `torch.load(path, weights_only=True)` reads.
+    """Writes a value that `torch.load(path, weights_only=True)` reads.
 
-    Dicts with str keys, lists, tuples, str, int, float, bool, None and arrays. Arrays become contiguous CPU tensors; an
-    array that occurs twice is stored once. The file appears only when it is complete.
+    It may hold dicts with str keys, lists, tuples, str, int, float, bool, None and arrays. Arrays become contiguous CPU
+    tensors; an array that occurs twice is stored once. The file appears only when it is complete.
 
     Raises:
-      TypeError: another type of value, key or array element, named.
+      TypeError: a value, key or array element is of another type, which is named.
+
+    Example:
+      See `load`.
     """
     path = Path(path)
     writer = _Writer()
@@ -289,7 +300,7 @@ class _Writer:
         elif isinstance(value, np.ndarray):
             self.array(value)
         else:
-            raise TypeError(f"{type(value).__name__} can not be saved: only plain values and NumPy arrays can")
+            raise TypeError(f"{type(value).__name__} cannot be saved: only plain values and NumPy arrays can")
 
     def sequence(self, start: bytes, values: Sequence[Any], end: bytes) -> None:
         self.pickle += start
@@ -307,7 +318,7 @@ class _Writer:
     def array(self, array: np.ndarray) -> None:
         if array.dtype not in _STORAGE_NAMES:
             known = ", ".join(map(str, _STORAGE_NAMES))
-            raise TypeError(f"an array of {array.dtype} can not be saved: the types are {known}")
+            raise TypeError(f"an array of {array.dtype} cannot be saved: the types are {known}")
         _, key = self.storages.setdefault(id(array), (array, len(self.storages)))
         self.pickle += b"ctorch._utils\n_rebuild_tensor_v2\n(("
         self.value("storage")

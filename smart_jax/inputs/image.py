@@ -37,7 +37,7 @@ class ImageSettings:
       patch_size, temporal_patch_size, merge_size: as in the vision encoder; sides are resized to multiples of
         patch_size * merge_size.
       min_pixels, max_pixels: bounds of height * width after the resize.
-      first_pixels: such bounds of a resize before it, of which the sizes are those to resize; None = there is none.
+      first_pixels: bounds of a resize before that one; None = there is one resize.
       image_mean, image_std: per RGB channel, applied to value * rescale_factor.
     """
 
@@ -60,15 +60,17 @@ class ImageSettings:
 
     @property
     def factor(self) -> int:
+        """Side of a visual token in pixels."""
         return self.patch_size * self.merge_size
 
     @property
     def patch_values(self) -> int:
+        """Number of values E of a patch."""
         return 3 * self.temporal_patch_size * self.patch_size**2
 
     @property
     def max_patches(self) -> int:
-        """Most patches of one image."""
+        """Largest number of patches of one image."""
         return self.max_pixels // self.factor**2 * self.merge_size**2
 
 
@@ -80,57 +82,57 @@ def read_image_settings(
     max_pixels: int | None,
     first_pixels: tuple[int, int] | None = None,
 ) -> ImageSettings:
-    """Settings of a checkpoint folder: preprocessor_config.json, or image_processor of processor_config.json.
+    """Reads preprocessor_config.json, or image_processor of processor_config.json.
 
     Args:
       folder: checkpoint in Hugging Face layout.
       vision: the backbone's vision config (patch_size, temporal_patch_size, spatial_merge_size, in_channels).
-      min_pixels, max_pixels: bounds of the resize; None = the file's own, which Qwen3-VL-Embedding overrides.
-      first_pixels: bounds of a resize before it.
+      min_pixels, max_pixels: bounds of the resize; None = the file's, which Qwen3-VL-Embedding overrides.
+      first_pixels: bounds of a resize before that one.
 
     Raises:
-      FileNotFoundError: neither file is there.
+      FileNotFoundError: neither file exists.
       ValueError: a file is not JSON, contradicts the backbone's config, or asks for something not supported.
     """
-    source, found = _read_processor_config(folder)
+    source, config = _read_processor_config(folder)
     for name, key in (
         ("patch_size", "patch_size"),
         ("temporal_patch_size", "temporal_patch_size"),
         ("merge_size", "spatial_merge_size"),
     ):
-        if name in found and found[name] != getattr(vision, key):
-            raise ValueError(f"{source}: {name} is {found[name]}, but config.json has {key} {getattr(vision, key)}")
+        if name in config and config[name] != getattr(vision, key):
+            raise ValueError(f"{source}: {name} is {config[name]}, but config.json has {key} {getattr(vision, key)}")
     for switch in ("do_rescale", "do_normalize", "do_convert_rgb"):
-        if found.get(switch) is False:
+        if config.get(switch) is False:
             raise ValueError(f"{source}: {switch} = false is not supported; the backbones here are trained with it on")
     return ImageSettings(
         patch_size=vision.patch_size,
         temporal_patch_size=vision.temporal_patch_size,
         merge_size=vision.spatial_merge_size,
-        min_pixels=_bound(found, "min_pixels", "shortest_edge", ImageSettings.min_pixels, min_pixels),
-        max_pixels=_bound(found, "max_pixels", "longest_edge", ImageSettings.max_pixels, max_pixels),
+        min_pixels=_bound(config, "min_pixels", "shortest_edge", ImageSettings.min_pixels, min_pixels),
+        max_pixels=_bound(config, "max_pixels", "longest_edge", ImageSettings.max_pixels, max_pixels),
         first_pixels=first_pixels,
-        image_mean=_three(source, "image_mean", found.get("image_mean", _CLIP_MEAN)),
-        image_std=_three(source, "image_std", found.get("image_std", _CLIP_STD)),
-        rescale_factor=float(found.get("rescale_factor", 1 / 255)),
+        image_mean=_three(source, "image_mean", config.get("image_mean", _CLIP_MEAN)),
+        image_std=_three(source, "image_std", config.get("image_std", _CLIP_STD)),
+        rescale_factor=float(config.get("rescale_factor", 1 / 255)),
     )
 
 
 def _read_processor_config(folder: Path) -> tuple[Path, Mapping[str, Any]]:
     if (path := folder / "preprocessor_config.json").is_file():
         return path, read_json(path)
-    if (path := folder / "processor_config.json").is_file() and "image_processor" in (found := read_json(path)):
-        return path, found["image_processor"]
+    if (path := folder / "processor_config.json").is_file() and "image_processor" in (config := read_json(path)):
+        return path, config["image_processor"]
     raise FileNotFoundError(
         f"{folder} lacks preprocessor_config.json (image mean and deviation): copy it from the original checkpoint"
     )
 
 
-def _bound(found: Mapping[str, Any], name: str, edge: str, default: int, asked: int | None) -> int:
-    """A pixel bound: what is asked for, or in the file's older or newer spelling."""
+def _bound(config: Mapping[str, Any], name: str, edge: str, default: int, asked: int | None) -> int:
+    """Returns a pixel bound: what is asked for, or the file's in its older or newer spelling."""
     if asked is not None:
         return asked
-    return int(found.get(name) or (found.get("size") or {}).get(edge) or default)
+    return int(config.get(name) or (config.get("size") or {}).get(edge) or default)
 
 
 def _three(source: Path, name: str, values: Any) -> tuple[float, float, float]:
@@ -144,22 +146,22 @@ def _three(source: Path, name: str, values: Any) -> tuple[float, float, float]:
 
 def process_image(
     image: ImageLike, settings: ImageSettings, *, name: str = "image"
-) -> tuple[Float[np.ndarray, "P E"], Grid]:
-    """Patches of one image and their grid.
+) -> tuple[Float[np.ndarray, "V E"], Grid]:
+    """Returns the patches of one image and their grid.
 
     Args:
       image: path, encoded bytes, PIL image, or uint8 array [H, W], [H, W, 3] or [H, W, 4].
       settings: sizes, bounds and normalisation.
-      name: of the item, for messages.
+      name: what messages call the item.
 
     Returns:
-      Patches [P, E] float32 in merge-block order, E = 3 * temporal_patch_size * patch_size**2, and the grid
-      (1, rows, columns) in patches with P = rows * columns.
+      Patches [V, E] float32 in merge-block order, E = 3 * temporal_patch_size * patch_size**2, and the grid
+      (1, rows, columns) in patches with V = rows * columns.
 
     Raises:
-      FileNotFoundError: no such file.
-      TypeError: not an image, or an array of another dtype.
-      ValueError: unreadable, empty, larger than Pillow's decompression-bomb limit, or an aspect ratio over 200.
+      FileNotFoundError: the file does not exist.
+      TypeError: it is not an image, or an array of another dtype.
+      ValueError: it is unreadable, empty, larger than Pillow's decompression-bomb limit, or an aspect ratio over 200.
     """
     rgb = open_rgb(image, name=name)
     bounds = [] if settings.first_pixels is None else [settings.first_pixels]
@@ -175,7 +177,7 @@ def process_image(
 
 
 def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Size nearest to (height, width) whose sides are multiples of `factor` and whose area is within the bounds.
+    """Returns the size nearest to (height, width) with multiples of `factor` as sides and an area within the bounds.
 
     As in qwen-vl-utils: sides are rounded (at least `factor`); an area out of bounds scales both sides by the same
     root and rounds down (too large) or up (too small). Where that would round a side down to nothing, the side stays
@@ -205,10 +207,10 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
     return rows * factor, cols * factor
 
 
-def patchify(pixels: UInt8[np.ndarray, "H W 3"], settings: ImageSettings) -> Float[np.ndarray, "P E"]:
-    """Normalised patches [P, E] float32 of uint8 pixels whose sides are multiples of patch_size * merge_size.
+def patchify(pixels: UInt8[np.ndarray, "H W 3"], settings: ImageSettings) -> Float[np.ndarray, "V E"]:
+    """Returns normalised patches [V, E] float32 of uint8 pixels; sides are multiples of patch_size * merge_size.
 
-    Row order: the merge x merge patches of one visual token are adjacent. Value order: channel, frame, row, column;
+    Patch order: the merge x merge patches of one visual token are adjacent. Value order: channel, frame, row, column;
     a still image fills all temporal_patch_size frames.
     """
     size, merge, frames = settings.patch_size, settings.merge_size, settings.temporal_patch_size
@@ -222,16 +224,26 @@ def patchify(pixels: UInt8[np.ndarray, "H W 3"], settings: ImageSettings) -> Flo
 
 
 def _value_table(settings: ImageSettings) -> Float[np.ndarray, "3 256"]:
-    """Normalised value of every byte; the roundings of the reference: rescale in float64, the rest in float32."""
+    """Returns the normalised value of every byte, rounded as in the reference: rescaled in float64, then in float32."""
     rescaled = (np.arange(256, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
     mean, std = (np.array(x, np.float32)[:, None] for x in (settings.image_mean, settings.image_std))
     return (rescaled - mean) / std
 
 
 def open_rgb(image: ImageLike, *, name: str = "image") -> Image.Image:
-    """RGB image, decoded: RGBA is pasted on white, every other mode goes through Pillow's convert("RGB").
+    """Returns an RGB image, decoded: RGBA is pasted on white, every other mode goes through Pillow's convert("RGB").
 
-    Raises: as `process_image`.
+    Args:
+      image: path, encoded bytes, PIL image, or uint8 array [H, W], [H, W, 3] or [H, W, 4].
+      name: what messages call the item.
+
+    Raises:
+      FileNotFoundError, TypeError, ValueError: as `process_image`.
+
+    Example:
+      >>> import numpy as np
+      >>> open_rgb(np.zeros((20, 30, 4), np.uint8)).getpixel((0, 0))
+      (255, 255, 255)
     """
     if isinstance(image, np.ndarray):
         return _to_rgb(_from_array(image, name))
@@ -249,10 +261,11 @@ def open_rgb(image: ImageLike, *, name: str = "image") -> Image.Image:
 
 
 def existing_file(path: str | Path, name: str, kind: str, wanted: str) -> Path:
-    """The path of a local file that holds something; `kind` and what is `wanted` are words for the errors.
+    """Returns the path of a local file that holds something; `kind` and what is `wanted` are words for the errors.
 
     Raises:
-      FileNotFoundError, ValueError: it is not there; it is a URL, a folder or empty.
+      FileNotFoundError: the file does not exist.
+      ValueError: it is a URL, a folder or empty.
     """
     if "://" in str(path):
         raise ValueError(f"{name}: '{path}' is a URL; {kind}s are read from local files only: download it first")
@@ -286,7 +299,7 @@ def _open(source: Path | io.BytesIO, what: str) -> Image.Image:
 
 
 def _decode(image: Image.Image, what: str) -> Image.Image:
-    """An opened image may still have to read its file."""
+    """Returns an opened image as RGB; it may still have to read its file."""
     try:
         return _to_rgb(image)
     except Exception as error:
@@ -294,7 +307,7 @@ def _decode(image: Image.Image, what: str) -> Image.Image:
 
 
 def _undecodable(what: str, error: Exception) -> ValueError:
-    return ValueError(f"{what} can not be decoded ({error}): the data is truncated or damaged; write it again")
+    return ValueError(f"{what} cannot be decoded ({error}): the data is truncated or damaged; write it again")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

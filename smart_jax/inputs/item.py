@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from smart_jax.inputs.image import ImageLike
-from smart_jax.inputs.video import VideoLike, check_sampling, check_video
+from smart_jax.inputs.video import VideoLike, check_video
+from smart_jax.inputs.video_settings import check_sampling
 
 _SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -22,11 +23,18 @@ _KEYS = ("text", "image", "images", "video", "videos", "fps", "max_frames", "ins
 _IMAGE_TYPES = (Path, bytes, Image.Image, np.ndarray)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-    """Contents of one item; in the prompt videos come first, then images, then texts.
+    """What one item holds, as `parse_item` found it; in the prompt videos come first, then images, then texts.
 
-    fps and max_frames are of its videos, None = the settings'.
+    Attributes:
+      texts, images, videos: its parts; files are not opened yet.
+      instruction: the item's own; None = that of the call, or the checkpoint's.
+      fps, max_frames: how its videos are sampled; None = as the settings say.
+
+    Example:
+      >>> parse_item("revenue by region") == Item(texts=("revenue by region",))
+      True
     """
 
     texts: tuple[str, ...] = ()
@@ -37,18 +45,50 @@ class Item:
     max_frames: int | None = None
 
 
-def check_items(items: Any) -> Sequence[Any]:
-    """The items as a sequence, checked as far as that takes no decoding.
+# What a user may pass as one item, see `parse_item`.
+ItemLike = str | Path | bytes | Image.Image | np.ndarray | Mapping[str, Any] | Item
 
-    A list or tuple has each item parsed (texts not empty, files there, keys known), so that a mistake shows before
-    hours of encoding; any other sequence is taken as it is and read item by item, so that a corpus may live on disk.
+
+class Items(Sequence[Any]):  # of Item; a check of types at run time would read ahead
+    """Items that are parsed where they are read; see `parse_items`.
+
+    Example:
+      >>> items = parse_items(["revenue by region", {"text": ["a", "b"]}])
+      >>> len(items), items[1].texts
+      (2, ('a', 'b'))
+    """
+
+    def __init__(self, items: Sequence[Any]):
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:  # an Item; of a slice, a list of them
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        return parse_item(self._items[index], name=f"item {index}")
+
+
+def parse_items(items: Any) -> Items:
+    """Returns the items, each parsed once; they are checked as far as that takes no decoding.
+
+    A list or tuple is parsed at once (texts not empty, files there, keys known), so that a mistake shows before hours
+    of encoding. Any other sequence is parsed item by item where it is read, so that a corpus may live on disk.
+
+    Args:
+      items: a list, tuple, array or other sequence, or an iterable of what `parse_item` takes.
 
     Raises:
-      TypeError: a single item instead of a list, or an item of an unknown type.
-      ValueError: no items, or an item without content; the message names its index.
-      FileNotFoundError: an image file is not there.
+      TypeError: `items` is a single item instead of a list, or holds an item of an unknown type.
+      ValueError: there are no items, or one has no content; the message names its index.
+      FileNotFoundError: an image file does not exist.
+
+    Example:
+      >>> [item.texts for item in parse_items(["revenue by region", {"text": ["a", "b"]}])]
+      [('revenue by region',), ('a', 'b')]
     """
-    if isinstance(items, str | bytes | Path | Mapping | Image.Image) or (
+    if isinstance(items, str | bytes | Path | Mapping | Image.Image | Item) or (
         isinstance(items, np.ndarray) and items.ndim in (0, 2, 3)
     ):
         raise TypeError(f"items is a single {type(items).__name__}: pass a list, even for one item")
@@ -58,27 +98,31 @@ def check_items(items: Any) -> Sequence[Any]:
         items = list(items)
     if len(items) == 0:
         raise ValueError("items is empty: pass at least one text, image or dict")
-    if isinstance(items, list | tuple):
-        for i, item in enumerate(items):
-            parse_item(item, name=f"item {i}")
-    return items
+    parsed = Items(items)
+    return Items(list(parsed)) if isinstance(items, list | tuple) else parsed
 
 
 def parse_item(item: Any, *, name: str = "item") -> Item:
-    """The parts of one item.
+    """Returns the parts of one item; one that is parsed already is returned as it is.
 
     Args:
       item: a text; a path (`pathlib.Path`, or a str that ends in an image suffix and exists), encoded bytes, PIL image
         or uint8 array as an image; or a dict with text (str or list), image or images (one or a list), video (a path, a
         list of frames or an array [T, H, W, 3]) or videos (a list of such), fps, max_frames, instruction. In a dict,
         text is never taken for a path, and image is never taken for text.
-      name: for messages, such as "item 3".
+      name: what messages call the item, such as "item 3".
 
     Raises:
-      TypeError: of another type.
-      ValueError: no content, an unknown key, or a video that can not be used.
-      FileNotFoundError: the str, the image or the video names a file that is not there.
+      TypeError: the item is of another type.
+      ValueError: it has no content, an unknown key, or a video that cannot be used.
+      FileNotFoundError: the str, the image or the video names a file that does not exist.
+
+    Example:
+      >>> parse_item({"text": "revenue by region", "instruction": "Find the page."}).instruction
+      'Find the page.'
     """
+    if isinstance(item, Item):
+        return item
     if isinstance(item, str):
         return Item(images=(item,)) if _is_image_path(item, name) else Item(texts=(_text(item, name),))
     if isinstance(item, _IMAGE_TYPES):
@@ -170,7 +214,7 @@ def _image(image: Any, name: str) -> ImageLike:
 
 
 def _is_image_path(text: str, name: str) -> bool:
-    """Whether a bare str is an image file; something that can only be meant as one but does not exist is an error."""
+    """Returns whether a bare str is an image file; raises where it can only be meant as one but does not exist."""
     if not text.lower().endswith(_SUFFIXES):
         return False
     if os.path.isfile(text):

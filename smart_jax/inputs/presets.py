@@ -1,32 +1,45 @@
 """The published models: how each is prompted and pooled, and how its checkpoints are recognised.
 
-A row is what the model's own code does, or the paper's (SMART, arXiv:2605.24938) where it has its own; a new model is a
-new row. `smart_jax.load(..., head=, pooling=, prompt=, settings=)` and a folder's smart_jax.json change any of it.
+A preset is what the model's own code does, or the paper's (SMART, arXiv:2605.24938) where it has its own; a new model
+is a new preset. `smart_jax.load(..., head=, pooling=, prompt=, settings=)` and a folder's smart_jax.json change it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smart_jax.files import having, read_json
+from smart_jax.files import Checkpoint, read_json
 from smart_jax.inputs.settings import SETTINGS_FILE, VISUAL, Settings, Turns, read_settings, with_settings
 
-CUSTOM = "custom"  # head of a checkpoint whose prompt and pooling the user gives
+CUSTOM = "custom"  # preset of a checkpoint whose prompt and pooling the user gives
 
 
-class Head(NamedTuple):
-    """Settings of a model, and what its checkpoints have in common."""
+class Preset(NamedTuple):
+    """Settings of a published model, and what its checkpoints have in common.
+
+    Attributes:
+      settings: prompt, pooling and sizes.
+      model_types: model types that its checkpoints may have in their config.json.
+      names: regular expression that is searched in the repository's or folder's name, case ignored.
+      architecture: name among the architectures of config.json.
+      key: key that only these checkpoints have in their config.json.
+      default: whether it takes the checkpoints of its model types that no other preset claims.
+
+    Example:
+      >>> PRESETS["gme"].settings.video
+      'middle'
+    """
 
     settings: Settings
     model_types: tuple[str, ...]
-    names: str | None = None  # regular expression in the repository's or folder's name, case ignored
-    architecture: str | None = None  # of config.json's architectures
-    key: str | None = None  # that only these checkpoints have in their config.json
-    default: bool = False  # for checkpoints of its model types that no other row claims
+    names: str | None = None
+    architecture: str | None = None
+    key: str | None = None
+    default: bool = False
 
 
 _LAMRA_TURNS: Turns = (
@@ -55,9 +68,9 @@ _LAMRA = Settings(
     max_pixels=1280 * 28**2,
     **_QWEN2_FRAMES,
 )
-HEADS: dict[str, Head] = {
-    "qwen3_vl_embedding": Head(Settings(), ("qwen3_vl",), r"qwen3-vl-embedding", default=True),
-    "gme": Head(
+PRESETS: dict[str, Preset] = {
+    "qwen3_vl_embedding": Preset(Settings(), ("qwen3_vl",), r"qwen3-vl-embedding", default=True),
+    "gme": Preset(
         Settings(
             prompt=(
                 "<|im_start|>system\n{{ instruction }}<|im_end|>\n<|im_start|>user\n{{ visual }}{{ texts | join(' ') }}"
@@ -76,9 +89,9 @@ HEADS: dict[str, Head] = {
         r"gme[-_]qwen2",
         architecture="GmeQwen2VL",
     ),
-    "lamra": Head(_LAMRA, ("qwen2_vl", "qwen2_5_vl"), r"lamra", key="emb_token_ids"),
+    "lamra": Preset(_LAMRA, ("qwen2_vl", "qwen2_5_vl"), r"lamra", key="emb_token_ids"),
     # As the paper's code trains and runs it: the merged visual features enter as embeddings and nowhere else.
-    "lamra_qwen3_vl": Head(
+    "lamra_qwen3_vl": Preset(
         dataclasses.replace(
             _LAMRA,
             deepstack=False,
@@ -92,7 +105,7 @@ HEADS: dict[str, Head] = {
         r"lamra",
         key="emb_token_ids",
     ),
-    "vlm2vec": Head(
+    "vlm2vec": Preset(
         Settings(
             prompt=(
                 "{% for _ in range(videos) %}{{ video_token }} {% endfor %}"
@@ -109,7 +122,7 @@ HEADS: dict[str, Head] = {
         ("qwen2_vl", "qwen2_5_vl"),
         r"vlm2vec",
     ),
-    "jina_embeddings_v4": Head(
+    "jina_embeddings_v4": Preset(
         Settings(
             prompt=(
                 "{% if images %}<|im_start|>user\n{{ visual }}"
@@ -130,62 +143,69 @@ HEADS: dict[str, Head] = {
         architecture="JinaEmbeddingsV4Model",
     ),
 }
-HEADS = {name: row._replace(settings=dataclasses.replace(row.settings, head=name)) for name, row in HEADS.items()}
+PRESETS = {
+    name: preset._replace(settings=dataclasses.replace(preset.settings, head=name)) for name, preset in PRESETS.items()
+}
 
 
-def open_settings(folder: str | Path, model_type: str, *, base: str | Path | None = None, **overrides: Any) -> Settings:
-    """Settings of a checkpoint: its head's, changed by its smart_jax.json and then by `overrides`.
+def open_settings(checkpoint: Checkpoint | str | Path, model_type: str, **overrides: Any) -> Settings:
+    """Returns the settings of a checkpoint: its preset's, changed by its smart_jax.json and then by `overrides`.
 
     Args:
-      folder: checkpoint in Hugging Face layout; a snapshot of the hub's cache is known by its repository.
+      checkpoint: from `smart_jax.files.open_checkpoint`, or a folder; a snapshot of the hub's cache is known by its
+        repository.
       model_type: of its config.json.
-      base: has the files that the folder lacks, see `hub.resolve_base`.
-      **overrides: fields of `Settings`. "head" = the row of `HEADS` to start from.
+      **overrides: fields of `Settings`. "head" = the name of the preset to start from.
 
     Raises:
-      ValueError: nothing tells the head (the message shows how to pass it), the file is not JSON, or a key or a value
+      ValueError: nothing tells the preset (the message shows how to pass it), the file is not JSON, or a key or a value
         is not one of `Settings`.
+
+    Example:
+      >>> from smart_jax.files import resolve
+      >>> open_settings(resolve("tiny"), "qwen3_vl", max_length=99).max_length
+      99
     """
-    folders = [Path(some) for some in (folder, base) if some is not None]
-    where = having(folder, base, SETTINGS_FILE)
+    checkpoint = Checkpoint.of(checkpoint)
+    where = checkpoint.having(SETTINGS_FILE)
     found = read_settings(where)
-    name = overrides.get("head") or found.get("head") or _recognised(folders, model_type)
+    name = overrides.get("head") or found.get("head") or _recognised(checkpoint.folders, model_type)
     if name is None and all(key in overrides or key in found for key in ("prompt", "pooling")):
         name = CUSTOM
     if name is None:
-        raise ValueError(_unknown(folders[0], model_type))
-    if name != CUSTOM and name not in HEADS:
-        raise ValueError(f"head is {name!r}, expected one of {', '.join(HEADS)}, or a prompt and a pooling rule")
-    settings = Settings(head=CUSTOM) if name == CUSTOM else HEADS[name].settings
+        raise ValueError(_unknown(checkpoint.folder, model_type))
+    if name != CUSTOM and name not in PRESETS:
+        raise ValueError(f"head is {name!r}, expected one of {', '.join(PRESETS)}, or a prompt and a pooling rule")
+    settings = Settings(head=CUSTOM) if name == CUSTOM else PRESETS[name].settings
     for keys in (found, overrides):
         keys.pop("head", None)
     return with_settings(settings, where, found, overrides)
 
 
 def _recognised(folders: Sequence[Path], model_type: str) -> str | None:
-    """Name of the row; what a config.json says goes before the name of a folder, and that before the default."""
+    """Returns the preset's name; a config.json comes before the name of a folder, and that before the default."""
     configs = [read_json(path) for folder in folders if (path := folder / "config.json").is_file()]
-    rows = {name: row for name, row in HEADS.items() if model_type in row.model_types}
+    presets = {name: preset for name, preset in PRESETS.items() if model_type in preset.model_types}
     names = " ".join(name for folder in folders for name in _names(folder))
     names += "".join(f" {hf.get('_name_or_path', '')}" for hf in configs)
     architectures = [name for hf in configs for name in hf.get("architectures") or ()]
-    tests = (
-        lambda row: row.architecture in architectures,
-        lambda row: any(row.key in hf for hf in configs),
-        lambda row: row.names is not None and re.search(row.names, names, re.IGNORECASE),
-        lambda row: row.default,
+    tests: tuple[Callable[[Preset], object], ...] = (
+        lambda preset: preset.architecture in architectures,
+        lambda preset: any(preset.key in hf for hf in configs),
+        lambda preset: preset.names is not None and re.search(preset.names, names, re.IGNORECASE),
+        lambda preset: preset.default,
     )
-    return next((name for test in tests for name, row in rows.items() if test(row)), None)
+    return next((name for test in tests for name, preset in presets.items() if test(preset)), None)
 
 
 def _names(folder: Path) -> list[str]:
-    """Of the folder, and of the repository of a snapshot in the hub's cache, models--OWNER--NAME/snapshots/REVISION."""
+    """Returns the folder's names, and the repository's of a snapshot (models--OWNER--NAME/snapshots/REVISION)."""
     repository = [part for part in folder.absolute().parts[-3:-2] if part.startswith("models--")]
     return [folder.resolve().name, folder.name, *repository]
 
 
 def _unknown(folder: Path, model_type: str) -> str:
-    known = ", ".join(name for name, row in HEADS.items() if model_type in row.model_types)
+    known = ", ".join(name for name, preset in PRESETS.items() if model_type in preset.model_types)
     return (
         f"{folder} is a {model_type}, but nothing says how it is prompted and pooled: neither its name nor its "
         f"config.json is that of a known model. Pass the model that it comes from, smart_jax.load(path, head=...) with "

@@ -23,13 +23,13 @@ _MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "
 
 
 class _Part(NamedTuple):
-    """Of a turn's content."""
+    """A part of a turn's content."""
 
     source: str
     template: Template
 
     def content(self, values: Mapping[str, Any]) -> list[dict[str, str]]:
-        """As chat templates read it."""
+        """Returns it as chat templates read it."""
         if self.source == VISUAL:
             return [{"type": "video"}] * values["videos"] + [{"type": "image"}] * values["images"]
         text = self.template.render(values)
@@ -40,10 +40,10 @@ class Prompt:
     """Writes the prompt of a checkpoint.
 
     A template (Jinja, sandboxed; an item's texts are values and never read as templates) has these variables:
-      texts: list of the item's texts; images, videos: how many it has; query: whether it is a query;
+      texts: list of the item's texts; images, videos: numbers of these; query: whether it is a query;
       instruction: as given, or the default, or "" (the filter `sentence` strips it and ends it in a period unless its
         last character is punctuation, Unicode P*);
-      visual: placeholders between their marks of all videos and then all images; image, video: those of one;
+      visual: placeholders, between their marks, of all videos and then all images; image, video: placeholder of one;
       image_token, video_token: the bare placeholders.
     """
 
@@ -59,7 +59,7 @@ class Prompt:
         Args:
           prompt: a template, or turns (each its role and the templates of its parts) for the chat template.
           tokenizer, config: of the checkpoint.
-          chat_template: the checkpoint's; needed for turns.
+          chat_template: of the checkpoint; needed for turns.
         """
         from jinja2 import StrictUndefined, TemplateSyntaxError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -81,10 +81,10 @@ class Prompt:
     def __call__(
         self, texts: Sequence[str], *, images: int = 0, videos: int = 0, instruction: str = "", query: bool = False
     ) -> str:
-        """The prompt of one item, with one placeholder per video and image.
+        """Returns the prompt of one item, with one placeholder per video and image.
 
         Raises:
-          ValueError: a template can not be rendered.
+          ValueError: a template cannot be rendered.
         """
         from jinja2 import TemplateError
 
@@ -104,20 +104,20 @@ class Prompt:
                 )
             )
         except TemplateError as error:
-            raise ValueError(f"the prompt or chat template can not be rendered: {error}") from error
+            raise ValueError(f"the prompt or chat template cannot be rendered: {error}") from error
 
 
 def sentence(instruction: str) -> str:
-    """The instruction, stripped, with a final period unless its last character is punctuation (Unicode P*)."""
+    """Returns the instruction, stripped, with a final period unless its last character is punctuation (Unicode P*)."""
     instruction = instruction.strip()
     return instruction + "." * (bool(instruction) and not unicodedata.category(instruction[-1]).startswith("P"))
 
 
 def dropped_token_ids(tokenizer: PreTrainedTokenizerBase, config: QwenVLConfig) -> set[int]:
-    """Token ids that take no part in late interaction (SMART, arXiv:2605.24938).
+    """Returns the token ids that take no part in late interaction (SMART, arXiv:2605.24938).
 
-    All of the tokenizer's special tokens and the markers of turns and images; visual placeholders are kept, and so are
-    the words of the template and of the instruction.
+    These are the tokenizer's special tokens and the markers of turns and images; visual placeholders are kept, and so
+    are the words of the template and of the instruction.
     """
     dropped = set(tokenizer.all_special_ids)
     dropped |= {i for marker in _MARKERS if (i := _token_id(tokenizer, marker)) is not None}
@@ -125,12 +125,12 @@ def dropped_token_ids(tokenizer: PreTrainedTokenizerBase, config: QwenVLConfig) 
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
-    found = tokenizer.convert_tokens_to_ids(token)
-    return found if isinstance(found, int) and tokenizer.convert_ids_to_tokens(found) == token else None
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    return token_id if isinstance(token_id, int) and tokenizer.convert_ids_to_tokens(token_id) == token else None
 
 
 def added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
-    """What the tokenizer puts before and after every text; most put nothing."""
+    """Returns the token ids that the tokenizer puts before and after every text; most put nothing."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
     start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
@@ -138,10 +138,10 @@ def added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[Int[np.ndarray, " a"]
 
 
 def read_tokenizer(folder: Path, *, added: str | None = None) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer, with the token `added` if it lacks it.
+    """Reads the checkpoint's tokenizer, and gives it the token `added` if it lacks it.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: the folder has no tokenizer.
       ValueError: its files are corrupt.
     """
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
@@ -153,7 +153,7 @@ def read_tokenizer(folder: Path, *, added: str | None = None) -> PreTrainedToken
         tokenizer("a")
     except Exception as error:  # the Rust tokenizers raise a bare Exception
         raise ValueError(
-            f"the tokenizer in {folder} (tokenizer.json, tokenizer_config.json) can not be read ({error}): fetch the "
+            f"the tokenizer in {folder} (tokenizer.json, tokenizer_config.json) cannot be read ({error}): fetch the "
             "checkpoint again"
         ) from error
     if added is not None:
@@ -162,7 +162,7 @@ def read_tokenizer(folder: Path, *, added: str | None = None) -> PreTrainedToken
 
 
 def read_chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The checkpoint's Jinja template of turns; ValueError when there is none."""
+    """Reads the checkpoint's Jinja template of turns; raises ValueError where there is none."""
     # The processor's own file comes first, as in transformers; then chat_template.jinja and tokenizer_config.json.
     template = tokenizer.chat_template
     if (path := folder / "chat_template.json").is_file():

@@ -1,19 +1,22 @@
-"""How a checkpoint's inputs are written, sized and read: the keys of smart_jax.json."""
+"""How a checkpoint's items are written, sized and pooled: the keys of smart_jax.json."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from smart_jax.files import read_json
-from smart_jax.inputs.video import VideoSettings
+from smart_jax.inputs.video_settings import VideoSettings
+from smart_jax.models import BertConfig, QwenVLConfig
 
 SETTINGS_FILE = "smart_jax.json"
-BEFORE = "before:"  # of a pooling rule that names a token
+BEFORE = "before:"  # begins a pooling rule that names a token
 POOLINGS = ("last", "mean", f"{BEFORE}TOKEN")
 VISUAL = "{{ visual }}"
+
+_Settings = TypeVar("_Settings", "Settings", "TextSettings")
 
 # Each turn is its role and then the parts of its content, Jinja templates.
 Turns = tuple[tuple[str, ...], ...]
@@ -28,11 +31,11 @@ QWEN3_TURNS: Turns = (
 class Settings:
     """Prompt, pooling and sizes of a multimodal checkpoint; the defaults are Qwen3-VL-Embedding's.
 
-    `smart_jax.inputs.presets.HEADS` has those of other models, and a checkpoint folder may carry any of them as
+    `smart_jax.inputs.PRESETS` has those of other models, and a checkpoint folder may carry any of them as
     `smart_jax.json`.
 
     Attributes:
-      head: name of the row of `smart_jax.inputs.presets.HEADS` that the others come from.
+      head: name of the preset that the others come from.
       prompt: the whole prompt as one Jinja template, or turns for the checkpoint's chat template: each its role and
         the templates of its content's parts, after which the assistant's turn is opened. See
         `smart_jax.inputs.prompt.Prompt` for the variables.
@@ -48,12 +51,16 @@ class Settings:
       deepstack: whether Qwen3-VL's DeepStack features are added to the first layers.
       min_pixels, max_pixels: bounds of an image's height * width after the resize; None = preprocessor_config.json's.
       first_pixels: bounds of a resize before that one; None = there is one resize.
-      max_length: tokens of a row; what is longer is cut at the end, or, of "before:TOKEN", in the text.
+      max_length: largest number of tokens of an item; what is longer is cut at the end, or in the text ("before:").
       length_buckets, patch_buckets: padded sizes; None = two per octave.
       video: how a video is read: "frames", "middle" = its middle frame as an image, "none" = it is refused.
-      fps, max_frames: frames taken of a video per second, and at most.
+      fps, max_frames: number of frames taken of a video per second, and their largest number.
       video_min_pixels, video_max_pixels: bounds of a video frame's height * width after the resize.
       video_total_pixels: bound of a whole video, its frames counted in pairs.
+
+    Example:
+      >>> Settings(pooling="before:<emb>").pooling_token
+      '<emb>'
     """
 
     head: str = "qwen3_vl_embedding"
@@ -79,15 +86,20 @@ class Settings:
     video_max_pixels: int = VideoSettings.max_pixels
     video_total_pixels: int = VideoSettings.total_pixels
 
+    def configured(self, config: QwenVLConfig) -> QwenVLConfig:
+        """Returns the backbone's config as these settings ask for it: with or without DeepStack."""
+        return dataclasses.replace(config, use_deepstack=self.deepstack)
+
     @property
     def videos(self) -> VideoSettings:
+        """How a video is sampled and sized."""
         return VideoSettings(
             self.fps, self.max_frames, self.video_min_pixels, self.video_max_pixels, self.video_total_pixels
         )
 
     @property
     def pooling_token(self) -> str | None:
-        """Of the rule "before:TOKEN"."""
+        """TOKEN of the pooling rule "before:TOKEN"; None = another rule."""
         return self.pooling.removeprefix(BEFORE) if self.pooling.startswith(BEFORE) else None
 
     def __post_init__(self) -> None:
@@ -122,6 +134,43 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """Settings of a text encoder; a folder may carry them as `smart_jax.json`. None = as the folder's other files say.
+
+    Attributes:
+      max_length: largest number of tokens of an item, [CLS] and [SEP] included; what is longer is cut at the end of the
+        text. None = max_seq_length of sentence_bert_config.json, or the positions that there are.
+      default_instruction, query_instruction: put before a text (a query's) where nobody gives an instruction. None =
+        the prompts of config_sentence_transformers.json, or nothing.
+      length_buckets: padded sizes; None = two per octave.
+      pooling: how the states become the pooled one, "mean" or "cls"; None = as the backbone's config says, which has
+        read it from the folder's other files.
+
+    Example:
+      >>> TextSettings(max_length=256).length_buckets is None
+      True
+    """
+
+    max_length: int | None = None
+    default_instruction: str | None = None
+    query_instruction: str | None = None
+    length_buckets: tuple[int, ...] | None = None
+    pooling: str | None = None
+
+    def configured(self, config: BertConfig) -> BertConfig:
+        """Returns the backbone's config as these settings ask for it: with another pooling rule, or as it is."""
+        return config if self.pooling is None else dataclasses.replace(config, pooling=self.pooling)
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None:
+            check_positive("max_length", self.max_length)
+        object.__setattr__(self, "length_buckets", checked_sizes("length_buckets", self.length_buckets))
+        for name in ("default_instruction", "query_instruction"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise ValueError(f"{name} is {value!r}, expected a text or null")
+
+
 def _checked_prompt(prompt: Any) -> str | Turns:
     if isinstance(prompt, str) and prompt:
         return prompt
@@ -145,7 +194,7 @@ def check_positive(name: str, value: Any) -> None:
 
 
 def checked_sizes(name: str, sizes: Any) -> tuple[int, ...] | None:
-    """The sizes as a tuple, None as it is; ValueError for anything but a list of positive integers."""
+    """Returns the sizes as a tuple, None as it is; raises ValueError where they are no list of positive integers."""
     if sizes is None:
         return None
     if not isinstance(sizes, list | tuple) or not sizes:
@@ -156,23 +205,31 @@ def checked_sizes(name: str, sizes: Any) -> tuple[int, ...] | None:
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
-    """What the folder's smart_jax.json says; empty where there is none."""
+    """Returns what the folder's smart_jax.json says; empty where there is none.
+
+    Example:
+      >>> from smart_jax.files import resolve
+      >>> read_settings(resolve("tiny"))["max_pixels"]
+      65536
+    """
     path = Path(folder) / SETTINGS_FILE
     return dict(read_json(path)) if path.is_file() else {}
 
 
-def with_settings(settings: Any, folder: str | Path, found: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
-    """The dataclass `settings` with what the folder's file says, `found`, and then `overrides`, changed.
+def with_settings(
+    settings: _Settings, folder: str | Path, from_file: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> _Settings:
+    """Returns the dataclass `settings` as changed by what the folder's file says, and then by `overrides`.
 
     Raises:
       ValueError: a key or a value is not one of the dataclass; the message names it and where it came from.
     """
     path = Path(folder) / SETTINGS_FILE
     known: Sequence[str] = [field.name for field in dataclasses.fields(settings)]
-    for source, keys in ((str(path), found), ("Preprocessor", overrides)):
+    for source, keys in ((str(path), from_file), ("Preprocessor", overrides)):
         if unknown := [key for key in keys if key not in known]:
             raise ValueError(f"{source}: unknown settings {', '.join(unknown)}; known are {', '.join(known)}")
     try:
-        return dataclasses.replace(settings, **{**found, **overrides})
+        return dataclasses.replace(settings, **{**from_file, **overrides})
     except ValueError as error:
-        raise ValueError(f"{path if found else 'Preprocessor'}: {error}") from error
+        raise ValueError(f"{path if from_file else 'Preprocessor'}: {error}") from error

@@ -1,7 +1,7 @@
 """A model for mteb's retrieval tasks: `mteb.evaluate(smart_jax.mteb_model("Qwen/Qwen3-VL-Embedding-2B"), tasks)`.
 
 mteb (extra `mteb`) brings torch, and is imported by the functions of this module when they are called, nowhere else.
-The corpus is encoded row by row from its data set, kept packed, and searched exactly: no padded copy of it exists.
+The corpus is encoded item by item from its data set, kept packed, and searched exactly: no padded copy of it exists.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from flax import nnx
 
 from smart_jax.encoder import Encoder, load
 from smart_jax.files import EMBEDDED
-from smart_jax.inputs import TextPreprocessor
 from smart_jax.models import checksum
 from smart_jax.retrieval import Embeddings, score, search
 
 INSTALL = "pip install 'smart_jax[mteb]'"
 EMPTY = "NULL"  # the text of an item without content, as in the reference of arXiv:2605.24938
+MODALITIES = ("text", "image")  # of the tasks that are taken here
 STORAGE_DTYPES = ("float32", "float16")
 _ENCODE_KWARGS = ("batch_size", "show_progress_bar")
 
@@ -40,13 +40,13 @@ def mteb_model(
     device_bytes: int | None = None,
     **options: Any,
 ) -> MtebModel:
-    """A model that mteb's retrieval and reranking tasks take, of texts and of images (ViDoRe, BEIR, LIMIT, ...).
+    """Makes a model for mteb's retrieval and reranking tasks of texts and images (ViDoRe, BEIR, LIMIT, ...).
 
-    Queries get the first of these instructions that there is, documents likewise with `document_instruction`:
-      1. the given one, in every task;
-      2. with task_prompts the task's, `metadata.prompt`: its "query" or "document" entry; a plain text is the queries';
+    Queries get the first of these instructions that exists, and so do documents with `document_instruction`:
+      1. `instruction`, in every task;
+      2. with task_prompts the task's, `metadata.prompt`: its "query" or "document" entry; a plain text is for queries;
       3. the model's default.
-    mteb's generic prompt of tasks without one of their own is never used. What a task asks for query by query
+    mteb's generic prompt for tasks that have none is never used. What a task asks for query by query
     (InstructionRetrieval) is part of the query's text, as mteb writes it.
 
     mteb ranks documents of equal score by their ids, not by `eval.ranking`'s hash. Its cache of results knows a run by
@@ -54,18 +54,26 @@ def mteb_model(
 
     Args:
       model: what `smart_jax.load` takes, or an `Encoder`.
-      pooled_weight, late_weight: of the score; 1 and 0 is single-vector retrieval, 0 and 1 late interaction alone.
+      pooled_weight, late_weight: weights of the pooled and the late score; 1 and 0 is single-vector retrieval, 0 and 1
+        late interaction alone.
       instruction, document_instruction: see above.
-      task_prompts: None = True where the model's prompt has a place for an instruction: not of BERT encoders, to whose
-        texts it would be prefixed, nor of jina-embeddings-v4.
-      batch_size: rows per batch; None = mteb's, `encode_kwargs={"batch_size": 32}`.
-      storage_dtype: of the embeddings in memory, "float32" or "float16".
+      task_prompts: whether the tasks' prompts are used; None = where the model's prompt has a place for an instruction:
+        not for BERT encoders, where it would be a prefix of the text, nor for jina-embeddings-v4.
+      batch_size: number of items in a batch; None = mteb's, `encode_kwargs={"batch_size": 32}`.
+      storage_dtype: dtype of the embeddings in memory, "float32" or "float16".
       device_bytes: as in `smart_jax.search`.
-      **options: of `smart_jax.load`: adapter, dtype, mesh, revision, head, ...; the mesh also shares the search.
+      **options: arguments of `smart_jax.load`: adapter, dtype, mesh, head, ...; the mesh also shares the search.
 
     Raises:
       ModuleNotFoundError: mteb is not installed; the message says how to.
-      ValueError: another storage_dtype, weights that are both 0, options beside an `Encoder`, or as `smart_jax.load`.
+      ValueError: the storage_dtype is another, both weights are 0, there are options beside an `Encoder`, or as
+        `smart_jax.load`.
+
+    Example:
+      >>> import smart_jax
+      >>> model = smart_jax.mteb_model("tiny", late_weight=0.5)
+      >>> model.modalities
+      ['text', 'image']
     """
     _import_mteb()
     if storage_dtype not in STORAGE_DTYPES:
@@ -91,8 +99,8 @@ class MtebModel:
     """mteb's `SearchProtocol`; made by `mteb_model`, which documents the arguments.
 
     Attributes:
-      encoder: with its adapter, if it has one.
-      mteb_model_meta: what mteb reports the results under.
+      encoder: the model, with its adapter if it has one.
+      mteb_model_meta: name and facts under which mteb reports the results.
     """
 
     def __init__(
@@ -110,12 +118,12 @@ class MtebModel:
         self.encoder = encoder
         self._weights: dict[str, Any] = dict(weights)
         self._instructions = dict(instructions)
-        self._prompted = _prompted_kinds(encoder) if task_prompts is None else ("query", "document") * task_prompts
+        self._prompted = encoder.preprocessor.prompted if task_prompts is None else ("query", "document") * task_prompts
         self._batch_size, self._dtype = batch_size, np.dtype(storage_dtype)
         self._device_bytes = device_bytes
         self._documents: Embeddings | None = None
         self._ids: list[str] = []
-        self.modalities = ["text"] if isinstance(encoder.preprocessor, TextPreprocessor) else ["text", "image"]
+        self.modalities = [name for name in encoder.preprocessor.modalities if name in MODALITIES]
         self.mteb_model_meta = _meta(self, name)
 
     def index(
@@ -129,17 +137,17 @@ class MtebModel:
         num_proc: int | None = None,
         **_: Any,
     ) -> None:
-        """Encodes a corpus in place of the one before.
+        """Encodes a corpus, which takes the place of the one before.
 
         Args:
           corpus: a `datasets.Dataset` with the columns id and text (title), image, or both.
-          task_metadata: of the task: its prompt and its modalities.
-          hf_split, hf_subset: of the task, for messages.
+          task_metadata: prompt and modalities of the task.
+          hf_split, hf_subset: names of the task's split and subset, for messages.
           encode_kwargs: batch_size and show_progress_bar.
-          num_proc: processes that prepare the data set.
+          num_proc: number of processes that prepare the data set.
 
         Raises:
-          ValueError: documents of a kind that the model does not read, ids that repeat, or unknown encode_kwargs.
+          ValueError: the model does not read documents of this kind, ids repeat, or encode_kwargs are unknown.
         """
         self._documents = None  # before the next is made
         ids = [str(i) for i in corpus["id"]]
@@ -161,11 +169,11 @@ class MtebModel:
         num_proc: int | None = None,
         **_: Any,
     ) -> dict[str, dict[str, float]]:
-        """The best documents of every query and their scores.
+        """Returns the best documents of every query and their scores.
 
         Args:
           queries: a `datasets.Dataset` with the columns id and text, image, or both.
-          top_k: documents per query, or all if there are fewer.
+          top_k: number of documents for each query; all if there are fewer.
           top_ranked: ids of the documents that each query ranks (reranking tasks); None = all.
           task_metadata, hf_split, hf_subset, encode_kwargs, num_proc: as in `index`.
 
@@ -173,27 +181,27 @@ class MtebModel:
           {query id: {document id: score}}.
 
         Raises:
-          ValueError: nothing is indexed, top_ranked names an unknown document, or as `index`.
+          ValueError: no corpus is indexed, top_ranked names an unknown document, or as `index`.
         """
         if self._documents is None:
             raise ValueError("no corpus is indexed: call index first")
         ids = [str(i) for i in queries["id"]]
         q = self._encode(queries, "query", task_metadata, encode_kwargs, num_proc)
         if top_ranked is None:
-            scores, found = search(
+            scores, best = search(
                 q, self._documents, top_k, **self._weights, mesh=self.encoder.mesh, device_bytes=self._device_bytes
             )
             return {
-                query: {self._ids[i]: value for i, value in zip(row, values, strict=True)}
-                for query, row, values in zip(ids, found.tolist(), scores.tolist(), strict=True)
+                query: {self._ids[i]: value for i, value in zip(places, values, strict=True)}
+                for query, places, values in zip(ids, best.tolist(), scores.tolist(), strict=True)
             }
-        places = {document: i for i, document in enumerate(self._ids)}
-        return {query: self._reranked(q[i], top_ranked.get(query, ()), places, top_k) for i, query in enumerate(ids)}
+        numbers = {document: i for i, document in enumerate(self._ids)}
+        return {query: self._reranked(q[i], top_ranked.get(query, ()), numbers, top_k) for i, query in enumerate(ids)}
 
     def _reranked(
         self, q: Embeddings, candidates: Sequence[str], places: Mapping[str, int], top_k: int
     ) -> dict[str, float]:
-        """Of one query."""
+        """Returns the best of one query's candidates and their scores."""
         assert self._documents is not None
         if unknown := [document for document in candidates if document not in places]:
             raise ValueError(f"the document {unknown[0]} to rerank is not in the corpus")
@@ -204,7 +212,7 @@ class MtebModel:
         return {candidates[i]: float(values[i]) for i in best.tolist()}
 
     def _encode(
-        self, rows: Any, kind: str, task_metadata: Any, encode_kwargs: Mapping[str, Any], num_proc: int | None
+        self, records: Any, kind: str, task_metadata: Any, encode_kwargs: Mapping[str, Any], num_proc: int | None
     ) -> Embeddings:
         if unknown := [key for key in encode_kwargs if key not in _ENCODE_KWARGS]:
             raise ValueError(
@@ -213,7 +221,7 @@ class MtebModel:
             )
         encode = self.encoder.encode_query if kind == "query" else self.encoder.encode_document
         return encode(
-            _Items(_prepared(rows, kind, task_metadata, num_proc, self.modalities)),
+            _Items(_prepared(records, kind, task_metadata, num_proc, self.modalities)),
             instruction=self._instruction(task_metadata, kind),
             batch_size=self._batch_size or encode_kwargs.get("batch_size"),
             dtype=self._dtype,
@@ -231,25 +239,25 @@ class MtebModel:
 
 
 class _Items(Sequence[Any]):
-    """Rows of a data set as items, read one by one."""
+    """Records of a data set as items, read one by one."""
 
-    def __init__(self, rows: Any):
-        self._rows = rows
+    def __init__(self, records: Any):
+        self._records = records
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._records)
 
     def __getitem__(self, index: Any) -> Any:
-        row = self._rows[index]
-        text, image = row.get("text"), row.get("image")
+        record = self._records[index]
+        text, image = record.get("text"), record.get("image")
         item: dict[str, Any] = {"text": text} if text and text.strip() else {}
         if image is not None:
             item["images" if isinstance(image, list) else "image"] = image
         return item or {"text": EMPTY}
 
 
-def _prepared(rows: Any, kind: str, task_metadata: Any, num_proc: int | None, modalities: Sequence[str]) -> Any:
-    """The data set with the texts that mteb gives to every model, titles, conversations and instructions in them."""
+def _prepared(records: Any, kind: str, task_metadata: Any, num_proc: int | None, modalities: Sequence[str]) -> Any:
+    """Returns the data set with the texts that mteb gives to every model, with titles, conversations, instructions."""
     _import_mteb()
     from mteb._create_dataloaders import create_dataloader
     from mteb.types import PromptType
@@ -261,19 +269,11 @@ def _prepared(rows: Any, kind: str, task_metadata: Any, num_proc: int | None, mo
             f"task {task_metadata.name} has {plural} with {' and '.join(unread)}, and this model reads "
             f"{' and '.join(modalities)}: leave the task out"
         )
-    return create_dataloader(rows, task_metadata=task_metadata, prompt_type=prompt_type, num_proc=num_proc).dataset
-
-
-def _prompted_kinds(encoder: Encoder) -> tuple[str, ...]:
-    """What the model's prompt has a place for an instruction of."""
-    if isinstance(encoder.preprocessor, TextPreprocessor):
-        return ()
-    kinds = {"all": ("query", "document"), "queries": ("query",), "none": ()}
-    return kinds[encoder.preprocessor.settings.instructions]
+    return create_dataloader(records, task_metadata=task_metadata, prompt_type=prompt_type, num_proc=num_proc).dataset
 
 
 def _meta(model: MtebModel, name: str) -> Any:
-    """mteb's `ModelMeta`."""
+    """Returns mteb's `ModelMeta` of the model."""
     from mteb.models.model_meta import ModelMeta, ScoringFunction
 
     encoder = model.encoder
@@ -295,14 +295,14 @@ def _meta(model: MtebModel, name: str) -> Any:
             "framework": ["JAX"],
             "model_type": ["late-interaction"] if model._weights["late_weight"] else ["dense"],
             "similarity_fn_name": ScoringFunction.CUSTOM,
-            "use_instructions": bool(_prompted_kinds(encoder)),
+            "use_instructions": bool(encoder.preprocessor.prompted),
             "experiment_kwargs": {key: value for key, value in about.items() if value is not None},
         }
     )
 
 
 def _name(model: str | Path | Encoder) -> str:
-    """With one slash, as mteb wants it: a hub id as it is."""
+    """Returns a name with one slash, as mteb wants it: a hub id as it is."""
     if isinstance(model, Encoder):
         return _snapshot(model.folder)[0] or f"smart_jax/{model.folder.name if model.folder else 'encoder'}"
     if Path(model).is_dir() or str(model) in EMBEDDED or "/" not in str(model):
@@ -311,7 +311,7 @@ def _name(model: str | Path | Encoder) -> str:
 
 
 def _snapshot(folder: Path | None) -> tuple[str | None, str | None]:
-    """Hub id and revision of a folder models--OWNER--NAME/snapshots/REVISION of the hub's cache."""
+    """Returns hub id and revision of a folder models--OWNER--NAME/snapshots/REVISION of the hub's cache."""
     parts = folder.absolute().parts if folder is not None else ()
     if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
         return parts[-3].removeprefix("models--").replace("--", "/"), parts[-1]

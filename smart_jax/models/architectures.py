@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smart_jax.files import having
+from smart_jax.files import Checkpoint
 from smart_jax.models import bert
 from smart_jax.models.bert import Bert
 from smart_jax.models.bert_config import BertConfig, read_pooling
@@ -54,12 +54,11 @@ ARCHITECTURES: dict[str, Architecture] = {
 _CLASSES = {"JinaEmbeddingsV4Model": "qwen2_5_vl"}
 
 
-def load_config(folder: str | Path, *, base: str | Path | None = None, pooling: str | None = None) -> ModelConfig:
+def load_config(checkpoint: Checkpoint | str | Path, *, pooling: str | None = None) -> ModelConfig:
     """Reads the config of a checkpoint from its config.json and, of a BERT, its pooling rule.
 
     Args:
-      folder: checkpoint in Hugging Face layout.
-      base: folder with the files that the first lacks, see `files.resolve_base`.
+      checkpoint: from `smart_jax.files.open_checkpoint`, or a folder in Hugging Face layout.
       pooling: rule of a BERT, "mean" or "cls"; None = as the folder says, see `read_pooling`. The rule of other models
         is in their batches (`Batch.pool_mask`).
 
@@ -72,7 +71,8 @@ def load_config(folder: str | Path, *, base: str | Path | None = None, pooling: 
       >>> load_config(resolve("tiny")).model_type
       'qwen3_vl'
     """
-    path = having(folder, base, "config.json") / "config.json"
+    checkpoint = Checkpoint.of(checkpoint)
+    path = checkpoint.path("config.json")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: a checkpoint folder in Hugging Face layout has a config.json")
     try:
@@ -89,5 +89,5 @@ def load_config(folder: str | Path, *, base: str | Path | None = None, pooling: 
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if isinstance(config, BertConfig):
-        return dataclasses.replace(config, pooling=read_pooling(Path(folder), pooling, base=base))
+        return dataclasses.replace(config, pooling=read_pooling(checkpoint, pooling))
     return config

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smart_jax.files import having
+from smart_jax.files import Checkpoint
 from smart_jax.models.layers import ACTIVATIONS
 
 POOLINGS = ("mean", "cls")
@@ -80,17 +80,18 @@ class BertConfig:
         return config
 
 
-def read_pooling(folder: Path, pooling: str | None = None, *, base: str | Path | None = None) -> str:
+def read_pooling(checkpoint: Checkpoint | str | Path, pooling: str | None = None) -> str:
     """Returns how token states become the pooled vector (Sentence-BERT, arXiv:1908.10084), "mean" or "cls".
 
     The argument comes first, then "pooling" in smart_jax.json, then the configuration of sentence-transformers'
-    pooling module, whose folder is named in modules.json and otherwise 1_Pooling. `base` has what the folder lacks.
+    pooling module, whose folder is named in modules.json and otherwise 1_Pooling.
 
     Raises:
       ValueError: nothing says it, or it is not computed here; the message shows how to pass it.
     """
-    settings = having(folder, base, "smart_jax.json") / "smart_jax.json"
-    folder = having(folder, base, "modules.json", "1_Pooling")
+    checkpoint = Checkpoint.of(checkpoint)
+    settings = checkpoint.path("smart_jax.json")
+    folder = checkpoint.having("modules.json", "1_Pooling")
     modules = _read(folder / "modules.json", list) or []
     try:
         kinds = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}

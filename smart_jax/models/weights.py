@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from smart_jax.files import SINGLE_FILE, find_adapter, read_tensors, some
+from smart_jax.files import SINGLE_FILE, Checkpoint, first_names, read_tensors
 from smart_jax.models.architectures import ARCHITECTURES, ModelConfig
 from smart_jax.models.peft import Change, choose_task, read_adapter
 from smart_jax.models.torch_layout import (
@@ -68,12 +68,11 @@ def init_weights(config: ModelConfig, seed: int, dtype: DTypeLike = jnp.float32)
 
 
 def load_weights(
-    folder: str | Path,
+    checkpoint: Checkpoint | str | Path,
     config: ModelConfig,
     *,
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
-    base: str | Path | None = None,
     task: str | None = None,
 ) -> tuple[ModelGraph, Params]:
     """Reads a checkpoint's weights onto the devices, with its PEFT adapter merged into them.
@@ -82,12 +81,11 @@ def load_weights(
     them beside what is on the devices.
 
     Args:
-      folder: holds model.safetensors, or model.safetensors.index.json and its shards, and perhaps a PEFT adapter, in
-        itself or in adapters/.
-      config: from `load_config` of the same folder.
+      checkpoint: from `smart_jax.files.open_checkpoint`, or a folder. It holds model.safetensors, or
+        model.safetensors.index.json and its shards, and perhaps a PEFT adapter, in itself or in adapters/.
+      config: from `load_config` of the same checkpoint.
       dtype: of the parameters.
       mesh: parameters are placed on it by the architecture's sharding rules; None = the default device.
-      base: where the weights are if `folder` holds an adapter only, see `files.resolve_base`.
       task: which adapter is merged, where a checkpoint has one for each of several tasks; None = the first.
 
     Returns:
@@ -111,14 +109,15 @@ def load_weights(
       >>> model.embeddings.word_embeddings.embedding.dtype
       dtype(bfloat16)
     """
+    checkpoint = Checkpoint.of(checkpoint)
     graphdef, abstract = abstract_model(config)
     architecture = ARCHITECTURES[config.model_type]
     leaves = leaves_by_path(abstract)
     wanted = {bare_name(tensor_name(path, config)): path for path in leaves}
-    changes = _changes(folder, config, task)
+    changes = _changes(checkpoint, config, task)
     filled: dict[LeafPath, jax.Array] = {}
     unused: list[str] = []
-    for name, read in read_tensors(Path(base or folder)):
+    for name, read in read_tensors(checkpoint.weights):
         if re.fullmatch(architecture.ignored, name):
             continue
         path = wanted.get(bare := bare_name(name))
@@ -135,7 +134,7 @@ def load_weights(
     unfilled = [tensor_name(path, config) for path in leaves if path not in filled]
     unused += [name for change in changes.values() for name in change.names]
     if unused or unfilled:
-        raise ValueError(_incomplete(folder, unused, unfilled))
+        raise ValueError(_incomplete(checkpoint, unused, unfilled))
     return graphdef, nnx.from_flat_state([(path, leaf.replace(filled[path])) for path, leaf in leaves.items()])
 
 
@@ -173,15 +172,16 @@ def save_weights(folder: str | Path, params: Params, config: ModelConfig, *, dty
     return target
 
 
-def _changes(folder: str | Path, config: ModelConfig, task: str | None) -> dict[str, Change]:
+def _changes(checkpoint: Checkpoint, config: ModelConfig, task: str | None) -> dict[str, Change]:
     """Returns what the checkpoint's adapter, if it has one, does to each tensor, by the tensor's bare name."""
     tasks = getattr(config, "task_names", ())
     choose_task(task, tasks)
-    if (adapter := find_adapter(folder)) is None:
+    if (adapter := checkpoint.adapter) is None:
         if tasks:
             raise ValueError(
-                f"{folder}: config.json has the tasks {', '.join(tasks)}, but their adapters are missing (adapters/): "
-                "fetch the checkpoint again or, if one of them is merged into the weights, remove task_names"
+                f"{checkpoint}: config.json has the tasks {', '.join(tasks)}, but their adapters are missing "
+                "(adapters/): fetch the checkpoint again or, if one of them is merged into the weights, remove "
+                "task_names"
             )
         return {}
     changes: dict[str, Change] = {}
@@ -197,11 +197,11 @@ def _changes(folder: str | Path, config: ModelConfig, task: str | None) -> dict[
     return changes
 
 
-def _incomplete(folder: str | Path, unused: list[str], unfilled: list[str]) -> str:
+def _incomplete(checkpoint: Checkpoint, unused: list[str], unfilled: list[str]) -> str:
     """Returns the message of an error about tensors and parameters that do not match."""
-    parts = [f"{folder}: weights and model do not match."]
+    parts = [f"{checkpoint}: weights and model do not match."]
     if unused:
-        parts.append(f"Tensors that the model does not use: {some(unused)}.")
+        parts.append(f"Tensors that the model does not use: {first_names(unused)}.")
     if unfilled:
-        parts.append(f"Parameters that no tensor fills: {some(unfilled)}.")
+        parts.append(f"Parameters that no tensor fills: {first_names(unfilled)}.")
     return " ".join(parts)

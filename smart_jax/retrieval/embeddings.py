@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from smart_jax.files import flush, map_file, write
+from smart_jax.files import flush_file, map_tensors, write_tensors
 
 DTYPES = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16))
 INT8 = np.dtype(np.int8)
@@ -196,9 +196,9 @@ class Embeddings:
         former = _former_file(folder)
         tensors, text = folder / name, folder / f"{name}.json"
         try:
-            write(tensors, self._arrays())
+            write_tensors(tensors, self._arrays())
             text.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-            flush(text)
+            flush_file(text)
             text.replace(folder / INDEX)
         except BaseException:
             tensors.unlink(missing_ok=True)
@@ -226,7 +226,7 @@ class Embeddings:
         if not path.is_file():
             raise FileNotFoundError(f"no '{path}', which '{folder / INDEX}' names: copy the folder as a whole")
         try:
-            tensors = map_file(path)[0] if mmap else load_file(path)
+            tensors = map_tensors(path)[0] if mmap else load_file(path)
             parts = tensors["pooled"], tensors["tokens"], tensors["offsets"], tensors.get("scales")
             if mmap:
                 check_offsets(parts[2], items=len(parts[0]), tokens=len(parts[1]))

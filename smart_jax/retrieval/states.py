@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
-from smart_jax.files import map_file, write
+from smart_jax.files import map_tensors, write_tensors
 from smart_jax.retrieval.adapter import Adapter
 from smart_jax.retrieval.embeddings import Embeddings, check_finite, check_offsets, token_name
 
@@ -150,7 +150,7 @@ class States:
         """Writes one safetensors file, whole or not at all."""
         facts = {name: getattr(self, name) for name in ("visual_ids", "layers", "depth")}
         metadata = {"format": FORMAT, "version": VERSION} | {name: json.dumps(value) for name, value in facts.items()}
-        write(Path(path), {name: getattr(self, name) for name in ARRAYS}, metadata)
+        write_tensors(Path(path), {name: getattr(self, name) for name in ARRAYS}, metadata)
 
     @staticmethod
     def load(path: str | Path) -> States:
@@ -164,7 +164,7 @@ class States:
         if not path.is_file():
             raise FileNotFoundError(f"no '{path}': encode the items again")
         try:
-            arrays, metadata = map_file(path)
+            arrays, metadata = map_tensors(path)
             if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
                 raise ValueError(f"its format is {metadata.get('format')} {metadata.get('version')}")
             facts: dict[str, Any] = {name: json.loads(metadata[name]) for name in ("visual_ids", "layers", "depth")}

@@ -12,11 +12,14 @@ _OFF = ("off", "0", "false", "no")
 
 
 def enable(folder: str | Path | None = None) -> Path | None:
-    """Keeps compiled programs in `folder`; returns it, or None when it is switched off or can not be written.
+    """Keeps compiled programs in `folder`; returns it, or None if it is switched off or cannot be written.
 
     The environment variable SMART_JAX_COMPILATION_CACHE has the last word: "off", or a folder. Without it and without
     `folder`, jax's own JAX_COMPILATION_CACHE_DIR is left as it is, and else the cache is
     $XDG_CACHE_HOME/smart_jax/xla (~/.cache/smart_jax/xla).
+
+    Example:
+      >>> folder = enable("off")
     """
     chosen = os.environ.get(VARIABLE) or folder
     if str(chosen).lower() in _OFF:

@@ -15,14 +15,19 @@ class DistributedConfig:
     """How this process joins the others, see `initialize`.
 
     Attributes:
-      enabled: True or False; None = on TPU, whose machines tell jax of each other.
-      coordinator: HOST:PORT of process 0, the same in every process.
-      processes: how many there are.
-      process: the number of this one, from 0.
+      enabled: whether it joins them; None = on TPU, whose machines tell jax of each other.
+      coordinator: HOST:PORT of process 0, the same in every process; None, like the next two, where jax finds it out by
+        itself: on TPU and Slurm.
+      processes: number of processes.
+      process: number of this one, from 0.
+
+    Example:
+      >>> DistributedConfig(coordinator="10.0.0.1:1234", processes=2, process=0).enabled is None
+      True
     """
 
     enabled: bool | None = None
-    coordinator: str | None = None  # on TPU and Slurm jax finds out these three by itself
+    coordinator: str | None = None
     processes: int | None = None
     process: int | None = None
 
@@ -32,6 +37,9 @@ def initialize(config: DistributedConfig) -> None:
 
     Raises:
       ValueError: no cluster is found, or devices are in use already; the message names the settings.
+
+    Example:
+      >>> initialize(DistributedConfig(enabled=False))
     """
     enabled = "tpu" in _platforms().split(",") if config.enabled is None else config.enabled
     if not enabled or jax.distributed.is_initialized():
@@ -42,29 +50,43 @@ def initialize(config: DistributedConfig) -> None:
         if config.enabled is None and jax.process_count() == 1:
             return  # a TPU of one machine that nothing tells of others, such as a notebook's
         raise ValueError(
-            f"this process can not join others ({error}): set distributed.coordinator=HOST:PORT, distributed.processes "
-            "and distributed.process where jax can not find them out, or distributed.enabled=False for one process"
+            f"this process cannot join others ({error}): set distributed.coordinator=HOST:PORT, distributed.processes "
+            "and distributed.process where jax cannot find them out, or distributed.enabled=False for one process"
         ) from error
 
 
 def _platforms() -> str:
-    """That jax will look for; on a machine with TPUs, importing it sets "tpu,cpu"."""
+    """Returns the platforms that jax will look for; on a machine with TPUs, importing it sets "tpu,cpu"."""
     return jax.config.jax_platforms or ""  # type: ignore[attr-defined]
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints and writes for all."""
+    """Returns whether this is the process that prints and writes for all.
+
+    Example:
+      >>> is_main()
+      True
+    """
     return jax.process_index() == 0
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has called it with this name."""
+    """Returns when every process has called it with this name.
+
+    Example:
+      >>> wait_for_all("exported")
+    """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def on_any(flag: bool) -> bool:
-    """Whether the flag is set on any process; each has to ask."""
+    """Returns whether the flag is set on any process; each must call it.
+
+    Example:
+      >>> on_any(False)
+      False
+    """
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 

@@ -14,14 +14,25 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))  # batch rows are split over every axis that is not tensor parallel
 
+# Regular expressions of parameters' paths, and how the parameters are split.
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Mesh with axes `("data", "fsdp", "tensor")`; one size may be -1, which takes the devices that are left.
+    """Makes a mesh with the axes `("data", "fsdp", "tensor")`.
+
+    Args:
+      data, fsdp, tensor: number of devices along each axis; one of them may be -1, which takes the devices that are
+        left.
+      devices: devices of the mesh; None = all.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
+
+    Example:
+      >>> import jax
+      >>> dict(make_mesh(data=1, devices=jax.devices()[:1]).shape)
+      {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
@@ -38,20 +49,39 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """Sharding of an array whose batch axis comes after `leading` replicated axes."""
+    """Returns the sharding of an array whose batch axis comes after `leading` replicated axes.
+
+    Example:
+      >>> import jax
+      >>> tuple(batch_sharding(make_mesh(devices=jax.devices()[:1]), leading=1).spec)
+      (None, ('data', 'fsdp'))
+    """
     return NamedSharding(mesh, PartitionSpec(*([None] * leading), *BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array that every device has whole.
+
+    Example:
+      >>> import jax
+      >>> replicated(make_mesh(devices=jax.devices()[:1])).is_fully_replicated
+      True
+    """
     return NamedSharding(mesh, PartitionSpec())
 
 
-def place(tree: Any, sharding: Any) -> Any:
-    """`jax.device_put` of arrays that every process has whole; each process puts down the parts of its own devices.
+def place(tree: Any, sharding: Any) -> Any:  # pytrees of one structure, of NumPy arrays and then of jax's
+    """Puts arrays that every process has whole on the devices; each process places the parts of its own devices.
 
     Args:
-      tree: of arrays.
-      sharding: a NamedSharding, or a tree of them in the same structure.
+      tree: pytree of arrays.
+      sharding: a NamedSharding, or a pytree of them in the same structure.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> placed = place({"a": np.zeros(4)}, replicated(make_mesh(devices=jax.devices()[:1])))
+      >>> placed["a"].sharding.is_fully_replicated
+      True
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
@@ -70,19 +100,30 @@ def place(tree: Any, sharding: Any) -> Any:
 
 
 def to_host(x: Any) -> np.ndarray:
-    """The whole array. One that is split over processes is gathered from them, so every process has to ask for it."""
+    """Returns the whole array. One that is split over processes is gathered, so every process must call this.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> to_host(jnp.arange(3))
+      array([0, 1, 2], dtype=int32)
+    """
     if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def batch_part(mesh: Mesh) -> tuple[int, int]:
-    """`(index, count)`: this process prepares part `index` of `count` equal parts of a batch.
+    """Returns `(index, count)`: this process prepares part `index` of `count` equal parts of a batch.
 
     Processes between which the axis "tensor" is split prepare the same part.
 
     Raises:
       ValueError: the devices of the processes do not make equal parts.
+
+    Example:
+      >>> import jax
+      >>> batch_part(make_mesh(devices=jax.devices()[:1]))
+      (0, 1)
     """
     owned: dict[int, set[int]] = {}
     for row, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["tensor"])):
@@ -98,7 +139,22 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
 
 
 def sharding_for(path: str, shape: Sequence[int], rules: Rules, mesh: Mesh) -> NamedSharding:
-    """Sharding of the parameter at `path`: the first rule whose regex matches; axes that do not divide are dropped."""
+    """Returns the sharding of a parameter: that of the first rule whose regular expression is found in its path.
+
+    Axes of the mesh that do not divide the parameter's axis are left out.
+
+    Args:
+      path: names from the model to the parameter, with dots between them.
+      shape: of the parameter.
+      rules: see `smart_jax.models.Architecture`.
+      mesh: from `make_mesh`.
+
+    Example:
+      >>> import jax
+      >>> mesh = make_mesh(devices=jax.devices()[:1])
+      >>> tuple(sharding_for("layers.0.kernel", (4, 8), [("kernel$", PartitionSpec("fsdp", "tensor"))], mesh).spec)
+      ('fsdp', 'tensor')
+    """
     for pattern, spec in rules:
         if re.search(pattern, path):
             return NamedSharding(mesh, _fit(spec, shape, mesh))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import smart_jax
-from smart_jax.inputs.presets import HEADS
+from smart_jax.inputs.presets import PRESETS
 from tests.checkpoints import noise_page, write_processor
 from tests.parity import qwen2_vl, qwen3_vl
 from tests.parity.qwen3_vl import BROKEN, TOLERANCE, Inputs
@@ -84,7 +84,7 @@ def test_embeddings(checkpoint, head, model_type, query):
     model, folder = checkpoint(model_type)
     encoder = smart_jax.load(folder, head=head, settings=SMALL)
     found = encoder.encode(DOCUMENTS, query=query)
-    rows = [encoder.preprocessor.row(item, query=query) for item in DOCUMENTS]
+    rows = [encoder.preprocessor.tokenize(item, query=query) for item in DOCUMENTS]
     inputs = Inputs([(row.input_ids, list(row.grids), row.patches) for row in rows], image=5)
     plain = head in ("gme", "lamra", "lamra_qwen3_vl", "vlm2vec")
     last = embeddings_only(model, inputs) if plain else inputs.torch_last(model)
@@ -96,7 +96,7 @@ def test_embeddings(checkpoint, head, model_type, query):
 
 
 def test_every_head_is_here():
-    assert {head for head, _ in CASES} == set(HEADS)
+    assert {head for head, _ in CASES} == set(PRESETS)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import smart_jax
-from smart_jax.files.checkpoint_folder import SINGLE_FILE
+from smart_jax.files.checkpoint import SINGLE_FILE
 from smart_jax.models import load_config
 from smart_jax.models.weights import load_weights, save_weights
 from smart_jax.retrieval.adapter import Adapter, AdapterConfig
@@ -107,7 +107,7 @@ def test_token_vectors_of_each_task(jina):
     for task in TASKS:
         encoder = smart_jax.load(jina[0], task=task)
         found[task] = encoder.encode_document(DOCUMENTS)
-        rows = [encoder.preprocessor.row(document) for document in DOCUMENTS]
+        rows = [encoder.preprocessor.tokenize(document) for document in DOCUMENTS]
         assert found[task].tokens.shape == (sum(row.keep.sum() for row in rows), DIM)
         for i, (row, tokens) in enumerate(zip(rows, expected_tokens(jina, task, rows), strict=True)):
             np.testing.assert_allclose(found[task][i].tokens, tokens[row.keep], atol=TOLERANCE)
@@ -122,7 +122,7 @@ def test_single_vector_and_all_tokens(jina):
     """The mean of the states from <|vision_start|> to <|vision_end|>, or of all; special tokens have vectors, too."""
     encoder = smart_jax.load(jina[0], task="code")
     found = encoder.encode_document(DOCUMENTS)
-    rows = [encoder.preprocessor.row(document) for document in DOCUMENTS]
+    rows = [encoder.preprocessor.tokenize(document) for document in DOCUMENTS]
     states = last_states(jina, "code", rows)
     for i, (row, tokens) in enumerate(zip(rows, expected_tokens(jina, "code", rows), strict=True)):
         ids = row.input_ids.tolist()
@@ -135,7 +135,7 @@ def test_an_adapter_takes_the_states(jina):
     """A token projection trained here replaces the model's own."""
     encoder = smart_jax.load(jina[0])
     adapter = Adapter(AdapterConfig(WIDTH, dim=16), rngs=nnx.Rngs(0))
-    rows = [encoder.preprocessor.row(document) for document in DOCUMENTS]
+    rows = [encoder.preprocessor.tokenize(document) for document in DOCUMENTS]
     states = last_states(jina, "retrieval", rows)
     found = encoder.with_adapter(adapter).encode_document(DOCUMENTS)
     for i, row in enumerate(rows):
@@ -147,7 +147,7 @@ def test_full_training_sees_the_token_vectors(jina, tmp_path):
     config = make_config(tmp_path, tmp_path, model=str(jina[0]), trainable="full")
     encoder = load_encoder(config, mesh)
     params, frozen, objective = make_objective(config, encoder, mesh, steps=1)
-    batch = encoder.preprocessor.collate([encoder.preprocessor.row(document) for document in DOCUMENTS])
+    batch = encoder.preprocessor.collate([encoder.preprocessor.tokenize(document) for document in DOCUMENTS])
     found = jax.jit(objective.encode)(params, frozen, batch).tokens
     np.testing.assert_allclose(found, encoder.embed(batch)[1], atol=TOLERANCE)
 

@@ -11,6 +11,7 @@ from flax import nnx
 from peft import PeftModel
 from transformers import BertConfig, BertModel, Qwen3VLForConditionalGeneration
 
+from smart_jax.files import Checkpoint
 from smart_jax.models import load_config
 from smart_jax.models.batch import Batch
 from smart_jax.models.lora import LoraConfig, add_lora, save_lora
@@ -58,7 +59,7 @@ def test_qwen_vl_in_torch(family, tmp_path):
     model = PeftModel.from_pretrained(model, lora).eval()
     assert max(errors(inputs.torch_states(model.base_model.model.model), ours, inputs)) < TOLERANCE
 
-    _, merged = load_weights(lora, config, base=tmp_path / "base")
+    _, merged = load_weights(Checkpoint(lora, tmp_path / "base"), config)
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "config.json").write_bytes((tmp_path / "base" / "config.json").read_bytes())
     save_weights(tmp_path / "merged", merged, config)

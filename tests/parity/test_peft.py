@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
 from transformers import BertConfig, BertModel
 
-from smart_jax.files.checkpoint_folder import WEIGHTS_FILE
+from smart_jax.files.checkpoint import WEIGHTS_FILE, Checkpoint
 from smart_jax.models import load_config
 from smart_jax.models.batch import Batch
 from smart_jax.models.weights import load_weights
@@ -124,7 +124,7 @@ def adapters(bases, tmp_path_factory):
 
 def loaded(base: Path, adapter: Path, **options):
     config = load_config(base, pooling="mean" if "bert" in base.name else None)
-    return config, *load_weights(adapter, config, base=base, **options)
+    return config, *load_weights(Checkpoint(adapter, base), config, **options)
 
 
 QWEN = [("qwen2", name) for name in ADAPTERS] + [

@@ -245,7 +245,7 @@ def test_encode_from_the_hub_layout(family, tmp_path):
     page = noise_page(150, 90)
     documents = [page, {"text": "revenue", "image": noise_page(60, 200, seed=1)}, "no image"]
     found = encoder.encode_document(documents)
-    rows = [encoder.preprocessor.row(d) for d in documents]
+    rows = [encoder.preprocessor.tokenize(d) for d in documents]
     theirs = Qwen2VLImageProcessorPil.from_pretrained(folder, min_pixels=4096, max_pixels=1_843_200)(images=[page])
     np.testing.assert_array_equal(rows[0].patches, theirs["pixel_values"])
     inputs = Inputs([(r.input_ids, list(r.grids), r.patches) for r in rows], image=5)

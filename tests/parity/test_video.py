@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from smart_jax.inputs.collate import Row
-from smart_jax.inputs.multimodal import Preprocessor
+from smart_jax.inputs.multimodal import MultimodalPreprocessor
+from smart_jax.inputs.tokenized_item import TokenizedItem
 from smart_jax.models import load_config
 from smart_jax.models.batch import Batch
 from smart_jax.models.weights import load_weights
@@ -69,7 +69,7 @@ def checkpoint(name: str, folder: Path) -> tuple:
         model = whole.model
     config = load_config(save(whole, folder))
     write_processor(folder, patch_size=config.vision.patch_size)
-    preprocessor = Preprocessor.from_pretrained(folder, config, head="qwen3_vl_embedding", **SIZES)
+    preprocessor = MultimodalPreprocessor.from_pretrained(folder, config, head="qwen3_vl_embedding", **SIZES)
     return model, preprocessor, *load_weights(folder, config)
 
 
@@ -97,7 +97,7 @@ def seconds_per_grid(item: dict[str, Any], video: Any) -> float:
         return 2 / (4 / stream.frames * float(stream.average_rate))  # four frames are taken of it
 
 
-def torch_inputs(pair: tuple, rows: list[Row], items: list[Any]) -> dict[str, torch.Tensor]:
+def torch_inputs(pair: tuple, rows: list[TokenizedItem], items: list[Any]) -> dict[str, torch.Tensor]:
     """What transformers' processor hands to the model: videos and images apart, a grid with all frames per video."""
     config = pair[1].config
     length = max(len(row.input_ids) for row in rows)
@@ -139,7 +139,7 @@ def torch_positions(model, inputs: dict[str, torch.Tensor]) -> np.ndarray:
     return model.get_rope_index(**{name: inputs.get(name) for name in names})[0].numpy()
 
 
-def seen(rows: list[Row]) -> SimpleNamespace:
+def seen(rows: list[TokenizedItem]) -> SimpleNamespace:
     return SimpleNamespace(rows=[(row.input_ids, None, None) for row in rows])
 
 
@@ -147,7 +147,7 @@ def seen(rows: list[Row]) -> SimpleNamespace:
 def test_every_layer_matches(pair, case):
     model, preprocessor, graphdef, params = pair
     items = CASES[case]
-    rows = [preprocessor.row(item) for item in items]
+    rows = [preprocessor.tokenize(item) for item in items]
     theirs = torch_states(model, torch_inputs(pair, rows, items))
     assert 1 < np.abs(theirs[-1]).max() < 8
     length = theirs[0].shape[1]
@@ -159,7 +159,7 @@ def test_every_layer_matches(pair, case):
 @pytest.mark.parametrize("case", CASES)
 def test_positions_match(pair, case):
     model, preprocessor, *_ = pair
-    rows = [preprocessor.row(item) for item in CASES[case]]
+    rows = [preprocessor.tokenize(item) for item in CASES[case]]
     inputs = torch_inputs(pair, rows, CASES[case])
     theirs = torch_positions(model, inputs)
     ours = preprocessor.collate(rows, length=inputs["input_ids"].shape[1]).position_ids
@@ -172,7 +172,7 @@ def test_a_video_longer_than_it_is_wide(one_run):
     (the golden files hold 4's positions)."""
     model, preprocessor, graphdef, params = one_run
     items = [{"video": film(16, 64, 64), "text": "a long film"}]
-    (row,) = rows = [preprocessor.row(items[0])]
+    (row,) = rows = [preprocessor.tokenize(items[0])]
     inputs = torch_inputs(one_run, rows, items)
     length = len(row.input_ids)
     batch = preprocessor.collate(rows, length=length)
@@ -191,7 +191,7 @@ def test_a_video_longer_than_it_is_wide(one_run):
 
 def control_error(pair: tuple, case: str, change: Callable[[Batch], Batch]) -> float:
     model, preprocessor, graphdef, params = pair
-    rows = [preprocessor.row(item) for item in CASES[case]]
+    rows = [preprocessor.tokenize(item) for item in CASES[case]]
     theirs = torch_states(model, torch_inputs(pair, rows, CASES[case]))
     batch = preprocessor.collate(rows, length=theirs[0].shape[1])
     return max(errors(theirs, our_states(graphdef, params, change(batch)), seen(rows)))
@@ -229,7 +229,7 @@ def test_control_time_by_patches_instead_of_seconds(pairs):
     _, preprocessor, *_ = pair = pairs("qwen2_5")
 
     def counted(batch):
-        row = dataclasses.replace(preprocessor.row(CASES["video"][0]), steps=())
+        row = dataclasses.replace(preprocessor.tokenize(CASES["video"][0]), steps=())
         return preprocessor.collate([row], length=batch.input_ids.shape[1])
 
     assert control_error(pair, "video", counted) > BROKEN

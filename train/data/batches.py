@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt
 
-from smart_jax.inputs import AnyPreprocessor, Row
+from smart_jax.inputs import Preprocessor, TokenizedItem
 from smart_jax.models import batch_axes
 from smart_jax.runtime import batch_sharding, sum_over_processes
 from train.config import DataConfig
@@ -22,7 +22,7 @@ from train.data.mixture import Mixture
 from train.data.work import Work, count_work
 from train.objective import TrainBatch
 
-UNREADABLE = (ValueError, TypeError, OSError)  # raised by `preprocessor.row` where the item is at fault
+UNREADABLE = (ValueError, TypeError, OSError)  # raised by `preprocessor.tokenize` where the item is at fault
 
 
 class Prepared(NamedTuple):
@@ -96,7 +96,7 @@ class Batcher:
       (2, (2, 4))
     """
 
-    def __init__(self, preprocessor: AnyPreprocessor, config: DataConfig, mesh: Mesh, *, teacher: bool = False):
+    def __init__(self, preprocessor: Preprocessor, config: DataConfig, mesh: Mesh, *, teacher: bool = False):
         """Takes how examples become batches.
 
         Args:
@@ -202,9 +202,9 @@ class Batcher:
     ) -> list[Any]:
         """Returns tokenised items, or the errors that were raised instead."""
 
-        def row(item: Item, name: str) -> Row | Exception:
+        def row(item: Item, name: str) -> TokenizedItem | Exception:
             try:
-                return self.preprocessor.row(item, instruction=instruction, query=query, name=name)
+                return self.preprocessor.tokenize(item, instruction=instruction, query=query, name=name)
             except UNREADABLE as error:
                 return error
 

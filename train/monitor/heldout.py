@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from smart_jax import Encoder
-from smart_jax.inputs import Preprocessor, middle_frame, open_rgb
 from smart_jax.retrieval import Retriever, compute_metrics, score
 from train.config import TrainConfig
 from train.data import Example, Item, Source, content_hash
@@ -128,7 +127,8 @@ class HeldOut:
         lines = [f"**query** of example '{example.id}': {_text(example.query)}"]
         for title, d, shown in zip(("its document", "the best other"), (positive, rival), documents, strict=True):
             lines.append(f"**{title}**, {by} score {scores[d]:.4f}, example '{shown.id}': {_text(shown.document)}")
-        pictures = [picture(item, encoder) for item in (example.query, *(shown.document for shown in documents))]
+        items = (example.query, *(shown.document for shown in documents))
+        pictures = [encoder.preprocessor.picture(item) for item in items]
         return Sample(name, "\n\n".join(lines), side_by_side([p for p in pictures if p is not None]))
 
 
@@ -164,16 +164,6 @@ def ranking_metrics(scores: Float[np.ndarray, "Nq Nd"], positives: Int[np.ndarra
     grades = ranks[:, None] == 1 + np.arange(scores.shape[1])
     values = compute_metrics(METRICS, grades, np.ones((len(scores), 1)))
     return {name: float(x.mean()) for name, x in values.items()}
-
-
-def picture(item: Item, encoder: Encoder) -> Image.Image | None:
-    """Returns an item's image, or the middle frame of its video; None for a text."""
-    if "image" in item:
-        return open_rgb(item["image"])
-    if "video" not in item or not isinstance(encoder.preprocessor, Preprocessor):
-        return None
-    images, videos = encoder.preprocessor.images, encoder.preprocessor.settings.videos
-    return middle_frame(item["video"], images, videos, fps=item.get("fps"), max_frames=item.get("max_frames"))
 
 
 def side_by_side(pictures: list[Image.Image]) -> Image.Image | None:

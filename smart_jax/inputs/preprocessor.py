@@ -1,0 +1,105 @@
+"""The contract of preprocessing: items to tokenised items, and these to padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from PIL import Image
+
+from smart_jax.inputs.item import ItemLike
+from smart_jax.inputs.settings import Settings, TextSettings
+from smart_jax.inputs.tokenized_item import TokenizedItem
+from smart_jax.models import Batch, ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Side = Literal["query", "document"]
+
+
+@runtime_checkable
+class Preprocessor(Protocol):
+    """Turns items into tokenised items and these into batches; `open_preprocessor` reads a checkpoint's.
+
+    Example:
+      >>> from smart_jax.files import resolve
+      >>> from smart_jax.inputs import open_preprocessor
+      >>> from smart_jax.models import load_config
+      >>> preprocessor: Preprocessor = open_preprocessor(resolve("tiny"), load_config(resolve("tiny")))
+      >>> item = preprocessor.tokenize("revenue by region")
+      >>> preprocessor.collate([item]).input_ids.shape
+      (1, 20)
+    """
+
+    @property
+    def config(self) -> ModelConfig:
+        """Config of the backbone that the batches are for: the checkpoint's, as the settings ask for it."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer of the checkpoint."""
+
+    @property
+    def settings(self) -> Settings | TextSettings:
+        """Prompt, pooling and sizes."""
+
+    @property
+    def preset(self) -> str | None:
+        """Name of the preset that the settings come from; None = they come from the checkpoint's files alone."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What an item may hold: "text", "image", "video"."""
+
+    @property
+    def prompted(self) -> tuple[Side, ...]:
+        """Sides whose prompt has a place for an instruction."""
+
+    @property
+    def visual_ids(self) -> tuple[int, ...]:
+        """Token ids that stand for parts of images and videos."""
+
+    @property
+    def merge_size(self) -> int:
+        """Number of patches on a side of a visual token."""
+
+    @property
+    def length_buckets(self) -> tuple[int, ...]:
+        """Padded lengths that `collate` uses, ascending; the last is the largest number of tokens of an item."""
+
+    def description(self) -> tuple[Any, ...]:
+        """Returns all that tokenised items depend on beside the config; its `repr` is the same in every process."""
+
+    def tokenize(
+        self, item: ItemLike, *, instruction: str | None = None, query: bool = False, name: str = "item"
+    ) -> TokenizedItem:
+        """Returns token ids, kept tokens and patches of one item.
+
+        Args:
+          item: what `parse_item` takes, or its result.
+          instruction: used where the item carries none of its own; None = the checkpoint's default.
+          query: whether it is a query.
+          name: what messages call the item.
+
+        Raises:
+          TypeError, ValueError, OSError: the item cannot be used; the message says why and what to do.
+        """
+
+    def picture(self, item: ItemLike) -> Image.Image | None:
+        """Returns what an item shows: its first image, or the middle frame of its first video; None of a text."""
+
+    def length_bucket(self, n: int) -> int:
+        """Returns the padded length of items of at most n tokens."""
+
+    def collate(
+        self,
+        items: Sequence[TokenizedItem],
+        *,
+        length: int | None = None,
+        patches: int | None = None,
+        batch_size: int | None = None,
+        shards: int | None = None,
+        padding_side: Literal["right", "left"] = "right",
+    ) -> Batch:
+        """Returns a padded batch of static shape, of NumPy arrays."""
