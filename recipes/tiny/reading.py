@@ -107,4 +107,5 @@ def piece_weights(encoder: Encoder, docstrings: Sequence[Docstring]) -> Float[np
     """Returns a third of each piece's inverse document frequency, between 0.07 and 2: rare pieces weigh more."""
     texts = [docstring.text[:300] for docstring in docstrings[::10]]
     counts = 1.0 + pieces_of(encoder, texts).sum(0)
-    return (np.clip(np.log(len(texts) / counts), 0.2, 6.0) / 3).astype(np.float32)
+    weights: np.ndarray = np.clip(np.log(len(texts) / counts), 0.2, 6.0) / 3
+    return weights.astype(np.float32)
