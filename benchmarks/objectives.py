@@ -134,10 +134,9 @@ def benchmarks_of(settings: Settings) -> list[Any]:
 
 def evaluate(encoder: Any, benchmarks: Sequence[Any]) -> list[Any]:
     """Returns pooled, late and hybrid scores on each benchmark; an encoder with an adapter gives its tokens."""
-    from eval.evaluate import run_benchmark
+    from eval.methods import run_benchmark
 
-    how: dict[str, Any] = {"rows": SCORES, "metrics": METRICS, "progress": False}
-    return [run_benchmark(encoder, benchmark, **how) for benchmark in benchmarks]
+    return [run_benchmark(encoder, benchmark, methods=SCORES, metrics=METRICS) for benchmark in benchmarks]
 
 
 def point(results: Sequence[Any]) -> dict[str, float]:

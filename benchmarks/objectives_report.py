@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from eval.environment import environment
-from eval.evaluate import Result
-from eval.reports import report
+from eval.methods import Result
+from eval.ranking import Estimate
+from eval.reports import summarise as summarise_results
 
 SCORES = ("pooled", "late", "hybrid")
 METRICS = ("ndcg@5", "hit@1")
@@ -56,12 +58,12 @@ def summarise(
     differences = [pair for pair in DIFFERENCES if all(run in runs for run, _ in pair)]
     differences += [((run, score), (START, score)) for run in runs for score in SCORES]
     keys = [(_key(*row), _key(*minus)) for row, minus in differences]
-    figures = report.summarise(_averaged(groups), differences=keys)
-    everything = figures["benchmarks"][-1]  # the average, where there are several
+    report = summarise_results(_averaged(groups), differences=keys)
+    everything = report.average or report.benchmarks[0]
     table = {
         name: {
             score: {
-                metric: everything["rows"][_key(name, score)][metric]
+                metric: asdict(everything.estimates[_key(name, score)][metric])
                 | {"seeds": [_last(run, score, metric) for run in made]}
                 for metric in METRICS
             }
@@ -73,11 +75,11 @@ def summarise(
         "settings": dict(settings),
         "benchmarks": [{"name": x["benchmark"], "queries": len(x["query_ids"])} for x in start["results"]],
         "documents": start["results"][0]["documents"],
-        "level": figures["level"],
+        "level": report.level,
         "table": table,
         "differences": [
-            {"row": row, "minus": minus, "metrics": found["metrics"]}
-            for (row, minus), found in zip(differences, everything["differences"], strict=True)
+            {"row": row, "minus": minus, "metrics": {metric: asdict(gain) for metric, gain in gains.items()}}
+            for (row, minus), gains in zip(differences, everything.differences.values(), strict=True)
         ],
         "times": {name: _times(made, updates[name]) for name, made in runs.items()},
         "reaching": [reaching(start, runs, run, score) for run, score in (CLAIM, MULTI_VECTOR, *OTHERS) if run in runs],
@@ -87,7 +89,8 @@ def summarise(
 
 
 def _key(run: str, score: str) -> str:
-    return f"{run}\t{score}"
+    """Returns what stands for a run's score as the name of a method."""
+    return f"{score} of {run}"
 
 
 def _last(run: Run, score: str, metric: str) -> float:
@@ -202,7 +205,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     lines = [_line(["difference", *METRICS]), "|---" * (1 + len(METRICS)) + "|"]
     for pair in summary["differences"]:
         (row, score), (minus, other) = pair["row"], pair["minus"]
-        cells = [report.cell(pair["metrics"][metric], signed=True) for metric in METRICS]
+        cells = [Estimate(**pair["metrics"][metric]).signed() for metric in METRICS]
         lines.append(_line([f"{score} of {row} − {other} of {minus}", *cells]))
     parts.append("\n".join(lines))
     lines = [_line(["", "CPU s a run", "wall s a run", "CPU ms an update", "wall ms an update"]), "|---" * 5 + "|"]

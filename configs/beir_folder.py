@@ -12,7 +12,7 @@ nDCG@10.
 
 from ml_collections import ConfigDict
 
-from eval.benchmarks.benchmark import Benchmark
+from eval.benchmarks import Benchmark
 from eval.config import default_config
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from eval.benchmarks.benchmark import Benchmark
+from eval.benchmarks import Benchmark
 from eval.benchmarks.pdf import pdf_benchmark
 from eval.config import default_config
 

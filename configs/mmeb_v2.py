@@ -20,19 +20,15 @@ Expected, from others and not measured here: Qwen3-VL-Embedding-2B, pooled, 73.2
 (80.1 / 67.1 / 82.4).
 """
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from eval.benchmarks.benchmark import Deferred
-from eval.benchmarks.benchmark_groups import Group
-from eval.benchmarks.mmeb_v2 import table
-from eval.benchmarks.mmeb_v2.loaders import load
+from eval.benchmarks import Deferred
+from eval.benchmarks.mmeb_v2 import Task, groups, load, select
 from eval.config import default_config
-from eval.reports import leaderboard, published
+from eval.reports import Group, Report, leaderboard, published
 
 METRICS = ("hit@1", "hit@10", "ndcg@5", "ndcg@10")
 
@@ -77,17 +73,17 @@ def get_groups(config: ConfigDict) -> list[Group]:
     figures = [] if sampled else published.choose(published.load(), config.published, config.model)
     return [
         Group(name, {task.name: task.metric for task in tasks}, figures)
-        for name, tasks in table.groups().items()
+        for name, tasks in groups().items()
         if names & {task.name for task in tasks}
     ]
 
 
-def write_extra(summary: Mapping[str, Any], folder: str | Path) -> dict[str, Path]:
-    """The leaderboard's files, see `eval.reports.leaderboard`; none of a sample."""
-    config = summary.get("config", {})
-    return {} if config.get("max_queries") or config.get("max_corpus") else leaderboard.write(summary, folder)
+def write_extra(report: Report, folder: str | Path) -> dict[str, Path]:
+    """Writes the leaderboard's files, see `eval.reports.leaderboard`; none of a sample."""
+    config = report.config
+    return {} if config.get("max_queries") or config.get("max_corpus") else leaderboard.write(report, folder)
 
 
-def _chosen(config: ConfigDict) -> list[table.Task]:
+def _chosen(config: ConfigDict) -> list[Task]:
     names, modalities = ([part.strip() for part in text.split(",")] for text in (config.tasks, config.modality))
-    return table.select([name for name in names if name], [modality for modality in modalities if modality])
+    return select([name for name in names if name], [modality for modality in modalities if modality])

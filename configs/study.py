@@ -18,10 +18,9 @@ from ml_collections import ConfigDict
 
 import smart_jax
 from configs import eval_tiny, minilm_pages
-from eval.benchmarks.benchmark import Benchmark
+from eval.benchmarks import Benchmark
 from eval.config import default_config
-from eval.studies.named_reductions import SEPARATOR
-from eval.study import Subject
+from eval.studies import SEPARATOR, Subject
 from recipes.tiny import Canvas, held_out, make_benchmark
 
 SUBJECTS = ("tiny", "docstrings", "pdf")

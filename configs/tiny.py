@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from configs import eval_tiny
-from eval.evaluate import make_eval_fn
+from eval.methods import make_eval_fn
 from train.config import TrainConfig, default_config
 
 

@@ -19,11 +19,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from eval.benchmarks import vidore
-from eval.benchmarks.benchmark import Benchmark, Deferred
-from eval.benchmarks.benchmark_groups import Group
+from eval.benchmarks import Benchmark, Deferred, vidore
 from eval.config import default_config
-from eval.reports import published
+from eval.reports import Group, published
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict, config_dict
 
-from eval.evaluate import METRICS, QUERY_BLOCK
+from eval.methods import METRICS, QUERY_BLOCK
 
 
 def default_config() -> ConfigDict:
@@ -29,7 +29,7 @@ def default_config() -> ConfigDict:
                 "processes": config_dict.placeholder(int),
                 "process": config_dict.placeholder(int),
             },
-            "rows": config_dict.placeholder(tuple),  # None = all that apply; names in eval/evaluate.py
+            "rows": config_dict.placeholder(tuple),  # None = all that apply; names in eval/methods/names.py
             "metrics": METRICS,
             "pooled_weight": 1.0,
             "late_weight": 1.0,

@@ -2,24 +2,25 @@
 
 A config file has `get_config(arg="") -> ConfigDict` (start from `eval.config.default_config`) and
 `get_benchmarks(config) -> list[Benchmark | Deferred]`; a `get_encoder(config)` there replaces `smart_jax.load`, a
-`get_groups(config) -> list[Group]` says which benchmarks are averaged, and a `write_extra(summary, folder) -> dict[str,
+`get_groups(config) -> list[Group]` says which benchmarks are averaged, and a `write_extra(report, folder) -> dict[str,
 Path]` writes further files. Any key is changed on the command line (--config.adapter=runs/x/adapter); unknown keys are
 refused.
 
-States are encoded once and kept (config.cache): a run that was killed goes on where it was, and a run with other rows,
-weights or adapters does not touch the model. Several processes share the work (--config.distributed.enabled=True).
+States are encoded once and kept (config.cache): a run that was killed goes on where it was, and a run with other
+methods, weights or adapters does not touch the model. Several processes share the work
+(--config.distributed.enabled=True).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,15 +29,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import smart_jax
-from eval.benchmarks.benchmark import Benchmark, Deferred
-from eval.benchmarks.benchmark_groups import Group, check_groups
+from eval.benchmarks import Benchmark, Deferred
 from eval.environment import environment
-from eval.evaluate import ADAPTER_ROWS, MODEL_ROWS, Result, run_benchmark
+from eval.methods import ADAPTER_METHODS, MODEL_METHODS, Options, Result, run_benchmark
 from eval.ranking import reference
-from eval.reports.report import markdown, summarise, write
-from eval.states.cache import GIB, Cache
-from eval.states.workers import Worker
+from eval.reports import Failure, Group, Report, check_groups, markdown, summarise, write
+from eval.states import GIB, Cache, Worker
 from smart_jax.cli import run_config_file
+from smart_jax.retrieval import Retriever
 from smart_jax.runtime import DistributedConfig, distributed
 
 STORAGE_DTYPES = ("float32", "float16")
@@ -48,27 +48,57 @@ _logger = logging.getLogger(__name__)
 def evaluate(
     config: ConfigDict,
     benchmarks: Sequence[Benchmark | Deferred],
-    encoder: Any | None,
+    encoder: Retriever | None,
     groups: Sequence[Group] = (),
     worker: Worker | None = None,
-) -> dict[str, Any]:
-    """Runs every benchmark, writes the report to config.output and returns it with "files" added.
+) -> tuple[Report, dict[str, Path]]:
+    """Runs every benchmark and writes the report to config.output.
 
-    A benchmark that fails does not stop the others: it is in "failed", [{"name", "error"}], and missing in its groups.
+    A benchmark that fails does not stop the others: the report has it in `failed`, and it is missing in its groups.
 
     Args:
       config: keys as in `eval.config.default_config`.
       benchmarks: at least one, of distinct names; deferred ones are opened one at a time.
-      encoder: an `Encoder`, or None if config.rows needs none; config.adapter is added with its `with_adapter`.
-      groups: as in `eval.reports.report.summarise`.
-      worker: this process, where there are several; the first writes the report, the others return it without files.
+      encoder: the model, or None if config.rows needs none; config.adapter is added with its `with_adapter`.
+      groups: as in `eval.reports.summarise`.
+      worker: this process, where there are several; the first writes the report, the others write nothing.
+
+    Returns:
+      The report, and the paths that were written, by what they are.
 
     Raises:
       ValueError: no benchmarks, two of one name, an adapter without an encoder, a group whose primary metric is not in
         config.metrics.
       Exception: what the first benchmark raised, where all of them fail.
     """
-    worker = worker or Worker()
+    worker, start = worker or Worker(), time.perf_counter()
+    _check(config, benchmarks, groups)
+    if config.adapter and encoder is None:
+        raise ValueError("config.adapter needs an encoder: list a model's row in config.rows, or drop the adapter")
+    adapter_encoder = encoder.with_adapter(config.adapter) if config.adapter and encoder is not None else None
+    cache = _open_cache(config, encoder, worker)
+    results: list[Result] = []
+    errors: dict[str, Exception] = {}
+    for benchmark in tqdm(benchmarks, desc="benchmarks", unit="benchmark", disable=len(benchmarks) == 1):
+        try:
+            with worker.task(benchmark.name):
+                results.append(_run(config, _open(config, benchmark), encoder, adapter_encoder, cache))
+        except Exception as error:
+            errors[benchmark.name] = error
+            _logger.error("benchmark %s failed", benchmark.name, exc_info=error)
+    if not results:
+        raise next(iter(errors.values()))
+    report = dataclasses.replace(
+        summarise(results, groups=groups, **config.bootstrap.to_dict()),
+        failed=tuple(Failure(name, _message(error)) for name, error in errors.items()),
+        config=config.to_dict(),
+        environment=environment(),
+    )
+    return report, {} if worker.index else _write(report, results, time.perf_counter() - start)
+
+
+def _check(config: ConfigDict, benchmarks: Sequence[Benchmark | Deferred], groups: Sequence[Group]) -> None:
+    """Refuses what cannot be run, before anything is."""
     names = [benchmark.name for benchmark in benchmarks]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"the benchmarks are {names}: there must be at least one, and their names must differ")
@@ -77,62 +107,50 @@ def evaluate(
     if config.scorer not in SCORERS:
         raise ValueError(f"scorer is {config.scorer!r}: use one of {', '.join(SCORERS)}")
     check_groups(groups, names, tuple(config.metrics))
-    adapter_encoder = None
-    if config.adapter:
-        if encoder is None:
-            raise ValueError("config.adapter needs an encoder: list a model's row in config.rows, or drop the adapter")
-        adapter_encoder = encoder.with_adapter(config.adapter)
-    cache = _open_cache(config, encoder, worker)
-    start = time.perf_counter()
-    results: list[Result] = []
-    errors: dict[str, Exception] = {}
-    for benchmark in tqdm(benchmarks, desc="benchmarks", unit="benchmark", disable=len(benchmarks) == 1):
-        try:
-            with worker.task(benchmark.name):
-                results.append(_run(config, benchmark, encoder, adapter_encoder, cache))
-        except Exception as error:
-            errors[benchmark.name] = error
-            _logger.error("benchmark %s failed", benchmark.name, exc_info=error)
-    if not results:
-        raise next(iter(errors.values()))
-    summary = summarise(results, groups=groups, **config.bootstrap.to_dict())
-    summary |= {
-        "failed": [{"name": name, "error": _message(error)} for name, error in errors.items()],
-        "config": config.to_dict(),
-        "environment": environment(),
-    }
-    if worker.index:
-        return summary
-    files = write(summary, config.output)
-    files["timing"] = Path(config.output) / "timing.json"
-    timing = {"seconds": time.perf_counter() - start, "benchmarks": {r.benchmark: r.seconds for r in results}}
+
+
+def _write(report: Report, results: Sequence[Result], seconds: float) -> dict[str, Path]:
+    """Writes the report, and in a file of its own what took how long: results.json is equal from run to run."""
+    folder = Path(report.config["output"])
+    files = write(report, folder) | {"timing": folder / "timing.json"}
+    timing = {"seconds": seconds, "benchmarks": {result.benchmark: result.seconds for result in results}}
     files["timing"].write_text(json.dumps(timing, indent=2) + "\n", encoding="utf-8")
-    return summary | {"files": {kind: str(path) for kind, path in files.items()}}
+    return files
 
 
-def _run(
-    config: ConfigDict, benchmark: Benchmark | Deferred, encoder: Any, adapter_encoder: Any, cache: Cache | None
-) -> Result:
+def _open(config: ConfigDict, benchmark: Benchmark | Deferred) -> Benchmark:
+    """Returns the benchmark, or the sample of it that the config asks for."""
     if isinstance(benchmark, Deferred):
         name, benchmark = benchmark.name, benchmark.load()
         if benchmark.name != name:
             raise ValueError(f"benchmark {name} calls itself {benchmark.name} when it is opened: use one name")
     if config.max_queries or config.max_corpus:
-        benchmark = benchmark.sample(queries=config.max_queries, corpus=config.max_corpus, seed=config.seed)
+        return benchmark.sample(queries=config.max_queries, corpus=config.max_corpus, seed=config.seed)
+    return benchmark
+
+
+def _run(
+    config: ConfigDict,
+    benchmark: Benchmark,
+    encoder: Retriever | None,
+    adapter_encoder: Retriever | None,
+    cache: Cache | None,
+) -> Result:
     return run_benchmark(
         encoder,
         benchmark,
-        rows=config.rows,
+        methods=config.rows,
         adapter_encoder=adapter_encoder,
         metrics=tuple(config.metrics),
-        pooled_weight=config.pooled_weight,
-        late_weight=config.late_weight,
-        batch_size=config.batch_size,
-        dtype=np.dtype(config.storage_dtype),
-        query_block=config.query_block,
         cache=cache,
-        layers=config.layers,
-        score=SCORERS[config.scorer],
+        options=Options(
+            batch_size=config.batch_size,
+            dtype=config.storage_dtype,
+            pooled_weight=config.pooled_weight,
+            late_weight=config.late_weight,
+            query_block=config.query_block,
+            score=SCORERS[config.scorer],
+        ),
     )
 
 
@@ -140,16 +158,17 @@ def _message(error: Exception) -> str:
     return " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 
 
-def _open_cache(config: ConfigDict, encoder: Any | None, worker: Worker) -> Cache | None:
-    """None = embeddings stay in memory, as asked or because there are none."""
+def _open_cache(config: ConfigDict, encoder: Retriever | None, worker: Worker) -> Cache | None:
+    """Returns None where embeddings stay in memory, as asked or because there are none."""
     if config.cache == "" or encoder is None:
         return None
     folder = Path(config.output) / "embeddings" if config.cache is None else Path(config.cache)
-    return Cache(folder, encoder.fingerprint(), memory=int(config.memory_gib * GIB), worker=worker)
+    memory = int(config.memory_gib * GIB)
+    return Cache(folder, encoder.fingerprint(), memory=memory, worker=worker, layers=config.layers)
 
 
-def _load_encoder(config: ConfigDict, module: ModuleType) -> Any | None:
-    needed = config.rows is None or config.adapter or set(config.rows) & {*MODEL_ROWS, *ADAPTER_ROWS}
+def _load_encoder(config: ConfigDict, module: ModuleType) -> Retriever | None:
+    needed = config.rows is None or config.adapter or set(config.rows) & {*MODEL_METHODS, *ADAPTER_METHODS}
     if not needed:
         return None
     if hasattr(module, "get_encoder"):
@@ -173,26 +192,22 @@ def _join(config: ConfigDict) -> Worker:
     return Worker(index, count, Path(config.cache) / "runs" / run)
 
 
-def _extra(module: ModuleType, summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    return module.write_extra(summary, folder) if hasattr(module, "write_extra") else {}
-
-
 def main() -> None:
-    """The command."""
+    """Runs the command."""
 
     def run(config: ConfigDict, module: ModuleType) -> None:
         worker = _join(config)
         benchmarks = module.get_benchmarks(config)
         groups = module.get_groups(config) if hasattr(module, "get_groups") else ()
-        summary = evaluate(config, benchmarks, _load_encoder(config, module), groups, worker)
+        report, files = evaluate(config, benchmarks, _load_encoder(config, module), groups, worker)
         if worker.index == 0:
-            files = summary["files"] | _extra(module, summary, Path(config.output))
-            print(f"\n{markdown(summary)}")
-            for path in files.values():
-                print(path)
+            if hasattr(module, "write_extra"):
+                files |= module.write_extra(report, Path(config.output))
+            print(f"\n{markdown(report)}")
+            print(*files.values(), sep="\n")
         worker.finish()
-        if failed := summary["failed"]:
-            raise SystemExit(f"{len(failed)} of {len(benchmarks)} benchmarks failed")
+        if report.failed:
+            raise SystemExit(f"{len(report.failed)} of {len(benchmarks)} benchmarks failed")
 
     run_config_file(run, needs="get_benchmarks", example="python -m eval.run --config configs/eval_tiny.py")
 

@@ -24,7 +24,9 @@ class FakeEncoder:
     calls: list[tuple[str, int, str | None]] = dataclasses.field(default_factory=list)
 
     def with_adapter(self, adapter: Any, **config: Any) -> FakeEncoder:
-        return dataclasses.replace(self, adapter=SimpleNamespace(name=adapter, config=SimpleNamespace(**config)))
+        return dataclasses.replace(
+            self, adapter=SimpleNamespace(name=adapter, config=SimpleNamespace(**{"pooled_dim": None} | config))
+        )
 
     def encode_query(self, items: Any, *, instruction: str | None = None, **options: Any) -> Embeddings:
         self.calls.append(("query", len(items), instruction))

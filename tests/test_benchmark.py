@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from eval.benchmarks import Benchmark, LazyItems, item_text
 from eval.benchmarks import beir as storage
-from eval.benchmarks.benchmark import Benchmark, item_text
-from eval.benchmarks.lazy_items import LazyItems
 from smart_jax.inputs.image import open_rgb
 from smart_jax.inputs.item import parse_item
 

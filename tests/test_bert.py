@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import smart_jax
 from configs import minilm_pages
-from eval.benchmarks.benchmark import Benchmark
+from eval.benchmarks import Benchmark
 from eval.run import evaluate
 from smart_jax import encoder as encode
 from smart_jax.files.checkpoint import SINGLE_FILE
@@ -235,7 +235,7 @@ def test_pages_of_a_pdf_as_texts(folder, tmp_path):
     assert [item["text"].split() for item in benchmark.corpus] == [["grease", "the", "bearing"], ["NULL"], ["x"]]
     encoder = minilm_pages.get_encoder(config)
     assert encoder.preprocessor.length_buckets == (16,)
-    rows = evaluate(config, [benchmark], encoder)["benchmarks"][0]["rows"]
+    rows = evaluate(config, [benchmark], encoder)[0].benchmarks[0].estimates
     assert {"bm25", "pooled", "late", "hybrid"} <= set(rows)
 
 

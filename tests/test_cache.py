@@ -6,19 +6,17 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
 
-from eval.benchmarks import fingerprint
-from eval.benchmarks.benchmark import Deferred
-from eval.benchmarks.lazy_items import LazyItems
-from eval.evaluate import run_benchmark
+from eval.benchmarks import Deferred, LazyItems, fingerprint
+from eval.methods import Options, run_benchmark
 from eval.run import evaluate
-from eval.states.cache import Cache
-from eval.states.workers import Worker
+from eval.states import Cache, Worker
 from smart_jax.files import files_fingerprint
 from smart_jax.retrieval.adapter import Adapter, AdapterConfig
 from tests.fake_encoder import FakeEncoder
@@ -29,9 +27,10 @@ METRICS = ("ndcg@5", "mrr")
 FEW_ITEMS = 8 * 10 * 64 * 16 * 4  # bytes of memory that make shards of 10 of the fake encoder's items in float32
 
 
-def run(cache, encoder=None, benchmark=None, **options):
-    options = {"dtype": np.float32, "metrics": METRICS, "progress": False} | options
-    return run_benchmark(encoder or FakeEncoder(noise=1.5), benchmark or made(), cache=cache, **options)
+def run(cache, encoder=None, benchmark=None, *, methods=None, adapter_encoder=None, **options):
+    encoder, benchmark = encoder or FakeEncoder(noise=1.5), benchmark or made()
+    chosen = {"methods": methods, "adapter_encoder": adapter_encoder, "metrics": METRICS}
+    return run_benchmark(encoder, benchmark, cache=cache, options=Options(**options), **chosen)
 
 
 def assert_equal(a, b):
@@ -138,13 +137,13 @@ def test_adapter_rows_come_from_the_same_states(tmp_path, checkpoint, layers, mo
     model = smart_jax.load(checkpoint)
     adapter = Adapter(AdapterConfig(model.config.text.hidden_size, 24, layers, 16), rngs=nnx.Rngs(0))
     benchmark, adapted, encoded = made(queries=6, documents=9), model.with_adapter(adapter), []
-    options = {"adapter_encoder": adapted, "rows": ["pooled", "late", "adapter-pooled", "adapter-hybrid"]}
+    options = {"adapter_encoder": adapted, "methods": ["pooled", "late", "adapter-pooled", "adapter-hybrid"]}
     expected = run(None, model, benchmark, **options)
     states = Encoder.states
     monkeypatch.setattr(Encoder, "states", lambda *a, **k: encoded.append(k["layers"]) or states(*a, **k))
     assert_equal(run(Cache(tmp_path, "f"), model, benchmark, **options), expected)
     assert encoded == [None if layers == (-1,) else (-3, -1)] * 2  # once a side
-    found = run(Cache(tmp_path, "f"), model, benchmark, layers=(1, -1), **options)
+    found = run(Cache(tmp_path, "f", layers=(1, -1)), model, benchmark, **options)
     assert found.bytes_per_document["adapter-pooled"] == 16 * 4
     assert_equal(found, expected)
     assert set(encoded[2:]) == {(-2, -1) if layers == (-1,) else (-3, -2, -1)}
@@ -154,19 +153,17 @@ RUN_IN_MEMORY = """
 import sys, threading, time
 from pathlib import Path
 import numpy as np
-from eval.benchmarks.benchmark import Benchmark
-from eval.states.cache import Cache
-from eval.evaluate import run_benchmark
-from eval.benchmarks.lazy_items import LazyItems
+from eval.benchmarks import Benchmark
+from eval.states import Cache
+from eval.methods import Options, run_benchmark
+from eval.benchmarks import LazyItems
 from smart_jax.retrieval.states import States
-from types import SimpleNamespace
+from tests.fake_encoder import FakeEncoder
 
 MEMORY, WIDTH, TOKENS = 64 * 2**20, 512, 64
 
-class Large:
-    adapter = None
-    config = SimpleNamespace(text=SimpleNamespace(hidden_size=WIDTH, num_hidden_layers=1))
-    max_tokens = TOKENS
+class Large(FakeEncoder):
+    width, max_tokens = WIDTH, TOKENS
 
     def states(self, items, *, query, dtype, **_):
         count = len(items)
@@ -183,10 +180,12 @@ def benchmark(documents):
         LazyItems(documents, lambda i: f"item {i}", source="x"), ids, {f"q{i}": {f"d{i}": 1} for i in range(4)})
 
 def run(documents):
-    rows = ["pooled", "late", "hybrid"]
+    methods = ["pooled", "late", "hybrid"]
     cache = Cache(Path(sys.argv[1]), "f", memory=MEMORY)
-    return run_benchmark(Large(), benchmark(documents), cache=cache, dtype=np.float16, metrics=("hit@1",), rows=rows,
-        progress=False)
+    options = Options(dtype=np.float16)
+    return run_benchmark(
+        Large(), benchmark(documents), cache=cache, metrics=("hit@1",), methods=methods, options=options
+    )
 
 def anonymous():
     line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
@@ -278,14 +277,14 @@ import jax
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[3]}", 2, index)
 import smart_jax
 from eval.run import evaluate
-from eval.states.workers import Worker
+from eval.states import Worker
 from tests.test_cache import FEW_ITEMS
 from tests.test_eval_run import config, made
 model = smart_jax.load(sys.argv[4], mesh=smart_jax.make_mesh(devices=jax.local_devices()))
 worker = Worker(index, 2, folder / "cache" / "runs" / "x")
 settings = config(folder / "two", cache=str(folder / "cache"), memory_gib=2**-9, query_block=4)
-summary = evaluate(settings, [made(), made(name="local", local=True)], model, worker=worker)
-assert ("files" in summary) == (index == 0)
+report, files = evaluate(settings, [made(), made(name="local", local=True)], model, worker=worker)
+assert bool(files) == (index == 0)
 worker.finish()
 """
 
@@ -341,9 +340,9 @@ def test_one_failure_does_not_lose_the_others(tmp_path):
 
     deferred = [Deferred("late one", lambda: made(name="late one")), Deferred("broken", broken)]
     named = Deferred("wrong", lambda: made(name="right"))
-    summary = evaluate(config(tmp_path), [*deferred, made(), named], FakeEncoder())
-    assert [entry["name"] for entry in summary["benchmarks"]] == ["late one", "made", "average"]
-    assert summary["failed"] == [
+    report, _ = evaluate(config(tmp_path), [*deferred, made(), named], FakeEncoder())
+    assert [benchmark.name for benchmark in report.benchmarks] == ["late one", "made"]
+    assert [asdict(failure) for failure in report.failed] == [
         {"name": "broken", "error": "FileNotFoundError: no folder 'images': download it"},
         {"name": "wrong", "error": "ValueError: benchmark wrong calls itself right when it is opened: use one name"},
     ]

@@ -2,14 +2,17 @@
 
 import copy
 import json
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 
-from eval.benchmarks.benchmark_groups import Group
-from eval.compare import compare, main, markdown, read
-from eval.evaluate import Result
-from eval.reports.report import summarise, write
+from eval.compare import main
+from eval.methods import Result
+from eval.reports import Group, compare, summarise, write
+from eval.reports import comparison_markdown as markdown
+from eval.reports import read_results as read
+from eval.reports.comparison import Unmatched
 
 ROWS = ("pooled", "late", "hybrid")
 METRICS = ("ndcg@5", "mrr")
@@ -56,25 +59,24 @@ def oracle(first, second, row, metric, *, seed=0, level=0.95):
 def test_equals_the_oracle(seed, level):
     first, second = run(1), [shuffled(result) for result in run(2)]
     made = compare(summary(first), summary(second), samples=SAMPLES, seed=seed, level=level)
-    assert [(entry["name"], entry["queries"]) for entry in made["benchmarks"]] == [
-        *(("first", 40), ("second", 70), ("average", 110))
-    ]
+    entries = [*made.benchmarks, made.average]
+    assert [(entry.name, entry.queries) for entry in entries] == [*(("first", 40), ("second", 70), ("average", 110))]
     for row in ROWS:
         for metric in METRICS:
             expected = oracle(first, second, row, metric, seed=seed, level=level)
-            for entry, figures in zip(made["benchmarks"], expected, strict=True):
-                figure = entry["rows"][row][metric]
-                assert (figure["mean"], figure["low"], figure["high"]) == pytest.approx(figures, abs=1e-12)
+            for entry, figures in zip(entries, expected, strict=True):
+                assert astuple(entry.changes[row][metric].difference) == pytest.approx(figures, abs=1e-12)
             for side, results in (("a", first), ("b", second)):
                 means = [result.mean(row, metric) for result in results]
-                found = [entry["rows"][row][metric][side] for entry in made["benchmarks"]]
+                found = [getattr(entry.changes[row][metric], side) for entry in entries]
                 assert found == pytest.approx([*means, np.mean(means)], abs=1e-12)
 
 
 def test_a_run_against_itself():
     made = compare(summary(run(1)), summary([shuffled(result) for result in run(1)]), samples=50)
-    figures = [x for entry in made["benchmarks"] for row in entry["rows"].values() for x in row.values()]
-    assert {(x["mean"], x["low"], x["high"]) for x in figures} == {(0, 0, 0)}
+    entries = [*made.benchmarks, made.average]
+    changes = [x for entry in entries for by_metric in entry.changes.values() for x in by_metric.values()]
+    assert {astuple(x.difference) for x in changes} == {(0, 0, 0)}
     assert "*" not in markdown(made).partition("Brackets")[0]
 
 
@@ -82,12 +84,15 @@ def test_what_has_no_counterpart_is_listed():
     first = run(1, names=("first", "mine"), rows=("bm25", *ROWS), metrics=("mrr", "ndcg@5"))
     second = run(2, names=("yours", "first"), counts=(70, 40), rows=(*ROWS, "adapter-late"), metrics=("ndcg@5", "map"))
     made = compare(summary(first), summary(second), samples=50)
-    assert made["metrics"] == ["ndcg@5"]
-    assert made["without_counterpart"] == {"a": ["mine"], "b": ["yours"]}
-    assert made["metrics_without_counterpart"] == {"a": ["mrr"], "b": ["map"]}
-    (entry,) = made["benchmarks"]  # one: no average
-    assert list(entry["rows"]) == list(ROWS)
-    assert entry["rows_without_counterpart"] == {"a": ["bm25"], "b": ["adapter-late"]}
+    assert made.metrics == ["ndcg@5"]
+    assert made.unmatched_benchmarks == Unmatched(["mine"], ["yours"])
+    assert made.unmatched_metrics == Unmatched(["mrr"], ["map"])
+    (entry,) = made.benchmarks
+    assert made.average is None and list(entry.changes) == list(ROWS)
+    assert entry.unmatched == Unmatched(["bm25"], ["adapter-late"])
+    stored = made.to_json()
+    assert stored["without_counterpart"] == {"a": ["mine"], "b": ["yours"]}
+    assert stored["benchmarks"][0]["rows_without_counterpart"] == {"a": ["bm25"], "b": ["adapter-late"]}
     text = markdown(made)
     for line in (
         "rows that only a has: bm25",
@@ -100,8 +105,8 @@ def test_what_has_no_counterpart_is_listed():
 
 def test_average_is_over_the_rows_of_all():
     first = [*run(1, names=("first",), counts=(40,)), *run(1, names=("second",), counts=(70,), rows=("late", "bm25"))]
-    average = compare(summary(first), summary(first), samples=20)["benchmarks"][-1]
-    assert (average["name"], list(average["rows"])) == ("average", ["late"])
+    average = compare(summary(first), summary(first), samples=20).average
+    assert (average.name, list(average.changes)) == ("average", ["late"])
 
 
 def test_markdown():
@@ -131,8 +136,8 @@ def test_groups_are_averaged_in_their_primary_metrics():
     second = [shuffled(result) for result in second]
     groups = [("all", GROUP), ("one", {"third": "mrr"})]
     made = compare(grouped(first, *groups), grouped(second, *groups), metrics=["mrr"], samples=SAMPLES, seed=4)
-    assert made["metrics"] == ["mrr"]  # a group's own are not among them
-    assert [(group["name"], group["benchmarks"]) for group in made["groups"]] == [
+    assert made.metrics == ["mrr"]  # a group's own are not among them
+    assert [(group.name, group.benchmarks) for group in made.groups] == [
         ("all", {name: GROUP[name] for name in NAMES}),
         ("one", {"third": "mrr"}),
     ]
@@ -149,9 +154,12 @@ def test_groups_are_averaged_in_their_primary_metrics():
         low, high = np.percentile(np.mean(draws, axis=0), [2.5, 97.5])
         a, b = np.mean(means["a"]), np.mean(means["b"])
         expected = {"a": a, "b": b, "mean": b - a, "low": low, "high": high}
-        assert made["groups"][0]["rows"][row] == pytest.approx(expected, abs=1e-12)
-        third = next(entry for entry in made["benchmarks"] if entry["name"] == "third")
-        assert made["groups"][1]["rows"][row] == pytest.approx(third["rows"][row]["mrr"], abs=1e-12)
+        assert made.groups[0].changes[row].to_json() == pytest.approx(expected, abs=1e-12)
+        third = next(entry for entry in made.benchmarks if entry.name == "third").changes[row]["mrr"]
+        assert made.groups[1].changes[row].to_json() == pytest.approx(third.to_json(), abs=1e-12)
+    assert [group["rows"]["late"] for group in made.to_json()["groups"]] == [
+        group.changes["late"].to_json() for group in made.groups
+    ]
     text = markdown(made)
     assert text.startswith("### all: average of 3\n\n| b − a | mrr or ndcg@5 |\n|---|---|\n| pooled | ")
     assert "\n### one: average of 1\n\n| b − a | mrr |\n" in text
@@ -165,15 +173,16 @@ def test_groups_of_one_side_only():
     )
     b = grouped(second, ("both", {"first": "mrr", "yours": "mrr"}), ("empty", {"yours": "mrr"}))
     made = compare(a, b, samples=SAMPLES)
-    assert made["groups_without_counterpart"] == {"a": ["mine"], "b": []}
-    both, empty = made["groups"]
-    assert both["without_counterpart"] == {"a": ["mine"], "b": ["yours"]} and list(both["rows"]) == ["late"]
-    assert (empty["benchmarks"], empty["rows"]) == ({}, {})
+    assert made.unmatched_groups == Unmatched(["mine"], [])
+    both, empty = made.groups
+    assert both.unmatched == Unmatched(["mine"], ["yours"]) and list(both.changes) == ["late"]
+    assert (empty.benchmarks, empty.changes) == ({}, {})
+    assert made.to_json()["groups_without_counterpart"] == {"a": ["mine"], "b": []}
     text = markdown(made)
     assert "- benchmarks that only a has: mine\n- benchmarks that only b has: yours\n\n### empty" in text
     assert "### empty: average of 0\n\nnothing that both have run\n" in text
     assert "- groups that only a has: mine\n- benchmarks that only a has: mine\n" in text
-    assert "groups" not in compare(a, summary(second), samples=20)
+    assert "groups" not in compare(a, summary(second), samples=20).to_json()
 
 
 def test_groups_of_different_metrics_are_refused():
@@ -184,7 +193,7 @@ def test_groups_of_different_metrics_are_refused():
 
 def test_metrics_can_be_chosen():
     a, b = summary(run(1)), summary(run(2))
-    assert compare(a, b, metrics=["mrr"], samples=20)["metrics"] == ["mrr"]
+    assert compare(a, b, metrics=["mrr"], samples=20).metrics == ["mrr"]
     with pytest.raises(ValueError, match="map is not in both: a has ndcg@5, mrr, b has ndcg@5, mrr"):
         compare(a, b, metrics=["map"])
     with pytest.raises(ValueError, match="no metric is in both: a has ndcg@5, mrr, b has map"):
@@ -216,12 +225,14 @@ def test_files_that_can_not_be_read(tmp_path):
     path.write_text("[]")
     with pytest.raises(ValueError, match="has no benchmarks"):
         read(path)
-    old = summary(run(1))
+    write(summary(run(1)), tmp_path)
+    text = path.read_text()
+    old = json.loads(text)
     del old["benchmarks"][0]["values"], old["benchmarks"][0]["query_ids"]
     path.write_text(json.dumps(old))
     with pytest.raises(ValueError, match="benchmark first has no values per query, .*: run it again"):
         read(tmp_path)
-    short = summary(run(1))
+    short = json.loads(text)
     short["benchmarks"][1]["values"]["late"]["mrr"].pop()
     path.write_text(json.dumps(short))
     with pytest.raises(ValueError, match="benchmark second, row late, mrr has 69 values for 70 queries"):
@@ -236,7 +247,7 @@ def test_command(tmp_path, capsys):
     printed = capsys.readouterr().out
     stored = json.loads(out.read_text())
     expected = compare(read(a), read(b), metrics=["mrr"], samples=50, seed=5, level=0.9)
-    assert stored == expected | {"a": str(a), "b": str(b)}
+    assert stored == expected.to_json() | {"a": str(a), "b": str(b)}
     assert printed.startswith(f"a: {a}\nb: {b}\n\n### first (40 queries)") and "Brackets: 90 %" in printed
     with pytest.raises(SystemExit):
         main([str(a), str(tmp_path / "c")])

@@ -3,16 +3,15 @@
 import dataclasses
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from eval.benchmarks.benchmark import Benchmark
-from eval.benchmarks.lazy_items import LazyItems
+from eval.benchmarks import Benchmark, LazyItems
 from eval.config import default_config
-from eval.evaluate import METRICS, make_eval_fn, run_benchmark
-from eval.ranking.bm25 import BM25, words
+from eval.methods import METRICS, Options, make_eval_fn, run_benchmark
+from eval.methods.bm25 import BM25, words
+from eval.reports import read_results
 from eval.run import evaluate
 from smart_jax.retrieval.metrics import compute_metrics
 from tests.fake_encoder import FakeEncoder
@@ -67,7 +66,7 @@ def oracle(encoder, benchmark, row, names, weights=(1.0, 1.0)):
 def test_rows_equal_the_oracle(local):
     encoder, benchmark = FakeEncoder(noise=1.5), made(local=local)
     adapted = encoder.with_adapter("turn", pooled_dim=8)
-    result = run_benchmark(encoder, benchmark, adapter_encoder=adapted, query_block=5, progress=False)
+    result = run_benchmark(encoder, benchmark, adapter_encoder=adapted, options=Options(query_block=5))
     assert list(result.values) == [
         *("chance", "bm25", "pooled", "late", "hybrid", "adapter-pooled", "adapter-late", "adapter-hybrid")
     ]
@@ -83,7 +82,7 @@ def test_rows_equal_the_oracle(local):
 
 def test_weights_of_the_hybrid_row():
     encoder, benchmark = FakeEncoder(noise=2.0), made()
-    result = run_benchmark(encoder, benchmark, rows=["hybrid"], pooled_weight=3.0, late_weight=0.5, progress=False)
+    result = run_benchmark(encoder, benchmark, methods=["hybrid"], options=Options(pooled_weight=3.0, late_weight=0.5))
     expected = oracle(encoder, benchmark, "hybrid", METRICS, (3.0, 0.5))
     np.testing.assert_allclose(result.values["hybrid"]["mrr"], expected["mrr"], atol=1e-9)
     assert not np.allclose(expected["mrr"], oracle(encoder, benchmark, "hybrid", METRICS)["mrr"])
@@ -93,48 +92,48 @@ def test_everything_is_encoded_once_with_its_instruction():
     encoder = FakeEncoder()
     adapted = encoder.with_adapter("turn")
     adapted.calls = []
-    run_benchmark(encoder, made(document_instruction="Read."), adapter_encoder=adapted, query_block=2, progress=False)
+    run_benchmark(encoder, made(document_instruction="Read."), adapter_encoder=adapted, options=Options(query_block=2))
     assert encoder.calls == adapted.calls == [("query", 12, "Find it."), ("document", 23, "Read.")]
 
 
 def test_rows_without_a_model_encode_nothing():
-    result = run_benchmark(None, made(), progress=False)
+    result = run_benchmark(None, made())
     assert list(result.values) == ["chance", "bm25"]
     assert result.mean("bm25", "hit@1") > 0.9 > 0.3 > result.mean("chance", "hit@1")
 
 
 def test_adapter_that_leaves_the_pooled_vector_alone_has_no_pooled_row():
     encoder = FakeEncoder()
-    result = run_benchmark(None, made(), adapter_encoder=encoder.with_adapter("x", pooled_dim=None), progress=False)
+    result = run_benchmark(None, made(), adapter_encoder=encoder.with_adapter("x", pooled_dim=None))
     assert list(result.values) == ["chance", "bm25", "adapter-late", "adapter-hybrid"]
 
 
 def test_benchmark_without_texts_has_no_bm25_row():
-    assert "bm25" not in run_benchmark(FakeEncoder(), made(texts=None), progress=False).values
+    assert "bm25" not in run_benchmark(FakeEncoder(), made(texts=None)).values
     with pytest.raises(ValueError, match="benchmark made has no texts for the row bm25"):
-        run_benchmark(FakeEncoder(), made(texts=None), rows=["bm25"])
+        run_benchmark(FakeEncoder(), made(texts=None), methods=["bm25"])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(rows=["poled"]), "unknown rows 'poled'"),
-        (dict(rows=[]), "no rows"),
-        (dict(rows=["adapter-late"]), "needs an adapter"),
+        (dict(methods=["poled"]), "unknown rows 'poled'"),
+        (dict(methods=[]), "no rows"),
+        (dict(methods=["adapter-late"]), "needs an adapter"),
         (dict(metrics=["ndcg@5", "accuracy"]), "unknown metric 'accuracy'"),
-        (dict(query_block=0), "query_block"),
+        (dict(options=Options(query_block=0)), "query_block"),
     ],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        run_benchmark(FakeEncoder(), made(), progress=False, **options)
+        run_benchmark(FakeEncoder(), made(), **options)
     with pytest.raises(ValueError, match="needs an encoder"):
-        run_benchmark(None, made(), rows=["late"])
+        run_benchmark(None, made(), methods=["late"])
 
 
 def test_eval_fn_for_a_trainer():
     benchmarks = [made(), made(name="local", local=True)]
-    evaluate_fn = make_eval_fn(benchmarks, metrics=("ndcg@5", "mrr"), progress=False)
+    evaluate_fn = make_eval_fn(benchmarks, metrics=("ndcg@5", "mrr"))
     encoder = FakeEncoder(noise=1.0)
     plain, adapted = evaluate_fn(encoder), evaluate_fn(encoder.with_adapter("turn"))
     ends = ("made", "local"), ("ndcg@5", "mrr")
@@ -177,36 +176,36 @@ def config(tmp_path, **changes):
 
 def test_evaluate_writes_the_report(tmp_path):
     benchmarks = [made(), made(name="second", local=True)]
-    summary = evaluate(config(tmp_path, adapter="turn", cache=""), benchmarks, FakeEncoder(noise=1.0))
+    report, files = evaluate(config(tmp_path, adapter="turn", cache=""), benchmarks, FakeEncoder(noise=1.0))
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [b["name"] for b in stored["benchmarks"]] == ["made", "second", "average"]
     assert stored["config"]["adapter"] == "turn" and "jax" in stored["environment"]["packages"]
     differences = [p["row"] for p in stored["benchmarks"][0]["differences"]]
     assert differences == ["hybrid", "adapter-late", "adapter-hybrid", "adapter-hybrid"]
-    assert all(Path(path).is_file() for path in summary["files"].values())
-    assert stored["benchmarks"] == summary["benchmarks"]
+    assert all(path.is_file() for path in files.values())
+    assert read_results(files["json"]).benchmarks == report.benchmarks
 
 
 def test_evaluate_samples(tmp_path):
-    summary = evaluate(config(tmp_path, max_queries=4, max_corpus=9), [made()], FakeEncoder())
-    assert (summary["benchmarks"][0]["queries"], summary["benchmarks"][0]["documents"]) == (4, 9)
+    report, _ = evaluate(config(tmp_path, max_queries=4, max_corpus=9), [made()], FakeEncoder())
+    assert (report.benchmarks[0].queries, report.benchmarks[0].documents) == (4, 9)
 
 
 def test_float16_storage_keeps_the_figures(tmp_path):
-    full = evaluate(config(tmp_path, storage_dtype="float32"), [made()], FakeEncoder())
-    half = evaluate(config(tmp_path), [made()], FakeEncoder())
+    full, _ = evaluate(config(tmp_path, storage_dtype="float32"), [made()], FakeEncoder())
+    half, _ = evaluate(config(tmp_path), [made()], FakeEncoder())
     for row in ("pooled", "late", "hybrid"):
-        mean = [s["benchmarks"][0]["rows"][row]["mrr"]["mean"] for s in (full, half)]
+        mean = [report.benchmarks[0].estimates[row]["mrr"].mean for report in (full, half)]
         assert mean[0] == pytest.approx(mean[1], abs=0.05)
 
 
 @pytest.mark.parametrize("local", [False, True])
 def test_the_references_scorer_gives_the_same_values(tmp_path, local):
     fast, slow = (
-        evaluate(config(tmp_path / name, scorer=name), [made(local=local)], FakeEncoder(noise=1.0))["benchmarks"][0]
+        evaluate(config(tmp_path / name, scorer=name), [made(local=local)], FakeEncoder(noise=1.0))[0].benchmarks[0]
         for name in ("fast", "reference")
     )
-    assert fast["values"] == slow["values"] and "hybrid" in fast["values"]
+    assert fast.values == slow.values and "hybrid" in fast.values
 
 
 def test_bad_configs_are_refused(tmp_path):
@@ -256,7 +255,7 @@ def test_command(tmp_path):
         assert (tmp_path / "out" / name).stat().st_size > 0
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored["config"]["noise"] == 3.0
-    expected = run_benchmark(FakeEncoder(noise=3.0), made(), rows=["hybrid"], progress=False).mean("hybrid", "mrr")
+    expected = run_benchmark(FakeEncoder(noise=3.0), made(), methods=["hybrid"]).mean("hybrid", "mrr")
     assert stored["benchmarks"][0]["rows"]["hybrid"]["mrr"]["mean"] == pytest.approx(expected, abs=1e-9)
 
 
@@ -276,5 +275,5 @@ def test_command_on_a_saved_folder(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "### made (12 queries, 23 documents, global ranking)" in done.stdout
-    mean = run_benchmark(None, made(), rows=["bm25"], progress=False).mean("bm25", "ndcg@5")
+    mean = run_benchmark(None, made(), methods=["bm25"]).mean("bm25", "ndcg@5")
     assert f"| bm25 | {mean:.3f} [" in done.stdout

@@ -28,14 +28,14 @@ def config(root, output, **changes):
 
 
 def run(settings):
-    return evaluate(settings, full_eval.get_benchmarks(settings), Watcher(), full_eval.get_groups(settings))
+    return evaluate(settings, full_eval.get_benchmarks(settings), Watcher(), full_eval.get_groups(settings))[0]
 
 
 def test_one_command_gives_every_table(root, tmp_path):
     summary = run(config(root, tmp_path))
-    names = [entry["name"] for entry in summary["benchmarks"]]
-    assert summary["failed"] == [] and len(names) == len(set(names)) == 78 + 8
-    assert all(not group["missing"] for group in summary["groups"])
+    names = [benchmark.name for benchmark in summary.benchmarks]
+    assert summary.failed == () and len(names) == len(set(names)) == 78 + 8
+    assert all(not group.missing for group in summary.groups)
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
     for title in (
         *("MMEB-V2: 78 of 78", "MMEB-V2, images: 36 of 36", "MMEB-V2, videos: 18 of 18"),
@@ -48,7 +48,7 @@ def test_one_command_gives_every_table(root, tmp_path):
 
 def test_parts_can_be_chosen(root, tmp_path):
     summary = run(config(root, tmp_path, tasks="CIRR", version="v2-english", sets="biomedical_lectures_v2"))
-    assert [entry["name"] for entry in summary["benchmarks"]] == ["CIRR", "ViDoRe_biomedical_lectures_v2"]
+    assert [benchmark.name for benchmark in summary.benchmarks] == ["CIRR", "ViDoRe_biomedical_lectures_v2"]
 
 
 def test_without_any_set_of_vidore(tmp_path):

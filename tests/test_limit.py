@@ -9,7 +9,7 @@ import pytest
 
 from configs import limit as config_file
 from eval.benchmarks import limit
-from eval.evaluate import run_benchmark
+from eval.methods import run_benchmark
 from tests.fake_encoder import FakeEncoder
 
 
@@ -85,7 +85,7 @@ def test_late_interaction_sees_what_one_vector_can_not():
             "corpus": [{"text": " ".join(likes(text)[1])} for text in benchmark.texts],
         }
     )
-    made = run_benchmark(FakeEncoder(), benchmark, metrics=limit.METRICS, progress=False)
+    made = run_benchmark(FakeEncoder(), benchmark, metrics=limit.METRICS)
     assert made.mean("late", "recall@2") == 1 and made.mean("bm25", "recall@2") == 1
     assert made.mean("pooled", "recall@2") < 0.6 and made.mean("late", "recall@100") == 1
 

@@ -17,21 +17,18 @@ import pytest
 
 import smart_jax
 from configs import mmeb_v2
-from eval.benchmarks import vidore
-from eval.benchmarks.benchmark import Benchmark, Deferred
-from eval.benchmarks.benchmark_groups import Group
-from eval.benchmarks.lazy_items import LazyItems
+from eval.benchmarks import Benchmark, Deferred, LazyItems, vidore
 from eval.benchmarks.mmeb_v2 import table
 from eval.benchmarks.mmeb_v2.__main__ import main as mmeb_main
 from eval.benchmarks.mmeb_v2.loaders import load
 from eval.benchmarks.mmeb_v2.table import TASKS
-from eval.evaluate import MODEL_ROWS, run_benchmark
-from eval.reports import leaderboard, published
-from eval.reports.report import summarise
+from eval.methods import MODEL_METHODS, run_benchmark
+from eval.reports import Group, leaderboard, published, summarise
 from eval.run import evaluate
 from smart_jax.inputs.item import parse_item
 from tests import mmeb_folders as folders
 from tests import vidore_folders
+from tests.fake_encoder import FakeEncoder
 from tests.mmeb_folders import IMAGE_TO_IMAGE, MVBENCH, OOD, TO_IMAGE, TO_TEXT, V1, V2, VISRAG, Watcher, words_of
 
 ROOT = Path(__file__).parent.parent
@@ -91,7 +88,7 @@ def words(item):
 
 
 def late(benchmark, metric="hit@1"):
-    result = run_benchmark(Watcher(), benchmark, rows=("late",), metrics=(metric,), progress=False)
+    result = run_benchmark(Watcher(), benchmark, methods=("late",), metrics=(metric,))
     return result.values["late"][metric].tolist()
 
 
@@ -574,10 +571,11 @@ def test_prompts(name, root, tiny):
     assert prompt_of(tiny, item, benchmark.document_instruction, False) == turns(DEFAULT, document)
 
 
-class Recorder:
+class Recorder(FakeEncoder):
     """An encoder that keeps what it gave."""
 
     def __init__(self, encoder):
+        super().__init__()
         self.encoder, self.given = encoder, {}
 
     def encode_query(self, items, **options):
@@ -597,11 +595,11 @@ def vectors(embeddings, index):
 def oracle(task, benchmark, given):
     """The task's metric of every query and row, from float64 scores, ties by the reference's hash."""
     position = {name: i for i, name in enumerate(benchmark.corpus_ids)}
-    values = {row: [] for row in MODEL_ROWS}
+    values = {row: [] for row in MODEL_METHODS}
     for number, query in enumerate(benchmark.query_ids):
         pooled, tokens = vectors(given["query"], number)
         names = benchmark.corpus_ids if benchmark.candidates is None else benchmark.candidates[query]
-        scores = {row: {} for row in MODEL_ROWS}
+        scores = {row: {} for row in MODEL_METHODS}
         for name in names:
             page_pooled, page_tokens = vectors(given["document"], position[name])
             scores["pooled"][name] = pooled @ page_pooled
@@ -625,10 +623,10 @@ def oracle(task, benchmark, given):
 def test_every_task_through_the_tiny_model(root, tiny):
     for task in TASKS:
         benchmark, recorder = load(task, root), Recorder(tiny)
-        result = run_benchmark(recorder, benchmark, rows=MODEL_ROWS, metrics=(task.metric,), progress=False)
+        result = run_benchmark(recorder, benchmark, methods=MODEL_METHODS, metrics=(task.metric,))
         assert (result.benchmark, result.local) == (task.name, not task.global_ranking)
         expected = oracle(task, benchmark, recorder.given)
-        for row in MODEL_ROWS:
+        for row in MODEL_METHODS:
             np.testing.assert_allclose(result.values[row][task.metric], expected[row], atol=1e-12, err_msg=task.name)
 
 
@@ -923,7 +921,7 @@ def config(root, arg="", **changes):
 def ran(settings, names, encoder=None):
     """The summary of some of the tasks that the config asks for."""
     benchmarks = [task for task in mmeb_v2.get_benchmarks(settings) if task.name in names]
-    return evaluate(settings, benchmarks, encoder or Watcher(), mmeb_v2.get_groups(settings))
+    return evaluate(settings, benchmarks, encoder or Watcher(), mmeb_v2.get_groups(settings))[0]
 
 
 def test_tasks_are_opened_one_by_one(tmp_path):
@@ -944,16 +942,16 @@ def test_tasks_are_opened_one_by_one(tmp_path):
 def test_missing_tasks_are_reported_as_missing(root, tmp_path):
     settings = config(root, output=str(tmp_path))
     summary = ran(settings, ("CIRR", "MSCOCO", "K700", "VisRAG_ChartQA"))
-    groups = {group["name"]: group for group in summary["groups"]}
+    groups = {group.name: group for group in summary.groups}
     assert len(groups) == 16
     everything = groups["MMEB-V2"]
-    assert everything["benchmarks"] == {"CIRR": "hit@1", "MSCOCO": "hit@1", "K700": "hit@1", "VisRAG_ChartQA": "ndcg@5"}
-    assert len(everything["missing"]) == 74
-    values = {entry["name"]: entry["rows"]["late"] for entry in summary["benchmarks"]}
-    own = [values[name][metric]["mean"] for name, metric in everything["benchmarks"].items()]
-    assert everything["rows"]["late"]["mean"] == pytest.approx(np.mean(own), abs=1e-12)
-    assert groups["MMEB-V2, images"]["rows"]["late"]["mean"] == pytest.approx(2 / 3, abs=1e-12)
-    assert groups["MMEB-V2, images, Classification"]["rows"] == {}
+    assert everything.benchmarks == {"CIRR": "hit@1", "MSCOCO": "hit@1", "K700": "hit@1", "VisRAG_ChartQA": "ndcg@5"}
+    assert len(everything.missing) == 74
+    values = {benchmark.name: benchmark.estimates["late"] for benchmark in summary.benchmarks}
+    own = [values[name][metric].mean for name, metric in everything.benchmarks.items()]
+    assert everything.estimates["late"].mean == pytest.approx(np.mean(own), abs=1e-12)
+    assert groups["MMEB-V2, images"].estimates["late"].mean == pytest.approx(2 / 3, abs=1e-12)
+    assert groups["MMEB-V2, images, Classification"].estimates == {}
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert "### MMEB-V2: 4 of 78 benchmarks" in text and "- missing: ImageNet-1K, N24News" in text
     assert "### MMEB-V2, videos, QA: 0 of 5 benchmarks" in text
@@ -963,12 +961,12 @@ def test_a_task_that_fails_does_not_stop_the_others(copy, tmp_path):
     here = copy("CIRR", "EDIS")
     (here / "image-tasks" / "CIRR" / "b.png").unlink()
     summary = ran(config(here, output=str(tmp_path / "out"), modality="image"), ("CIRR", "EDIS", "OVEN"))
-    assert [entry["name"] for entry in summary["benchmarks"]] == ["EDIS"]
-    assert [entry["name"] for entry in summary["failed"]] == ["CIRR", "OVEN"]
-    assert "1 images or folders of frames are missing" in summary["failed"][0]["error"]
-    assert "ziyjiang/MMEB_Test_Instruct --include 'OVEN/test-*.parquet'" in summary["failed"][1]["error"]
-    groups = {group["name"]: group for group in summary["groups"]}
-    assert {"CIRR", "OVEN"} < set(groups["MMEB-V2, images"]["missing"]) and "MMEB-V2, videos" not in groups
+    assert [benchmark.name for benchmark in summary.benchmarks] == ["EDIS"]
+    assert [failure.name for failure in summary.failed] == ["CIRR", "OVEN"]
+    assert "1 images or folders of frames are missing" in summary.failed[0].error
+    assert "ziyjiang/MMEB_Test_Instruct --include 'OVEN/test-*.parquet'" in summary.failed[1].error
+    groups = {group.name: group for group in summary.groups}
+    assert {"CIRR", "OVEN"} < set(groups["MMEB-V2, images"].missing) and "MMEB-V2, videos" not in groups
 
 
 @pytest.mark.slow
@@ -1018,11 +1016,11 @@ def test_published_averages_of_several_metrics():
         Benchmark(n, ["amber", "delta"], ["0", "1"], ["amber", "delta"], ["a", "d"], {"0": {"a": 1}, "1": {"d": 1}})
         for n in ("x", "y")
     ]
-    results = [run_benchmark(Watcher(), b, rows=("late",), metrics=("hit@1", "ndcg@5")) for b in made]
-    (group,) = summarise(results, groups=[Group("both", {"x": "hit@1", "y": "ndcg@5"}, [entry])])["groups"]
-    assert [found["average"] for found in group["published"]] == [0.732]
-    (group,) = summarise(results[:1], groups=[Group("both", {"x": "hit@1", "y": "ndcg@5"}, [entry])])["groups"]
-    assert group["published"] == []  # that of both says nothing about one
+    results = [run_benchmark(Watcher(), b, methods=("late",), metrics=("hit@1", "ndcg@5")) for b in made]
+    (group,) = summarise(results, groups=[Group("both", {"x": "hit@1", "y": "ndcg@5"}, [entry])]).groups
+    assert [found.average for found in group.published] == [0.732]
+    (group,) = summarise(results[:1], groups=[Group("both", {"x": "hit@1", "y": "ndcg@5"}, [entry])]).groups
+    assert group.published == []  # that of both says nothing about one
 
 
 # --- the leaderboard's files -----------------------------------------------------------------------------------------
@@ -1080,8 +1078,8 @@ def test_map_of_the_leaderboard_against_its_definition():
         ids,
         {query: dict.fromkeys(names, 1) for query, names in relevant.items()},
     )
-    result = run_benchmark(Watcher(), benchmark, rows=("late",), metrics=leaderboard.METRICS, progress=False)
-    scores = leaderboard.task_scores(summarise([result], samples=10)["benchmarks"][0], "late")
+    result = run_benchmark(Watcher(), benchmark, methods=("late",), metrics=leaderboard.METRICS)
+    scores = leaderboard.task_scores(summarise([result], samples=10).benchmarks[0], "late")
     found = {k: ([], []) for k in (1, 5, 10)}
     for number, names in enumerate(relevant.values()):
         tokens = Watcher().tokens(benchmark.queries[number])

@@ -12,8 +12,8 @@ from flax import nnx
 from PIL import Image, ImageDraw
 
 import smart_jax
-from eval.benchmarks.benchmark import Benchmark
-from eval.evaluate import run_benchmark
+from eval.benchmarks import Benchmark
+from eval.methods import run_benchmark
 from smart_jax.integrations.mteb import INSTALL, _Items
 from tests.small_bert import WORDS, write_sentence_transformer
 
@@ -162,7 +162,7 @@ ROWS = {"pooled": (1.0, 0.0), "late": (0.0, 1.0), "hybrid": (1.0, 1.0)}
 def assert_equals(figures, predictions, encoder, benchmark, row):
     """The figures of `run_benchmark`, to the five decimals that mteb gives, and the scores of `smart_jax.score`."""
     names = {"ndcg@5": "ndcg_at_5", "ndcg@10": "ndcg_at_10", "recall@10": "recall_at_10", "map@10": "map_at_10"}
-    made = run_benchmark(encoder, benchmark, rows=[row], metrics=list(names), progress=False)
+    made = run_benchmark(encoder, benchmark, methods=[row], metrics=list(names))
     for ours, theirs in names.items():
         assert figures[theirs] == pytest.approx(made.mean(row, ours), abs=1e-5), ours
     q = encoder.encode_query(benchmark.queries, instruction=benchmark.instruction)

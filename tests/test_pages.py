@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from eval.benchmarks.benchmark import Benchmark
+from eval.benchmarks import Benchmark
 from recipes import tiny
 from recipes.tiny import Canvas, Docstring, docstrings, make_benchmark, pages, training_pairs, write_pairs
 from recipes.tiny.near_duplicates import without_near_duplicates

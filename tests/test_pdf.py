@@ -5,8 +5,9 @@ import logging
 import numpy as np
 import pytest
 
-from eval.benchmarks.pdf import is_contents_page, pdf_benchmark
-from eval.benchmarks.pdf_text import clean_title, fold
+from eval.benchmarks.pdf import pdf_benchmark
+from eval.benchmarks.pdf.benchmark import is_contents_page
+from eval.benchmarks.pdf.page_text import clean_title, fold
 from tests.small_pdf import HEIGHT, WIDTH, write_pdf
 
 HEADING = 18

@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from eval.benchmarks.benchmark_groups import Group
-from eval.reports import plots
-from eval.reports.report import summarise
+from eval.ranking import Estimate
+from eval.reports import Group, Pair, plots, summarise
 from tests.test_report import result
 
 
@@ -30,9 +29,12 @@ def test_files(tmp_path):
 
 def test_gains_are_sorted_and_of_the_primary_metric():
     made = summary(3, groups=[Group("g", {"t0": "ndcg@5", "t1": "hit@1", "t2": "ndcg@5"})])
-    for i, gain in enumerate((0.2, -0.1, 0.05)):
-        (pair,) = made["benchmarks"][i]["differences"]
-        pair["metrics"] = {m: {"mean": gain + (m == "hit@1"), "low": gain, "high": gain + 1} for m in pair["metrics"]}
+    gains = [{m: Estimate(gain + (m == "hit@1"), gain, gain + 1) for m in made.metrics} for gain in (0.2, -0.1, 0.05)]
+    benchmarks = [
+        dataclasses.replace(benchmark, differences={Pair("hybrid", "pooled"): gain})
+        for benchmark, gain in zip(made.benchmarks, gains, strict=True)
+    ]
+    made = dataclasses.replace(made, benchmarks=benchmarks)
     (axis,) = plots.gains(made).axes
     assert axis.get_title() == "hybrid − pooled"
     assert [label.get_text() for label in axis.get_yticklabels()] == ["t2 (ndcg@5)", "t0 (ndcg@5)", "t1 (hit@1)"]
@@ -43,8 +45,8 @@ def test_points_of_hybrid_against_pooled():
     made = summary(2)
     (axis,) = plots.hybrid_against_pooled(made).axes
     points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines[1:]]
-    rows = [entry["rows"] for entry in made["benchmarks"][:2]]
-    assert points == [(row["pooled"]["ndcg@5"]["mean"], row["hybrid"]["ndcg@5"]["mean"]) for row in rows]
+    rows = [entry.estimates for entry in made.benchmarks]
+    assert points == [(row["pooled"]["ndcg@5"].mean, row["hybrid"]["ndcg@5"].mean) for row in rows]
 
 
 def test_storage_has_a_mean_of_every_row():
@@ -52,5 +54,5 @@ def test_storage_has_a_mean_of_every_row():
     (axis,) = plots.storage(made).axes
     means = {line.get_label().split(":")[0]: line for line in axis.lines if ":" in str(line.get_label())}
     assert list(means) == ["pooled", "late", "hybrid"] and axis.get_xscale() == "log"
-    values = [entry["rows"]["late"]["ndcg@5"]["mean"] for entry in made["benchmarks"][:3]]
+    values = [entry.estimates["late"]["ndcg@5"].mean for entry in made.benchmarks]
     assert means["late"].get_xdata()[0] == pytest.approx(4000) and means["late"].get_ydata()[0] == np.mean(values)

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from eval.benchmarks.benchmark import Benchmark
+from eval.benchmarks import Benchmark
 from eval.ranking.ranking import UNION_WASTE, Judge, query_key, rank
 from smart_jax.retrieval.metrics import compute_metrics
 
@@ -119,7 +119,7 @@ def in_blocks(made, scores, size):
         assert 1 <= len(queries) <= size
         seen += queries.tolist()
         rows = scores[queries] if documents is None else scores[np.ix_(queries, documents)]
-        parts.append(judge.measure(block, rows, NAMES))
+        parts.append(judge.metrics(block, rows, NAMES))
     assert seen == list(range(len(made.query_ids)))
     return {name: np.concatenate([p[name] for p in parts]) for name in NAMES}
 

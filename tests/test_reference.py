@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import smart_jax
-from eval.benchmarks.benchmark import Benchmark
-from eval.evaluate import run_benchmark
+from eval.benchmarks import Benchmark
+from eval.methods import run_benchmark
 from eval.ranking import reference
 from eval.ranking.ranking import query_key, rank
 from smart_jax.retrieval import metrics
 from smart_jax.retrieval.embeddings import Embeddings
+from tests.fake_encoder import FakeEncoder
 
 WIDTH = 32
 WEIGHTS = [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.5, 2.0)]
@@ -214,9 +215,7 @@ def test_a_benchmark_gets_the_references_figures(tmp_path):
         benchmark = Benchmark(
             *("set", benchmark.queries, list(own), benchmark.corpus, names, qrels), candidates=candidates
         )
-        made = run_benchmark(
-            encoder, benchmark, rows=["hybrid"], metrics=["ndcg@5", "ndcg_exp@10", "hit@1"], progress=False
-        )
+        made = run_benchmark(encoder, benchmark, methods=["hybrid"], metrics=["ndcg@5", "ndcg_exp@10", "hit@1"])
         ranked = (
             reference.rank_global("set", q, d, names)
             if candidates is None
@@ -228,10 +227,11 @@ def test_a_benchmark_gets_the_references_figures(tmp_path):
             np.testing.assert_allclose(made.values["hybrid"][ours], expected, atol=1e-12)
 
 
-class Fixed:
+class Fixed(FakeEncoder):
     """Gives the embeddings that it was made with."""
 
     def __init__(self, q, d):
+        super().__init__()
         self.q, self.d = q, d
 
     def encode_query(self, items, **options):

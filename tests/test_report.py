@@ -2,16 +2,15 @@
 
 import datetime
 import json
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from eval.benchmarks.benchmark_groups import Group, check_groups
-from eval.evaluate import Result
-from eval.ranking.bootstrap import interval, resampled_means
-from eval.reports.published import Published
-from eval.reports.report import excludes_zero, markdown, summarise, write
+from eval.methods import Result
+from eval.ranking import Estimate, interval, resampled_means
+from eval.reports import Group, Published, check_groups, markdown, read_results, summarise, write
 
 
 def result(name="pages", seed=0, queries=80, rows=("pooled", "late", "hybrid"), gain=0.1, metrics=("ndcg@5", "hit@1")):
@@ -25,23 +24,23 @@ def result(name="pages", seed=0, queries=80, rows=("pooled", "late", "hybrid"), 
 def test_means_intervals_and_paired_differences():
     made = result()
     summary = summarise([made], samples=500)
-    (entry,) = summary["benchmarks"]
-    assert (entry["name"], entry["queries"], entry["documents"], entry["ranking"]) == ("pages", 80, 200, "global")
+    (entry,) = summary.benchmarks
+    assert (entry.name, entry.queries, entry.documents, entry.ranking) == ("pages", 80, 200, "global")
     for row, values in made.values.items():
-        figure = entry["rows"][row]["ndcg@5"]
-        assert figure["mean"] == pytest.approx(values["ndcg@5"].mean(), abs=1e-12)
-        assert figure["low"] < figure["mean"] < figure["high"]
+        figure = entry.estimates[row]["ndcg@5"]
+        assert figure.mean == pytest.approx(values["ndcg@5"].mean(), abs=1e-12)
+        assert figure.low < figure.mean < figure.high
         spread = values["ndcg@5"].std() / np.sqrt(80)
-        assert figure["high"] - figure["low"] == pytest.approx(2 * 1.96 * spread, rel=0.15)
-    (pair,) = entry["differences"]
-    assert (pair["row"], pair["minus"]) == ("hybrid", "pooled")
-    assert pair["metrics"]["hit@1"] == pytest.approx({"mean": 0.2, "low": 0.2, "high": 0.2}, abs=1e-9)
+        assert figure.high - figure.low == pytest.approx(2 * 1.96 * spread, rel=0.15)
+    assert list(entry.differences) == [("hybrid", "pooled")]
+    gain = entry.differences["hybrid", "pooled"]["hit@1"]
+    assert (gain.mean, gain.low, gain.high) == pytest.approx((0.2, 0.2, 0.2), abs=1e-9)
 
 
 def test_differences_of_adapter_rows():
     rows = ("pooled", "late", "hybrid", "adapter-late", "adapter-hybrid")
-    (entry,) = summarise([result(rows=rows)], samples=50)["benchmarks"]
-    pairs = {(p["row"], p["minus"]): p["metrics"]["ndcg@5"]["mean"] for p in entry["differences"]}
+    (entry,) = summarise([result(rows=rows)], samples=50).benchmarks
+    pairs = {pair: by_metric["ndcg@5"].mean for pair, by_metric in entry.differences.items()}
     assert pairs == pytest.approx(
         {
             ("hybrid", "pooled"): 0.2,
@@ -54,14 +53,15 @@ def test_differences_of_adapter_rows():
 
 def test_average_of_benchmarks_is_unweighted_and_over_shared_rows():
     first, second = result("a", 1, 30), result("b", 2, 120, rows=("bm25", "pooled", "hybrid"))
-    *_, average = summarise([first, second], samples=2000)["benchmarks"]
-    assert average["name"] == "average" and list(average["rows"]) == ["pooled", "hybrid"]
-    figure = average["rows"]["pooled"]["ndcg@5"]
+    average = summarise([first, second], samples=2000).average
+    assert average.name == "average" and list(average.estimates) == ["pooled", "hybrid"]
+    assert (average.queries, average.documents) == (150, 400)
+    figure = average.estimates["pooled"]["ndcg@5"]
     values = [r.values["pooled"]["ndcg@5"] for r in (first, second)]
-    assert figure["mean"] == pytest.approx(np.mean([v.mean() for v in values]))
+    assert figure.mean == pytest.approx(np.mean([v.mean() for v in values]))
     # Queries are resampled within each benchmark: the errors of the two means add up in squares.
     error = np.sqrt(sum(v.var() / len(v) for v in values)) / 2
-    assert figure["high"] - figure["low"] == pytest.approx(2 * 1.96 * error, rel=0.12)
+    assert figure.high - figure.low == pytest.approx(2 * 1.96 * error, rel=0.12)
 
 
 def test_same_seed_same_intervals():
@@ -71,8 +71,8 @@ def test_same_seed_same_intervals():
 
 def test_level_widens_the_interval():
     summaries = [summarise([result()], level=level) for level in (0.5, 0.99)]
-    narrow, wide = (s["benchmarks"][0]["rows"]["late"]["hit@1"] for s in summaries)
-    assert wide["low"] < narrow["low"] < narrow["high"] < wide["high"]
+    narrow, wide = (s.benchmarks[0].estimates["late"]["hit@1"] for s in summaries)
+    assert wide.low < narrow.low < narrow.high < wide.high
 
 
 def test_markdown_table():
@@ -90,10 +90,10 @@ def test_markdown_table():
 
 
 def test_excludes_zero():
-    assert excludes_zero({"mean": 0.1, "low": 0.01, "high": 0.2})
-    assert excludes_zero({"mean": -0.1, "low": -0.2, "high": -0.01})
-    assert not excludes_zero({"mean": 0.1, "low": -0.01, "high": 0.2})
-    assert not excludes_zero({"mean": 0.0, "low": 0.0, "high": 0.0})
+    assert Estimate(0.1, 0.01, 0.2).excludes_zero
+    assert Estimate(-0.1, -0.2, -0.01).excludes_zero
+    assert not Estimate(0.1, -0.01, 0.2).excludes_zero
+    assert not Estimate(0.0, 0.0, 0.0).excludes_zero
 
 
 def test_files_are_written_and_overwritten(tmp_path):
@@ -101,7 +101,7 @@ def test_files_are_written_and_overwritten(tmp_path):
     for seed in (0, 1):
         summary = summarise([result(seed=seed)], samples=50)
         paths = write(summary, folder)
-        assert json.loads(paths["json"].read_text()) == summary
+        assert read_results(paths["json"]) == summary
         assert paths["md"].read_text(encoding="utf-8") == markdown(summary)
         with Image.open(paths["png"]) as image:
             assert image.width > 500 and len(image.convert("RGB").getcolors(1 << 24)) > 3
@@ -142,10 +142,10 @@ def grouped(*, metrics, published=(), samples=200):
 
 def test_group_averages_the_primary_metrics_of_what_was_run():
     summary, made = grouped(metrics={"b": "hit@1", "a": "ndcg@5", "c": "ndcg@5"})
-    assert [entry["name"] for entry in summary["benchmarks"]] == ["a", "b"]
-    (group,) = summary["groups"]
-    assert list(group["benchmarks"].items()) == [("b", "hit@1"), ("a", "ndcg@5")]
-    assert group["missing"] == ["c"] and list(group["rows"]) == ["pooled", "hybrid"]
+    assert [entry.name for entry in summary.benchmarks] == ["a", "b"] and summary.average is None
+    (group,) = summary.groups
+    assert list(group.benchmarks.items()) == [("b", "hit@1"), ("a", "ndcg@5")]
+    assert group.missing == ["c"] and list(group.estimates) == ["pooled", "hybrid"]
     values = {row: [made[1].values[row]["hit@1"], made[0].values[row]["ndcg@5"]] for row in ("pooled", "hybrid")}
     seeds = (1, 0)  # each benchmark's place in the run
     means = {
@@ -154,18 +154,18 @@ def test_group_averages_the_primary_metrics_of_what_was_run():
     }
     for row in values:
         low, high = interval(means[row])
-        expected = {"mean": np.mean([v.mean() for v in values[row]]), "low": low, "high": high}
-        assert group["rows"][row] == pytest.approx(expected, abs=1e-12)
-    (pair,) = group["differences"]
+        expected = (np.mean([v.mean() for v in values[row]]), low, high)
+        assert astuple(group.estimates[row]) == pytest.approx(expected, abs=1e-12)
+    assert list(group.differences) == [("hybrid", "pooled")]
+    gain = group.differences["hybrid", "pooled"]
     low, high = interval(means["hybrid"] - means["pooled"])
-    assert (pair["row"], pair["minus"]) == ("hybrid", "pooled")
-    assert (pair["low"], pair["high"]) == pytest.approx((low, high), abs=1e-12)
+    assert (gain.low, gain.high) == pytest.approx((low, high), abs=1e-12)
 
 
 def test_group_of_which_nothing_was_run():
     summary = summarise([result()], groups=[Group("other", {"x": "ndcg@5"})], samples=20)
-    (group,) = summary["groups"]
-    assert (group["benchmarks"], group["missing"], group["rows"], group["differences"]) == ({}, ["x"], {}, [])
+    (group,) = summary.groups
+    assert (group.benchmarks, group.missing, group.estimates, group.differences) == ({}, ["x"], {}, {})
     assert markdown(summary).startswith("### other: 0 of 1 benchmarks\n\n- missing: x\n")
 
 
@@ -197,10 +197,10 @@ def test_group_table():
 def test_published_average_is_of_the_same_benchmarks(metrics, figures, averages, expected):
     entry = Published("rival", figures={"ndcg@5": figures}, averages={"ndcg@5": averages}, **SOURCE)
     summary, _ = grouped(metrics=dict.fromkeys(metrics, "ndcg@5"), published=[entry], samples=20)
-    shown = summary["groups"][0]["published"]
-    assert [x["average"] for x in shown] == ([] if expected == "left out" else [expected])
+    shown = summary.groups[0].published
+    assert [x.average for x in shown] == ([] if expected == "left out" else [expected])
     other, _ = grouped(metrics=dict.fromkeys(metrics, "hit@1"), published=[entry], samples=20)
-    assert other["groups"][0]["published"] == []  # of another metric
+    assert other.groups[0].published == []  # of another metric
 
 
 def test_group_needs_its_metric():
@@ -211,5 +211,5 @@ def test_group_needs_its_metric():
 
 def test_files_of_groups(tmp_path):
     summary, _ = grouped(metrics={"a": "ndcg@5"}, published=[Published("r", figures={"ndcg@5": {"a": 1.0}}, **SOURCE)])
-    paths = write(summary, tmp_path)
-    assert json.loads(paths["json"].read_text()) == summary
+    write(summary, tmp_path)
+    assert read_results(tmp_path) == summary

@@ -6,7 +6,6 @@ import itertools
 import json
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +14,16 @@ from PIL import Image
 
 import smart_jax
 from configs import study as study_config
-from eval.benchmarks.benchmark import Benchmark
-from eval.evaluate import run_benchmark
-from eval.geometry import gaps, markdown, mean_cosine, run_geometry
-from eval.studies.named_reductions import Reducer, parse, prompt_words
-from eval.studies.study_report import front, pareto
-from eval.study import Subject, encode, measure, run_study, sections
+from eval.benchmarks import Benchmark
+from eval.methods import Options, run_benchmark
+from eval.ranking import query_metrics
+from eval.studies import Subject, run_geometry, run_study
+from eval.studies.geometry import gaps, mean_cosine
+from eval.studies.geometry_report import markdown
+from eval.studies.lines import front, pareto
+from eval.studies.prompt_words import prompt_words
+from eval.studies.settings import Reducer, parse
+from eval.studies.study import encode, sections_of
 from smart_jax.cli import load_module
 from smart_jax.inputs.item import parse_item
 from smart_jax.retrieval.states import States
@@ -58,10 +61,6 @@ class Prompting(FakeEncoder):
 
     depth: int = 1
     prompt: bool = True
-
-    @property
-    def config(self):
-        return SimpleNamespace(text=SimpleNamespace(hidden_size=self.width, num_hidden_layers=self.depth))
 
     def states(self, items, *, instruction=None, query=False, layers, batch_size=None, dtype=np.float16, **options):
         texts = [" ".join(parse_item(item).texts) for item in items]
@@ -119,15 +118,19 @@ def study(tmp_path_factory):
     return run_study(config(tmp_path_factory.mktemp("study")), subjects)
 
 
-def row(study, subject, section, name):
-    return next(x for x in study["subjects"][subject]["sections"][section] if x["name"] == name)
+def line(study, subject, section, name):
+    return next(x for x in study[0].subjects[subject].sections[section] if x.name == name)
+
+
+def lines(study, subject, section):
+    return study[0].subjects[subject].sections[section]
 
 
 @dataclasses.dataclass
-class Plain:
-    """What `run_benchmark` needs, of the study's states."""
+class Plain(FakeEncoder):
+    """Embeddings of the study's states."""
 
-    encoder: Prompting
+    encoder: Prompting = dataclasses.field(default_factory=Prompting)
 
     def encode_query(self, items, **options):
         return self.encoder.states(items, query=True, layers=(-2, -1)).embeddings()
@@ -141,30 +144,31 @@ def test_unreduced_rows_are_those_of_an_evaluation(study):
         (0, True, [benchmark("first"), benchmark("second", seed=1, queries=20)]),
         (1, False, [benchmark("local", seed=2, local=True)]),
     ):
-        encoder = Plain(Prompting(prompt=prompt))
-        results = [run_benchmark(encoder, b, rows=("pooled", "late", "hybrid"), metrics=METRICS) for b in made]
+        encoder = Plain(encoder=Prompting(prompt=prompt))
+        results = [run_benchmark(encoder, b, methods=("pooled", "late", "hybrid"), metrics=METRICS) for b in made]
         for metric in METRICS:
             pooled, late, hybrid = (
                 np.mean([result.mean(kind, metric) for result in results]) for kind in ("pooled", "late", "hybrid")
             )
-            unreduced = row(study, subject, "storage", "float16")
-            assert unreduced["late"][metric]["mean"] == pytest.approx(late, abs=1e-12)
-            assert unreduced["hybrid"][metric]["mean"] == pytest.approx(hybrid, abs=1e-12)
+            unreduced = line(study, subject, "storage", "float16")
+            assert unreduced.mean("late", metric) == pytest.approx(late, abs=1e-12)
+            assert unreduced.mean("hybrid", metric) == pytest.approx(hybrid, abs=1e-12)
             for section, name in (("storage", "pooled vector only"), ("late weight", "0")):
-                assert row(study, subject, section, name)["hybrid"][metric]["mean"] == pytest.approx(pooled, abs=1e-12)
-            assert row(study, subject, "late weight", "late only")["hybrid"][metric]["mean"] == pytest.approx(late)
+                assert line(study, subject, section, name).mean("hybrid", metric) == pytest.approx(pooled, abs=1e-12)
+            assert line(study, subject, "late weight", "late only").mean("hybrid", metric) == pytest.approx(late)
             for section, name in (("late weight", "1"), ("layers", "-1"), ("words", "all")):
-                assert row(study, subject, section, name)["hybrid"][metric]["mean"] == pytest.approx(hybrid)
+                assert line(study, subject, section, name).mean("hybrid", metric) == pytest.approx(hybrid)
 
 
 def test_differences_are_from_the_default(study):
     for section, default in (("storage", "float16"), ("late weight", "1"), ("layers", "-1"), ("words", "all")):
-        first = row(study, 0, section, default)["hybrid"]["ndcg@5"]
-        assert first["difference"] == {"mean": 0, "low": 0, "high": 0}
-        for other in study["subjects"][0]["sections"][section]:
-            figure = other["hybrid"]["ndcg@5"]
-            assert figure["difference"]["mean"] == pytest.approx(figure["mean"] - first["mean"], abs=1e-12)
-            assert figure["difference"]["low"] <= figure["difference"]["mean"] <= figure["difference"]["high"]
+        first = line(study, 0, section, default).scores["hybrid"]["ndcg@5"]
+        assert dataclasses.astuple(first.difference) == (0, 0, 0)
+        for other in lines(study, 0, section):
+            figure = other.scores["hybrid"]["ndcg@5"]
+            difference = figure.difference
+            assert difference.mean == pytest.approx(figure.estimate.mean - first.estimate.mean, abs=1e-12)
+            assert difference.low <= difference.mean <= difference.high
 
 
 def test_bytes_of_a_page(study):
@@ -179,21 +183,20 @@ def test_bytes_of_a_page(study):
         "binary both": 32 + offsets + 11 * 2,
         "own + pool 2": 32 + offsets + 5 * 32,
     }
-    table = study["subjects"][0]["sections"]["storage"]
-    assert {x["name"]: x["bytes"] for x in table} == pytest.approx(expected)  # no grid without images
-    assert "own + pool 2" not in {x["name"] for x in study["subjects"][1]["sections"]["storage"]}  # no prompt
+    sizes = {x.name: x.facts["bytes"] for x in lines(study, 0, "storage")}
+    assert sizes == pytest.approx(expected)  # no grid without images
+    assert "own + pool 2" not in {x.name for x in lines(study, 1, "storage")}  # no prompt
 
 
 def test_layers(study):
-    table = study["subjects"][0]["sections"]["layers"]
-    assert [x["name"] for x in table] == ["-2", "-2 centred", "-1", "-1 centred"]
-    assert table[0]["length"] > table[2]["length"] == pytest.approx(1, abs=1e-3)
-    assert table[0]["late"]["ndcg@5"]["mean"] != table[2]["late"]["ndcg@5"]["mean"]
+    table = lines(study, 0, "layers")
+    assert [x.name for x in table] == ["-2", "-2 centred", "-1", "-1 centred"]
+    assert table[0].facts["length"] > table[2].facts["length"] == pytest.approx(1, abs=1e-3)
+    assert table[0].mean("late", "ndcg@5") != table[2].mean("late", "ndcg@5")
 
 
 def test_words(study):
-    table = {x["name"]: x for x in study["subjects"][0]["sections"]["words"]}
-    sizes = {name: (x["query tokens"], x["page tokens"]) for name, x in table.items()}
+    sizes = {x.name: (x.facts["query tokens"], x.facts["page tokens"]) for x in lines(study, 0, "words")}
     assert sizes == {
         "all": (6, 11),
         "queries' own words": (4, 11),
@@ -201,22 +204,30 @@ def test_words(study):
         "pages' own tokens": (6, 9),
         "own on both sides": (4, 9),
     }
-    assert [x["name"] for x in study["subjects"][1]["sections"]["words"]] == ["all"]
+    assert [x.name for x in lines(study, 1, "words")] == ["all"]
 
 
 def test_files(study):
-    summary = json.loads(Path(study["files"]["study.json"]).read_text())
-    assert summary["subjects"] == study["subjects"]
-    with Path(study["files"]["study.csv"]).open() as file:
-        lines = list(csv.DictReader(file))
-    line = next(x for x in lines if (x["row"], x["kind"], x["metric"]) == ("binary", "late", "hit@1"))
-    assert float(line["mean"]) == row(study, 0, "storage", "binary")["late"]["hit@1"]["mean"]
-    text = Path(study["files"]["study.md"]).read_text()
+    report, files = study
+    assert json.loads(files["study.json"].read_text()) == json.loads(json.dumps(report.to_json()))
+    figure = line(study, 0, "storage", "binary").scores["late"]["hit@1"]
+    (stored,) = (x for x in report.to_json()["subjects"][0]["sections"]["storage"] if x["name"] == "binary")
+    assert stored["bytes"] == line(study, 0, "storage", "binary").facts["bytes"]
+    assert stored["late"]["hit@1"] == {
+        **dataclasses.asdict(figure.estimate),
+        "difference": dataclasses.asdict(figure.difference),
+    }
+    with files["study.csv"].open() as file:
+        rows = list(csv.DictReader(file))
+    written = next(x for x in rows if (x["row"], x["kind"], x["metric"]) == ("binary", "late", "hit@1"))
+    assert float(written["mean"]) == figure.estimate.mean
+    assert float(written["difference_low"]) == figure.difference.low
+    text = files["study.md"].read_text()
     assert "first, second (20 queries, 25 pages; 30 queries, 25 pages each)" in text
-    figure = row(study, 0, "storage", "pool 2")["hybrid"]
-    assert f"| {figure['ndcg@5']['mean']:.3f} / {figure['hit@1']['mean']:.3f} |" in text
+    means = [line(study, 0, "storage", "pool 2").mean("hybrid", metric) for metric in METRICS]
+    assert f"| {means[0]:.3f} / {means[1]:.3f} |" in text
     for name in ("storage.png", "late_weight.png", "layers.png"):
-        assert Image.open(study["files"][name]).size[0] > 300
+        assert Image.open(files[name]).size[0] > 300
 
 
 def test_pareto_front(study):
@@ -229,9 +240,8 @@ def test_pareto_front(study):
 
     expected = [not any(beaten(i, j) for j in range(60)) for i in range(60)]
     assert pareto(sizes, qualities) == expected
-    table = study["subjects"][0]["sections"]["storage"]
-    assert front(table, "ndcg@5")[0]  # the smallest
-    text = Path(study["files"]["study.md"]).read_text()
+    assert front(lines(study, 0, "storage"), "ndcg@5")[0]  # the smallest
+    text = study[1]["study.md"].read_text()
     assert "| pooled vector only • | 32 | 0 |" in text
 
 
@@ -244,7 +254,7 @@ def test_unknown_settings_and_subjects(tmp_path):
         ("pool 2 + own", "own comes first"),
     ):
         with pytest.raises(ValueError, match=message):
-            sections(config(tmp_path, settings=(name,)))
+            sections_of(config(tmp_path, settings=(name,)))
     assert parse("own + pool 2 + centred pca 1/4 + binary both") == ("own", "pool 2", "centred pca 1/4", "binary both")
     with pytest.raises(ValueError, match=r"the subjects are \['a', 'a'\]"):
         run_study(config(tmp_path), [Subject("a", Prompting, [benchmark()])] * 2)
@@ -253,7 +263,7 @@ def test_unknown_settings_and_subjects(tmp_path):
 def test_config():
     own = study_config.get_config("some.pdf")
     assert own.subjects == "tiny,docstrings,pdf" and study_config.get_config().subjects == "tiny,docstrings"
-    assert len(sections(own)) == 4 and own.layers == "all"
+    assert len(sections_of(own)) == 4 and own.layers == "all"
     for setting in ("pool 16", "grid 2", "pca 1/8", "pool 8 + pca 1/4 + binary", "own + pool 2 + binary"):
         assert setting in own.settings
     own.subjects = "tiny,large"
@@ -367,15 +377,15 @@ def test_config_files_that_are_none(tmp_path):
         load_module(str(path), needs="get_subjects")
 
 
-def test_measure_is_of_all_queries():
+def test_query_metrics_are_of_all_queries():
     for local in (False, True):
         made = benchmark(local=local)
         encoder = FakeEncoder()
-        result = run_benchmark(encoder, made, rows=("late",), metrics=METRICS, query_block=7)
+        result = run_benchmark(encoder, made, methods=("late",), metrics=METRICS, options=Options(query_block=7))
         scores = smart_jax.score(
             encoder.encode_query(made.queries), encoder.encode_document(made.corpus), pooled_weight=0.0
         )
-        for metric, values in measure(made, np.asarray(scores), METRICS).items():
+        for metric, values in query_metrics(made, np.asarray(scores), METRICS).items():
             np.testing.assert_array_equal(values, result.values["late"][metric])
 
 
@@ -415,18 +425,19 @@ def test_geometry_along_models(tmp_path):
     made = dataclasses.replace(benchmark(queries=6, pages=5), corpus=pages)
     settings = {"runs": f"{tmp_path / 'a'},{tmp_path / 'b'}", "models": ("new", "stage/model"), "metric": "ndcg@5"}
     own = ConfigDict(settings | {"batch_size": None, "output": str(tmp_path / "out")})
-    summary = run_geometry(own, [made])
-    result = run_benchmark(smart_jax.load(tiny), made, rows=("pooled", "late", "hybrid"), metrics=("ndcg@5",))
-    for model in summary["models"]:
-        assert len(model["runs"]) == 2
-        for figures in model["runs"]:
+    report, files = run_geometry(own, [made])
+    result = run_benchmark(smart_jax.load(tiny), made, methods=("pooled", "late", "hybrid"), metrics=("ndcg@5",))
+    for runs in report.models.values():
+        assert len(runs) == 2
+        for figures in runs:
             for kind in ("pooled", "late", "hybrid"):
                 assert figures[kind] == pytest.approx(result.mean(kind, "ndcg@5"), abs=1e-12)
-    assert json.loads(Path(summary["files"]["geometry.json"]).read_text())["models"] == summary["models"]
-    assert {figures["late, own words"] for figures in summary["models"][0]["runs"]} != {result.mean("late", "ndcg@5")}
-    text, late = markdown(summary), result.mean("late", "ndcg@5")
+    stored = json.loads(files["geometry.json"].read_text())
+    assert stored["models"] == [{"name": name, "runs": runs} for name, runs in report.models.items()]
+    assert {figures["late, own words"] for figures in report.models["new"]} != {result.mean("late", "ndcg@5")}
+    text, late = markdown(report), result.mean("late", "ndcg@5")
     assert f"| {late:.3f} [{late:.3f}, {late:.3f}] |" in text and "| stage/model |" in text
-    assert Image.open(summary["files"]["geometry.png"]).size[0] > 300
+    assert Image.open(files["geometry.png"]).size[0] > 300
     with pytest.raises(FileNotFoundError, match="no model in .*later: train it, or leave it out"):
         run_geometry(ConfigDict({**own.to_dict(), "models": ("new", "later")}), [made])
     with pytest.raises(ValueError, match="at least one run"):

@@ -10,7 +10,7 @@ import pytest
 
 import smart_jax
 from configs import eval_tiny
-from eval.evaluate import run_benchmark
+from eval.methods import run_benchmark
 from eval.ranking.bootstrap import interval, resampled_means
 
 
@@ -36,7 +36,7 @@ def test_files_are_small_and_in_hugging_face_layout(tiny):
 def test_it_reads_pages(tiny):
     """Far above chance (1 in 60) on pages of modules that it was not trained on."""
     (benchmark,) = benchmarks(60, 1)
-    result = run_benchmark(tiny, benchmark, rows=("pooled", "late", "hybrid"), metrics=("hit@1",), progress=False)
+    result = run_benchmark(tiny, benchmark, methods=("pooled", "late", "hybrid"), metrics=("hit@1",))
     for row in ("pooled", "late", "hybrid"):
         assert result.mean(row, "hit@1") > 0.25
 
@@ -46,7 +46,7 @@ def test_hybrid_beats_pooled_without_training(tiny):
     """1,500 queries on 500 pages: the 95 % interval of the difference in nDCG@5 excludes 0."""
     gains = []
     for benchmark in benchmarks(500, 3):
-        values = run_benchmark(tiny, benchmark, rows=("pooled", "hybrid"), metrics=("ndcg@5",), progress=False).values
+        values = run_benchmark(tiny, benchmark, methods=("pooled", "hybrid"), metrics=("ndcg@5",)).values
         gains.append(values["hybrid"]["ndcg@5"] - values["pooled"]["ndcg@5"])
     low, _ = interval(resampled_means(np.concatenate(gains)[None])[0])
     assert low > 0

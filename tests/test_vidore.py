@@ -15,10 +15,9 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from configs import vidore_eval
-from eval.benchmarks import vidore
-from eval.benchmarks.benchmark import item_text
+from eval.benchmarks import item_text, vidore
 from eval.benchmarks.vidore import INSTRUCTION, SETS, select
-from eval.evaluate import run_benchmark
+from eval.methods import run_benchmark
 from eval.run import evaluate
 from tests.vidore_folders import (
     CORPUS_IDS,
@@ -75,7 +74,7 @@ def test_every_set_from_its_folder_to_its_figures(entry, tmp_path):
     assert (benchmark.corpus_ids, benchmark.candidates) == (CORPUS_IDS, None)
     assert [" ".join(words_of(page["image"])) for page in benchmark.corpus] == list(PAGES.values())
     assert (benchmark.instruction, benchmark.document_instruction) == (INSTRUCTION, None)
-    result = run_benchmark(Reader(), benchmark, metrics=(entry.metric,), progress=False)
+    result = run_benchmark(Reader(), benchmark, metrics=(entry.metric,))
     assert result.mean("late", entry.metric) == pytest.approx(LATE[entry.versions[0]], abs=1e-12)
     assert ("bm25" in result.values) == ("v3" in entry.versions)
 
@@ -301,20 +300,20 @@ def test_missing_sets_are_reported_as_missing(tmp_path):
     settings = config(tmp_path, output=str(tmp_path / "out"))
     benchmarks, groups = vidore_eval.get_benchmarks(settings), vidore_eval.get_groups(settings)
     assert [benchmark.name for benchmark in benchmarks] == ["ViDoRe_docvqa", "ViDoRe_tatdqa", "ViDoRe_v3_hr"]
-    summary = evaluate(settings, benchmarks, Reader(), groups)
-    first, second, third = summary["groups"]
-    assert [group["name"] for group in summary["groups"]] == ["ViDoRe V1", "ViDoRe V2", "ViDoRe V3, public sets"]
-    assert list(first["benchmarks"].items()) == [("ViDoRe_docvqa", "ndcg@5"), ("ViDoRe_tatdqa", "ndcg@5")]
-    assert len(first["missing"]) == 8 and "ViDoRe_arxivqa" in first["missing"]
-    assert (second["benchmarks"], len(second["missing"]), second["rows"]) == ({}, 4, {})
-    assert third["benchmarks"] == {"ViDoRe_v3_hr": "ndcg@10"} and len(third["missing"]) == 7
-    assert first["rows"]["late"]["mean"] == pytest.approx(1)
-    assert third["rows"]["late"]["mean"] == pytest.approx(LATE["v3"])
-    assert "bm25" in third["rows"] and "bm25" not in first["rows"]
+    summary, _ = evaluate(settings, benchmarks, Reader(), groups)
+    first, second, third = summary.groups
+    assert [group.name for group in summary.groups] == ["ViDoRe V1", "ViDoRe V2", "ViDoRe V3, public sets"]
+    assert list(first.benchmarks.items()) == [("ViDoRe_docvqa", "ndcg@5"), ("ViDoRe_tatdqa", "ndcg@5")]
+    assert len(first.missing) == 8 and "ViDoRe_arxivqa" in first.missing
+    assert (second.benchmarks, len(second.missing), second.estimates) == ({}, 4, {})
+    assert third.benchmarks == {"ViDoRe_v3_hr": "ndcg@10"} and len(third.missing) == 7
+    assert first.estimates["late"].mean == pytest.approx(1)
+    assert third.estimates["late"].mean == pytest.approx(LATE["v3"])
+    assert "bm25" in third.estimates and "bm25" not in first.estimates
     text = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
     assert "### ViDoRe V1: 2 of 10 benchmarks" in text and "| average of 2 |" in text
     assert "- missing: ViDoRe_arxivqa, ViDoRe_infovqa" in text and "### ViDoRe V2: 0 of 4 benchmarks" in text
-    assert "average" not in [entry["name"] for entry in summary["benchmarks"]]
+    assert summary.average is None
 
 
 def test_sets_asked_for_by_name_must_be_there(tmp_path):
@@ -349,8 +348,8 @@ def test_published_figures_stand_beside_the_same_model(tmp_path):
     def published(**changes):
         settings = config(tmp_path, sets="tatdqa", output=str(tmp_path / "out"), **changes)
         groups = vidore_eval.get_groups(settings)
-        (group,) = evaluate(settings, vidore_eval.get_benchmarks(settings), Reader(), groups)["groups"]
-        return {entry["model"]: entry["average"] for entry in group["published"]}
+        (group,) = evaluate(settings, vidore_eval.get_benchmarks(settings), Reader(), groups)[0].groups
+        return {entry.model: entry.average for entry in group.published}
 
     assert published(model="tiny") == {}
     assert published(model="vidore/colpali-v1.3") == {"colpali-v1.3": 0.7047}

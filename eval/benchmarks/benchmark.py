@@ -12,10 +12,33 @@ import numpy as np
 
 from eval.benchmarks import beir as storage
 from eval.benchmarks.lazy_items import LazyItems
+from eval.benchmarks.messages import abridged
 from smart_jax.inputs import parse_item
 
 Qrels = Mapping[str, Mapping[str, int]]
-MAX_NAMED = 5  # offenders listed in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """The queries or the corpus of a benchmark, as an encoder takes them.
+
+    Attributes:
+      benchmark: name of the benchmark.
+      query: whether the items are the queries.
+      items, ids: items and their ids, in the same order.
+      instruction: of all items; None = the model's own.
+    """
+
+    benchmark: str
+    query: bool
+    items: Sequence[Any]
+    ids: Sequence[str]
+    instruction: str | None
+
+    @property
+    def name(self) -> str:
+        """ "queries" or "corpus"."""
+        return "queries" if self.query else "corpus"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +93,13 @@ class Benchmark:
         """Opens a folder written by `save`, or a BEIR folder; see `eval.benchmarks.beir`."""
         return cls(**storage.load(folder, name=name, split=split))
 
+    def sides(self) -> tuple[Side, Side]:
+        """Returns queries and corpus."""
+        return (
+            Side(self.name, True, self.queries, self.query_ids, self.instruction),
+            Side(self.name, False, self.corpus, self.corpus_ids, self.document_instruction),
+        )
+
     def sample(self, *, queries: int | None = None, corpus: int | None = None, seed: int = 0) -> Benchmark:
         """A smaller benchmark: that many queries drawn at random, and a corpus cut to about that many documents.
 
@@ -102,10 +132,10 @@ class Benchmark:
         if len(ids) != len(items):
             raise ValueError(f"benchmark {self.name}: {len(ids)} {kind} ids for {len(items)} items")
         if wrong := [i for i in ids if not isinstance(i, str) or not i]:
-            raise ValueError(f"benchmark {self.name}: {kind} ids must be non-empty texts: {some(wrong)}")
+            raise ValueError(f"benchmark {self.name}: {kind} ids must be non-empty texts: {abridged(wrong)}")
         twice = [i for i, n in Counter(ids).items() if n > 1]
         if twice:
-            raise ValueError(f"benchmark {self.name}: {kind} ids appear more than once: {some(twice)}")
+            raise ValueError(f"benchmark {self.name}: {kind} ids appear more than once: {abridged(twice)}")
 
     def _check_qrels(self) -> None:
         documents = set(self.corpus_ids)
@@ -132,7 +162,7 @@ class Benchmark:
 
     def _refuse(self, offenders: Any, what: str) -> None:
         if offenders:
-            raise ValueError(f"benchmark {self.name}: {what}: {some(offenders)}")
+            raise ValueError(f"benchmark {self.name}: {what}: {abridged(offenders)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +191,3 @@ def _draw(rng: np.random.Generator, indices: Sequence[int], count: int | None) -
     if count is None or count >= len(indices):
         return list(indices)
     return sorted(rng.choice(np.asarray(indices), size=count, replace=False).tolist())
-
-
-def some(offenders: Any) -> str:
-    """The first few, in order or sorted if they have none, and how many more there are."""
-    offenders = list(offenders) if isinstance(offenders, Sequence) else sorted(offenders, key=str)
-    more = len(offenders) - MAX_NAMED
-    return ", ".join(repr(o) for o in offenders[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -23,8 +23,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from eval.benchmarks.benchmark import MAX_NAMED, Benchmark
+from eval.benchmarks.benchmark import Benchmark
 from eval.benchmarks.lazy_items import LazyItems
+from eval.benchmarks.messages import MAX_NAMED, quoted
 from smart_jax.files import download, files_fingerprint
 from smart_jax.tables import Table, is_image, is_text, shards
 
@@ -113,15 +114,15 @@ def select(names: Sequence[str] = (), versions: Sequence[str] = ()) -> list[Vido
       ValueError: an unknown name or version, or a set that is in none of the versions.
     """
     if unknown := [version for version in versions if version not in VERSIONS]:
-        raise ValueError(f"unknown versions {_quoted(unknown)}: use some of {', '.join(VERSIONS)}")
+        raise ValueError(f"unknown versions {quoted(unknown)}: use some of {', '.join(VERSIONS)}")
     if not names:
         return [s for s in SETS if set(s.versions) & set(versions or DEFAULT_VERSIONS)]
     table = {s.name: s for s in SETS}
     full = [name if name in table else f"ViDoRe_{name}" for name in names]
     if strangers := [name for name, f in zip(names, full, strict=True) if f not in table]:
-        raise ValueError(f"unknown sets {_quoted(strangers)}: use some of {', '.join(table)}")
+        raise ValueError(f"unknown sets {quoted(strangers)}: use some of {', '.join(table)}")
     if versions and (others := [f for f in full if not set(table[f].versions) & set(versions)]):
-        raise ValueError(f"{_quoted(others)} are in none of the versions {', '.join(versions)}: leave the versions out")
+        raise ValueError(f"{quoted(others)} are in none of the versions {', '.join(versions)}: leave the versions out")
     return [s for s in SETS if s.name in full]
 
 
@@ -184,7 +185,7 @@ def load(entry: VidoreSet, folder: str | Path) -> Benchmark:
         languages = _values(entry, queries, "language", is_text, "string")
         chosen = [i for i in chosen if languages[i] == entry.language]
         if not chosen:
-            there = _quoted(sorted({str(language) for language in languages}))
+            there = quoted(sorted({str(language) for language in languages}))
             raise ValueError(
                 f"set {entry.name}: no query of '{queries.files[0].parent}' has the language '{entry.language}'; "
                 f"there are {there}"
@@ -297,7 +298,7 @@ def _field(entry: VidoreSet, table: Table, column: str, fits: Callable[[pa.DataT
     names = table.schema.names
     if column not in names:
         raise ValueError(
-            f"set {entry.name}: '{table.files[0]}' has no column '{column}'; it has {_quoted(names)}. "
+            f"set {entry.name}: '{table.files[0]}' has no column '{column}'; it has {quoted(names)}. "
             f"`{how_to_get(entry, table.files[0].parents[1])}` gets the set as it is read here"
         )
     kind = table.schema.field(column).type
@@ -307,7 +308,3 @@ def _field(entry: VidoreSet, table: Table, column: str, fits: Callable[[pa.DataT
 
 def _is_id(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or is_text(kind)
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names))

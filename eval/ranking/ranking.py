@@ -9,16 +9,27 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from eval.benchmarks.benchmark import Benchmark
-from eval.benchmarks.lazy_items import batches
+from eval.benchmarks import Benchmark, batches
 from eval.ranking.ties import tie_hash
 from smart_jax.retrieval import compute_metrics
 
 UNION_WASTE = 2  # local ranking: scores computed per score used, at most
-Block = tuple[np.ndarray, np.ndarray | None]  # query indices; document indices, ascending, None = the whole corpus
+
+
+class Block(NamedTuple):
+    """Queries that are scored together.
+
+    Attributes:
+      queries: int64 [q], their indices, ascending.
+      documents: int64 [n], indices of the documents to score, ascending; None = the whole corpus.
+    """
+
+    queries: np.ndarray
+    documents: np.ndarray | None
 
 
 def query_key(dataset: str, index: int) -> str:
@@ -85,7 +96,7 @@ class Judge:
             raise ValueError(f"query_block is {size}: it must be at least 1")
         if self._candidates is None:
             parts = batches(len(self._relevant), size)
-            return ((np.arange(part.start, part.stop), None) for part in parts)
+            return (Block(np.arange(part.start, part.stop), None) for part in parts)
         return self._local_blocks(size, self._candidates)
 
     def _local_blocks(self, size: int, candidates: Sequence[np.ndarray]) -> Iterator[Block]:
@@ -95,12 +106,12 @@ class Judge:
             larger = np.union1d(union, own)
             wasteful = len(larger) * (len(block) + 1) > UNION_WASTE * (used + len(own))
             if block and (len(block) == size or wasteful):
-                yield np.array(block), union
+                yield Block(np.array(block), union)
                 block, larger, used = [], np.unique(own), 0
             block, union, used = [*block, query], larger, used + len(own)
-        yield np.array(block), union
+        yield Block(np.array(block), union)
 
-    def measure(self, block: Block, scores: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    def metrics(self, block: Block, scores: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Metrics by name, float64 [q], from the scores [q, n] of a block's queries and documents."""
         queries, documents = block
         ids = self._benchmark.corpus_ids
@@ -118,6 +129,16 @@ class Judge:
             ranked.append(grades[rank(key, candidates, row, relevant=grades > 0)])
         judged = [self._relevant[query][1] for query in queries.tolist()]
         return compute_metrics(names, _pad(ranked), _pad(judged))
+
+
+def query_metrics(benchmark: Benchmark, scores: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns metrics by name, float64 [Q], of the scores [Q, N] of all queries and documents."""
+    judge = Judge(benchmark)
+    parts = []
+    for block in judge.blocks(len(scores)):
+        chosen = scores[block.queries]
+        parts.append(judge.metrics(block, chosen if block.documents is None else chosen[:, block.documents], names))
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def _pad(rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from eval.benchmarks.benchmark import some
+from eval.benchmarks import abridged
 from eval.ranking.ranking import query_key
 from eval.ranking.ties import tie_hash
 from smart_jax.retrieval import Embeddings
@@ -150,7 +150,7 @@ def rank_local(
     ranked = []
     for at, own in enumerate(candidates):
         if unknown := [name for name in own if name not in places]:
-            raise ValueError(f"query {at} has unknown candidates: {some(unknown)}")
+            raise ValueError(f"query {at} has unknown candidates: {abridged(unknown)}")
         documents = d[[places[name] for name in own]]
         values = scores(q[at : at + 1], documents, pooled_weight=pooled_weight, late_weight=late_weight)[0]
         ranked.append([own[i] for i in rank(query_key(dataset, at), own, values)])

@@ -1,4 +1,4 @@
-"""Results as files of the MMEB leaderboard, for each row of a report.
+"""Results as files of the MMEB leaderboard, for each method of a report.
 
 The format is that of github.com/TIGER-AI-Lab/VLM2Vec, experiments/report_score_v2.py: per task a file
 {image,video,visdoc}/TASK_score.json of metrics, and MODEL.json with all of them, {"metadata": {...}, "metrics":
@@ -17,8 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.benchmarks.mmeb_v2.table import MODALITIES, TASKS
-from eval.evaluate import ADAPTER_ROWS, MODEL_ROWS
+from eval.benchmarks.mmeb_v2 import MODALITIES, TASKS
+from eval.methods import ADAPTER_METHODS, MODEL_METHODS
+from eval.reports.report import BenchmarkReport, Report
+
+TaskScores = dict[str, float | int]  # by the leaderboard's names
 
 CUTS = (1, 5, 10)
 SAME = {  # metrics of one definition: the leaderboard's name and ours
@@ -33,56 +36,52 @@ MISSING = "FILE_N/A"
 OPEN = ("model_backbone", "model_size", "embedding_dimension", "max_length_tokens", "model_release_date")
 
 
-def write(summary: Mapping[str, Any], folder: str | Path) -> dict[str, Path]:
-    """Writes FOLDER/leaderboard/ROW with the files of each of the model's rows.
+def write(report: Report, folder: str | Path) -> dict[str, Path]:
+    """Writes FOLDER/leaderboard/METHOD with the files of each of the model's methods.
 
     Args:
-      summary: of `eval.reports.report.summarise`; with "config" added, its model is the one that is named. Of the
-        leaderboard's metrics those are written that were measured (`METRICS` = all).
+      report: the model of its config is the one that is named. Of the leaderboard's metrics those are written that were
+        measured (`METRICS` = all).
       folder: of the report.
 
     Returns:
-      the path of MODEL.json by "leaderboard ROW".
+      The path of MODEL.json by "leaderboard METHOD".
     """
-    entries = {entry["name"]: entry for entry in summary["benchmarks"]}
-    rows = [row for row in (*MODEL_ROWS, *ADAPTER_ROWS) if any(row in entry["rows"] for entry in entries.values())]
+    benchmarks = {benchmark.name: benchmark for benchmark in report.benchmarks}
+    evaluated = {method for benchmark in report.benchmarks for method in benchmark.estimates}
     paths = {}
-    for row in rows:
-        here = Path(folder) / "leaderboard" / row
-        metrics: dict[str, dict[str, Any]] = {modality: {} for modality in MODALITIES}
+    for method in (name for name in (*MODEL_METHODS, *ADAPTER_METHODS) if name in evaluated):
+        here = Path(folder) / "leaderboard" / method
+        metrics: dict[str, dict[str, TaskScores | str]] = {modality: {} for modality in MODALITIES}
         for task in TASKS:
-            entry = entries.get(task.name)
-            if entry is None or row not in entry["rows"]:
+            benchmark = benchmarks.get(task.name)
+            if benchmark is None or method not in benchmark.estimates:
                 metrics[task.modality][task.name] = MISSING
                 continue
-            scores = metrics[task.modality][task.name] = task_scores(entry, row)
+            scores = metrics[task.modality][task.name] = task_scores(benchmark, method)
             _write(here / task.modality / f"{task.name}_score.json", scores)
-        metadata = _metadata(str(summary.get("config", {}).get("model") or "model"), row)
-        paths[f"leaderboard {row}"] = here / f"{metadata['model_name']}.json"
-        _write(paths[f"leaderboard {row}"], {"metadata": metadata, "metrics": metrics})
+        metadata = _metadata(str(report.config.get("model") or "model"), method)
+        paths[f"leaderboard {method}"] = here / f"{metadata['model_name']}.json"
+        _write(paths[f"leaderboard {method}"], {"metadata": metadata, "metrics": metrics})
     return paths
 
 
-def task_scores(entry: Mapping[str, Any], row: str) -> dict[str, float | int]:
-    """One task's metrics, as far as they were measured, and its number of queries.
+def task_scores(benchmark: BenchmarkReport, method: str) -> TaskScores:
+    """Returns one task's metrics, as far as they were measured, and its number of queries.
 
-    Average precision is divided by the number of relevant documents that fit above the cut, as on the leaderboard, not
-    by that of all, as in `smart_jax.retrieval.metrics`.
-
-    Args:
-      entry: of a summary's "benchmarks".
-      row: of the model.
+    Average precision is divided by the number of relevant documents that fit above the cut-off, as on the leaderboard,
+    not by that of all, as in `smart_jax.retrieval.metrics`.
     """
-    figures, values = entry["rows"][row], entry["values"][row]
+    estimates, values = benchmark.estimates[method], benchmark.values[method]
     scores: dict[str, float | int] = {}
     for name, cut in itertools.product(ORDER, CUTS):
-        if (own := f"{SAME.get(name)}@{cut}") in figures:
-            scores[f"{name}@{cut}"] = figures[own]["mean"]
+        if (ours := f"{SAME.get(name)}@{cut}") in estimates:
+            scores[f"{name}@{cut}"] = estimates[ours].mean
         parts = [f"{part}@{cut}" for part in MADE.get(name, ())]
         if parts and all(part in values for part in parts):
             arrays = (np.asarray(values[part], np.float64) for part in parts)
             scores[f"{name}@{cut}"] = _f1(*arrays) if name == "f1" else _map(*arrays, cut=cut)
-    return scores | {"num_pred": entry["queries"], "num_data": entry["queries"]}
+    return scores | {"num_pred": benchmark.queries, "num_data": benchmark.queries}
 
 
 def _f1(precision: np.ndarray, recall: np.ndarray) -> float:
@@ -96,10 +95,10 @@ def _map(precision: np.ndarray, recall: np.ndarray, average: np.ndarray, *, cut:
     return float((average * relevant / np.minimum(relevant, cut)).mean())
 
 
-def _metadata(model: str, row: str) -> dict[str, Any]:
+def _metadata(model: str, method: str) -> dict[str, Any]:
     name = Path(model).name
     return {
-        "model_name": name if row == "pooled" else f"{name}-{row}",
+        "model_name": name if method == "pooled" else f"{name}-{method}",
         **dict.fromkeys(OPEN),
         "data_source": "Self-Reported",
         "url": f"https://huggingface.co/{model}" if model.count("/") == 1 and not Path(model).exists() else None,

@@ -1,29 +1,167 @@
-"""Results as JSON and as Markdown tables, with bootstrap intervals over queries."""
+"""Results of benchmarks as a report: means with bootstrap intervals over queries, differences, averages and groups."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from eval.benchmarks.benchmark_groups import Group, check_groups
-from eval.evaluate import Result
-from eval.ranking.bootstrap import interval, resampled_means
-from eval.reports import plots
+from eval.methods import Result
+from eval.ranking import Drawn, Estimate, average, resample, shared_keys
+from eval.reports.groups import Group, check_groups
+
+AVERAGE = "average"
+DECIMALS = 7  # of the values per query
+ByMetric: TypeAlias = Mapping[str, Estimate]
+
+
+class Pair(NamedTuple):
+    """Two methods whose difference is reported.
+
+    Example:
+      >>> print(Pair("hybrid", "pooled"))
+      hybrid − pooled
+    """
+
+    method: str
+    minus: str
+
+    def __str__(self) -> str:
+        return f"{self.method} − {self.minus}"
+
 
 # What SMART (arXiv:2605.24938) claims: late interaction adds to the pooled score, and the adapter to late interaction.
 DIFFERENCES = (
-    ("hybrid", "pooled"),
-    ("adapter-late", "late"),
-    ("adapter-hybrid", "hybrid"),
-    ("adapter-hybrid", "pooled"),
+    Pair("hybrid", "pooled"),
+    Pair("adapter-late", "late"),
+    Pair("adapter-hybrid", "hybrid"),
+    Pair("adapter-hybrid", "pooled"),
 )
-AVERAGE = "average"
-DECIMALS = 7  # of the values per query
-Estimate = dict[str, float]  # mean, low, high
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkReport:
+    """Figures of one benchmark.
+
+    Attributes:
+      name: of the benchmark.
+      queries, documents: how many there are.
+      ranking: whether each query ranked the whole corpus, or only its own candidates.
+      bytes_per_document: mean size in the index that a method needs; methods without vectors are left out.
+      estimates: by method, then metric.
+      differences: likewise, of the pairs whose methods were both evaluated.
+      query_ids: ids of the queries.
+      values: one value per query, rounded, by method, then metric.
+    """
+
+    name: str
+    queries: int
+    documents: int
+    ranking: Literal["global", "local"]
+    bytes_per_document: Mapping[str, float]
+    estimates: Mapping[str, ByMetric]
+    differences: Mapping[Pair, ByMetric]
+    query_ids: Sequence[str]
+    values: Mapping[str, Mapping[str, Sequence[float]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class AverageReport:
+    """Unweighted averages over all benchmarks, of the methods that all of them have.
+
+    Attributes:
+      queries, documents: how many all benchmarks have together.
+      estimates: by method, then metric; their intervals resample the queries within each benchmark.
+      differences: likewise, of the pairs whose methods all benchmarks have.
+    """
+
+    queries: int
+    documents: int
+    estimates: Mapping[str, ByMetric]
+    differences: Mapping[Pair, ByMetric]
+
+    @property
+    def name(self) -> str:
+        """What stands in the place of a benchmark's name."""
+        return AVERAGE
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedFigures:
+    """What others have published for the benchmarks of a group that were run.
+
+    Attributes:
+      model, source, date: as in `Published`.
+      figures: in the primary metric, by benchmark.
+      average: over the same benchmarks; None where that cannot be told.
+    """
+
+    model: str
+    source: str
+    date: str
+    figures: Mapping[str, float]
+    average: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupReport:
+    """Averages over those benchmarks of a group that were run, each in its primary metric.
+
+    Attributes:
+      name: of the group.
+      benchmarks: the primary metric of each benchmark that was run, by name.
+      missing: names of the others.
+      estimates: by method, of the methods that all benchmarks have.
+      differences: of the pairs whose methods all benchmarks have.
+      published: to stand beside them.
+    """
+
+    name: str
+    benchmarks: Mapping[str, str]
+    missing: Sequence[str]
+    estimates: Mapping[str, Estimate]
+    differences: Mapping[Pair, Estimate]
+    published: Sequence[PublishedFigures]
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A benchmark that could not be evaluated, and why."""
+
+    name: str
+    error: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All figures of an evaluation, and what it was.
+
+    Attributes:
+      level, samples: of the bootstrap.
+      metrics: names, in the order of the tables.
+      benchmarks: those that were evaluated.
+      average: over all of them; None where there is one benchmark, or where there are groups.
+      groups: of benchmarks that are averaged together.
+      failed: benchmarks that are missing.
+      config, environment: settings, devices and versions of the run; empty where they are not known.
+    """
+
+    level: float
+    samples: int
+    metrics: Sequence[str]
+    benchmarks: Sequence[BenchmarkReport]
+    average: AverageReport | None = None
+    groups: Sequence[GroupReport] = ()
+    failed: Sequence[Failure] = ()
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # values of JSON, here and below
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def primary_metric(self, benchmark: str) -> str:
+        """Returns the metric by which a benchmark is reported: its last group's, or the first of all."""
+        primary = {name: metric for group in self.groups for name, metric in group.benchmarks.items()}
+        return primary.get(benchmark, self.metrics[0])
 
 
 def summarise(
@@ -34,29 +172,25 @@ def summarise(
     samples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
-) -> dict[str, Any]:
-    """Means with intervals, ready for JSON.
+) -> Report:
+    """Returns means with intervals.
 
     Args:
       results: one per benchmark, all of the same metrics.
       groups: of benchmarks; each is averaged by itself, and there is no average of all.
-      differences: pairs (row, minus row), bootstrapped in pairs of the same queries; those whose rows are missing are
-        left out.
+      differences: pairs (method, minus method), bootstrapped in pairs of the same queries; those whose methods are
+        missing are left out.
       samples, seed, level: of the bootstrap.
-
-    Returns:
-      {"level", "samples", "metrics", "benchmarks": [{"name", "queries", "documents", "ranking", "bytes_per_document":
-      {row: mean}, "rows": {row: {metric: {"mean", "low", "high"}}}, "differences": [{"row", "minus", "metrics":
-      {metric: ...}}], "query_ids", "values": {row: {metric: one per query}}}, ...]}. Several benchmarks are followed by
-      their unweighted average, over the rows that all of them have and without values; its intervals resample the
-      queries within each benchmark.
-      With groups there is "groups": [{"name", "benchmarks": {name: primary metric}, "missing": [those not run], "rows":
-      {row: {"mean", "low", "high"}}, "differences": [{"row", "minus", "mean", "low", "high"}], "published": [{"model",
-      "source", "date", "figures": {name: figure}, "average"}]}, ...]: averages over the benchmarks that were run, by
-      their primary metrics. A published average is over the same benchmarks, or None where that can not be told.
 
     Raises:
       ValueError: no results, results of different metrics, or a group whose primary metric is not among them.
+
+    Example:
+      >>> values = {"late": {"hit@1": np.array([1.0, 1.0])}, "pooled": {"hit@1": np.array([1.0, 0.0])}}
+      >>> result = Result("pages", ["q0", "q1"], documents=9, local=False, values=values, seconds={})
+      >>> report = summarise([result], differences=[("late", "pooled")], samples=100)
+      >>> print(report.benchmarks[0].differences["late", "pooled"]["hit@1"])
+      0.500 [0.000, 1.000]
     """
     if not results:
         raise ValueError("no results to report: run at least one benchmark")
@@ -65,120 +199,88 @@ def summarise(
         if _metrics(result) != metrics:
             raise ValueError(f"benchmark {result.benchmark} has metrics {_metrics(result)}, the first has {metrics}")
     check_groups(groups, [result.benchmark for result in results], metrics)
-    draws = [_draws(result, samples, seed + i) for i, result in enumerate(results)]
-    entries = []
-    for result, drawn in zip(results, draws, strict=True):
-        means = {row: {m: float(v.mean()) for m, v in values.items()} for row, values in result.values.items()}
-        facts = {
-            "name": result.benchmark,
-            "queries": len(result.query_ids),
-            "documents": result.documents,
-            "ranking": "local" if result.local else "global",
-            "bytes_per_document": {row: round(size, 1) for row, size in result.bytes_per_document.items()},
-        }
-        entries.append(facts | _figures(means, drawn, differences, level) | _per_query(result))
-    summary = {"level": level, "samples": samples, "metrics": metrics, "benchmarks": entries}
-    if groups:
-        return summary | {"groups": [_group(group, entries, draws, differences, level) for group in groups]}
-    if len(results) > 1:
-        entries.append(_average(entries, draws, differences, level))
-    return summary
+    pairs = [Pair(*pair) for pair in differences]
+    drawn = [resample(result.values, samples=samples, seed=seed + i) for i, result in enumerate(results)]
+    benchmarks = [_benchmark(result, of, pairs, level) for result, of in zip(results, drawn, strict=True)]
+    averaged = None if groups or len(results) == 1 else _average(benchmarks, drawn, pairs, level)
+    by_name = {result.benchmark: of for result, of in zip(results, drawn, strict=True)}
+    grouped = [_group(group, by_name, pairs, level) for group in groups]
+    return Report(level, samples, metrics, benchmarks, averaged, grouped)
 
 
 def _metrics(result: Result) -> list[str]:
     return list(next(iter(result.values.values())))
 
 
-def _per_query(result: Result) -> dict[str, Any]:
-    rounded = {
-        row: {metric: np.round(x, DECIMALS).tolist() for metric, x in values.items()}
-        for row, values in result.values.items()
+def _benchmark(
+    result: Result, drawn: Mapping[str, Mapping[str, Drawn]], pairs: Sequence[Pair], level: float
+) -> BenchmarkReport:
+    values = {
+        method: {metric: np.round(x, DECIMALS).tolist() for metric, x in metrics.items()}
+        for method, metrics in result.values.items()
     }
-    return {"query_ids": list(result.query_ids), "values": rounded}
-
-
-def _draws(result: Result, samples: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
-    """Resampled means [S] by row and metric; one set of draws for all of them, so that they pair."""
-    keys = [(row, metric) for row, values in result.values.items() for metric in values]
-    means = resampled_means(np.stack([result.values[r][m] for r, m in keys]), samples=samples, seed=seed)
-    drawn: dict[str, dict[str, np.ndarray]] = {}
-    for (row, metric), values in zip(keys, means, strict=True):
-        drawn.setdefault(row, {})[metric] = values
-    return drawn
-
-
-def _figures(
-    means: Mapping[str, Mapping[str, float]],
-    draws: Mapping[str, Mapping[str, np.ndarray]],
-    differences: Sequence[tuple[str, str]],
-    level: float,
-) -> dict[str, Any]:
-    rows = {row: {m: _estimate(means[row][m], draws[row][m], level) for m in means[row]} for row in means}
-    pairs = []
-    for row, minus in differences:
-        if row in means and minus in means:
-            found = {
-                m: _estimate(means[row][m] - means[minus][m], draws[row][m] - draws[minus][m], level) for m in rows[row]
-            }
-            pairs.append({"row": row, "minus": minus, "metrics": found})
-    return {"rows": rows, "differences": pairs}
-
-
-def _estimate(mean: float, draws: np.ndarray, level: float) -> Estimate:
-    low, high = interval(draws, level)
-    return {"mean": mean, "low": low, "high": high}
+    return BenchmarkReport(
+        name=result.benchmark,
+        queries=len(result.query_ids),
+        documents=result.documents,
+        ranking="local" if result.local else "global",
+        bytes_per_document={method: round(size, 1) for method, size in result.bytes_per_document.items()},
+        estimates=_estimates(drawn, level),
+        differences=_estimates(_subtract(drawn, pairs), level),
+        query_ids=list(result.query_ids),
+        values=values,
+    )
 
 
 def _average(
-    entries: Sequence[Mapping[str, Any]],
-    draws: Sequence[Mapping[str, Mapping[str, np.ndarray]]],
-    differences: Sequence[tuple[str, str]],
+    benchmarks: Sequence[BenchmarkReport],
+    drawn: Sequence[Mapping[str, Mapping[str, Drawn]]],
+    pairs: Sequence[Pair],
     level: float,
-) -> dict[str, Any]:
-    shared = [row for row in entries[0]["rows"] if all(row in entry["rows"] for entry in entries)]
-    metrics = list(entries[0]["rows"][shared[0]]) if shared else []
-    means = {r: {m: float(np.mean([e["rows"][r][m]["mean"] for e in entries])) for m in metrics} for r in shared}
-    drawn = {r: {m: np.mean([d[r][m] for d in draws], axis=0) for m in metrics} for r in shared}
-    facts = {
-        "name": AVERAGE,
-        "queries": sum(entry["queries"] for entry in entries),
-        "documents": sum(entry["documents"] for entry in entries),
-        "ranking": None,
-        "bytes_per_document": {},
-    }
-    return facts | _figures(means, drawn, differences, level)
+) -> AverageReport:
+    averaged = average(drawn)
+    return AverageReport(
+        queries=sum(benchmark.queries for benchmark in benchmarks),
+        documents=sum(benchmark.documents for benchmark in benchmarks),
+        estimates=_estimates(averaged, level),
+        differences=_estimates(_subtract(averaged, pairs), level),
+    )
 
 
 def _group(
-    group: Group,
-    entries: Sequence[Mapping[str, Any]],
-    draws: Sequence[Mapping[str, Mapping[str, np.ndarray]]],
-    differences: Sequence[tuple[str, str]],
-    level: float,
-) -> dict[str, Any]:
-    found = {entry["name"]: (entry["rows"], drawn) for entry, drawn in zip(entries, draws, strict=True)}
-    run = {name: metric for name, metric in group.metrics.items() if name in found}
-    rows = [dict.fromkeys(found[name][0]) for name in run]
-    shared = [row for row in rows[0] if all(row in others for others in rows)] if rows else []
-    parts = [(*found[name], metric) for name, metric in run.items()]
-    means = {r: {"": float(np.mean([figures[r][m]["mean"] for figures, _, m in parts]))} for r in shared}
-    drawn = {r: {"": np.mean([d[r][m] for _, d, m in parts], axis=0)} for r in shared}
-    averaged = _figures(means, drawn, differences, level)
+    group: Group, drawn: Mapping[str, Mapping[str, Mapping[str, Drawn]]], pairs: Sequence[Pair], level: float
+) -> GroupReport:
+    run = {name: metric for name, metric in group.metrics.items() if name in drawn}
+    averaged = {
+        method: Drawn.average([drawn[name][method][metric] for name, metric in run.items()])
+        for method in shared_keys([drawn[name] for name in run])
+    }
+    gains = {pair: averaged[pair.method] - averaged[pair.minus] for pair in pairs if set(pair) <= set(averaged)}
+    return GroupReport(
+        name=group.name,
+        benchmarks=run,
+        missing=[name for name in group.metrics if name not in run],
+        estimates={method: mean.estimate(level) for method, mean in averaged.items()},
+        differences={pair: gain.estimate(level) for pair, gain in gains.items()},
+        published=_published(group, run),
+    )
+
+
+def _subtract(drawn: Mapping[str, Mapping[str, Drawn]], pairs: Sequence[Pair]) -> dict[Pair, dict[str, Drawn]]:
     return {
-        "name": group.name,
-        "benchmarks": run,
-        "missing": [name for name in group.metrics if name not in run],
-        "rows": {row: figures[""] for row, figures in averaged["rows"].items()},
-        "differences": [
-            {"row": pair["row"], "minus": pair["minus"], **pair["metrics"][""]} for pair in averaged["differences"]
-        ],
-        "published": _published(group, run),
+        pair: {metric: mean - drawn[pair.minus][metric] for metric, mean in drawn[pair.method].items()}
+        for pair in pairs
+        if pair.method in drawn and pair.minus in drawn
     }
 
 
-def _published(group: Group, run: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Of the benchmarks that were run; entries without any figure of them are left out."""
-    found = []
+def _estimates(drawn: Mapping[Any, Mapping[str, Drawn]], level: float) -> dict[Any, dict[str, Estimate]]:
+    return {key: {metric: mean.estimate(level) for metric, mean in means.items()} for key, means in drawn.items()}
+
+
+def _published(group: Group, run: Mapping[str, str]) -> list[PublishedFigures]:
+    """Returns what is published for the benchmarks that were run; entries without any figure of them are left out."""
+    published = []
     for entry in group.published:
         figures = {name: x for name, m in run.items() if (x := entry.figures.get(m, {}).get(name)) is not None}
         average = float(np.mean(list(figures.values()))) if run and len(figures) == len(run) else None
@@ -186,104 +288,5 @@ def _published(group: Group, run: Mapping[str, str]) -> list[dict[str, Any]]:
             metrics = ", ".join(sorted(set(group.metrics.values())))
             average = entry.averages.get(metrics, {}).get(group.name)
         if figures or average is not None:
-            about = {"model": entry.model, "source": entry.source, "date": str(entry.date)}
-            found.append({**about, "figures": figures, "average": average})
-    return found
-
-
-def markdown(summary: Mapping[str, Any]) -> str:
-    """Tables as text, figures as "mean [low, high]", differences with a star where 0 is outside.
-
-    One of each group: benchmarks by rows, in the primary metric, and what is published; then one of each benchmark:
-    rows by metrics. Benchmarks that failed, under "failed" in the summary, are named last.
-    """
-    level = f"{100 * summary['level']:g} %"
-    benchmarks = {entry["name"]: entry for entry in summary["benchmarks"]}
-    parts = [_group_table(group, benchmarks) for group in summary.get("groups", [])]
-    for entry in summary["benchmarks"]:
-        metrics = summary["metrics"]
-        head = f"{entry['queries']} queries, {entry['documents']} documents"
-        head += f", {entry['ranking']} ranking" if entry["ranking"] else ""
-        lines = [f"### {entry['name']} ({head})", "", "| row | " + " | ".join(metrics) + " |"]
-        lines.append("|---|" + "---|" * len(metrics))
-        for row, figures in entry["rows"].items():
-            lines.append(f"| {row} | " + " | ".join(cell(figures[m]) for m in metrics) + " |")
-        for pair in entry["differences"]:
-            cells = " | ".join(cell(pair["metrics"][m], signed=True) for m in metrics)
-            lines.append(f"| {pair['row']} − {pair['minus']} | {cells} |")
-        parts.append("\n".join(lines))
-    if failed := summary.get("failed"):
-        lines = [f"- {entry['name']}: {entry['error']}" for entry in failed]
-        parts.append("\n".join([f"### {len(failed)} benchmarks failed", "", *lines]))
-    parts.append(f"Brackets: {level} bootstrap interval over queries (paired for differences); * = it excludes 0.")
-    return "\n\n".join(parts) + "\n"
-
-
-def _group_table(group: Mapping[str, Any], benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
-    run, missing, published = group["benchmarks"], group["missing"], group["published"]
-    rows = list(dict.fromkeys(row for name in run for row in benchmarks[name]["rows"]))
-    lines = [f"### {group['name']}: {len(run)} of {len(run) + len(missing)} benchmarks", ""]
-    if run:
-        head = ["benchmark", "metric", *rows, *(f"{entry['model']}, published" for entry in published)]
-        lines += [_line(head), "|---" * len(head) + "|"]
-        for name, metric in run.items():
-            own = benchmarks[name]["rows"]
-            cells = [cell(own[row][metric]) if row in own else "" for row in rows]
-            lines.append(_line([name, metric, *cells, *(_share(entry["figures"].get(name)) for entry in published)]))
-        cells = [cell(group["rows"][row]) if row in group["rows"] else "" for row in rows]
-        title = f"average of {len(run)}"
-        lines.append(_line([title, "", *cells, *(_share(entry["average"]) for entry in published)]))
-        lines.append("")
-    for pair in group["differences"]:
-        lines.append(f"- {pair['row']} − {pair['minus']}, average: {cell(pair, signed=True)}")
-    if missing:
-        lines.append(f"- missing: {', '.join(missing)}")
-    for entry in published:
-        lines.append(f"- {entry['model']}: {entry['source']} ({entry['date']})")
-    return "\n".join(lines).rstrip()
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _share(figure: float | None) -> str:
-    return "" if figure is None else f"{figure:.3f}"
-
-
-def cell(figure: Estimate, *, signed: bool = False) -> str:
-    """The mean and in brackets its interval; signed, with a star where the interval excludes 0."""
-    sign = "+" if signed else ""
-    text = f"{figure['mean']:{sign}.3f} [{figure['low']:{sign}.3f}, {figure['high']:{sign}.3f}]"
-    return text + " *" if signed and excludes_zero(figure) else text
-
-
-def excludes_zero(figure: Estimate) -> bool:
-    """Whether the interval lies on one side of 0."""
-    return figure["low"] > 0 or figure["high"] < 0
-
-
-def write(summary: Mapping[str, Any], folder: str | Path) -> dict[str, Path]:
-    """results.json, results.md and the plots of `eval.reports.plots` in the folder (made if missing, overwritten if
-    there).
-
-    Returns:
-      Their paths, by what they are.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {kind: folder / f"results.{kind}" for kind in ("json", "md")}
-    paths["json"].write_text(_json(summary) + "\n", encoding="utf-8")
-    paths["md"].write_text(markdown(summary), encoding="utf-8")
-    return paths | plots.write(summary, folder)
-
-
-def _json(value: Any, indent: str = "") -> str:
-    """As `json.dumps` with an indent of 2, except that a list of numbers or texts stays on one line."""
-    deeper = indent + "  "
-    if isinstance(value, Mapping) and value:
-        parts = [f"{json.dumps(key)}: {_json(item, deeper)}" for key, item in value.items()]
-        return "{\n" + ",\n".join(deeper + part for part in parts) + f"\n{indent}}}"
-    if isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
-        return "[\n" + ",\n".join(deeper + _json(item, deeper) for item in value) + f"\n{indent}]"
-    return json.dumps(value)
+            published.append(PublishedFigures(entry.model, entry.source, str(entry.date), figures, average))
+    return published

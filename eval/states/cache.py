@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 from tqdm import tqdm
 
-from eval.benchmarks import fingerprint
+from eval.benchmarks import Side, fingerprint
 from eval.states.workers import Worker
-from smart_jax.retrieval import States
+from smart_jax.retrieval import LAST, Retriever, States
 
 FORMAT, VERSION = "smart_jax.eval.cache", 1
 GIB = 2**30
@@ -46,6 +47,7 @@ class Cache:
       folder: made where it is missing; seen by all processes.
       memory: bytes; the size of the corpus does not matter.
       worker: this process.
+      layers: to encode beside those that are needed, for adapters to come.
       fingerprint: of the encoder's weights and preprocessing, see `Encoder.fingerprint`.
     """
 
@@ -53,83 +55,83 @@ class Cache:
     fingerprint: str
     memory: int = MEMORY
     worker: Worker = dataclasses.field(default_factory=Worker)
+    layers: Sequence[int] = ()
 
     def encode(
         self,
-        encoder: Any,
-        name: str,
-        items: Sequence[Any],
-        ids: Sequence[str],
+        encoder: Retriever,
+        side: Side,
         *,
-        query: bool,
-        instruction: str | None,
         layers: Sequence[int] | None,
-        dtype: Any,
+        dtype: DTypeLike,
         batch_size: int | None = None,
         progress: bool | None = None,
     ) -> Shards:
-        """The states of one side of a benchmark; what is not there yet is encoded.
+        """Returns the states of one side of a benchmark; those that are not there yet are encoded.
 
         Args:
-          encoder: has `states` and `max_tokens`, as `smart_jax.Encoder`.
-          name: of the benchmark.
-          items, ids: of the queries or documents.
-          query, instruction, layers, dtype, batch_size: as in `Encoder.states`.
+          encoder: the model.
+          side: queries or corpus.
+          layers, dtype, batch_size: as in `Encoder.states`.
           progress: as in `Encoder.encode`.
 
         Raises:
           RuntimeError: another process failed on these items.
           ValueError, TypeError, OSError: as `Encoder.states`.
         """
-        dtype, side = np.dtype(dtype), "queries" if query else "corpus"
-        description = {
-            "format": FORMAT,
-            "version": VERSION,
-            "model": self.fingerprint,
-            "data": fingerprint.of_items(items, ids, instruction),
-            "query": query,
-            "layers": None if layers is None else list(layers),
-            "dtype": dtype.name,
-        }
-        key = hashlib.blake2b(json.dumps(description).encode(), digest_size=8).hexdigest()
-        folder = self.folder / re.sub(r"[^\w.-]", "_", name) / f"{side}-{key}"
-        folder.mkdir(parents=True, exist_ok=True)
-        shards = self._open(folder, encoder, name, len(items), description)
-        options: dict[str, Any] = {"layers": layers, "dtype": dtype, "batch_size": batch_size, "progress": False}
-        mine = self.worker.own(shards.count)
+        shards = self._open(encoder, side, layers, np.dtype(dtype))
+        numbers = self.worker.own(shards.count)
+        options: dict[str, Any] = {"layers": layers, "dtype": np.dtype(dtype), "batch_size": batch_size}
         with tqdm(
-            total=sum(len(range(len(items))[shards.bounds(number)]) for number in mine),
-            desc=f"encode {side}",
+            total=sum(shards.items_of(number) for number in numbers),
+            desc=f"encode {side.name}",
             unit="item",
             delay=2.0 if progress is None else 0,
             disable=progress is False,
         ) as bar:
-            for number in mine:
-                part = shards.bounds(number)
+            for number in numbers:
                 if not shards.has(number):
-                    try:
-                        states = encoder.states(items[part], instruction=instruction, query=query, **options)
-                    except Exception as error:
-                        error.add_note(f"(item 0 is here number {part.start} of the {side}, '{ids[part.start]}')")
-                        raise
-                    states.save(shards.path(number))
-                bar.update(part.stop - part.start)
-        self.worker.wait_for(map(shards.path, range(shards.count)), name)
+                    _encode(encoder, side, shards.bounds(number), options).save(shards.path(number))
+                bar.update(shards.items_of(number))
+        self.worker.wait_for(map(shards.path, range(shards.count)), side.benchmark)
         return shards
 
-    def _open(self, folder: Path, encoder: Any, name: str, items: int, description: dict[str, Any]) -> Shards:
+    def _open(self, encoder: Retriever, side: Side, layers: Sequence[int] | None, dtype: np.dtype) -> Shards:
+        """Returns the side's shards, whether they are there or not; the first process writes their manifest."""
+        description = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.fingerprint,
+            "data": fingerprint.of_items(side.items, side.ids, side.instruction),
+            "query": side.query,
+            "layers": None if layers is None else list(layers),
+            "dtype": dtype.name,
+        }
+        key = hashlib.blake2b(json.dumps(description).encode(), digest_size=8).hexdigest()
+        folder = self.folder / re.sub(r"[^\w.-]", "_", side.benchmark) / f"{side.name}-{key}"
+        folder.mkdir(parents=True, exist_ok=True)
         manifest = folder / "manifest.json"
         if not manifest.exists() and self.worker.index == 0:
-            width = encoder.config.text.hidden_size
-            layers = len(description["layers"] or [None])
-            largest = encoder.max_tokens * layers * width * np.dtype(description["dtype"]).itemsize
+            largest = encoder.max_tokens * len(layers or [LAST]) * encoder.width * dtype.itemsize
             size = max(1, min(SHARD_ITEMS, self.memory // SHARE // largest))
+            text = json.dumps(description | {"items": len(side.items), "shard_items": size}, indent=2)
             partial = folder / "manifest.json.tmp"
-            partial.write_text(json.dumps(description | {"items": items, "shard_items": size}, indent=2) + "\n")
+            partial.write_text(text + "\n", encoding="utf-8")
             partial.replace(manifest)
-        self.worker.wait_for([manifest], name)
+        self.worker.wait_for([manifest], side.benchmark)
         size = json.loads(manifest.read_text(encoding="utf-8"))["shard_items"]
-        return Shards(folder, items, size, self.memory // SHARE)
+        return Shards(folder, len(side.items), size, self.memory // SHARE)
+
+
+def _encode(encoder: Retriever, side: Side, part: slice, options: dict[str, Any]) -> States:
+    """Returns the states of some items; an error says where the items are in the side."""
+    try:
+        return encoder.states(
+            side.items[part], instruction=side.instruction, query=side.query, progress=False, **options
+        )
+    except Exception as error:
+        error.add_note(f"(item 0 is here number {part.start} of the {side.name}, '{side.ids[part.start]}')")
+        raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +162,10 @@ class Shards:
         """Items of a shard."""
         return slice(number * self.size, min((number + 1) * self.size, self.items))
 
+    def items_of(self, number: int) -> int:
+        """Returns how many items a shard has."""
+        return len(range(self.items)[self.bounds(number)])
+
     def path(self, number: int) -> Path:
         return self.folder / f"{number:05}.safetensors"
 
@@ -168,7 +174,7 @@ class Shards:
         if not self.path(number).exists():
             return False
         try:
-            return len(self.shard(number)) == len(range(self.items)[self.bounds(number)])
+            return len(self.shard(number)) == self.items_of(number)
         except ValueError as error:
             _logger.warning("%s; it is encoded again", error)
             return False

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.benchmarks.benchmark import some
+from eval.benchmarks.messages import abridged
 from eval.benchmarks.mmeb_v2.table import Task, how_to_unpack
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -56,7 +56,7 @@ class Media:
         """Raises FileNotFoundError: something that was asked for is not there."""
         if self._missing:
             missing = list(dict.fromkeys(self._missing))
-            what = f"{len(missing)} images or folders of frames are missing ({some(missing)})"
+            what = f"{len(missing)} images or folders of frames are missing ({abridged(missing)})"
             raise FileNotFoundError(f"{what}. {self._remedy()}")
 
     def _list(self, name: str) -> list[str]:

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.benchmarks import vidore
+from eval.benchmarks.messages import quoted
 from eval.benchmarks.vidore import VidoreSet
 
 MODALITIES = {"image": "images", "video": "videos", "visdoc": "visual documents"}  # names for people
@@ -474,13 +475,13 @@ def select(names: Sequence[str] = (), modalities: Sequence[str] = ()) -> list[Ta
       ValueError: an unknown name or modality, or a task of another modality.
     """
     if unknown := [m for m in modalities if m not in MODALITIES]:
-        raise ValueError(f"unknown modalities {_quoted(unknown)}: use some of {', '.join(MODALITIES)}")
+        raise ValueError(f"unknown modalities {quoted(unknown)}: use some of {', '.join(MODALITIES)}")
     table = {task.name: task for task in TASKS}
     if strangers := [name for name in names if name not in table]:
-        raise ValueError(f"unknown tasks {_quoted(strangers)}: use some of {', '.join(table)}")
+        raise ValueError(f"unknown tasks {quoted(strangers)}: use some of {', '.join(table)}")
     of = [task for task in TASKS if not modalities or task.modality in modalities]
     if others := [name for name in names if table[name] not in of]:
-        raise ValueError(f"{_quoted(others)} are no {', '.join(modalities)} tasks: leave the modality out")
+        raise ValueError(f"{quoted(others)} are no {', '.join(modalities)} tasks: leave the modality out")
     return [task for task in of if not names or task.name in names]
 
 
@@ -501,7 +502,3 @@ def how_to_unpack(archive: Archive, root: str | Path) -> str:
     get = f"hf download --repo-type dataset TIGER-Lab/MMEB-V2 --include '{archive.files}' --local-dir {folder}"
     target = f"{folder}/{archive.folder}"
     return f"{get} && mkdir -p {target} && cat {folder}/{archive.files} | tar -xzf - -C {target}"
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names))

@@ -22,6 +22,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from eval.studies.prompt_words import prompt_words
 from smart_jax.retrieval import Embeddings, States
 from smart_jax.retrieval.reductions import PCA, BinaryEmbeddings, keep_tokens, pool_grid, pool_tokens, truncate
 
@@ -106,30 +107,3 @@ _NARROWINGS: dict[str, Callable[[Embeddings, int], Callable[[Embeddings], Embedd
     "pca": lambda d, width: PCA.fit(d, width),
     "centred pca": lambda d, width: PCA.fit(d, width, centred=True),
 }
-
-
-def prompt_words(states: States) -> np.ndarray:
-    """bool [T]: tokens that all items begin with or end in, up to the first or last visual token.
-
-    These are the words of the template and of the instruction, given enough different items. Of a single item nothing
-    is known.
-    """
-    found = np.zeros(len(states.ids), bool)
-    if len(states) < 2:
-        return found
-    ids = np.where(states.visual, -1 - np.arange(len(states.ids)), states.ids)  # a visual token equals no other
-    starts, stops = states.offsets[:-1], states.offsets[1:]
-    shortest = int(states.lengths.min())
-    first = _shared(np.stack([ids[starts + i] for i in range(shortest)]))
-    last = min(_shared(np.stack([ids[stops - 1 - i] for i in range(shortest)])), shortest - first)
-    for i in range(first):
-        found[starts + i] = True
-    for i in range(last):
-        found[stops - 1 - i] = True
-    return found
-
-
-def _shared(ids: np.ndarray) -> int:
-    """How many rows of [places, items] are of one value, up to the first that is not."""
-    equal = (ids == ids[:, :1]).all(axis=1)
-    return len(equal) if equal.all() else int(equal.argmin())

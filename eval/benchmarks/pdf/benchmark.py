@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from eval.benchmarks.benchmark import Benchmark
 from eval.benchmarks.lazy_items import LazyItems
-from eval.benchmarks.pdf_text import Box, PageText, clean_title, fold
+from eval.benchmarks.pdf.page_text import Box, PageText, clean_title, fold
 from smart_jax.files import files_fingerprint
 
 INSTRUCTION = "Find a document image that matches the given query."  # of visual-document tasks (arXiv:2605.24938)

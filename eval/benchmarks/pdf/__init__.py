@@ -1,0 +1,5 @@
+"""A benchmark from any PDF with an outline."""
+
+from eval.benchmarks.pdf.benchmark import pdf_benchmark
+
+__all__ = ["pdf_benchmark"]

@@ -1,0 +1,41 @@
+"""What an evaluation of one benchmark gives: the metrics of every query by every method."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Metrics of one benchmark, query by query.
+
+    Attributes:
+      benchmark: name of the benchmark.
+      query_ids: ids of the Q queries.
+      documents: size of the corpus.
+      local: whether each query ranked only its own candidates.
+      values: float64 [Q] by method, then metric.
+      seconds: wall time by stage: "encode", "encode with adapter", "score".
+      bytes_per_document: mean size of a document in the index that a method needs; methods without vectors are left
+        out.
+
+    Example:
+      >>> values = {"late": {"hit@1": np.array([1.0, 0.0])}}
+      >>> Result("pages", ["q0", "q1"], documents=7, local=False, values=values, seconds={}).mean("late", "hit@1")
+      0.5
+    """
+
+    benchmark: str
+    query_ids: Sequence[str]
+    documents: int
+    local: bool
+    values: Mapping[str, Mapping[str, np.ndarray]]
+    seconds: Mapping[str, float]
+    bytes_per_document: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def mean(self, method: str, metric: str) -> float:
+        """Returns a method's mean over the queries."""
+        return float(self.values[method][metric].mean())
