@@ -32,7 +32,7 @@ import smart_jax
 from eval.benchmarks import Benchmark, Deferred
 from eval.environment import environment
 from eval.methods import ADAPTER_METHODS, MODEL_METHODS, Options, Result, run_benchmark
-from eval.ranking import reference
+from eval.ranking import reference_scores
 from eval.reports import Failure, Group, Report, check_groups, markdown, summarise, write
 from eval.states import GIB, Cache, Worker
 from smart_jax.cli import run_config_file
@@ -40,7 +40,7 @@ from smart_jax.retrieval import Retriever
 from smart_jax.runtime import DistributedConfig, distributed
 
 STORAGE_DTYPES = ("float32", "float16")
-SCORERS = {"fast": smart_jax.score, "reference": reference.scores}
+SCORERS = {"fast": smart_jax.score, "reference": reference_scores}
 
 _logger = logging.getLogger(__name__)
 

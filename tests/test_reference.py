@@ -9,10 +9,11 @@ import torch
 import smart_jax
 from eval.benchmarks import Benchmark
 from eval.methods import run_benchmark
-from eval.ranking import reference
+from eval.ranking import reference_scores
 from eval.ranking.ranking import query_key, rank
 from smart_jax.retrieval import metrics
 from smart_jax.retrieval.embeddings import Embeddings
+from tests import reference_loop
 from tests.fake_encoder import FakeEncoder
 
 WIDTH = 32
@@ -86,13 +87,13 @@ def test_global_ranking_is_the_references_in_every_place(tmp_path, kind, weights
     q, d, names = task(7, tmp_path, **kind)
     oracle = torch_scores(q, d, *weights)
     given = dict(pooled_weight=weights[0], late_weight=weights[1])
-    ours = reference.scores(q, d, **given)
+    ours = reference_scores(q, d, **given)
     assert ours.dtype == np.float32
     np.testing.assert_array_equal(ours, oracle.numpy())  # bit for bit
     if kind.get("copies"):
         assert all(len(np.unique(row)) < len(row) for row in ours)  # there are ties
     expected = [torch_rank(f"set:{i}", names, row) for i, row in enumerate(oracle)]
-    assert reference.rank_global("set", q, d, names, **given) == [[names[i] for i in row] for row in expected]
+    assert reference_loop.rank_global("set", q, d, names, **given) == [[names[i] for i in row] for row in expected]
     fast = smart_jax.score(q, d, **given)
     np.testing.assert_array_equal(fast, ours)
     assert [rank(query_key("set", i), names, row).tolist() for i, row in enumerate(fast)] == expected
@@ -104,11 +105,11 @@ def test_roundings_are_the_references(tmp_path, weights):
     q, d, names = task(5, tmp_path, powers=False, copies=30)
     oracle = torch_scores(q, d, *weights)
     given = dict(pooled_weight=weights[0], late_weight=weights[1])
-    ours = reference.scores(q, d, **given)
+    ours = reference_scores(q, d, **given)
     np.testing.assert_array_equal(ours, oracle.numpy())
     expected = [torch_rank(f"set:{i}", names, row) for i, row in enumerate(oracle)]
     assert [rank(query_key("set", i), names, row).tolist() for i, row in enumerate(ours)] == expected
-    assert reference.rank_global("set", q, d, names, **given) == [[names[i] for i in row] for row in expected]
+    assert reference_loop.rank_global("set", q, d, names, **given) == [[names[i] for i in row] for row in expected]
     np.testing.assert_allclose(smart_jax.score(q, d, **given), ours, rtol=0, atol=SCORE_TOLERANCE)
 
 
@@ -125,7 +126,7 @@ def test_local_ranking_is_the_references_in_every_place(tmp_path, weights):
         expected.append([own[j] for j in torch_rank(f"set:{i}", own, torch_scores(q[i], documents, *weights)[0])])
         scores = smart_jax.score(q[i], documents, **given)[0]
         fast.append([own[j] for j in rank(query_key("set", i), own, scores)])
-    assert reference.rank_local("set", q, d, names, candidates, **given) == expected == fast
+    assert reference_loop.rank_local("set", q, d, names, candidates, **given) == expected == fast
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -133,7 +134,7 @@ def test_real_vectors(tmp_path, seed):
     """Scores within rounding, and no two candidates swapped that differ by more."""
     q, d, names = task(seed, tmp_path, exact=False, documents=200)
     oracle = torch_scores(q, d, 1.0, 1.0).numpy()
-    ours, fast = reference.scores(q, d), smart_jax.score(q, d)
+    ours, fast = reference_scores(q, d), smart_jax.score(q, d)
     np.testing.assert_allclose(ours, oracle, rtol=0, atol=SCORE_TOLERANCE)
     np.testing.assert_allclose(fast, oracle, rtol=0, atol=SCORE_TOLERANCE)
     exact = q.pooled.astype(np.float64) @ d.pooled.T.astype(np.float64)
@@ -148,15 +149,15 @@ def test_real_vectors(tmp_path, seed):
 
 def test_rounded_storage_is_scored_in_float32():
     q, d = (embeddings(seed, [3, 1, 5], exact=True) for seed in (0, 1))
-    expected = reference.scores(q, d)
-    np.testing.assert_array_equal(reference.scores(q.astype(np.float16), d.astype(np.float16)), expected)
+    expected = reference_scores(q, d)
+    np.testing.assert_array_equal(reference_scores(q.astype(np.float16), d.astype(np.float16)), expected)
     integers = d.astype(np.int8)
-    np.testing.assert_array_equal(reference.scores(q, integers), reference.scores(q, integers.astype(np.float32)))
+    np.testing.assert_array_equal(reference_scores(q, integers), reference_scores(q, integers.astype(np.float32)))
 
 
 def test_candidates_that_appear_twice_keep_their_order():
     names, values = ["a", "b", "a", "c", "b"], np.zeros(5, np.float32)
-    assert reference.rank("k:0", names, values).tolist() == torch_rank("k:0", names, torch.tensor(values))
+    assert reference_loop.rank("k:0", names, values).tolist() == torch_rank("k:0", names, torch.tensor(values))
 
 
 def graded(rng, documents):
@@ -173,7 +174,7 @@ def test_figures(documents):
     same = {"ndcg_linear": "ndcg", "ndcg_exponential": "ndcg_exp"}
     for _ in range(50):
         ranked, grades = graded(rng, documents)
-        found = reference.measure(ranked, list(grades), list(grades.values()))
+        found = reference_loop.figures(ranked, list(grades), list(grades.values()))
         row, judged = np.array([[grades.get(name, 0) for name in ranked]]), np.array([list(grades.values())])
         for name, value in found.items():
             metric, _, k = name.partition("@")
@@ -185,19 +186,19 @@ def test_figures(documents):
             if metric == "map":
                 expected *= len(grades) / min(len(grades), int(k))
             assert value == pytest.approx(expected, abs=1e-12), name
-        binary = reference.measure(ranked, list(grades))
+        binary = reference_loop.figures(ranked, list(grades))
         expected = metrics.compute_metrics(["ndcg@5"], (row > 0).astype(int), (judged > 0).astype(int))["ndcg@5"][0]
         assert binary["ndcg_linear@5"] == binary["ndcg_exponential@5"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_figures_by_hand():
-    found = reference.measure(["a", "b", "c"], ["b", "z"], [2, 3])
+    found = reference_loop.figures(["a", "b", "c"], ["b", "z"], [2, 3])
     assert found["hit@1"] == 0 and found["hit@5"] == 1
     assert found["precision@5"] == 1 / 5 and found["recall@5"] == 1 / 2
     assert found["f1@5"] == pytest.approx(2 / 7) and found["mrr@5"] == 1 / 2
     assert found["map@5"] == pytest.approx((1 / 2) / 2)
     assert found["ndcg_linear@5"] == pytest.approx((2 / np.log2(3)) / (3 + 2 / np.log2(3)))
-    nothing = reference.measure(["a"], [])
+    nothing = reference_loop.figures(["a"], [])
     assert nothing["recall@1"] == 1 and nothing["hit@1"] == nothing["ndcg_linear@1"] == nothing["map@1"] == 0
 
 
@@ -217,11 +218,13 @@ def test_a_benchmark_gets_the_references_figures(tmp_path):
         )
         made = run_benchmark(encoder, benchmark, methods=["hybrid"], metrics=["ndcg@5", "ndcg_exp@10", "hit@1"])
         ranked = (
-            reference.rank_global("set", q, d, names)
+            reference_loop.rank_global("set", q, d, names)
             if candidates is None
-            else reference.rank_local("set", q, d, names, list(own.values()))
+            else reference_loop.rank_local("set", q, d, names, list(own.values()))
         )
-        figures = [reference.measure(r, list(g), list(g.values())) for r, g in zip(ranked, qrels.values(), strict=True)]
+        figures = [
+            reference_loop.figures(r, list(g), list(g.values())) for r, g in zip(ranked, qrels.values(), strict=True)
+        ]
         for ours, theirs in (("ndcg@5", "ndcg_linear@5"), ("ndcg_exp@10", "ndcg_exponential@10"), ("hit@1", "hit@1")):
             expected = [figure[theirs] for figure in figures]
             np.testing.assert_allclose(made.values["hybrid"][ours], expected, atol=1e-12)
@@ -244,18 +247,18 @@ class Fixed(FakeEncoder):
 def test_what_is_refused():
     q, d = embeddings(0, [2, 1], exact=True), embeddings(1, [2, 3, 1], exact=True)
     with pytest.raises(ValueError, match="both 0"):
-        reference.scores(q, d, pooled_weight=0, late_weight=0)
+        reference_scores(q, d, pooled_weight=0, late_weight=0)
     narrow = Embeddings(d.pooled, d.tokens[:, :8], d.offsets)
     with pytest.raises(ValueError, match="tokens of q have width 32, of d 8"):
-        reference.scores(q, narrow)
-    np.testing.assert_array_equal(reference.scores(q, narrow, late_weight=0), reference.scores(q, d, late_weight=0))
+        reference_scores(q, narrow)
+    np.testing.assert_array_equal(reference_scores(q, narrow, late_weight=0), reference_scores(q, d, late_weight=0))
     with pytest.raises(ValueError, match="3 names, 2 of them distinct, for 3 documents"):
-        reference.rank_global("set", q, d, ["a", "b", "a"])
+        reference_loop.rank_global("set", q, d, ["a", "b", "a"])
     with pytest.raises(ValueError, match="query 1 has unknown candidates: 'z'"):
-        reference.rank_local("set", q, d, ["a", "b", "c"], [["a"], ["b", "z"]])
+        reference_loop.rank_local("set", q, d, ["a", "b", "c"], [["a"], ["b", "z"]])
     with pytest.raises(ValueError, match="1 lists of candidates for 2 queries"):
-        reference.rank_local("set", q, d, ["a", "b", "c"], [["a"]])
+        reference_loop.rank_local("set", q, d, ["a", "b", "c"], [["a"]])
     with pytest.raises(ValueError, match="1 grades for 2 labels"):
-        reference.measure(["a"], ["a", "b"], [1])
+        reference_loop.figures(["a"], ["a", "b"], [1])
     with pytest.raises(ValueError, match="2 grades for 2 labels, 1 of them distinct"):
-        reference.measure(["a"], ["a", "a"], [1, 2])
+        reference_loop.figures(["a"], ["a", "a"], [1, 2])

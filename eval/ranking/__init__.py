@@ -1,8 +1,8 @@
 """From scores to rankings, metrics and bootstrap intervals."""
 
-from eval.ranking import reference
 from eval.ranking.bootstrap import Drawn, Estimate, average, interval, resample, resampled_means, shared_keys
 from eval.ranking.ranking import Block, Judge, query_key, query_metrics, rank
+from eval.ranking.reference import reference_scores
 from eval.ranking.ties import tie_hash
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "query_key",
     "query_metrics",
     "rank",
-    "reference",
+    "reference_scores",
     "resample",
     "resampled_means",
     "shared_keys",

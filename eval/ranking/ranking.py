@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float64, Int, Real, Shaped
 
 from eval.benchmarks import Benchmark, batches
 from eval.ranking.ties import tie_hash
@@ -24,35 +25,47 @@ class Block(NamedTuple):
     """Queries that are scored together.
 
     Attributes:
-      queries: int64 [q], their indices, ascending.
-      documents: int64 [n], indices of the documents to score, ascending; None = the whole corpus.
+      queries: their indices, ascending.
+      documents: indices of the documents to score, ascending; None = the whole corpus.
     """
 
-    queries: np.ndarray
-    documents: np.ndarray | None
+    queries: Int[np.ndarray, " q"]
+    documents: Int[np.ndarray, " n"] | None
 
 
 def query_key(dataset: str, index: int) -> str:
-    """Key of a query in the tie-breaking hash."""
+    """Returns the key of a query in the tie-breaking hash.
+
+    Example:
+      >>> query_key("news", 3)
+      'news:3'
+    """
     return f"{dataset}:{index}"
 
 
-def rank(key: str, names: Sequence[str], scores: np.ndarray, *, relevant: np.ndarray | None = None) -> np.ndarray:
-    """Candidates from best to worst.
+def rank(
+    key: str,
+    names: Sequence[str],
+    scores: Shaped[np.ndarray, " scores"],
+    *,
+    relevant: Bool[np.ndarray, " N"] | None = None,
+) -> Int[np.ndarray, " N"]:
+    """Returns the candidates from best to worst, as indices into names.
 
     Only candidates that share their score with another are hashed: the others' places do not depend on the hash.
 
     Args:
       key: of the query, see `query_key`.
-      names: ids of the candidates, distinct.
-      scores: float [N], one per candidate.
-      relevant: bool [N]; where given, ties among others only, which no metric sees, are left as they are.
-
-    Returns:
-      int64 [N], indices into names.
+      names: ids of the N candidates, distinct.
+      scores: one per candidate.
+      relevant: where given, ties among candidates that are not relevant, which no metric sees, are left as they are.
 
     Raises:
       ValueError: a score is NaN, or there is not exactly one score per candidate.
+
+    Example:
+      >>> rank(query_key("news", 0), ["a", "b", "c"], np.array([0.1, 0.9, 0.5])).tolist()
+      [1, 2, 0]
     """
     scores = np.asarray(scores)
     if scores.shape != (len(names),):
@@ -67,14 +80,23 @@ def rank(key: str, names: Sequence[str], scores: np.ndarray, *, relevant: np.nda
     return order
 
 
-def _ties(ordered: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Bounds of the runs of equal values, longer than one, in a sorted array."""
+def _ties(ordered: Shaped[np.ndarray, " N"]) -> Iterator[tuple[int, int]]:
+    """Yields the bounds of the runs of equal values, longer than one, in a sorted array."""
     bounds = [0, *(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist(), len(ordered)]
     return ((a, b) for a, b in itertools.pairwise(bounds) if b - a > 1)
 
 
 class Judge:
-    """A benchmark's judgements by index: which scores are needed, and what metrics they give."""
+    """A benchmark's judgements by index: which scores are needed, and what metrics they give.
+
+    Example:
+      >>> qrels = {"q0": {"d1": 1}}
+      >>> benchmark = Benchmark("one", ["a query"], ["q0"], ["a text", "another"], ["d0", "d1"], qrels)
+      >>> judge = Judge(benchmark)
+      >>> (block,) = judge.blocks(8)
+      >>> judge.metrics(block, np.array([[0.3, 0.7]]), ["hit@1"])
+      {'hit@1': array([1.])}
+    """
 
     def __init__(self, benchmark: Benchmark):
         self._benchmark = benchmark
@@ -88,9 +110,12 @@ class Judge:
                 self._candidates.append(np.array([position[d] for d in benchmark.candidates[query]]))
 
     def blocks(self, size: int) -> Iterator[Block]:
-        """Blocks of at most `size` consecutive queries and, in local ranking, the union of their candidates.
+        """Returns blocks of at most `size` consecutive queries and, in local ranking, the union of their candidates.
 
         A local block stops growing where its union would make more than UNION_WASTE scores for each that is used.
+
+        Raises:
+          ValueError: the size is below 1.
         """
         if size < 1:
             raise ValueError(f"query_block is {size}: it must be at least 1")
@@ -111,28 +136,39 @@ class Judge:
             block, union, used = [*block, query], larger, used + len(own)
         yield Block(np.array(block), union)
 
-    def metrics(self, block: Block, scores: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Metrics by name, float64 [q], from the scores [q, n] of a block's queries and documents."""
+    def metrics(
+        self, block: Block, scores: Shaped[np.ndarray, "q n"], names: Sequence[str]
+    ) -> dict[str, Float64[np.ndarray, " q"]]:
+        """Returns metrics by name, from the scores of a block's queries and documents."""
         queries, documents = block
         ids = self._benchmark.corpus_ids
         ranked: list[np.ndarray] = []
-        for row, query in zip(scores, queries.tolist(), strict=True):
+        for of_query, query in zip(scores, queries.tolist(), strict=True):
             grades = np.zeros(len(ids))
             relevant, values = self._relevant[query]
             grades[relevant] = values
             candidates: Sequence[str] = ids
             if self._candidates is not None and documents is not None:
                 own = self._candidates[query]
-                row, grades = row[np.searchsorted(documents, own)], grades[own]
+                of_query, grades = of_query[np.searchsorted(documents, own)], grades[own]
                 candidates = [ids[i] for i in own.tolist()]
             key = query_key(self._benchmark.name, query)
-            ranked.append(grades[rank(key, candidates, row, relevant=grades > 0)])
+            ranked.append(grades[rank(key, candidates, of_query, relevant=grades > 0)])
         judged = [self._relevant[query][1] for query in queries.tolist()]
         return compute_metrics(names, _pad(ranked), _pad(judged))
 
 
-def query_metrics(benchmark: Benchmark, scores: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns metrics by name, float64 [Q], of the scores [Q, N] of all queries and documents."""
+def query_metrics(
+    benchmark: Benchmark, scores: Shaped[np.ndarray, "Nq Nd"], names: Sequence[str]
+) -> dict[str, Float64[np.ndarray, " Nq"]]:
+    """Returns metrics by name, of the scores of all queries and documents.
+
+    Example:
+      >>> qrels = {"q0": {"d1": 1}}
+      >>> benchmark = Benchmark("one", ["a query"], ["q0"], ["a text", "another"], ["d0", "d1"], qrels)
+      >>> query_metrics(benchmark, np.array([[0.7, 0.3]]), ["mrr"])
+      {'mrr': array([0.5])}
+    """
     judge = Judge(benchmark)
     parts = []
     for block in judge.blocks(len(scores)):
@@ -141,8 +177,8 @@ def query_metrics(benchmark: Benchmark, scores: np.ndarray, names: Sequence[str]
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
-def _pad(rows: Sequence[np.ndarray]) -> np.ndarray:
-    padded = np.zeros((len(rows), max(map(len, rows))))
-    for target, row in zip(padded, rows, strict=True):
-        target[: len(row)] = row
+def _pad(grades: Sequence[Real[np.ndarray, " _"]]) -> Float64[np.ndarray, "q longest"]:
+    padded = np.zeros((len(grades), max(map(len, grades))))
+    for target, of_query in zip(padded, grades, strict=True):
+        target[: len(of_query)] = of_query
     return padded

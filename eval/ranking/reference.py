@@ -1,32 +1,28 @@
-"""The evaluation loop of SMART's reference implementation on given embeddings, in NumPy float32.
+"""Scores as SMART's reference implementation computes them, in NumPy float32.
 
-Followed, in the reference's order of operations: eval/src/evaluation/mmeb_v2/ of github.com/HanSolo9682/SMART, files
-eval_embedding_late_interaction.py (scores and rankings) and utils/eval_utils/metrics.py (figures). It is slow, and
-holds every similarity of a chunk of queries and candidates: an oracle, and what to evaluate with when a figure must owe
-nothing to another way of computing the same score.
+Followed, in the reference's order of operations: eval/src/evaluation/mmeb_v2/eval_embedding_late_interaction.py of
+github.com/HanSolo9682/SMART. It is slow, and holds every similarity of a chunk of queries and candidates: an oracle,
+and what to evaluate with when a figure must owe nothing to another way of computing the same score.
 
-Behind the inner products every operation is the same one of IEEE 754 as there, but for the order in which a query's
+Behind the inner products every operation is the same one of IEEE 754 as there, except for the order in which a query's
 maxima are added: one after the other here, in torch's there. How an inner product is summed is up to the matrix library
 on both sides. So scores agree bit for bit where these sums are exact, else within rounding: 1e-6 for cosines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
+from jaxtyping import Bool, Float32
 
-from eval.benchmarks import abridged
-from eval.ranking.ranking import query_key
-from eval.ranking.ties import tie_hash
 from smart_jax.retrieval import Embeddings
 
 QUERY_CHUNK, CANDIDATE_CHUNK = 4, 64  # the reference's late_query_chunk_size and late_candidate_chunk_size
-CUTOFFS = (1, 5, 10)
 
 
-def scores(q: Embeddings, d: Embeddings, *, pooled_weight: float = 1.0, late_weight: float = 1.0) -> np.ndarray:
-    """Scores of every query with every document, as `_rank_global` of the reference computes them.
+def reference_scores(
+    q: Embeddings, d: Embeddings, *, pooled_weight: float = 1.0, late_weight: float = 1.0
+) -> Float32[np.ndarray, "Nq Nd"]:
+    """Returns the scores of every query with every document, as the reference's `_rank_global` computes them.
 
     In chunks of queries and candidates, each padded to its longest with zeros: products of all tokens, the least
     float32 in place of a padded candidate token's, the maximum over a candidate's tokens, 0 in place of a padded query
@@ -36,11 +32,14 @@ def scores(q: Embeddings, d: Embeddings, *, pooled_weight: float = 1.0, late_wei
       q, d: of any dtype; computed in float32.
       pooled_weight, late_weight: the reference's lambda_anchor and lambda_late; a part of weight 0 is not computed.
 
-    Returns:
-      float32 [Nq, Nd].
-
     Raises:
       ValueError: both weights are 0, or the widths of a part differ.
+
+    Example:
+      >>> one = Embeddings(np.array([[1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 2]))
+      >>> two = Embeddings(np.array([[0.5, 0.0]]), np.array([[1.0, 0.0]]), np.array([0, 1]))
+      >>> reference_scores(one, two).tolist()  # 0.5, and (1 + 0) / 2
+      [[1.0]]
     """
     if not pooled_weight and not late_weight:
         raise ValueError("pooled_weight and late_weight are both 0: nothing is left to score")
@@ -60,8 +59,8 @@ def scores(q: Embeddings, d: Embeddings, *, pooled_weight: float = 1.0, late_wei
     return np.float32(pooled_weight) * (q.pooled @ d.pooled.T) + np.float32(late_weight) * late
 
 
-def _late(q: Embeddings, d: Embeddings) -> np.ndarray:
-    """`compute_late_scores_for_query_batch`: float32 [Nq, Nd]."""
+def _late(q: Embeddings, d: Embeddings) -> Float32[np.ndarray, "Nq Nd"]:
+    """Returns what `compute_late_scores_for_query_batch` does."""
     queries, q_mask = _padded(q)
     B, P, D = queries.shape
     counts = q_mask.sum(axis=1).astype(np.float32)
@@ -76,144 +75,9 @@ def _late(q: Embeddings, d: Embeddings) -> np.ndarray:
     return np.concatenate(parts, axis=1) if parts else np.empty((B, 0), np.float32)
 
 
-def _padded(x: Embeddings) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [N, L, D] float32, zeros behind an item's own, and bool [N, L], True = its own."""
+def _padded(x: Embeddings) -> tuple[Float32[np.ndarray, "N L D"], Bool[np.ndarray, "N L"]]:
+    """Returns the tokens, zeros behind those of an item, and a mask that is True on an item's tokens."""
     mask = np.arange(int(x.lengths.max())) < x.lengths[:, None]
     tokens = np.zeros((*mask.shape, x.tokens.shape[1]), np.float32)
     tokens[mask] = x.tokens
     return tokens, mask
-
-
-def rank(key: str, names: Sequence[str], values: np.ndarray) -> np.ndarray:
-    """Candidates from best to worst, as `_argsort_desc_with_hash_tiebreak`: all of them by their hash, then stably.
-
-    Args:
-      key: of the query, see `eval.ranking.query_key`.
-      names: of the candidates; one that appears twice keeps its order.
-      values: [N], their scores.
-
-    Returns:
-      int64 [N], indices into names.
-    """
-    hashes = np.array([tie_hash(key, name) for name in names], np.uint64)
-    by_hash = np.argsort(hashes, kind="stable")
-    return by_hash[np.argsort(-np.asarray(values)[by_hash], kind="stable")]
-
-
-def rank_global(
-    dataset: str,
-    q: Embeddings,
-    d: Embeddings,
-    names: Sequence[str],
-    *,
-    pooled_weight: float = 1.0,
-    late_weight: float = 1.0,
-) -> list[list[str]]:
-    """Every query's ranking of all documents, by name: `_rank_global`.
-
-    Args:
-      dataset: its name, part of every query's key.
-      q, d: of the queries and the documents.
-      names: of the documents, distinct.
-      pooled_weight, late_weight: as in `scores`.
-
-    Raises:
-      ValueError: not one distinct name per document, or as `scores`.
-    """
-    _places(d, names)
-    found = scores(q, d, pooled_weight=pooled_weight, late_weight=late_weight)
-    return [[names[i] for i in rank(query_key(dataset, at), names, row)] for at, row in enumerate(found)]
-
-
-def rank_local(
-    dataset: str,
-    q: Embeddings,
-    d: Embeddings,
-    names: Sequence[str],
-    candidates: Sequence[Sequence[str]],
-    *,
-    pooled_weight: float = 1.0,
-    late_weight: float = 1.0,
-) -> list[list[str]]:
-    """Every query's ranking of its own candidates, scored query by query: `_rank_local`.
-
-    Args:
-      dataset, q, d, names, pooled_weight, late_weight: as in `rank_global`.
-      candidates: for each query, names of documents.
-
-    Raises:
-      ValueError: not one list per query, an unknown candidate, or as `rank_global`.
-    """
-    places = _places(d, names)
-    if len(candidates) != len(q):
-        raise ValueError(f"{len(candidates)} lists of candidates for {len(q)} queries")
-    ranked = []
-    for at, own in enumerate(candidates):
-        if unknown := [name for name in own if name not in places]:
-            raise ValueError(f"query {at} has unknown candidates: {abridged(unknown)}")
-        documents = d[[places[name] for name in own]]
-        values = scores(q[at : at + 1], documents, pooled_weight=pooled_weight, late_weight=late_weight)[0]
-        ranked.append([own[i] for i in rank(query_key(dataset, at), own, values)])
-    return ranked
-
-
-def _places(d: Embeddings, names: Sequence[str]) -> Mapping[str, int]:
-    places = {name: i for i, name in enumerate(names)}
-    if len(names) != len(d) or len(places) < len(names):
-        raise ValueError(f"{len(names)} names, {len(places)} of them distinct, for {len(d)} documents")
-    return places
-
-
-def measure(ranked: Sequence[str], labels: Sequence[str], grades: Sequence[int] | None = None) -> dict[str, float]:
-    """Figures of one query at ranks 1, 5 and 10: `RankingMetrics`.
-
-    hit, recall, precision, mrr and both nDCG equal those of `smart_jax.retrieval.metrics` where a query has a relevant
-    document. Two conventions are the reference's own: map@k divides by min(relevant, k), trec_eval by all that are
-    relevant; and recall without any relevant document is 1. One thing is not followed: there `evaluate` makes a set of
-    the labels before it pairs them with their grades, so that a query with several grades gets them in an order that
-    changes from process to process. Here each label keeps its grade.
-
-    Args:
-      ranked: names of the candidates, best first.
-      labels: names of the relevant documents, distinct where they have grades.
-      grades: one per label; None = all 1.
-
-    Returns:
-      {"hit@1": ..., "ndcg_linear@1", "ndcg_exponential@1", "precision@1", "recall@1", "f1@1", "map@1", "mrr@1", ...}.
-
-    Raises:
-      ValueError: not one grade per label, or graded labels that repeat.
-    """
-    relevant = set(labels)
-    if grades is not None and not len(grades) == len(labels) == len(relevant):
-        raise ValueError(f"{len(grades)} grades for {len(labels)} labels, {len(relevant)} of them distinct")
-    gains = dict.fromkeys(relevant, 1) if grades is None else dict(zip(labels, grades, strict=True))
-    found: dict[str, float] = {}
-    for k in CUTOFFS:
-        top = ranked[:k]
-        hits = [name in relevant for name in top]
-        distinct = len(relevant & set(top))
-        precision = distinct / k
-        recall = distinct / len(relevant) if relevant else 1.0
-        exponential = {name: 2**gain - 1 for name, gain in gains.items()}
-        found |= {
-            f"hit@{k}": float(distinct > 0),
-            f"ndcg_linear@{k}": _ndcg(top, gains, k),
-            f"ndcg_exponential@{k}": _ndcg(top, exponential, k),
-            f"precision@{k}": precision,
-            f"recall@{k}": recall,
-            f"f1@{k}": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
-            f"map@{k}": sum(sum(hits[: i + 1]) / (i + 1) for i, hit in enumerate(hits) if hit)
-            / max(min(len(relevant), k), 1),
-            f"mrr@{k}": 1 / (1 + hits.index(True)) if any(hits) else 0.0,
-        }
-    return found
-
-
-def _ndcg(top: Sequence[str], gains: Mapping[str, int], k: int) -> float:
-    ideal = _dcg(sorted(gains.values(), reverse=True)[:k])
-    return _dcg([gains.get(name, 0) for name in top]) / ideal if ideal > 0 else 0.0
-
-
-def _dcg(gains: Sequence[int]) -> float:
-    return float(sum(gain / np.log2(i + 2) for i, gain in enumerate(gains)))

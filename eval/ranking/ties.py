@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 
-def tie_hash(*parts: Any) -> int:
-    """Stable 64-bit hash that orders equally scored candidates, so that a constant scorer ranks at chance level.
+def tie_hash(*parts: object) -> int:
+    """Returns a stable 64-bit hash that orders equally scored candidates, so that a constant scorer ranks at chance.
 
     BLAKE2b with 8 bytes of digest, read as a big-endian unsigned integer, over each part's UTF-8 followed by a zero
     byte. As in the reference implementation of arXiv:2605.24938, where the parts are "<dataset>:<query index>" and
