@@ -5,9 +5,8 @@
     python -m eval.run --config configs/beir_folder.py:a,b                   # several folders, and their average
 
 BEIR's zips are read unpacked, the hub's copies as `hf download --repo-type dataset mteb/scifact --local-dir scifact`
-leaves them; `eval/benchmarks/beir.py` has the layouts. Relevance may be graded. Prints the table of the rows pooled,
-late and hybrid, and BM25 on the documents' texts, and writes it, its JSON and a plot to results/folder. BEIR reports
-nDCG@10.
+leaves them; `eval/benchmarks/beir.py` has the layouts. Relevance may be graded. Prints the table of pooled, late and
+hybrid, and of BM25 on the documents' texts, and writes it, its JSON and a plot to results/folder. BEIR reports nDCG@10.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +16,7 @@ from eval.config import default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The argument is `path`."""
+    """Returns the settings; the argument is `path`."""
     config = default_config()
     config.path = arg  # folders, separated by commas
     config.split = "test"  # of the judgements
@@ -26,6 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
+    """Returns the benchmark of each folder."""
     folders = [folder for folder in config.path.split(",") if folder]
     if not folders:
         raise ValueError("no benchmark folder: add --config.path=FOLDER")

@@ -4,8 +4,8 @@
     python -m eval.run --config configs/eval_pdf.py:manual.pdf --config.white_out=False --config.dpi=144
 
 The heading is painted over on its page by default, so that the query is never read off the page letter by letter.
-Prints the table of the rows bm25, pooled, late and hybrid and writes it, its JSON and a plot to results/pdf. Several
-files, by commas, or a folder of PDFs also give their average.
+Prints the table of bm25, pooled, late and hybrid and writes it, its JSON and a plot to results/pdf. Several files,
+separated by commas, or a folder of PDFs also give their average.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from eval.config import default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The argument is `path`."""
+    """Returns the settings; the argument is `path`."""
     config = default_config()
     config.path = arg  # PDFs, or folders of them, separated by commas
     config.dpi = 72  # of the page images: A4 is about 0.5 megapixels, 490 visual tokens
@@ -29,6 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
+    """Returns a benchmark of each PDF."""
     paths = [Path(path) for path in config.path.split(",") if path]
     files = [file for path in paths for file in (sorted(path.glob("**/*.pdf")) if path.is_dir() else [path])]
     if not files:

@@ -17,7 +17,7 @@ from recipes.tiny import MIN_FILL, Canvas, held_out, make_benchmark
 
 
 def get_config(arg: str = "128x256") -> ConfigDict:
-    """The argument is the size of the pages, HEIGHTxWIDTH in pixels."""
+    """Returns the settings; the argument is the size of the pages, HEIGHTxWIDTH in pixels."""
     height, _, width = arg.partition("x")
     config = default_config()
     config.height, config.width = int(height), int(width)
@@ -32,7 +32,7 @@ def get_config(arg: str = "128x256") -> ConfigDict:
 
 
 def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
-    """One wording benchmark per seed, then the one of meanings."""
+    """Returns one wording benchmark per seed, then the one of meanings."""
     docstrings, canvas = held_out(), Canvas(config.height, config.width, config.style)
     size, options = f"{config.height}x{config.width}", {"count": config.pages, "fill": config.fill}
     made = [

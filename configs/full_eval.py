@@ -19,7 +19,7 @@ from eval.reports import Group, Report
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The argument is as in configs/mmeb_v2.py."""
+    """Returns the settings; the argument is as in configs/mmeb_v2.py."""
     config = mmeb_v2.get_config(arg)
     with config.unlocked():
         config.version = ""  # of ViDoRe, as in configs/vidore_eval.py
@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_benchmarks(config: ConfigDict) -> list[Deferred]:
-    """MMEB-V2's tasks, then the other sets of ViDoRe that are there; errors as in configs/mmeb_v2.py."""
+    """Returns MMEB-V2's tasks, then the other sets of ViDoRe that are there; errors as in configs/mmeb_v2.py."""
     tasks = mmeb_v2.get_benchmarks(config)
     names = {task.name for task in tasks}
     chosen = vidore.select(vidore_eval.parts(config.sets), vidore_eval.parts(config.version))
@@ -38,7 +38,7 @@ def get_benchmarks(config: ConfigDict) -> list[Deferred]:
 
 
 def get_groups(config: ConfigDict) -> list[Group]:
-    """Of both."""
+    """Returns the groups of both."""
     return [*mmeb_v2.get_groups(config), *vidore_eval.get_groups(config)]
 
 

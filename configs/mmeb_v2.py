@@ -12,9 +12,9 @@ lacks are read from their sets.
 
 Prints and writes to results/mmeb_v2 a table of the whole benchmark, of each modality and of each of its categories, in
 hit@1 (images, videos) and nDCG@5 (visual documents), with the average over the tasks that were run and the published
-figures of the model, if `eval/published.toml` has some; then every task's own. The folder `leaderboard` there has each
-row in the format of the MMEB leaderboard: with the metrics that were measured, which are all of its metrics with
-`:complete`; it is not written where only a sample is evaluated.
+figures of the model, if `eval/reports/published.toml` has some; then that of every task. The folder `leaderboard` there
+has each method in the format of the MMEB leaderboard: with the metrics that were measured, which are all of its metrics
+with `:complete`; it is not written where only a sample is evaluated.
 
 Expected, from others and not measured here: Qwen3-VL-Embedding-2B, pooled, 73.2 (75.0 / 61.9 / 79.2), -8B 77.8
 (80.1 / 67.1 / 82.4).
@@ -34,7 +34,7 @@ METRICS = ("hit@1", "hit@10", "ndcg@5", "ndcg@10")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The argument is "complete" for every metric of the leaderboard's files, else nothing."""
+    """Returns the settings; the argument is "complete" for every metric of the leaderboard's files, else nothing."""
     if arg not in ("", "complete"):
         raise ValueError(f'the argument is {arg!r}: use "complete" or none, and --config.path for the folder')
     config = default_config()
@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_benchmarks(config: ConfigDict) -> list[Deferred]:
-    """The tasks that are asked for, each opened when its turn comes.
+    """Returns the tasks that are asked for, each opened when its turn comes.
 
     Raises:
       ValueError: no path, or an unknown task or modality.
@@ -64,7 +64,7 @@ def get_benchmarks(config: ConfigDict) -> list[Deferred]:
 
 
 def get_groups(config: ConfigDict) -> list[Group]:
-    """All tasks, then each modality and its categories; those without a chosen task are left out.
+    """Returns all tasks, then each modality and its categories; those without a chosen task are left out.
 
     What is published is left out where only a sample is evaluated.
     """

@@ -7,7 +7,7 @@
 
 Subjects: "tiny" = the embedded model on images of pages (the wording benchmarks of configs/eval_tiny.py), "docstrings"
 = all-MiniLM-L6-v2 on the texts of docstrings, "pdf" = the same on the text layer of PDFs' pages
-(configs/minilm_pages.py). A model of one's own is tried on folders that `Benchmark.load` opens; all its hidden layers
+(configs/minilm_pages.py). Any other model is tried on folders that `Benchmark.load` opens; all its hidden layers
 are held in memory, in float16, unless `--config.layers=-1,-2` names some. docs/study.md has the results.
 """
 
@@ -36,18 +36,18 @@ COMBINED = (("", "pool 2", "pool 4", "pool 8"), ("", "pca 1/2", "pca 1/4"), ("",
 
 
 def settings() -> tuple[str, ...]:
-    """The single reductions, and every combination of token pooling, width and bits."""
+    """Returns the single reductions, and every combination of token pooling, width and bits."""
     combined = (SEPARATOR.join(filter(None, steps)) for steps in itertools.product(*COMBINED))
     return tuple(dict.fromkeys(filter(None, [*TOKENS, *SINGLE, *combined])))
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The argument is `path`."""
+    """Returns the settings; the argument is `path`."""
     config = default_config()
     unused = ("adapter", "rows", "layers", "storage_dtype", "mesh", "distributed", "query_block")
     for name in (*unused, "pooled_weight", "late_weight"):
-        del config[name]  # of python -m eval.run
-    config.model = ""  # of one's own, with `benchmarks`; "" = the subjects below
+        del config[name]  # settings of python -m eval.run alone
+    config.model = ""  # another model, with `benchmarks`; "" = the subjects below
     config.benchmarks = ""  # folders, separated by commas
     config.path = arg  # of the PDFs of "pdf", or folders of them, separated by commas
     config.subjects = "tiny,docstrings,pdf" if arg else "tiny,docstrings"
@@ -62,7 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_subjects(config: ConfigDict) -> list[Subject]:
-    """Those of the config, or the given model on the given folders."""
+    """Returns the subjects of the config, or the given model on the given folders."""
     if config.model:
         folders = [folder for folder in config.benchmarks.split(",") if folder]
         if not folders:
@@ -78,23 +78,23 @@ def get_subjects(config: ConfigDict) -> list[Subject]:
 
 
 def tiny(config: ConfigDict) -> Subject:
-    """The embedded model on images of pages."""
-    own = eval_tiny.get_config()
-    own.pages, own.query_seeds, own.meaning = config.pages, config.query_seeds, False
-    return Subject("tiny, pages as images", lambda: smart_jax.load("tiny"), eval_tiny.get_benchmarks(own))
+    """Returns the embedded model on images of pages."""
+    evaluation = eval_tiny.get_config()
+    evaluation.pages, evaluation.query_seeds, evaluation.meaning = config.pages, config.query_seeds, False
+    return Subject("tiny, pages as images", lambda: smart_jax.load("tiny"), eval_tiny.get_benchmarks(evaluation))
 
 
 def docstrings(config: ConfigDict) -> Subject:
-    """A text retriever on docstrings without their summary lines, which are the queries."""
+    """Returns a text retriever on docstrings without their summary lines, which are the queries."""
     canvas = Canvas(512, 512)  # 2,048 characters at most
     made = make_benchmark(held_out(), "meaning", canvas, count=config.pages, fill=0.2, name="docstrings-meaning")
     return Subject("MiniLM, docstrings as texts", _minilm, [minilm_pages.as_texts(made)])
 
 
 def pdf(config: ConfigDict) -> Subject:
-    """The text retriever on pages of PDFs."""
-    own = minilm_pages.get_config(config.path)
-    return Subject("MiniLM, text of PDF pages", _minilm, minilm_pages.get_benchmarks(own))
+    """Returns the text retriever on pages of PDFs."""
+    evaluation = minilm_pages.get_config(config.path)
+    return Subject("MiniLM, text of PDF pages", _minilm, minilm_pages.get_benchmarks(evaluation))
 
 
 def _minilm() -> smart_jax.Encoder:

@@ -9,9 +9,9 @@ Sets come from the hub, downloaded once, or with path from FOLDER, in which each
 are reported as missing. `eval/benchmarks/vidore.py` has the table.
 
 Prints and writes to results/vidore a table of each version, in its primary metric (nDCG@5, V3 nDCG@10), with the
-average over the sets that were run and the published figures of the model, if `eval/published.toml` has some; then
-every set's own. Rows pooled, late and hybrid, with --config.adapter the adapter's, and BM25 where a set has its pages'
-text.
+average over the sets that were run and the published figures of the model, if `eval/reports/published.toml` has some;
+then that of every set. Methods: pooled, late and hybrid, with --config.adapter the adapter's, and BM25 where a set has
+its pages' text.
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ from eval.reports import Group, published
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The argument is `path`."""
+    """Returns the settings; the argument is `path`."""
     config = default_config()
     config.path = arg  # a local folder of sets; "" = the hub
     config.version = ""  # some of v1, v2, v2-english, v3, separated by commas; "" = v1,v2,v3, or those of `sets`
@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_benchmarks(config: ConfigDict) -> list[Deferred]:
-    """Those of the sets that are there, each opened (and from the hub fetched) when its turn comes.
+    """Returns the sets that are there, each opened (and from the hub fetched) when its turn comes.
 
     Raises:
       FileNotFoundError: the local folder lacks a set that is asked for by name, or all sets.
@@ -59,7 +59,7 @@ def _fetched(entry: vidore.VidoreSet) -> Benchmark:
 
 
 def get_groups(config: ConfigDict) -> list[Group]:
-    """One of each version; what is published is left out where only a sample is evaluated."""
+    """Returns a group of each version; what is published is left out where only a sample is evaluated."""
     versions = list(dict.fromkeys(parts(config.version)))
     if not versions:
         named = vidore.select(parts(config.sets)) if config.sets else []
@@ -77,4 +77,5 @@ def get_groups(config: ConfigDict) -> list[Group]:
 
 
 def parts(text: str) -> list[str]:
+    """Returns what is between commas."""
     return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,4 +1,4 @@
-"""The keys that every evaluation config shares; a config file adds its own (a path, a page size)."""
+"""The keys that all configs of an evaluation share; a config file adds others (a path, a page size)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from eval.methods import METRICS, QUERY_BLOCK
 
 
 def default_config() -> ConfigDict:
-    """Defaults of `python -m eval.run`; unknown keys are refused by the command line."""
+    """Returns the defaults of `python -m eval.run`; the command line refuses unknown keys.
+
+    Example:
+      >>> default_config().storage_dtype
+      'float16'
+    """
     return ConfigDict(
         {
             "model": "tiny",  # a hub id, a folder, or "tiny"
@@ -16,20 +21,20 @@ def default_config() -> ConfigDict:
             "pooling": config_dict.placeholder(str),
             "prompt": config_dict.placeholder(str),
             "task": config_dict.placeholder(str),
-            "adapter": config_dict.placeholder(str),  # folder or adapter.pt; None = no adapter rows
+            "adapter": config_dict.placeholder(str),  # folder or adapter.pt; None = no adapter methods
             "dtype": config_dict.placeholder(str),  # of the backbone, float32 or bfloat16; None = by device
             "storage_dtype": "float16",  # of the stored states, or float32
             "cache": config_dict.placeholder(str),  # folder of states; None = OUTPUT/embeddings, "" = only memory
-            "layers": (),  # to keep in the cache beside those that the rows need, for adapters to come
+            "layers": (),  # to keep in the cache beside those that the methods need, for adapters to come
             "memory_gib": 8.0,  # of this host, for embeddings
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # this process's devices; the batch is split over data * fsdp
-            "distributed": {  # see smart_jax.runtime.distributed; on TPU pods and Slurm jax finds out the last three
+            "distributed": {  # see smart_jax.runtime.distributed; on TPU pods and Slurm jax finds the last three itself
                 "enabled": config_dict.placeholder(bool),  # None = on TPU
                 "coordinator": config_dict.placeholder(str),  # HOST:PORT
                 "processes": config_dict.placeholder(int),
                 "process": config_dict.placeholder(int),
             },
-            "rows": config_dict.placeholder(tuple),  # None = all that apply; names in eval/methods/names.py
+            "rows": config_dict.placeholder(tuple),  # methods; None = all that apply; names in eval/methods/names.py
             "metrics": METRICS,
             "pooled_weight": 1.0,
             "late_weight": 1.0,

@@ -168,7 +168,7 @@ def test_candidates_texts_and_instruction_survive(tmp_path):
 @pytest.mark.parametrize("name", ["a\tb", "a\nb", "a\n", "a\u2028b"])
 def test_ids_that_a_line_can_not_hold_are_not_stored(name, tmp_path):
     benchmark = small(corpus_ids=[name, "b", "c"], qrels={"q0": {name: 1}, "q1": {"b": 1}}, candidates=None)
-    with pytest.raises(ValueError, match="ids with a tab or a line break can not be stored, such as 'a"):
+    with pytest.raises(ValueError, match="ids with a tab or a line break cannot be stored, such as 'a"):
         benchmark.save(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 

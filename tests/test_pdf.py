@@ -164,10 +164,10 @@ def test_bad_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no PDF"):
         pdf_benchmark(tmp_path / "missing.pdf")
     (tmp_path / "bad.pdf").write_bytes(b"not a PDF at all")
-    with pytest.raises(ValueError, match=r"bad\.pdf can not be read as a PDF"):
+    with pytest.raises(ValueError, match=r"bad\.pdf cannot be read as a PDF"):
         pdf_benchmark(tmp_path / "bad.pdf")
     (tmp_path / "empty.pdf").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"empty\.pdf can not be read as a PDF"):
+    with pytest.raises(ValueError, match=r"empty\.pdf cannot be read as a PDF"):
         pdf_benchmark(tmp_path / "empty.pdf")
     with pytest.raises(ValueError, match="no outline"):
         pdf_benchmark(write_pdf(tmp_path / "flat.pdf", [[(60, 300, 12, "Text")]], []))

@@ -11,7 +11,7 @@ A folder written by `save`:
                             for BM25 only; or folders queries and corpus of parquet files with _id or id, title, text
   qrels/SPLIT.tsv           query-id, corpus-id, score; or with these names qrels/SPLIT.jsonl, qrels/SPLIT-*.parquet (or
                             in a folder data or default); or qrels.tsv or qrels.jsonl, which are of the split test
-Queries without a relevant document in the split are left out there, and a document without content is the text NULL.
+There, queries without a relevant document in the split are left out, and a document without content is the text NULL.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ def save(fields: Mapping[str, Any], folder: str | Path) -> None:
 
     Raises:
       FileExistsError: the folder is not empty.
-      ValueError, TypeError, OSError: an item can not be stored, or an id has a tab or a line break in it; the message
+      ValueError, TypeError, OSError: an item cannot be stored, or an id has a tab or a line break in it; the message
         names it.
     """
     folder = Path(folder)
     if wrong := [i for i in (*fields["query_ids"], *fields["corpus_ids"]) if "\t" in i or i.splitlines() != [i]]:
         raise ValueError(
-            f"benchmark {fields['name']}: ids with a tab or a line break can not be stored, such as {wrong[0]!r}: "
+            f"benchmark {fields['name']}: ids with a tab or a line break cannot be stored, such as {wrong[0]!r}: "
             "rename them"
         )
     if folder.exists() and any(folder.iterdir()):
@@ -91,7 +91,7 @@ def save(fields: Mapping[str, Any], folder: str | Path) -> None:
 
 
 def load(folder: str | Path, *, name: str | None = None, split: str = SPLIT) -> dict[str, Any]:
-    """The fields of the `Benchmark` in a folder of `save`, or in a BEIR folder; items are read when asked for.
+    """Returns the fields of the `Benchmark` in a folder of `save`, or in a BEIR folder; items are read when used.
 
     Args:
       folder: as in this module's docstring.
@@ -154,7 +154,7 @@ def _to_row(item: Any, name: str) -> dict[str, Any]:
 
 
 def _encode_image(image: ImageLike, name: str) -> bytes:
-    """The encoded file: as it is for a path or bytes, else PNG."""
+    """Returns the encoded file: as it is for a path or bytes, else PNG."""
     if isinstance(image, str | Path | bytes):
         open_rgb(image, name=name)
         return image if isinstance(image, bytes) else Path(image).read_bytes()
@@ -188,7 +188,7 @@ def _read_header(folder: Path) -> dict[str, Any] | None:
 
 
 def _read_items(folder: Path, kind: str) -> tuple[list[str], LazyItems, list[str] | None]:
-    """Ids, lazy items, and the page texts if every item has one."""
+    """Returns ids, lazy items, and the page texts if every item has one."""
     if (path := folder / f"{kind}.parquet").exists():
         return _read_parquet(path)
     rows = _beir_rows(folder, kind)
@@ -205,14 +205,14 @@ def _read_items(folder: Path, kind: str) -> tuple[list[str], LazyItems, list[str
 
 
 def _beir_rows(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """Of queries or corpus: in jsonl, or in the hub's parquet files, of which there is one split."""
+    """Returns the records of queries or corpus, from jsonl, or from the hub's parquet files, of one split."""
     for name in (f"{kind}.jsonl", f"{kind}.jsonl.gz"):
         if (path := folder / name).exists():
             return list(_read_jsonl(path))
-    if found := splits(folder / kind):
-        split = SPLIT if SPLIT in found else found[0]
-        if split != SPLIT and len(found) > 1:
-            raise ValueError(f"'{folder / kind}' has files of {', '.join(found)}: keep those of one split")
+    if there := splits(folder / kind):
+        split = SPLIT if SPLIT in there else there[0]
+        if split != SPLIT and len(there) > 1:
+            raise ValueError(f"'{folder / kind}' has files of {', '.join(there)}: keep those of one split")
         return _read_table(Table(shards(folder / kind, split)), ("_id", "id", "title", "text"))
     raise FileNotFoundError(
         f"{folder} has neither {kind}.parquet nor {kind}.jsonl nor a folder {kind} of parquet files: it is not a "
@@ -278,7 +278,7 @@ def _read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
 
 
 def _judgements(folder: Path, split: str) -> Iterator[tuple[str, tuple[str, str, int]]]:
-    """Where each is, for messages, and its query, document and grade."""
+    """Yields where each judgement is, for messages, and its query, document and grade."""
     single = [folder / "qrels.tsv", folder / "qrels.jsonl"]
     named = [folder / "qrels" / f"{split}.{suffix}" for suffix in ("tsv", "jsonl")]
     path = next((p for p in (*named, *(single if split == SPLIT else ())) if p.exists()), None)
@@ -295,7 +295,7 @@ _QRELS_FOLDERS = ("qrels", "data", "default")
 
 def _no_qrels(folder: Path, split: str) -> str:
     there = [path.stem for path in sorted((folder / "qrels").glob("*")) if path.suffix in (".tsv", ".jsonl")]
-    there += [found for name in _QRELS_FOLDERS for found in splits(folder / name)]
+    there += [other for name in _QRELS_FOLDERS for other in splits(folder / name)]
     if there:
         return f"{folder} has no judgements of the split {split!r}; it has {', '.join(map(repr, dict.fromkeys(there)))}"
     if split != SPLIT:
@@ -333,7 +333,7 @@ def _of_row(row: Mapping[str, Any], place: str) -> tuple[str, str, int]:
 
 
 def _grade(value: Any) -> int:
-    """An integer, also where it is written 1.0."""
+    """Returns an integer, also where it is written 1.0."""
     grade = int(float(value))
     if grade != float(value):
         raise ValueError(value)

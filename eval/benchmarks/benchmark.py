@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.benchmarks import beir as storage
+from eval.benchmarks import beir
 from eval.benchmarks.lazy_items import LazyItems
 from eval.benchmarks.messages import abridged
 from smart_jax.inputs import parse_item
@@ -27,6 +27,10 @@ class Side:
       query: whether the items are the queries.
       items, ids: items and their ids, in the same order.
       instruction: of all items; None = the model's own.
+
+    Example:
+      >>> Side("pages", query=True, items=["Which?"], ids=["q0"], instruction=None).name
+      'queries'
     """
 
     benchmark: str
@@ -49,17 +53,29 @@ class Benchmark:
     image / images / instruction.
 
     Attributes:
-      name: names the figures, and is part of every query's key in the tie-breaking hash.
+      name: heads the tables, and is part of every query's key in the tie-breaking hash.
       queries, query_ids: items and their distinct ids, in the same order.
       corpus, corpus_ids: items and their distinct ids; the corpus may be lazy (`LazyItems`).
       qrels: grade (an integer; above 0 = relevant) of documents, by query id then document id.
-      candidates: the document ids that each query ranks (local ranking); None = every query ranks the whole corpus.
-      texts: one text per document, for BM25 only; None = no BM25 row.
+      candidates: ids of the documents that each query ranks (local ranking); None = every query ranks the whole corpus.
+      texts: one text per document, for BM25 only; None = BM25 is not evaluated.
       instruction: of the queries; None = the model's own.
       document_instruction: of the corpus; None = the model's own.
 
     Raises:
       ValueError: something is empty, of the wrong length, duplicated, or names an unknown id.
+
+    Example:
+      >>> benchmark = Benchmark(
+      ...     name="two pages",
+      ...     queries=["Which animal barks?"],
+      ...     query_ids=["q0"],
+      ...     corpus=["The dog barks.", "The cat does not."],
+      ...     corpus_ids=["d0", "d1"],
+      ...     qrels={"q0": {"d0": 1}},
+      ... )
+      >>> benchmark.sample(corpus=1).corpus_ids
+      ['d0']
     """
 
     name: str
@@ -85,13 +101,28 @@ class Benchmark:
             self._check_candidates(self.candidates)
 
     def save(self, folder: str | Path) -> None:
-        """Writes a folder that `Benchmark.load` opens; see `eval.benchmarks.beir` for the format."""
-        storage.save({field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, folder)
+        """Writes a folder that `Benchmark.load` opens; see `eval.benchmarks.beir` for the format.
+
+        Raises:
+          FileExistsError: the folder is not empty.
+          ValueError, TypeError, OSError: an item cannot be stored, or an id has a tab or a line break in it.
+        """
+        beir.save({field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, folder)
 
     @classmethod
-    def load(cls, folder: str | Path, *, name: str | None = None, split: str = storage.SPLIT) -> Benchmark:
-        """Opens a folder written by `save`, or a BEIR folder; see `eval.benchmarks.beir`."""
-        return cls(**storage.load(folder, name=name, split=split))
+    def load(cls, folder: str | Path, *, name: str | None = None, split: str = beir.SPLIT) -> Benchmark:
+        """Opens a folder written by `save`, or a BEIR folder; see `eval.benchmarks.beir`.
+
+        Args:
+          folder: where the benchmark is.
+          name: replaces the stored one, or the folder's name where none is stored.
+          split: of a BEIR folder's judgements.
+
+        Raises:
+          FileNotFoundError: the folder, one of its files, or the split is missing.
+          ValueError: a file is corrupt, of another version, or contradicts another.
+        """
+        return cls(**beir.load(folder, name=name, split=split))
 
     def sides(self) -> tuple[Side, Side]:
         """Returns queries and corpus."""
@@ -101,10 +132,13 @@ class Benchmark:
         )
 
     def sample(self, *, queries: int | None = None, corpus: int | None = None, seed: int = 0) -> Benchmark:
-        """A smaller benchmark: that many queries drawn at random, and a corpus cut to about that many documents.
+        """Returns a smaller benchmark.
 
-        The relevant documents (and candidates) of the drawn queries always stay, even if they are more than `corpus`;
-        the rest is drawn. Order is kept. None = all.
+        Args:
+          queries: number of queries that are drawn at random; None = all.
+          corpus: number of documents, about: the relevant documents (and candidates) of the drawn queries always stay,
+            even if they are more, and the rest is drawn; None = all.
+          seed: of the draws. Order is kept.
         """
         rng = np.random.default_rng(seed)
         chosen = _draw(rng, range(len(self.queries)), queries)
@@ -171,7 +205,11 @@ class Deferred:
 
     Attributes:
       name: of the benchmark.
-      load: opens it.
+      load: opens the benchmark.
+
+    Example:
+      >>> Deferred("scifact", lambda: Benchmark.load("scifact")).name
+      'scifact'
     """
 
     name: str
@@ -179,7 +217,12 @@ class Deferred:
 
 
 def item_text(item: Any) -> str:
-    """The text of an item, empty if it has none."""
+    """Returns the text of an item, empty if it has none.
+
+    Example:
+      >>> item_text({"text": "a caption", "instruction": "Find it."})
+      'a caption'
+    """
     return " ".join(parse_item(item).texts)
 
 

@@ -1,4 +1,4 @@
-"""Fingerprints of data: what tells whether embeddings on disk are of these items."""
+"""Fingerprints of items, which tell whether embeddings on disk are of these."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from smart_jax.inputs import parse_item
 
 
 def of_items(items: Sequence[Any], ids: Sequence[str], instruction: str | None) -> str:
-    """16 hexadecimal digits of items, their ids, and the instruction that they are encoded with.
+    """Returns 16 hexadecimal digits of items, their ids, and the instruction that they are encoded with.
 
     Texts and images in memory count by their content, files of images and videos by name and size, lazy items by their
-    `source` where it is known: nothing of them is read then.
+    `source` where it is known: they are not made then.
 
     Raises:
-      TypeError, ValueError, FileNotFoundError: an item cannot be encoded, as far as that can be told without decoding.
+      TypeError, ValueError, FileNotFoundError: an item cannot be encoded, as far as that shows without decoding.
+
+    Example:
+      >>> of_items(["a text"], ["d0"], None) == of_items(["a text"], ["d0"], "Find it.")
+      False
     """
     digest = hashlib.blake2b(digest_size=8)
     digest.update(repr((list(ids), instruction)).encode(errors="surrogatepass"))
@@ -38,7 +42,7 @@ def of_items(items: Sequence[Any], ids: Sequence[str], instruction: str | None) 
 
 
 def _parts(medium: Any) -> Iterable[bytes]:
-    """An image's, or a video's and its frames'."""
+    """Yields the bytes that tell an image, or a video and its frames, from others."""
     if isinstance(medium, list | tuple):
         yield f"{len(medium)} frames\0".encode()
         for frame in medium:

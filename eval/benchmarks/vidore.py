@@ -1,7 +1,7 @@
 """The ViDoRe benchmarks V1, V2 and V3 as a table of sets, and a loader of their layout on the hub.
 
-A set is a data set repository of the hub with the folders `queries`, `corpus` and `qrels`, each of parquet files of one
-split, "test". Columns that are read, others are not:
+A set is a data set repository of the hub with the folders `queries`, `corpus` and `qrels`, each with parquet files of
+one split, "test". These columns are read:
 
   queries   query-id (integer or string), query (string), language (string, "english"; V2 and V3)
   corpus    corpus-id, image (struct{bytes, path}), and where there is one the page's text, for BM25 only
@@ -37,7 +37,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Names of the columns that differ between layouts; text is that of the pages' texts, which may be missing."""
+    """Names of the columns that differ between layouts; that of the pages' texts may be missing."""
 
     query_id: str
     corpus_id: str
@@ -50,16 +50,21 @@ UNDERSCORES = Layout("query_id", "corpus_id", "markdown")
 
 @dataclasses.dataclass(frozen=True)
 class VidoreSet:
-    """One row of the table.
+    """One line of the table.
 
     Attributes:
       name: of the benchmark.
-      repository: of the hub.
-      versions: the benchmarks of which it is a part, keys of `VERSIONS`.
-      metric: the primary one.
-      layout: of its files.
+      repository: on the hub.
+      versions: the versions of ViDoRe that have the set, keys of `VERSIONS`.
+      metric: the primary metric.
+      layout: of the files.
       language: value that the queries' column `language` must have; None = all queries.
-      split: of its files.
+      split: of the files.
+
+    Example:
+      >>> (entry,) = select(["docvqa"])
+      >>> entry.repository, entry.metric
+      ('vidore/docvqa_test_subsampled_beir', 'ndcg@5')
     """
 
     name: str
@@ -104,7 +109,7 @@ SETS = (
 
 
 def select(names: Sequence[str] = (), versions: Sequence[str] = ()) -> list[VidoreSet]:
-    """Sets of the table, in its order.
+    """Returns sets of the table, in its order.
 
     Args:
       names: of sets, "ViDoRe_" may be left out; none = all sets of the versions.
@@ -112,6 +117,10 @@ def select(names: Sequence[str] = (), versions: Sequence[str] = ()) -> list[Vido
 
     Raises:
       ValueError: an unknown name or version, or a set that is in none of the versions.
+
+    Example:
+      >>> [entry.name for entry in select(["tatdqa", "ViDoRe_arxivqa"])], len(select(versions=["v3"]))
+      (['ViDoRe_arxivqa', 'ViDoRe_tatdqa'], 8)
     """
     if unknown := [version for version in versions if version not in VERSIONS]:
         raise ValueError(f"unknown versions {quoted(unknown)}: use some of {', '.join(VERSIONS)}")
@@ -119,20 +128,30 @@ def select(names: Sequence[str] = (), versions: Sequence[str] = ()) -> list[Vido
         return [s for s in SETS if set(s.versions) & set(versions or DEFAULT_VERSIONS)]
     table = {s.name: s for s in SETS}
     full = [name if name in table else f"ViDoRe_{name}" for name in names]
-    if strangers := [name for name, f in zip(names, full, strict=True) if f not in table]:
-        raise ValueError(f"unknown sets {quoted(strangers)}: use some of {', '.join(table)}")
+    if unknown := [name for name, f in zip(names, full, strict=True) if f not in table]:
+        raise ValueError(f"unknown sets {quoted(unknown)}: use some of {', '.join(table)}")
     if versions and (others := [f for f in full if not set(table[f].versions) & set(versions)]):
         raise ValueError(f"{quoted(others)} are in none of the versions {', '.join(versions)}: leave the versions out")
     return [s for s in SETS if s.name in full]
 
 
 def stem(entry: VidoreSet) -> str:
-    """Name of the set's folder."""
+    """Returns the name of the set's folder.
+
+    Example:
+      >>> stem(select(["tatdqa"])[0])
+      'tatdqa_test_beir'
+    """
     return entry.repository.rpartition("/")[2]
 
 
 def find(entry: VidoreSet, root: str | Path) -> Path | None:
-    """The set's folder in a local one, as ROOT/NAME or ROOT/OWNER/NAME of its repository; None = it is not there."""
+    """Returns the set's folder in a local one, ROOT/NAME or ROOT/OWNER/NAME of its repository; None = it is not there.
+
+    Example:
+      >>> find(select(["tatdqa"])[0], "no-such-folder") is None
+      True
+    """
     for name in (stem(entry), entry.repository):
         if (folder := Path(root) / name).is_dir():
             return folder
@@ -140,13 +159,22 @@ def find(entry: VidoreSet, root: str | Path) -> Path | None:
 
 
 def how_to_get(entry: VidoreSet, folder: str | Path) -> str:
-    """The command that puts a set's files into this folder, or into the hub's cache if it is that of a snapshot."""
+    """Returns the command that puts a set's files into this folder, or into the hub's cache if it is a snapshot's.
+
+    Example:
+      >>> how_to_get(select(["tatdqa"])[0], "sets/tatdqa")
+      'hf download --repo-type dataset vidore/tatdqa_test_beir --local-dir sets/tatdqa'
+    """
     command = f"hf download --repo-type dataset {entry.repository}"
     return command if Path(folder).parent.name == "snapshots" else f"{command} --local-dir {folder}"
 
 
 def fetch(entry: VidoreSet, revision: str | None = None) -> Path:
-    """The set's folder in the hub's cache, downloaded once (HF_HOME, HF_HUB_OFFLINE, ... are honoured).
+    """Returns the set's folder in the hub's cache, downloaded once (HF_HOME, HF_HUB_OFFLINE, ... are honoured).
+
+    Args:
+      entry: of the table.
+      revision: branch, tag or commit of the repository; None = the newest.
 
     Raises:
       FileNotFoundError: no such repository or revision.
@@ -162,7 +190,7 @@ def fetch(entry: VidoreSet, revision: str | None = None) -> Path:
 
 
 def load(entry: VidoreSet, folder: str | Path) -> Benchmark:
-    """The benchmark in a set's folder; pages are read when asked for, one row group at a time.
+    """Returns the benchmark in a set's folder; pages are read when they are used, one row group at a time.
 
     Queries of another language than the entry's are left out, and, with a warning, those without a relevant page. Of a
     page that is judged several times for a query the highest grade counts.
@@ -240,20 +268,20 @@ def _grades(
     columns = []
     for column, known in ((layout.query_id, set(query_ids)), (layout.corpus_id, set(corpus_ids))):
         ids = [str(value) for value in _values(entry, table, column, _is_id, "integer or string")]
-        strangers = [row for row, value in enumerate(ids) if value not in known]
-        if strangers:
-            named = "; ".join(f"{table.place(row)}: {ids[row]}" for row in strangers[:MAX_NAMED])
+        unknown = [row for row, value in enumerate(ids) if value not in known]
+        if unknown:
+            named = "; ".join(f"{table.place(row)}: {ids[row]}" for row in unknown[:MAX_NAMED])
             other = "queries" if column == layout.query_id else "corpus"
             raise ValueError(
-                f"set {entry.name}: {len(strangers)} values of column '{column}' are in no row of the {other} "
+                f"set {entry.name}: {len(unknown)} values of column '{column}' are in no row of the {other} "
                 f"({named}): the files are of different versions, or some are missing; download the set again"
             )
         columns.append(ids)
     scores = _values(entry, table, "score", pa.types.is_integer, "integer")
     grades: dict[str, dict[str, int]] = {}
     for query, page, score in zip(*columns, scores, strict=True):
-        own = grades.setdefault(query, {})
-        own[page] = max(score, own.get(page, score))  # as MMEB-V2 does; merged pages are judged twice
+        of_query = grades.setdefault(query, {})
+        of_query[page] = max(score, of_query.get(page, score))  # as MMEB-V2 does; merged pages are judged twice
     return grades
 
 
@@ -274,7 +302,7 @@ def _pages(entry: VidoreSet, table: Table) -> LazyItems:
 
 
 def _page_texts(entry: VidoreSet, table: Table) -> list[str] | None:
-    """Texts of the pages, empty where a page has none; None = the set has no such column, or nothing in it."""
+    """Returns the texts of the pages, empty where a page has none; None = there is no such column, or nothing in it."""
     column = entry.layout.text
     if column not in table.schema.names or pa.types.is_null(table.schema.field(column).type):
         return None
@@ -286,7 +314,7 @@ def _page_texts(entry: VidoreSet, table: Table) -> list[str] | None:
 def _values(
     entry: VidoreSet, table: Table, column: str, fits: Callable[[pa.DataType], bool], expected: str
 ) -> list[Any]:
-    """Of a column that must be there, of that type, and without nulls."""
+    """Returns the values of a column that must be there, of that type, and without nulls."""
     _field(entry, table, column, fits, expected)
     values = table.column(column)
     if (null := next((row for row, value in enumerate(values) if value is None), None)) is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 from numpy.typing import DTypeLike
 from tqdm import tqdm
 
@@ -178,8 +179,10 @@ class _Evaluation:
         for method, of_method in zip(methods, merged, strict=True):
             self._values[method] = dict(zip(self._metrics, of_method, strict=True))
 
-    def _score(self, methods: Sequence[str], scorer: Scorer, blocks: Sequence[Block]) -> Iterator[np.ndarray]:
-        """Yields metrics [methods, metrics, q] of each block, after one of no queries."""
+    def _score(
+        self, methods: Sequence[str], scorer: Scorer, blocks: Sequence[Block]
+    ) -> Iterator[Float64[np.ndarray, "methods metrics _"]]:
+        """Yields the metrics of each block's queries, after those of none."""
         yield np.zeros((len(methods), len(self._metrics), 0))
         progress = self._options.progress
         with tqdm(

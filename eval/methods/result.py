@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Real
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,10 +15,10 @@ class Result:
 
     Attributes:
       benchmark: name of the benchmark.
-      query_ids: ids of the Q queries.
+      query_ids: ids of the Nq queries.
       documents: size of the corpus.
       local: whether each query ranked only its own candidates.
-      values: float64 [Q] by method, then metric.
+      values: one value per query, by method, then metric.
       seconds: wall time by stage: "encode", "encode with adapter", "score".
       bytes_per_document: mean size of a document in the index that a method needs; methods without vectors are left
         out.
@@ -32,7 +33,7 @@ class Result:
     query_ids: Sequence[str]
     documents: int
     local: bool
-    values: Mapping[str, Mapping[str, np.ndarray]]
+    values: Mapping[str, Mapping[str, Real[np.ndarray, " Nq"]]]
     seconds: Mapping[str, float]
     bytes_per_document: Mapping[str, float] = dataclasses.field(default_factory=dict)
 

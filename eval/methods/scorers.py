@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 import smart_jax
 from eval.benchmarks import Benchmark, item_text
@@ -14,8 +15,8 @@ from eval.methods.names import score_kind
 from eval.ranking import Block
 from eval.states import EmbeddingSource
 
-ScoreFunction = Callable[..., np.ndarray]  # as `smart_jax.score` of two Embeddings
-Scorer = Callable[[Block], dict[str, np.ndarray]]  # scores [q, n] of a block by method
+ScoreFunction = Callable[..., np.ndarray]  # as `smart_jax.score` of two Embeddings, with its weights as keywords
+Scorer = Callable[[Block], dict[str, Float32[np.ndarray, "q n"]]]  # scores of a block by method
 # What each score is made of, by `EmbeddingSource.mean_bytes`.
 PARTS = {"pooled": ("pooled",), "late": ("tokens",), "hybrid": ("pooled", "tokens")}
 
@@ -38,21 +39,21 @@ class ModelScorer:
     late_weight: float = 1.0
     score: ScoreFunction = smart_jax.score
 
-    def __call__(self, block: Block) -> dict[str, np.ndarray]:
-        """Returns float32 [q, n] by method: scores of the block's queries and documents."""
+    def __call__(self, block: Block) -> dict[str, Float32[np.ndarray, "q n"]]:
+        """Returns the scores of the block's queries and documents, by method."""
         kinds = {score_kind(method): method for method in self.methods}
         scores = self._parts(block, {part for kind in kinds for part in PARTS[kind]})
-        found = {"pooled": scores.get("pooled"), "late": scores.get("tokens")}
+        by_kind = {"pooled": scores.get("pooled"), "late": scores.get("tokens")}
         if "hybrid" in kinds:
-            found["hybrid"] = self.pooled_weight * scores["pooled"] + self.late_weight * scores["tokens"]
-        return {method: found[kind] for kind, method in kinds.items()}
+            by_kind["hybrid"] = self.pooled_weight * scores["pooled"] + self.late_weight * scores["tokens"]
+        return {method: by_kind[kind] for kind, method in kinds.items()}
 
     def mean_bytes(self) -> dict[str, float]:
         """Returns the mean size of a document in the index that each method needs."""
         sizes = self.corpus.mean_bytes()
         return {method: sum(sizes[part] for part in PARTS[score_kind(method)]) for method in self.methods}
 
-    def _parts(self, block: Block, needed: set[str]) -> dict[str, np.ndarray]:
+    def _parts(self, block: Block, needed: set[str]) -> dict[str, Float32[np.ndarray, "q n"]]:
         """Returns the pooled scores as "pooled" and the late ones as "tokens", run by run of both sides."""
         weights: dict[str, dict[str, Any]] = {
             "pooled": {"pooled_weight": 1.0, "late_weight": 0.0},
@@ -75,7 +76,7 @@ def bm25_scorer(benchmark: Benchmark) -> Scorer:
     index = BM25(benchmark.texts)
     texts = [item_text(query) for query in benchmark.queries]
 
-    def scorer(block: Block) -> dict[str, np.ndarray]:
+    def scorer(block: Block) -> dict[str, Float32[np.ndarray, "q n"]]:
         scores = index.score([texts[i] for i in block.queries])
         return {"bm25": scores if block.documents is None else scores[:, block.documents]}
 
@@ -85,7 +86,7 @@ def bm25_scorer(benchmark: Benchmark) -> Scorer:
 def chance_scorer(benchmark: Benchmark) -> Scorer:
     """Returns the scorer of "chance": 0 for every document, so that only the tie-breaking hash ranks them."""
 
-    def scorer(block: Block) -> dict[str, np.ndarray]:
+    def scorer(block: Block) -> dict[str, Float32[np.ndarray, "q n"]]:
         count = len(benchmark.corpus) if block.documents is None else len(block.documents)
         return {"chance": np.zeros((len(block.queries), count), np.float32)}
 

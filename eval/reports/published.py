@@ -17,11 +17,16 @@ class Published:
     """One model's figures from one source.
 
     Attributes:
-      model: its name.
+      model: name of the model.
       source, date: where the figures were read, and the day that they are from.
       figures: in [0, 1], by metric, then benchmark.
       averages: likewise by metric, then group of benchmarks; a group of several metrics is under all of them, "hit@1,
         ndcg@5".
+
+    Example:
+      >>> day = datetime.date(2026, 1, 2)
+      >>> Published("rival", "a paper", day, figures={"ndcg@5": {"pages": 0.5}}).figures["ndcg@5"]["pages"]
+      0.5
     """
 
     model: str
@@ -32,10 +37,14 @@ class Published:
 
 
 def load(path: str | Path = FILE) -> list[Published]:
-    """The file's entries.
+    """Reads a file's entries.
 
     Raises:
       ValueError: the file is not as `published.toml` is; the message names the entry.
+
+    Example:
+      >>> "Qwen3-VL-Embedding-2B" in {entry.model for entry in load()}
+      True
     """
     try:
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -45,14 +54,20 @@ def load(path: str | Path = FILE) -> list[Published]:
 
 
 def choose(entries: Sequence[Published], names: str, model: str) -> list[Published]:
-    """Some of the entries.
+    """Returns some of the entries.
 
     Args:
+      entries: to choose from.
       names: of models, separated by commas; "all" = every entry; "" = those of `model`.
       model: a hub id or folder; the last part of its name counts, in capitals or not.
 
     Raises:
       ValueError: an unknown name; the message lists the known ones.
+
+    Example:
+      >>> entry = Published("Rival-2B", "a paper", datetime.date(2026, 1, 2))
+      >>> [chosen.model for chosen in choose([entry], "", "someone/rival-2b")]
+      ['Rival-2B']
     """
     if names == "all":
         return list(entries)

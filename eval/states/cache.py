@@ -1,13 +1,13 @@
-"""States of a benchmark's queries and documents on disk: encoded once, in shards, and scored as often as one likes.
+"""States of a benchmark's queries and documents on disk: encoded once, in shards, and scored any number of times.
 
 A cache is a folder; each side of each benchmark has a folder of its own in it, CACHE/BENCHMARK/SIDE-KEY:
 
-  manifest.json              what the states are of: model, data, instruction, layers, dtype, items of a shard
-  00000.safetensors, ...     the shards, `smart_jax.States` of so many consecutive items each
+  manifest.json              what the states were made from: model, data, instruction, layers, dtype, items per shard
+  00000.safetensors, ...     the shards: `smart_jax.States` of consecutive items
 
-KEY is made of the manifest: other weights, another instruction or other items have another folder, and what is there
-is right. A shard is written whole or not at all, so that a run that was killed goes on with the first that is missing.
-Several processes write every so many-th shard each, and see each other's files.
+KEY is a hash of the manifest: other weights, another instruction or other items have another folder, so that a folder's
+states are never of something else. A shard is written whole or not at all, so that a run that was killed goes on with
+the first that is missing. Of N processes each writes every N-th shard, and reads the others'.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, Int64
 from numpy.typing import DTypeLike
 from tqdm import tqdm
 
@@ -33,8 +34,10 @@ from smart_jax.retrieval import LAST, Retriever, States
 FORMAT, VERSION = "smart_jax.eval.cache", 1
 GIB = 2**30
 MEMORY = 8 * GIB
-SHARD_ITEMS = 256  # at most
-SHARE = 8  # of the memory: a shard while it is made (it is copied once), a part of the corpus, a part of the queries
+SHARD_ITEMS = 256  # in a shard, at most
+SHARE = (
+    8  # parts of the memory: a shard while it is made (and its copy), a run of the corpus, a run of the queries, ...
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -44,11 +47,15 @@ class Cache:
     """Where states are kept, and how much memory embeddings may take on this host.
 
     Attributes:
-      folder: made where it is missing; seen by all processes.
-      memory: bytes; the size of the corpus does not matter.
+      folder: made where it is missing; all processes see it.
+      fingerprint: of the encoder's weights and preprocessing, see `Encoder.fingerprint`.
+      memory: bytes that embeddings may take, whatever the size of the corpus.
       worker: this process.
       layers: to encode beside those that are needed, for adapters to come.
-      fingerprint: of the encoder's weights and preprocessing, see `Encoder.fingerprint`.
+
+    Example:
+      >>> Cache(Path("states"), "a fingerprint", memory=4 * GIB).memory
+      4294967296
     """
 
     folder: Path
@@ -136,13 +143,18 @@ def _encode(encoder: Retriever, side: Side, part: slice, options: dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """States of consecutive items in files; what is read is read when it is used.
+    """States of consecutive items in files, which are read when they are used.
 
     Attributes:
-      folder: of the files.
-      items: in all of them.
+      folder: where the files are.
+      items: number of items in all of them.
       size: items of a shard; the last may have fewer.
       limit: bytes of states that are in memory at a time.
+
+    Example:
+      >>> shards = Shards(Path("states"), items=600, size=256, limit=GIB)
+      >>> shards.count, shards.bounds(2)
+      (3, slice(512, 600, None))
     """
 
     folder: Path
@@ -155,11 +167,11 @@ class Shards:
 
     @property
     def count(self) -> int:
-        """Of shards."""
+        """Number of shards."""
         return -(-self.items // self.size)
 
     def bounds(self, number: int) -> slice:
-        """Items of a shard."""
+        """Returns the places of a shard's items."""
         return slice(number * self.size, min((number + 1) * self.size, self.items))
 
     def items_of(self, number: int) -> int:
@@ -167,10 +179,11 @@ class Shards:
         return len(range(self.items)[self.bounds(number)])
 
     def path(self, number: int) -> Path:
+        """Returns where a shard is, or will be."""
         return self.folder / f"{number:05}.safetensors"
 
     def has(self, number: int) -> bool:
-        """Whether a shard is there; a damaged one is not."""
+        """Returns whether a shard is there; a damaged one counts as missing."""
         if not self.path(number).exists():
             return False
         try:
@@ -180,11 +193,12 @@ class Shards:
             return False
 
     def shard(self, number: int) -> States:
+        """Reads a shard."""
         return States.load(self.path(number))
 
     @cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each item, int64 [N]."""
+    def lengths(self) -> Int64[np.ndarray, " N"]:
+        """Number of tokens of each item."""
         return np.concatenate([self.shard(number).lengths for number in range(self.count)])
 
     @cached_property
@@ -192,10 +206,10 @@ class Shards:
         states = self.shard(0).states
         return states.shape[1] * states.shape[2] * states.dtype.itemsize
 
-    def parts(self, indices: np.ndarray | None = None) -> Iterator[tuple[slice, States]]:
-        """The items, or those with these ascending indices, in runs that keep to `limit`, and their places among them.
+    def parts(self, indices: Int[np.ndarray, " n"] | None = None) -> Iterator[tuple[slice, States]]:
+        """Yields all items, or those with these ascending indices, in runs: their places among them, and their states.
 
-        An item larger than the limit is a run of its own.
+        A run keeps to `limit`; an item that is larger is a run of its own.
         """
         if indices is None:
             indices = np.arange(self.items)
@@ -207,11 +221,11 @@ class Shards:
             yield slice(start, stop), self.take(indices[start:stop])
             start = stop
 
-    def take(self, indices: np.ndarray) -> States:
-        """States of the items with these ascending indices."""
+    def take(self, indices: Int[np.ndarray, " n"]) -> States:
+        """Returns the states of the items with these ascending indices."""
         numbers = indices // self.size
         parts = []
         for number in np.unique(numbers).tolist():
-            shard, own = self.shard(number), indices[numbers == number] - number * self.size
-            parts.append(shard if len(own) == len(shard) else shard[own])  # a whole shard stays in its file
+            shard, places = self.shard(number), indices[numbers == number] - number * self.size
+            parts.append(shard if len(places) == len(shard) else shard[places])  # a whole shard stays in its file
         return parts[0] if len(parts) == 1 else States.concatenate(parts)

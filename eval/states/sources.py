@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int
 
 from eval.states.cache import Shards
 from smart_jax.retrieval import Embeddings, States
@@ -18,7 +19,7 @@ class EmbeddingSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def parts(self, indices: np.ndarray | None = None) -> Iterator[tuple[slice, Embeddings]]:
+    def parts(self, indices: Int[np.ndarray, " n"] | None = None) -> Iterator[tuple[slice, Embeddings]]:
         """Yields all items, or those with these ascending indices, in runs: their places among them, and embeddings."""
 
     def mean_bytes(self) -> dict[str, float]:
@@ -40,7 +41,7 @@ class InMemory:
     def __len__(self) -> int:
         return len(self.embeddings)
 
-    def parts(self, indices: np.ndarray | None = None) -> Iterator[tuple[slice, Embeddings]]:
+    def parts(self, indices: Int[np.ndarray, " n"] | None = None) -> Iterator[tuple[slice, Embeddings]]:
         """Yields one run: all items, or those with these indices."""
         chosen = self.embeddings if indices is None else self.embeddings[indices]
         yield slice(0, len(chosen)), chosen
@@ -65,7 +66,7 @@ class OnDisk:
     def __len__(self) -> int:
         return len(self.shards)
 
-    def parts(self, indices: np.ndarray | None = None) -> Iterator[tuple[slice, Embeddings]]:
+    def parts(self, indices: Int[np.ndarray, " n"] | None = None) -> Iterator[tuple[slice, Embeddings]]:
         """Yields the items in runs that keep to the limit of the shards."""
         return ((place, self.make(states)) for place, states in self.shards.parts(indices))
 

@@ -1,4 +1,4 @@
-"""Processes that share an evaluation: who does what, and how they hear of each other, by files of a shared folder."""
+"""Processes that share an evaluation: which does what, and how they exchange results, by files in a shared folder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ POLL_SECONDS = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-    """One of `count` processes, which do every count-th piece of work each.
+    """One of several processes, each of which does every count-th piece of work.
 
     Attributes:
       index: 0 .. count - 1; process 0 writes the report.
-      count: of processes.
-      folder: of messages of this run, seen by all of them; None where there is one process.
+      count: number of processes.
+      folder: for messages of this run, seen by all of them; None where there is one process.
+
+    Raises:
+      ValueError: there are several processes and no folder.
+
+    Example:
+      >>> Worker().own(3)
+      range(0, 3)
     """
 
     index: int = 0
@@ -37,12 +44,12 @@ class Worker:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def own(self, pieces: int) -> range:
-        """Which of so many pieces are this process's."""
+        """Returns which of so many pieces of work are this process's."""
         return range(self.index, pieces, self.count)
 
     @contextlib.contextmanager
     def task(self, name: str) -> Iterator[None]:
-        """Around what all processes do under this name: an error here ends their waiting too."""
+        """Surrounds what all processes do under this name: an error in one ends the others' waiting too."""
         try:
             yield
         except Exception as error:
@@ -51,7 +58,7 @@ class Worker:
             raise
 
     def wait_for(self, paths: Iterable[Path], name: str) -> None:
-        """Returns when all the files, which others make in the task of this name, are there.
+        """Waits until all the files, which others make in the task of this name, are there.
 
         Raises:
           RuntimeError: another process failed in the task.
@@ -65,7 +72,16 @@ class Worker:
             missing = [path for path in missing if not path.exists()]
 
     def exchange(self, name: str, what: str, arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-        """Everybody's arrays, by process, in the task of this name."""
+        """Returns the arrays of every process, in their order.
+
+        Args:
+          name: of the task that all of them are in.
+          what: tells several exchanges of a task apart.
+          arrays: of this process, by name.
+
+        Raises:
+          RuntimeError: another process failed in the task.
+        """
         if self.folder is None:
             return [dict(arrays)]
         paths = [self.folder / f"{_digest(name + what)}-{index}.safetensors" for index in range(self.count)]
@@ -76,7 +92,7 @@ class Worker:
         return [load_file(path) for path in paths]
 
     def finish(self) -> None:
-        """Leaves the run; the last thing that each process does. The messages go when all have left."""
+        """Leaves the run, as the last thing that each process does; the messages are deleted when all have left."""
         if self.folder is None:
             return
         left = [self.folder / f"left-{index}" for index in range(self.count)]

@@ -11,7 +11,7 @@
   binary           a bit for each component; queries keep their precision
   binary both      queries are binarised too
 
-Before all of them stands "float16", what the states are stored in. Queries follow where widths change.
+"float16", in which the states are stored, is the setting without a reduction. Queries follow where widths change.
 """
 
 from __future__ import annotations
@@ -37,10 +37,14 @@ Pair = tuple[Embeddings, Embeddings]  # of queries and documents
 
 
 def parse(name: str) -> tuple[str, ...]:
-    """The steps of a setting.
+    """Returns the steps of a setting.
 
     Raises:
       ValueError: a step is unknown or in the wrong place.
+
+    Example:
+      >>> parse("pool 4 + pca 1/2 + int8")
+      ('pool 4', 'pca 1/2', 'int8')
     """
     steps = () if name == UNREDUCED else tuple(name.split(SEPARATOR))
     for place, step in enumerate(steps):
@@ -57,21 +61,21 @@ def parse(name: str) -> tuple[str, ...]:
 
 
 class Reducer:
-    """The reductions of one benchmark's last states; steps that settings begin with alike are computed once."""
+    """Reduces one benchmark's last states; steps that several settings begin with are computed once."""
 
     def __init__(self, queries: States, corpus: States):
         self._corpus = corpus
         self._done: dict[tuple[str, ...], Pair] = {(): (queries.embeddings(), corpus.embeddings())}
 
     def applies(self, steps: tuple[str, ...]) -> bool:
-        """Whether the first step has something to do: there are images, or a prompt has words."""
+        """Returns whether the first step has something to do: there are images, or a prompt has words."""
         first = steps[0] if steps else ""
         if first.startswith("grid"):
             return bool(len(self._corpus.grids))
         return first != "own" or bool(prompt_words(self._corpus).any())
 
     def __call__(self, steps: tuple[str, ...]) -> tuple[Embeddings, Embeddings, int]:
-        """Queries and documents to score with, and the bytes that the documents take when stored."""
+        """Returns queries and documents to score with, and the bytes that the documents take when stored."""
         if steps and steps[-1] in _BITS:
             q, d = self._pair(steps[:-1])
             if steps[-1] == "int8":

@@ -6,12 +6,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from eval.benchmarks.mmeb_v2.loaders import lacking
-from eval.benchmarks.mmeb_v2.table import select
+from eval.benchmarks.mmeb_v2 import lacking, select
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command, by default with its own arguments."""
+    """Runs the command, by default with the arguments of the command line."""
     parser = argparse.ArgumentParser(prog="python -m eval.benchmarks.mmeb_v2", description=__doc__)
     parser.add_argument("folder", help="a copy of the hub's TIGER-Lab/MMEB-V2, or where one shall be")
     parser.add_argument("tasks", nargs="*", help="their names; none = all 78")
@@ -21,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     commands = {task.name: lacking(task, args.folder) for task in tasks}
-    for command in dict.fromkeys(command for some in commands.values() for command in some):
+    for command in dict.fromkeys(command for of_task in commands.values() for command in of_task):
         print(command)
-    complete = [name for name, some in commands.items() if not some]
+    complete = [name for name, of_task in commands.items() if not of_task]
     print(f"# {len(complete)} of {len(tasks)} tasks have their annotations and folders of images or frames")
 
 

@@ -5,7 +5,8 @@ annotations, each in a copy of its hub repository, FOLDER/OWNER/NAME.
 
 Candidates are named as in the reference, for the tie-breaking hash: by their text, their path, their path and text,
 their video or their page. Clips of moment retrieval, there named by the absolute path of their frames, are named by
-the path inside the MMEB-V2 folder, so that ties are broken alike on every machine. Queries are named by their row.
+the path inside the MMEB-V2 folder, so that ties are broken alike on every machine. Queries are named by the number of
+their record.
 
 nDCG is trec_eval's. The reference pairs a query's pages with their grades through an unordered set, which can
 exchange grades where a query has pages of several.
@@ -35,13 +36,13 @@ from smart_jax.files import files_fingerprint
 
 LABELS = Path(__file__).with_name("labels.toml")
 Item = dict[str, Any]
-_IMAGE_TOKEN = "<|image_1|>"  # that the rows' instructions hold for models that need it
+_IMAGE_TOKEN = "<|image_1|>"  # that the annotations' instructions hold for models that need it
 
 _logger = logging.getLogger(__name__)
 
 
 def load(task: Task, root: str | Path) -> Benchmark:
-    """Opens a task; images and frames are found, not read.
+    """Opens a task; images and frames are looked for, not read.
 
     Args:
       task: of the table.
@@ -49,13 +50,18 @@ def load(task: Task, root: str | Path) -> Benchmark:
 
     Raises:
       FileNotFoundError: annotations, images or frames are missing; the message says what to download and where it goes.
-      ValueError: a row or column of the annotations is not as the task's layout says; the message names them.
+      ValueError: a record or column of the annotations is not as the task's layout says; the message names them.
+
+    Example:
+      >>> load(table.select(["CIRR"])[0], "no-such-folder")  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      FileNotFoundError: task CIRR: ...
     """
     if isinstance(task.layout, table.Pages):
         benchmark = _pages(task, task.layout, Path(root))
     else:
         try:
-            benchmark = _rows(task, Path(root))
+            benchmark = _annotated(task, Path(root))
         except FileNotFoundError as error:
             raise FileNotFoundError(f"task {task.name}: {error}") from error
         except ValueError as error:
@@ -71,7 +77,13 @@ def load(task: Task, root: str | Path) -> Benchmark:
 
 
 def lacking(task: Task, root: str | Path) -> list[str]:
-    """Commands that get what a task lacks, as far as its files of annotations and its folders of media show it."""
+    """Returns commands that get what a task lacks, as far as its files of annotations and folders of media show it.
+
+    Example:
+      >>> commands = lacking(table.select(["CIRR"])[0], "no-such-folder")
+      >>> len(commands), commands[0].startswith("hf download")
+      (2, True)
+    """
     root = Path(root)
     if isinstance(task.layout, table.Pages):
         return [] if _set_folder(task.layout, root) else [_get_set(task.layout, root)]
@@ -83,24 +95,25 @@ def lacking(task: Task, root: str | Path) -> list[str]:
 
 
 class _Collector:
-    """Queries, candidates and labels, row by row; of candidates of one name the first counts, as in the reference."""
+    """Collects queries, candidates and labels; of candidates of one name the first counts, as in the reference."""
 
     def __init__(self, task: Task):
         self.task = task
         self.corpus: dict[str, Item] = {}
         self._queries: list[Item] = []
-        self._names: dict[str, str] = {}  # one object of each: a million candidates share them
+        self._names: dict[str, str] = {}  # one object of each name, which a million candidates share
         self._candidates: dict[str, list[str]] = {}
         self._qrels: dict[str, dict[str, int]] = {}
 
     def add(self, query: Item, candidates: Iterable[str], labels: Sequence[str]) -> None:
-        """One query; its candidates and labels are names in `corpus`."""
+        """Adds one query; its candidates and labels are names in `corpus`."""
         name = str(len(self._queries))
         self._queries.append(query)
         self._candidates[name] = list(dict.fromkeys(self._names.setdefault(c, c) for c in candidates))
         self._qrels[name] = dict.fromkeys(labels, 1)
 
     def benchmark(self) -> Benchmark:
+        """Returns what was collected."""
         return Benchmark(
             name=self.task.name,
             queries=self._queries,
@@ -113,61 +126,61 @@ class _Collector:
         )
 
 
-def _rows(task: Task, root: Path) -> Benchmark:
+def _annotated(task: Task, root: Path) -> Benchmark:
     assert task.source is not None
-    found = records.read(task.source, root)
-    first = next(found)  # annotations that are missing come before images that are
-    rows = itertools.islice(itertools.chain([first], found), task.limit)
+    stored = records.read(task.source, root)
+    first = next(stored)  # missing annotations are reported before missing images
+    annotations = itertools.islice(itertools.chain([first], stored), task.limit)
     media, collector = Media(task, root), _Collector(task)
     match task.layout:
         case table.Pairs():
-            _pairs(task.layout, rows, media, collector)
+            _pairs(task.layout, annotations, media, collector)
         case table.Classes():
-            _classes(task.layout, rows, media, collector)
+            _classes(task.layout, annotations, media, collector)
         case table.Captions():
-            _captions(task.layout, rows, media, collector)
+            _captions(task.layout, annotations, media, collector)
         case table.Questions():
-            _questions(task.layout, rows, media, collector)
+            _questions(task.layout, annotations, media, collector)
         case table.Moments():
-            _moments(rows, media, collector)
+            _moments(annotations, media, collector)
         case table.Clips():
-            _clips(rows, media, collector)
+            _clips(annotations, media, collector)
     media.check()
     return collector.benchmark()
 
 
-def _pairs(layout: table.Pairs, rows: Iterable[Record], media: Media, out: _Collector) -> None:
+def _pairs(layout: table.Pairs, annotations: Iterable[Record], media: Media, out: _Collector) -> None:
     add = {"texts": _text_candidates, "images": _image_candidates, "images and texts": _image_text_candidates}
-    for row in rows:
-        query: Item = {"instruction": row.text("qry_inst").replace(_IMAGE_TOKEN, "").strip()}
+    for record in annotations:
+        query: Item = {"instruction": record.text("qry_inst").replace(_IMAGE_TOKEN, "").strip()}
         if layout.query_image:
-            query |= {"text": row.text("qry_text", optional=True), "image": media.image(row.text("qry_img_path"))}
+            query |= {"text": record.text("qry_text", optional=True), "image": media.image(record.text("qry_img_path"))}
         else:
-            query["text"] = row.filled("qry_text")
-        names = add[layout.candidates](row, media, out.corpus)
+            query["text"] = record.filled("qry_text")
+        names = add[layout.candidates](record, media, out.corpus)
         if not names:
-            raise row.wrong("tgt_text" if layout.candidates == "texts" else "tgt_img_path", "at least one candidate")
+            raise record.wrong("tgt_text" if layout.candidates == "texts" else "tgt_img_path", "at least one candidate")
         out.add(query, names, names[:1])
 
 
-def _text_candidates(row: Record, media: Media, corpus: dict[str, Item]) -> list[str]:
-    texts = row.texts("tgt_text")
-    _add_texts(row, "tgt_text", texts, texts, corpus)
+def _text_candidates(record: Record, media: Media, corpus: dict[str, Item]) -> list[str]:
+    texts = record.texts("tgt_text")
+    _add_texts(record, "tgt_text", texts, texts, corpus)
     return texts
 
 
-def _image_candidates(row: Record, media: Media, corpus: dict[str, Item]) -> list[str]:
-    paths = row.texts("tgt_img_path")
-    for path, text in itertools.zip_longest(paths, row.texts("tgt_text")[: len(paths)], fillvalue=""):
+def _image_candidates(record: Record, media: Media, corpus: dict[str, Item]) -> list[str]:
+    paths = record.texts("tgt_img_path")
+    for path, text in itertools.zip_longest(paths, record.texts("tgt_text")[: len(paths)], fillvalue=""):
         if path not in corpus:
             corpus[path] = _image_item(media, path, text.strip())
     return paths
 
 
-def _image_text_candidates(row: Record, media: Media, corpus: dict[str, Item]) -> list[str]:
-    paths, texts = row.texts("tgt_img_path"), row.texts("tgt_text")
+def _image_text_candidates(record: Record, media: Media, corpus: dict[str, Item]) -> list[str]:
+    paths, texts = record.texts("tgt_img_path"), record.texts("tgt_text")
     if len(paths) != len(texts):
-        raise ValueError(f"{row.place}: {len(paths)} candidates in 'tgt_img_path', and {len(texts)} in 'tgt_text'")
+        raise ValueError(f"{record.place}: {len(paths)} candidates in 'tgt_img_path', and {len(texts)} in 'tgt_text'")
     written = bool(texts) and bool(texts[0].strip())
     names = []
     for path, text in zip(paths, texts, strict=True):
@@ -182,12 +195,14 @@ def _image_item(media: Media, path: str, text: str) -> Item:
     return {"image": media.image(path), "text": text} if text else {"image": media.image(path)}
 
 
-def _add_texts(row: Record, column: str, names: Sequence[str], texts: Sequence[str], corpus: dict[str, Item]) -> None:
-    """Candidates that are texts alone."""
+def _add_texts(
+    record: Record, column: str, names: Sequence[str], texts: Sequence[str], corpus: dict[str, Item]
+) -> None:
+    """Adds candidates that are texts alone."""
     for name, text in zip(names, texts, strict=True):
         if name not in corpus:
             if not text.strip():
-                raise row.wrong(column, "candidates that are not empty")
+                raise record.wrong(column, "candidates that are not empty")
             corpus[name] = {"text": text}
 
 
@@ -200,62 +215,62 @@ def _labels() -> Mapping[str, Sequence[str]]:
     return tomllib.loads(LABELS.read_text(encoding="utf-8"))
 
 
-def _classes(layout: table.Classes, rows: Iterable[Record], media: Media, out: _Collector) -> None:
-    own = layout.candidates
-    for row in rows:
-        label = row.text("pos_text")
-        names = row.texts(own) if own else [label]
-        if own and label not in names:
+def _classes(layout: table.Classes, annotations: Iterable[Record], media: Media, out: _Collector) -> None:
+    column = layout.candidates
+    for record in annotations:
+        label = record.text("pos_text")
+        names = record.texts(column) if column else [label]
+        if column and label not in names:
             _logger.warning(
                 "task %s: %s: 'pos_text' is not among the candidates of '%s', and counts as a miss, as in the "
                 "reference: %r",
                 out.task.name,
-                row.place,
-                own,
+                record.place,
+                column,
                 label,
             )
-        _add_texts(row, own or "pos_text", names, names, out.corpus)
-        _add_texts(row, "pos_text", [label], [label], out.corpus)
-        out.add(_video(media, row.name("video_id")), names, [label])
-    if not own:
+        _add_texts(record, column or "pos_text", names, names, out.corpus)
+        _add_texts(record, "pos_text", [label], [label], out.corpus)
+        out.add(_video(media, record.name("video_id")), names, [label])
+    if not column:
         for label in _labels()[out.task.name]:
             out.corpus.setdefault(label, {"text": label})
 
 
-def _captions(layout: table.Captions, rows: Iterable[Record], media: Media, out: _Collector) -> None:
-    for row in rows:
-        name = row.name(layout.video)
+def _captions(layout: table.Captions, annotations: Iterable[Record], media: Media, out: _Collector) -> None:
+    for record in annotations:
+        name = record.name(layout.video)
         if layout.stem:
             name = PurePosixPath(name).stem
         if name not in out.corpus:
             out.corpus[name] = _video(media, name)
-        out.add({"text": row.filled(layout.caption)}, [name], [name])
+        out.add({"text": record.filled(layout.caption)}, [name], [name])
 
 
-def _questions(layout: table.Questions, rows: Iterable[Record], media: Media, out: _Collector) -> None:
-    for row in rows:
-        options = list(layout.choices) or _options(layout, row)
-        right = _right(layout, row, options)
+def _questions(layout: table.Questions, annotations: Iterable[Record], media: Media, out: _Collector) -> None:
+    for record in annotations:
+        options = list(layout.choices) or _options(layout, record)
+        right = _right(layout, record, options)
         if layout.letters == "added":
             options = [f"({chr(ord('A') + i)}) {option}" for i, option in enumerate(options)]
         texts = [_without_letter(option) for option in options] if layout.letters == "taken off" else options
-        question = layout.query.format(question=row.text("question"), options=layout.separator.join(options))
+        question = layout.query.format(question=record.text("question"), options=layout.separator.join(options))
         if layout.letters == "added":
             question = question.rstrip()
-        _add_texts(row, layout.options[0] if layout.options else "question", options, texts, out.corpus)
-        out.add({**_video(media, _folder(layout.video, row)), "text": question}, options, [options[right]])
+        _add_texts(record, layout.options[0] if layout.options else "question", options, texts, out.corpus)
+        out.add({**_video(media, _folder(layout.video, record)), "text": question}, options, [options[right]])
 
 
-def _options(layout: table.Questions, row: Record) -> list[str]:
-    options = row.texts(layout.options[0]) if len(layout.options) == 1 else [row.text(c) for c in layout.options]
+def _options(layout: table.Questions, record: Record) -> list[str]:
+    options = record.texts(layout.options[0]) if len(layout.options) == 1 else [record.text(c) for c in layout.options]
     if not options:
-        raise row.wrong(layout.options[0], "at least one option")
+        raise record.wrong(layout.options[0], "at least one option")
     return options
 
 
-def _right(layout: table.Questions, row: Record, options: Sequence[str]) -> int:
-    """Index of the right option: of several equal ones the last, as in the reference."""
-    answer = row.name("answer")
+def _right(layout: table.Questions, record: Record, options: Sequence[str]) -> int:
+    """Returns the index of the right option: of several equal ones the last, as in the reference."""
+    answer = record.name("answer")
     if layout.answer == "text":
         index = max((i for i, option in enumerate(options) if option == answer), default=-1)
     elif layout.answer == "letter":
@@ -263,64 +278,64 @@ def _right(layout: table.Questions, row: Record, options: Sequence[str]) -> int:
     else:
         index = int(answer) if answer.isdecimal() else -1
     if not 0 <= index < len(options):
-        raise row.wrong("answer", f"the {layout.answer} of one of the options {list(options)}")
+        raise record.wrong("answer", f"the {layout.answer} of one of the options {list(options)}")
     return index
 
 
 def _without_letter(option: str) -> str:
-    """ "A. It rains." -> "It rains" """
+    """Returns "It rains" of "A. It rains."."""
     at = option.find(". ")
     return option if at < 0 else option[at:].strip(". ")
 
 
-def _folder(template: str, row: Record) -> str:
+def _folder(template: str, record: Record) -> str:
     class Names(dict[str, str]):
         def __missing__(self, column: str) -> str:
-            return row.name(column)
+            return record.name(column)
 
     return template.format_map(Names())
 
 
-def _moments(rows: Iterable[Record], media: Media, out: _Collector) -> None:
+def _moments(annotations: Iterable[Record], media: Media, out: _Collector) -> None:
     folder = out.task.media[0]
-    for row in rows:
-        video = PurePosixPath(row.text("video_path")).stem
-        found = media.folders(video)
-        clips = [clip for clip in found if clip != "query"]
+    for record in annotations:
+        video = PurePosixPath(record.text("video_path")).stem
+        folders = media.folders(video)
+        clips = [clip for clip in folders if clip != "query"]
         for clip in clips:
             if (name := f"{folder}/{video}/{clip}") not in out.corpus:
                 out.corpus[name] = _video(media, f"{video}/{clip}", CLIP_FRAMES)
         right = [clip for clip in clips if clip.startswith("positive")]
-        if found and not right:
-            raise ValueError(f"{row.place}: video '{video}' has no folder positive* among its clips {clips}")
-        query = {**_video(media, f"{video}/query"), "text": row.filled("query")}
+        if folders and not right:
+            raise ValueError(f"{record.place}: video '{video}' has no folder positive* among its clips {clips}")
+        query = {**_video(media, f"{video}/query"), "text": record.filled("query")}
         out.add(query, *([f"{folder}/{video}/{clip}" for clip in part] for part in (clips, right)))
 
 
-def _clips(rows: Iterable[Record], media: Media, out: _Collector) -> None:
+def _clips(annotations: Iterable[Record], media: Media, out: _Collector) -> None:
     folder = out.task.media[0]
-    for row in rows:
-        query, asked = {"text": row.filled("query")}, row.text("input_frames", optional=True)
+    for record in annotations:
+        query, asked = {"text": record.filled("query")}, record.text("input_frames", optional=True)
         if asked.endswith(".mp4"):
             query |= _video(media, _clip(asked))
         elif asked.endswith(".jpg"):
             query["image"] = media.image(f"query_{asked}")
         kind = next((key for key in ("video", "image") if key in query), "")
         query["instruction"] = table.CLIP_INSTRUCTIONS[kind]
-        found: dict[str, list[str]] = {}
+        names: dict[str, list[str]] = {}
         for column in ("positive_frames", "negative_frames"):
-            clips = [_clip(inner.text("output_path")) for inner in row.dicts(column)]
-            found[column] = [f"{folder}/{clip}" for clip in clips]
-            for name, clip in zip(found[column], clips, strict=True):
+            clips = [_clip(inner.text("output_path")) for inner in record.dicts(column)]
+            names[column] = [f"{folder}/{clip}" for clip in clips]
+            for name, clip in zip(names[column], clips, strict=True):
                 if name not in out.corpus:
                     out.corpus[name] = _video(media, clip)
-        if not found["positive_frames"]:
-            raise row.wrong("positive_frames", "at least one clip")
-        out.add(query, itertools.chain(*found.values()), found["positive_frames"])
+        if not names["positive_frames"]:
+            raise record.wrong("positive_frames", "at least one clip")
+        out.add(query, itertools.chain(*names.values()), names["positive_frames"])
 
 
 def _clip(path: str) -> str:
-    """The folder of a video's frames: its path in one word."""
+    """Returns the folder of a video's frames: its path in one word."""
     return "video_frames/" + path.replace("/", "_").split(".mp4")[0]
 
 
@@ -336,7 +351,7 @@ def _pages(task: Task, layout: table.Pages, root: Path) -> Benchmark:
 
 
 def _page_files(benchmark: Benchmark, layout: table.Pages, images: Path) -> Sequence[Any]:
-    """The pages, each the file of the image archive where that has one, as in the reference; the set's own else."""
+    """Returns the pages: files of the image archive where it has them, as in the reference; else those of the set."""
     if not images.is_dir():
         return benchmark.corpus
     name, pages = _short_name if layout.short_names else _png, benchmark.corpus
@@ -353,7 +368,8 @@ def _page_files(benchmark: Benchmark, layout: table.Pages, images: Path) -> Sequ
 
 def _set_folder(layout: table.Pages, root: Path) -> Path | None:
     places = (root, root / "visdoc-tasks" / "data", root / "visdoc-tasks")
-    return next((found for place in places if (found := vidore.find(layout.vidore_set, place))), None)
+    folders = (vidore.find(layout.vidore_set, place) for place in places)
+    return next((folder for folder in folders if folder), None)
 
 
 def _get_set(layout: table.Pages, root: Path) -> str:
@@ -365,6 +381,6 @@ def _png(page: str) -> str:
 
 
 def _short_name(page: str) -> str:
-    """As the image archive shortens a page's id: 50 characters, and of its MD5 hash 8."""
+    """Returns a page's id as the image archive shortens it: 50 characters, and 8 of its MD5 hash."""
     base, suffix = posixpath.splitext(page)
     return f"{base[:50]}_{hashlib.md5(page.encode()).hexdigest()[:8]}{suffix}"

@@ -15,10 +15,14 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Media:
-    """Files of one task, by their names in its annotations. What is missing is gathered, and named by `check`."""
+    """Files of one task, by their names in its annotations; `check` names those that are missing."""
 
     def __init__(self, task: Task, root: str | Path):
-        """Raises FileNotFoundError: the folder has none of the task's folders; the message says how to get one."""
+        """Looks for the task's folders.
+
+        Raises:
+          FileNotFoundError: the MMEB-V2 folder has none of them; the message says how to get one.
+        """
         self._task, self._root = task, Path(root)
         self._folders = [folder for name in task.media if (folder := self._root / name).is_dir()]
         self._missing: list[str] = []
@@ -28,7 +32,7 @@ class Media:
             raise FileNotFoundError(f"there is no folder {looked}. {self._remedy()}")
 
     def image(self, name: str) -> str:
-        """Path of an image."""
+        """Returns the path of an image."""
         paths = [folder / name for folder in self._folders]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
@@ -36,7 +40,7 @@ class Media:
         return str(path or paths[0])
 
     def frames(self, name: str, count: int) -> list[str]:
-        """Paths of a video's frames in order, `count` of them evenly spread, or all if there are fewer."""
+        """Returns paths of a video's frames in order, `count` of them evenly spread, or all if there are fewer."""
         if name not in self._videos:
             self._videos[name] = self._list(name)
         frames = self._videos[name]
@@ -45,7 +49,7 @@ class Media:
         return [frames[i] for i in np.linspace(0, len(frames) - 1, count, dtype=int)]
 
     def folders(self, name: str) -> list[str]:
-        """Names of the folders in a folder, in natural order."""
+        """Returns the names of the folders in a folder, in natural order."""
         for folder in self._folders:
             if (folder / name).is_dir():
                 return sorted((path.name for path in (folder / name).iterdir() if path.is_dir()), key=_natural)
@@ -53,7 +57,11 @@ class Media:
         return []
 
     def check(self) -> None:
-        """Raises FileNotFoundError: something that was asked for is not there."""
+        """Checks that everything that was asked for is there.
+
+        Raises:
+          FileNotFoundError: something is missing; the message names it.
+        """
         if self._missing:
             missing = list(dict.fromkeys(self._missing))
             what = f"{len(missing)} images or folders of frames are missing ({abridged(missing)})"
@@ -62,9 +70,9 @@ class Media:
     def _list(self, name: str) -> list[str]:
         for folder in self._folders:
             if (folder / name).is_dir():
-                found = [path for path in (folder / name).iterdir() if path.suffix.lower() in SUFFIXES]
-                if found:
-                    return [str(path) for path in sorted(found, key=lambda path: _natural(path.name))]
+                frames = [path for path in (folder / name).iterdir() if path.suffix.lower() in SUFFIXES]
+                if frames:
+                    return [str(path) for path in sorted(frames, key=lambda path: _natural(path.name))]
         self._missing.append(str(self._folders[0] / name))
         return []
 
@@ -73,5 +81,5 @@ class Media:
 
 
 def _natural(name: str) -> list[Any]:
-    """For sorting: numbers by value."""
+    """Returns what names are sorted by such that numbers are in the order of their values."""
     return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"([0-9]+)", name)]

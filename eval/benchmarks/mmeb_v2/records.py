@@ -1,4 +1,4 @@
-"""Annotations row by row, from parquet files, JSON lines or a JSON list; every value is checked where it is used."""
+"""Annotations record by record, from parquet files, JSON lines or a JSON list; a value is checked where it is used."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from smart_jax.tables import Table, shards
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One row.
+    """One annotation.
 
     Attributes:
-      place: for messages, such as "row 3 of 'FILE'".
+      place: where it is, for messages, such as "row 3 of 'FILE'".
       values: by column.
+
+    Example:
+      >>> Record("row 3 of 'x.jsonl'", {"query": "a cat"}).text("query")
+      'a cat'
     """
 
     place: str
     values: Mapping[str, Any]
 
     def text(self, column: str, *, optional: bool = False) -> str:
-        """A text, as it is; "" for null if it is optional.
+        """Returns a text, as it is; "" for null if it is optional.
 
         Raises:
           ValueError: no such column, or its value is of another kind, as in every method here.
@@ -39,14 +43,14 @@ class Record:
         return value
 
     def texts(self, column: str) -> list[str]:
-        """A list of texts."""
+        """Returns a list of texts."""
         value = self._value(column)
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
             raise self.wrong(column, "a list of texts")
         return value
 
     def filled(self, column: str) -> str:
-        """A text that is not blank; of a list of texts the first."""
+        """Returns a text that is not blank; of a list of texts the first."""
         several = isinstance(self._value(column), list)
         text = next(iter(self.texts(column)), "") if several else self.text(column)
         if not text.strip():
@@ -54,21 +58,21 @@ class Record:
         return text
 
     def name(self, column: str) -> str:
-        """A name of something, a text or an integer."""
+        """Returns a name, which is a text or an integer."""
         value = self._value(column)
         if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
             raise self.wrong(column, "a text or an integer")
         return str(value)
 
     def dicts(self, column: str) -> list[Record]:
-        """A list of records inside this one."""
+        """Returns the records of a list inside this one."""
         value = self._value(column)
         if not isinstance(value, list) or not all(isinstance(inner, dict) for inner in value):
             raise self.wrong(column, "a list of objects")
         return [Record(f"{self.place}: column '{column}', entry {i}", inner) for i, inner in enumerate(value)]
 
     def wrong(self, column: str, expected: str) -> ValueError:
-        """An error that says what was expected in a column, and what is there."""
+        """Returns an error that says what was expected in a column, and what is there."""
         return ValueError(f"{self.place}: column '{column}' is {_short(self.values.get(column))}, expected {expected}")
 
     def _value(self, column: str) -> Any:
@@ -79,7 +83,7 @@ class Record:
 
 
 def read(source: Source, root: str | Path) -> Iterator[Record]:
-    """The rows of a task's annotations, one by one; with subsets, their name is in the column "subset".
+    """Yields a task's annotations one by one; those of a subset have its name in the column "subset".
 
     Raises:
       FileNotFoundError: a file is missing; the message says what to download and where it goes.
@@ -95,12 +99,12 @@ def read(source: Source, root: str | Path) -> Iterator[Record]:
 
 
 def are_there(source: Source, root: str | Path) -> bool:
-    """Whether `read` finds all files."""
+    """Returns whether `read` finds all files."""
     return all(_first(_places(source, Path(root), subset)) for subset in source.subsets or ("",))
 
 
 def how_to_get(source: Source, root: str | Path) -> str:
-    """The command that puts the annotations where `read` finds them."""
+    """Returns the command that puts the annotations where `read` finds them."""
     pattern = source.files.replace("{subset}", "*")
     pattern = pattern if Path(pattern).suffix else f"{pattern}-*.parquet"
     folder = shlex.quote(str(Path(root) / source.repository))
@@ -108,7 +112,7 @@ def how_to_get(source: Source, root: str | Path) -> str:
 
 
 def _places(source: Source, root: Path, subset: str) -> list[Path]:
-    """Where a file may be: in a copy of its repository, with or without the owner's folder, or among VLM2Vec's."""
+    """Returns where a file may be: in a copy of its repository, with or without the owner's folder, or in VLM2Vec's."""
     inside = source.files.replace("{subset}", subset)
     folders = (root / source.repository, root / source.repository.rpartition("/")[2])
     return [*(folder / inside for folder in folders), root / source.local.replace("{subset}", subset)]
@@ -116,13 +120,13 @@ def _places(source: Source, root: Path, subset: str) -> list[Path]:
 
 def _find(source: Source, root: Path, subset: str) -> Path:
     places = _places(source, root, subset)
-    if (found := _first(places)) is None:
-        looked = ", ".join(f"'{place}'" for place in places)
+    if (place := _first(places)) is None:
+        looked = ", ".join(f"'{each}'" for each in places)
         raise FileNotFoundError(
             f"the annotations are in none of {looked} (parquet files are NAME-*-of-*.parquet). "
             f"`{how_to_get(source, root)}` gets them"
         )
-    return found
+    return place
 
 
 def _first(places: Sequence[Path]) -> Path | None:

@@ -37,10 +37,11 @@ class Source:
     """Files of annotations.
 
     Attributes:
-      repository: of the hub.
-      files: in it; "x/test" stands for the parquet files of the split "test" in x, a name with a suffix for itself.
+      repository: on the hub.
+      files: in the repository; "x/test" stands for the parquet files of the split "test" in x, a name with a suffix for
+        itself.
       local: the file's other place, in the MMEB-V2 folder, where VLM2Vec's code keeps a copy.
-      subsets: one file each, whose name replaces {subset}.
+      subsets: names of subsets of one file each, which replace {subset}.
     """
 
     repository: str
@@ -64,7 +65,7 @@ class Archive:
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Rows of qry_inst, qry_text, qry_img_path; tgt_text and tgt_img_path are lists of candidates, the first is right.
+    """Records of qry_inst, qry_text, qry_img_path; tgt_text and tgt_img_path list candidates, the first is right.
 
     Attributes:
       query_image: whether queries have images.
@@ -78,10 +79,10 @@ class Pairs:
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """Rows of video_id and pos_text, the class.
+    """Records of video_id and pos_text, the class.
 
     Attributes:
-      candidates: a column of candidates; None = all classes of `labels.toml`.
+      candidates: column of candidates; None = all classes of `labels.toml`.
     """
 
     candidates: str | None = None
@@ -89,11 +90,12 @@ class Classes:
 
 @dataclasses.dataclass(frozen=True)
 class Captions:
-    """Rows of a caption, which is the query, and its video.
+    """Records of a caption, which is the query, and its video.
 
     Attributes:
-      caption: its column; a list of captions counts with its first.
-      video: the column of the name of the video; of a path, the file's name without suffix if `stem`.
+      caption: column of the caption; of a list of captions the first counts.
+      video: column of the name of the video.
+      stem: whether that is a path, of which the file's name without its suffix counts.
     """
 
     caption: str
@@ -103,16 +105,16 @@ class Captions:
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """Rows of a question about a video and the options of its answer.
+    """Records of a question about a video and the options of its answer.
 
     Attributes:
-      video: the folder of its frames; {column} stands for a column's value.
-      query: the text; {question} is the question, {options} all options.
-      separator: between two options.
-      options: column of a list of options, or columns of one each.
-      choices: the options of every question, where no column has them.
-      letters: "added" to options as "(A) ", "taken off" candidates that are of the form "A. option", or "none".
+      video: folder of the frames; {column} stands for a column's value.
+      query: text of the query; {question} is the question, {options} all options.
       answer: what the column `answer` holds of the right option: its "number" from 0, its "letter" or its "text".
+      separator: between two options.
+      options: column of a list of options, or columns of one option each.
+      choices: options of every question, where no column has them.
+      letters: "added" to options as "(A) ", "taken off" candidates that are of the form "A. option", or "none".
     """
 
     video: str
@@ -126,12 +128,12 @@ class Questions:
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Rows of query and video_path; the video's folder of frames has those of query, positive* and other candidates."""
+    """Records of query and video_path; the video's folder has folders of query, positive* and other candidates."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """MomentSeeker: rows of query, input_frames (a video, an image or nothing), positive_frames and negative_frames."""
+    """MomentSeeker: records of query, input_frames (a video, an image or nothing), positive_ and negative_frames."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +141,8 @@ class Pages:
     """A folder of queries, corpus and qrels, see `eval.benchmarks.vidore`.
 
     Attributes:
-      vidore_set: how it is read.
-      short_names: whether a page's file is named by the first 50 characters of its id and a hash, else id.png.
+      vidore_set: how the folder is read.
+      short_names: whether a page's file is named by the first 50 characters of its id and a hash, or as ID.png.
     """
 
     vidore_set: VidoreSet
@@ -152,20 +154,25 @@ Layout = Pairs | Classes | Captions | Questions | Moments | Clips | Pages
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One row of the table.
+    """One line of the table.
 
     Attributes:
       name: of the benchmark, in the tie-breaking hash and on the leaderboard.
       modality: a key of `MODALITIES`.
-      category: the leaderboard's.
-      layout: how rows are read, and the templates of queries and candidates.
+      category: as on the leaderboard.
+      layout: how records are read, and the templates of queries and candidates.
       queries: how many the leaderboard has.
       media: folders of images or frames in the MMEB-V2 folder; the first one that is there is used.
-      archive: what they come in.
+      archive: which holds these folders.
       source: of the annotations; None = those of the layout.
-      instruction: of the queries; None = in the rows.
-      global_ranking: over all candidates, or over each query's own.
-      limit: rows that are used, from the first; None = all.
+      instruction: of the queries; None = in the records.
+      global_ranking: whether queries rank all candidates, or only their own.
+      limit: number of records that are used, from the first; None = all.
+
+    Example:
+      >>> task = select(["CIRR"])[0]
+      >>> task.modality, task.metric, task.queries
+      ('image', 'hit@1', 1000)
     """
 
     name: str
@@ -182,7 +189,7 @@ class Task:
 
     @property
     def metric(self) -> str:
-        """The primary one."""
+        """The primary metric."""
         return "ndcg@5" if self.modality == "visdoc" else "hit@1"
 
 
@@ -465,7 +472,7 @@ TASKS = (*_IMAGE_TASKS, *_VIDEO_TASKS, *_PAGE_TASKS)
 
 
 def select(names: Sequence[str] = (), modalities: Sequence[str] = ()) -> list[Task]:
-    """Tasks of the table, in its order.
+    """Returns tasks of the table, in its order.
 
     Args:
       names: of tasks; none = all of the modalities.
@@ -473,6 +480,10 @@ def select(names: Sequence[str] = (), modalities: Sequence[str] = ()) -> list[Ta
 
     Raises:
       ValueError: an unknown name or modality, or a task of another modality.
+
+    Example:
+      >>> [task.name for task in select(["K700", "CIRR"])], len(select(modalities=["visdoc"]))
+      (['CIRR', 'K700'], 24)
     """
     if unknown := [m for m in modalities if m not in MODALITIES]:
         raise ValueError(f"unknown modalities {quoted(unknown)}: use some of {', '.join(MODALITIES)}")
@@ -486,18 +497,23 @@ def select(names: Sequence[str] = (), modalities: Sequence[str] = ()) -> list[Ta
 
 
 def groups() -> dict[str, list[Task]]:
-    """What is averaged, by name: all tasks, those of each modality, and those of each of its categories."""
-    found = {"MMEB-V2": list(TASKS)}
+    """Returns which tasks are averaged, by name: all, those of each modality, and those of each of its categories.
+
+    Example:
+      >>> {name: len(tasks) for name, tasks in groups().items()}["MMEB-V2, videos"]
+      18
+    """
+    by_name = {"MMEB-V2": list(TASKS)}
     for modality, title in MODALITIES.items():
         tasks = [task for task in TASKS if task.modality == modality]
-        found[f"MMEB-V2, {title}"] = tasks
+        by_name[f"MMEB-V2, {title}"] = tasks
         for category in dict.fromkeys(task.category for task in tasks):
-            found[f"MMEB-V2, {title}, {category}"] = [task for task in tasks if task.category == category]
-    return found
+            by_name[f"MMEB-V2, {title}, {category}"] = [task for task in tasks if task.category == category]
+    return by_name
 
 
 def how_to_unpack(archive: Archive, root: str | Path) -> str:
-    """The commands that put a part of the hub's TIGER-Lab/MMEB-V2 into its folder."""
+    """Returns the commands that put a part of the hub's TIGER-Lab/MMEB-V2 into its folder."""
     folder = shlex.quote(str(root))  # not the whole path: * stays a pattern
     get = f"hf download --repo-type dataset TIGER-Lab/MMEB-V2 --include '{archive.files}' --local-dir {folder}"
     target = f"{folder}/{archive.folder}"

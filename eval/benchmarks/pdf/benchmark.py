@@ -40,7 +40,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One outline entry: title without numbering, page index, and the height it points to (PDF points, or None)."""
+    """One outline entry.
+
+    Attributes:
+      title: without numbering.
+      page: index of the page.
+      y: height that the entry points to, in PDF points from the page's bottom; None = not known.
+    """
 
     title: str
     page: int
@@ -56,7 +62,9 @@ def pdf_benchmark(
     name: str | None = None,
     instruction: str | None = INSTRUCTION,
 ) -> Benchmark:
-    """Pages are rendered when asked for, at `dpi`, and not kept; their texts serve BM25.
+    """Returns a PDF's pages as documents and its outline's entries as queries.
+
+    Pages are rendered when they are used and not kept; their texts are for BM25.
 
     Args:
       path: of the PDF.
@@ -69,6 +77,11 @@ def pdf_benchmark(
     Raises:
       FileNotFoundError: no such file.
       ValueError: not a PDF, encrypted, without an outline, or without a usable entry; dpi is not positive.
+
+    Example:
+      >>> pdf_benchmark("no-such-file.pdf")
+      Traceback (most recent call last):
+      FileNotFoundError: no PDF no-such-file.pdf
     """
     path = Path(path)
     if dpi <= 0:
@@ -76,7 +89,7 @@ def pdf_benchmark(
     document = _open(path)
     entries = read_outline(document, max_level=max_level)
     if not entries:
-        raise ValueError(f"{path} has no outline (bookmarks) with titles and pages: it can not be made a benchmark")
+        raise ValueError(f"{path} has no outline (bookmarks) with titles and pages: it cannot be made a benchmark")
     texts = [_page_text(document, i) for i in tqdm(range(len(document)), desc=path.name, unit="page", delay=2)]
     titles = {fold(entry.title) for entry in entries}
     kept = [i for i, page in enumerate(texts) if not page.blank and not is_contents_page(page.text, titles)]
@@ -104,7 +117,7 @@ def pdf_benchmark(
 
 
 def read_outline(document: pdfium.PdfDocument, *, max_level: int = 99) -> list[Entry]:
-    """Entries that have a page and a title of at least two letters, in the outline's order."""
+    """Returns the entries that have a page and a title of at least two letters, in the outline's order."""
     entries = []
     for bookmark in document.get_toc():
         title, destination = clean_title(bookmark.get_title()), bookmark.get_dest()
@@ -117,7 +130,7 @@ def read_outline(document: pdfium.PdfDocument, *, max_level: int = 99) -> list[E
 
 
 def is_contents_page(text: str, titles: Iterable[str]) -> bool:
-    """Whether a page's text is a table of contents.
+    """Returns whether a page's text is a table of contents.
 
     Args:
       text: of the page, with line breaks.
@@ -136,22 +149,22 @@ def is_contents_page(text: str, titles: Iterable[str]) -> bool:
 def _mask_headings(
     path: Path, by_title: dict[str, list[Entry]], texts: Sequence[PageText]
 ) -> tuple[dict[str, list[Entry]], dict[int, set[int]]]:
-    """The titles whose headings are all found, and the characters to hide by page."""
-    found: dict[str, list[Entry]] = {}
+    """Returns the titles whose headings are all on their pages, and the characters to hide by page."""
+    located: dict[str, list[Entry]] = {}
     masks: dict[int, set[int]] = {}
     for title, group in by_title.items():
         characters = [texts[entry.page].find_heading(entry.title, entry.y) for entry in group]
         if all(characters):
-            found[title] = group
+            located[title] = group
             for entry, chars in zip(group, characters, strict=True):
                 masks.setdefault(entry.page, set()).update(chars)
-    if len(found) < len(by_title):
-        lost = [group[0].title for title, group in by_title.items() if title not in found]
+    if len(located) < len(by_title):
+        lost = [group[0].title for title, group in by_title.items() if title not in located]
         _logger.warning(
             "%s: %d of %d headings not found on their pages and left out, such as %r",
             *(path.name, len(lost), len(by_title), lost[0]),
         )
-    return found, masks
+    return located, masks
 
 
 def _open(path: Path) -> pdfium.PdfDocument:
@@ -160,7 +173,7 @@ def _open(path: Path) -> pdfium.PdfDocument:
     try:
         return pdfium.PdfDocument(path)
     except pdfium.PdfiumError as error:
-        raise ValueError(f"{path} can not be read as a PDF ({error}): damaged, encrypted, or another format") from error
+        raise ValueError(f"{path} cannot be read as a PDF ({error}): damaged, encrypted, or another format") from error
 
 
 def _page_text(document: pdfium.PdfDocument, index: int) -> PageText:
@@ -172,7 +185,7 @@ def _page_text(document: pdfium.PdfDocument, index: int) -> PageText:
 
 
 def _height(destination: pdfium.PdfDest) -> float | None:
-    """Top of the view that a destination asks for."""
+    """Returns the top of the view that a destination asks for, in PDF points; None = it asks for none."""
     mode, position = destination.get_view()
     at = _TOP_OF_VIEW.get(mode)
     return position[at] if at is not None and at < len(position) and position[at] > 0 else None
@@ -192,7 +205,7 @@ class _Pages:
         return LazyItems(len(self._kept), lambda i: self.render(self._kept[i]), source=source)
 
     def render(self, index: int) -> Image.Image:
-        """RGB image of a page of the document."""
+        """Returns an RGB image of a page of the document."""
         page = self._document[index]
         try:
             bitmap = page.render(scale=self._scale)

@@ -24,17 +24,23 @@ _NUMBERING = re.compile(
 
 
 def clean_title(title: str) -> str:
-    """A title without its numbering and with single spaces; one that is nothing but numbering stays.
+    """Returns a title without its numbering and with single spaces; one that is nothing but numbering stays.
 
-    >>> clean_title("4.1.2.  Using  the tool"), clean_title("Appendix B: Licences"), clean_title("3D maps")
-    ('Using the tool', 'Licences', '3D maps')
+    Example:
+      >>> clean_title("4.1.2.  Using  the tool"), clean_title("Appendix B: Licences"), clean_title("3D maps")
+      ('Using the tool', 'Licences', '3D maps')
     """
     title = " ".join(title.replace("\x00", " ").split())
     return _NUMBERING.sub("", title).strip() or title
 
 
 def fold(text: str) -> str:
-    """What counts when titles are compared: letters, digits and symbols, no case, spaces, hyphens or quote styles."""
+    """Returns what counts when titles are compared: no case, spaces or hyphens, and one style of quotes.
+
+    Example:
+      >>> fold("On-line ‘Help’")
+      "online'help'"
+    """
     return "".join(_fold_character(c) for c in text)
 
 
@@ -51,8 +57,8 @@ class PageText:
     """A page's characters in reading order, line breaks included.
 
     Attributes:
-      characters: one per entry.
-      character_boxes: of each, loose (the font's height); meaningless for line breaks.
+      characters: one each.
+      character_boxes: a box of each, as high as the font; meaningless for line breaks.
       size: (width, height) of the page in points.
       objects: number of things drawn on the page.
     """
@@ -64,7 +70,7 @@ class PageText:
 
     @classmethod
     def read(cls, page: pdfium.PdfPage) -> PageText:
-        """Characters of a page of an open document."""
+        """Reads a page of an open document."""
         text = page.get_textpage()
         try:
             codes = [pdfium.raw.FPDFText_GetUnicode(text, i) for i in range(text.count_chars())]
@@ -76,26 +82,28 @@ class PageText:
 
     @property
     def text(self) -> str:
+        """The whole text, lines ended by a line feed."""
         return self.without(set())
 
     @property
     def blank(self) -> bool:
+        """Whether nothing is drawn on the page."""
         return self.objects == 0 and not self.text.strip()
 
     def without(self, hidden: set[int]) -> str:
-        """The text, lines ended by a line feed, without some characters."""
+        """Returns the text, lines ended by a line feed, without some characters."""
         shown = "".join(c for i, c in enumerate(self.characters) if i not in hidden and c not in "\x00\x02\ufffe")
         return "\n".join(line for line in shown.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
 
     def find_heading(self, title: str, y: float | None) -> set[int]:
-        """Characters of a title's heading, empty if it is not on the page.
+        """Returns the characters of a title's heading, empty if it is not on the page.
 
-        Of several matches, those that fill their lines but for numbering come first, then the one nearest below y.
+        Of several matches, those that fill their lines except for numbering come first, then the one nearest below y.
         Matches in the page's margins (running headers) are added.
 
         Args:
           title: without numbering.
-          y: height that the outline points to, in points from the page's bottom; None = unknown.
+          y: height that the outline points to, in points from the page's bottom; None = not known.
         """
         matches = list(self._matches(fold(title)))
         if not matches:
@@ -111,8 +119,8 @@ class PageText:
         return chosen
 
     def boxes(self, characters: Iterable[int]) -> list[Box]:
-        """Boxes that cover these characters, one for each run of them on a line."""
-        found: list[Box] = []
+        """Returns boxes that cover these characters, one for each run of them on a line."""
+        boxes: list[Box] = []
         previous = -1
         for i in sorted(characters):
             if self.characters[i].isspace():
@@ -120,16 +128,16 @@ class PageText:
             box = self.character_boxes[i]
             runs_on = previous >= 0 and not any(c in "\r\n" for c in self.characters[previous:i])
             if runs_on and i - previous <= 4:  # a few spaces lie between
-                left, bottom, right, top = found[-1]
+                left, bottom, right, top = boxes[-1]
                 box = (min(left, box[0]), min(bottom, box[1]), max(right, box[2]), max(top, box[3]))
-                found[-1] = box
+                boxes[-1] = box
             else:
-                found.append(box)
+                boxes.append(box)
             previous = i
-        return found
+        return boxes
 
     def _matches(self, wanted: str) -> Iterator[tuple[int, int]]:
-        """Ranges [start, stop) of characters that fold to `wanted` and do not cut a word of Latin letters."""
+        """Yields ranges [start, stop) of characters that fold to `wanted` and do not cut a word of Latin letters."""
         folded, origin = "", []
         for i, character in enumerate(self.characters):
             piece = _fold_character(character)
@@ -145,7 +153,7 @@ class PageText:
             at = folded.find(wanted, at + 1)
 
     def _line(self, match: tuple[int, int]) -> tuple[int, int]:
-        """The match, extended to whole lines."""
+        """Returns the match, extended to whole lines."""
         start, stop = match
         while start > 0 and self.characters[start - 1] not in "\r\n":
             start -= 1
