@@ -6,7 +6,7 @@
 
 Sets come from the hub, downloaded once, or with path from FOLDER, in which each is a folder named as its repository
 (`hf download --repo-type dataset vidore/tatdqa_test_beir --local-dir FOLDER/tatdqa_test_beir`); sets that FOLDER lacks
-are reported as missing. `eval/benchmarks/vidore.py` has the table.
+are reported as missing. `eval/benchmarks/vidore/table.py` lists them.
 
 Prints and writes to results/vidore a table of each version, in its primary metric (nDCG@5, V3 nDCG@10), with the
 average over the sets that were run and the published figures of the model, if `eval/reports/published.toml` has some;

@@ -1,7 +1,7 @@
 """Benchmarks: queries, a corpus and judgements, from folders, from published sets, or made here.
 
-`limit` and `vidore` are modules of public functions; `eval.benchmarks.mmeb_v2` and `eval.benchmarks.pdf` are packages
-of their own.
+`fingerprint`, `limit` and `vidore` are modules of public functions; `eval.benchmarks.mmeb_v2` and `eval.benchmarks.pdf`
+are packages of their own.
 """
 
 from eval.benchmarks import fingerprint, limit, vidore

@@ -4,7 +4,8 @@
 """
 
 from eval.reports import leaderboard, published
-from eval.reports.comparison import Comparison, compare, comparison_markdown
+from eval.reports.comparison import Comparison, compare
+from eval.reports.comparison_tables import markdown as comparison_markdown
 from eval.reports.groups import Group, check_groups
 from eval.reports.published import Published
 from eval.reports.report import (

@@ -1,4 +1,4 @@
-"""Two reports compared query by query."""
+"""Compares two reports query by query."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from jaxtyping import Float
 from eval.benchmarks import abridged
 from eval.ranking import Estimate, interval, resampled_means, shared_keys
 from eval.reports.report import AVERAGE, BenchmarkReport, Report
-from eval.reports.tables import table_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +39,8 @@ class Change:
 class Unmatched:
     """Names that only one of the two reports has."""
 
-    a: Sequence[str] = ()
-    b: Sequence[str] = ()
+    a: Sequence[str]
+    b: Sequence[str]
 
     @classmethod
     def of(cls, a: Iterable[str], b: Iterable[str]) -> Unmatched:
@@ -323,35 +322,4 @@ def _average(
         for method in shared_keys(drawn)
     }
     queries = sum(benchmark.queries for benchmark in benchmarks)
-    return BenchmarkComparison(AVERAGE, queries, _changes(averaged, level), Unmatched())
-
-
-def comparison_markdown(comparison: Comparison) -> str:
-    """Returns tables of "a → b, difference [low, high]".
-
-    There is one of each group and one of each benchmark; what only one side has is listed below them.
-    """
-    parts = [_group_table(group) for group in comparison.groups]
-    for entry in (*comparison.benchmarks, *([comparison.average] if comparison.average else [])):
-        head = table_line(["b − a", *comparison.metrics])
-        lines = [f"### {entry.name} ({entry.queries} queries)", "", head, "|---" * (1 + len(comparison.metrics)) + "|"]
-        for method, changes in entry.changes.items():
-            lines.append(table_line([method, *(str(changes[metric]) for metric in comparison.metrics)]))
-        unmatched = entry.unmatched.lines("row")
-        parts.append("\n".join([*lines, *([""] if unmatched else []), *unmatched]))
-    level = f"{100 * comparison.level:g} %"
-    parts.append(f"Brackets: {level} paired bootstrap interval over queries; * = it excludes 0.")
-    unmatched = comparison.unmatched_groups.lines("group") if comparison.groups else []
-    unmatched += comparison.unmatched_benchmarks.lines("benchmark") + comparison.unmatched_metrics.lines("metric")
-    return "\n\n".join([*parts, "\n".join(unmatched)] if unmatched else parts) + "\n"
-
-
-def _group_table(group: GroupComparison) -> str:
-    metrics = list(dict.fromkeys(group.benchmarks.values()))
-    lines = [table_line([method, str(change)]) for method, change in group.changes.items()]
-    table = (
-        [table_line(["b − a", " or ".join(metrics)]), "|---|---|", *lines] if lines else ["nothing that both have run"]
-    )
-    unmatched = group.unmatched.lines("benchmark")
-    head = [f"### {group.name}: average of {len(group.benchmarks)}", ""]
-    return "\n".join([*head, *table, *([""] if unmatched else []), *unmatched])
+    return BenchmarkComparison(AVERAGE, queries, _changes(averaged, level), Unmatched([], []))
