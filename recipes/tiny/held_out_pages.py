@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from eval.benchmarks.benchmark import Benchmark
+from eval.benchmarks import Benchmark
 from recipes.tiny.canvas import Canvas
 from recipes.tiny.docstrings import Docstring
 from recipes.tiny.queries import KINDS, meaning_texts, wording_query
