@@ -24,7 +24,7 @@ import pytest
 
 from tests.typecheck import check_annotations
 
-check_annotations(["smart_jax"])
+check_annotations(["smart_jax", "eval"])
 
 # How many cases a property is tried on: `pytest --hypothesis-profile=thorough` takes many.
 for name, cases in {"suite": 200, "thorough": 20_000}.items():

@@ -36,10 +36,11 @@ def reference_scores(
       ValueError: both weights are 0, or the widths of a part differ.
 
     Example:
-      >>> one = Embeddings(np.array([[1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 2]))
-      >>> two = Embeddings(np.array([[0.5, 0.0]]), np.array([[1.0, 0.0]]), np.array([0, 1]))
-      >>> reference_scores(one, two).tolist()  # 0.5, and (1 + 0) / 2
-      [[1.0]]
+      >>> x, y = np.eye(2, dtype=np.float32)
+      >>> q = Embeddings(pooled=x[None], tokens=np.stack([x, y]), offsets=np.array([0, 2]))
+      >>> d = Embeddings(pooled=x[None], tokens=x[None], offsets=np.array([0, 1]))
+      >>> reference_scores(q, d).tolist()  # 1, and (1 + 0) / 2
+      [[1.5]]
     """
     if not pooled_weight and not late_weight:
         raise ValueError("pooled_weight and late_weight are both 0: nothing is left to score")

@@ -23,12 +23,12 @@ from smart_jax.retrieval import Retriever
 from smart_jax.retrieval.reductions import keep_tokens
 
 
-def mean_cosine(vectors: Float[np.ndarray, "T D"], offsets: Int[np.ndarray, " N+1"]) -> float:
+def mean_cosine(vectors: Float[np.ndarray, "T D"], offsets: Int[np.ndarray, " bounds"]) -> float:
     """Returns the mean inner product of every two vectors of different items, exactly.
 
     Args:
       vectors: L2-normalised.
-      offsets: item i owns vectors[offsets[i]:offsets[i + 1]], at least one.
+      offsets: of N items, N + 1 bounds; item i owns vectors[offsets[i]:offsets[i + 1]], at least one.
 
     Raises:
       ValueError: there are no two items.
