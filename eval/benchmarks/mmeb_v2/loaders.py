@@ -48,6 +48,7 @@ def load(task: Task, root: str | Path) -> Benchmark:
       ValueError: a record or column of the annotations is not as the task's layout says; the message names them.
 
     Example:
+      >>> from eval.benchmarks.mmeb_v2 import select
       >>> load(select(["CIRR"])[0], "no-such-folder")  # doctest: +ELLIPSIS
       Traceback (most recent call last):
       FileNotFoundError: task CIRR: ...
@@ -75,6 +76,7 @@ def lacking(task: Task, root: str | Path) -> list[str]:
     """Returns commands that get what a task lacks, as far as its files of annotations and folders of media show it.
 
     Example:
+      >>> from eval.benchmarks.mmeb_v2 import select
       >>> commands = lacking(select(["CIRR"])[0], "no-such-folder")
       >>> len(commands), commands[0].startswith("hf download")
       (2, True)
