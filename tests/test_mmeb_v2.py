@@ -1,5 +1,6 @@
 """MMEB-V2: every task on a small folder in its layout, what is refused, the config, and the leaderboard's files."""
 
+import datetime
 import hashlib
 import json
 import logging
@@ -1011,7 +1012,7 @@ def test_published_figures(root, tmp_path):
 
 
 def test_published_averages_of_several_metrics():
-    entry = published.Published("m", "s", None, averages={"hit@1, ndcg@5": {"both": 0.732}})
+    entry = published.Published("m", "s", datetime.date(2026, 1, 2), averages={"hit@1, ndcg@5": {"both": 0.732}})
     made = [
         Benchmark(n, ["amber", "delta"], ["0", "1"], ["amber", "delta"], ["a", "d"], {"0": {"a": 1}, "1": {"d": 1}})
         for n in ("x", "y")
