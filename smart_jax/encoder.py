@@ -1,4 +1,4 @@
-"""Items in, `Embeddings` out: preprocessing, one compiled function per bucket, packing."""
+"""`load` and `Encoder`: items in, `Embeddings` or `States` out, by one compiled function per padded shape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,30 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 from numpy.typing import DTypeLike
 from tqdm import tqdm
 
 from smart_jax.files import Checkpoint, open_checkpoint
-from smart_jax.inputs import (
-    Preprocessor,
-    TokenizedItem,
-    batches_by_length,
-    open_preprocessor,
-    parse_items,
-)
-from smart_jax.models import (
-    Batch,
-    Grid,
-    ModelConfig,
-    Params,
-    batch_axes,
-    checksum,
-    load_config,
-    load_weights,
-)
+from smart_jax.forward import Computation, Split, Vectors, compute, put_batch
+from smart_jax.inputs import Preprocessor, TokenizedItem, batches_by_length, open_preprocessor, parse_items
+from smart_jax.models import Batch, Grid, ModelConfig, ModelGraph, Params, checksum, load_config, load_weights
 from smart_jax.retrieval import LAST, Adapter, Embeddings, States, import_reference
-from smart_jax.runtime import batch_sharding, place, to_host
+from smart_jax.runtime import to_host
 
 BATCH_SIZE = 8  # items per device
 PROGRESS_AFTER_SECONDS = 2.0
@@ -127,7 +112,7 @@ class Encoder:
 
     config: ModelConfig
     preprocessor: Preprocessor
-    graphdef: nnx.GraphDef
+    graphdef: ModelGraph
     params: Params
     _: dataclasses.KW_ONLY
     adapter: Adapter | None = None
@@ -148,7 +133,7 @@ class Encoder:
         """Returns the same backbone (shared, not copied) with another adapter, or without one."""
         return dataclasses.replace(self, adapter=_open_adapter(adapter, self.config))
 
-    def with_params(self, params: Params, *, graphdef: nnx.GraphDef | None = None) -> Encoder:
+    def with_params(self, params: Params, *, graphdef: ModelGraph | None = None) -> Encoder:
         """Returns the same model with other parameters, and with their structure if that has changed, too."""
         return dataclasses.replace(self, params=params, graphdef=self.graphdef if graphdef is None else graphdef)
 
@@ -241,7 +226,7 @@ class Encoder:
           TypeError, OSError: as `encode`.
         """
         chosen = self._layers((LAST,) if layers is None else layers)
-        how = _Computation(chosen, own_head=layers is None, dtype=np.dtype(dtype))
+        how = Computation(chosen, own_head=layers is None, dtype=np.dtype(dtype))
         computed = self._run(items, how, instruction, query, batch_size=batch_size, progress=progress)
         grids = [[i, *grid] for i, item in enumerate(computed) for grid in item.grids]
         states = States(
@@ -325,7 +310,7 @@ class Encoder:
     def _run(
         self,
         items: Sequence[Any],
-        how: _Computation,
+        how: Computation,
         instruction: str | None,
         query: bool,
         *,
@@ -357,7 +342,7 @@ class Encoder:
         return [computed[i] for i in range(len(parsed))]
 
     def _pipelined(
-        self, batches: Iterable[tuple[dict[int, TokenizedItem], Batch]], how: _Computation
+        self, batches: Iterable[tuple[dict[int, TokenizedItem], Batch]], how: Computation
     ) -> Iterator[tuple[dict[int, TokenizedItem], Vectors]]:
         """Yields results one batch late: the host prepares a batch while the device computes the one before."""
         waiting = None
@@ -374,42 +359,23 @@ class Encoder:
         vectors = self._vectors(batch, self._embedding(dtype))
         return vectors.pooled, vectors.states[:, :, 0]
 
-    def _embedding(self, dtype: DTypeLike) -> _Computation:
+    def _embedding(self, dtype: DTypeLike) -> Computation:
         """Returns what makes the model's embeddings: its adapter's layers and projection, or the last states."""
         if self.adapter is None:
-            return _Computation((LAST,), own_head=True, dtype=np.dtype(dtype))
+            return Computation((LAST,), own_head=True, dtype=np.dtype(dtype))
         layers = self.adapter.config.layers
-        return _Computation(layers, own_head=False, dtype=np.dtype(dtype), projection=self._projection)
+        return Computation(layers, own_head=False, dtype=np.dtype(dtype), projection=self._projection)
 
     @functools.cached_property
     def _projection(self) -> Split | None:
         return None if self.adapter is None else nnx.split(self.adapter)
 
-    def _vectors(self, batch: Batch, how: _Computation) -> Vectors:
+    def _vectors(self, batch: Batch, how: Computation) -> Vectors:
         if self.mesh is not None:
             batch = put_batch(batch, self.mesh)
-        return compute((self.graphdef, self.params), how.projection, batch, how.layers, how.own_head, how.dtype)
-
-
-# The structure of a module and its arrays; jit takes both as one argument.
-Split = tuple[nnx.GraphDef, Params]
-
-
-class Vectors(NamedTuple):
-    """What is computed of a padded batch, on the device."""
-
-    pooled: Float[Array, "B H"]  # L2-normalised
-    states: Float[Array, "B L layers D"]  # L2-normalised; a projection makes one of all layers
-    norms: Float[Array, "B L layers"]  # float32, lengths of the states before they were normalised
-
-
-class _Computation(NamedTuple):
-    """Which vectors are asked for."""
-
-    layers: tuple[int, ...]
-    own_head: bool  # the last states go through the model's own head, if it has one
-    dtype: np.dtype
-    projection: Split | None = None  # an adapter, which projects the layers' states
+        backbone = (self.graphdef, self.params)
+        vectors: Vectors = compute(backbone, how.projection, batch, how.layers, how.own_head, how.dtype)
+        return vectors
 
 
 class _Computed(NamedTuple):
@@ -420,33 +386,6 @@ class _Computed(NamedTuple):
     norms: Float[np.ndarray, "kept layers"]
     ids: Int[np.ndarray, " kept"]
     grids: list[Grid]  # of its kept visual tokens, in visual tokens
-
-
-@partial(jax.jit, static_argnames=("layers", "own_head", "dtype"))
-def compute(
-    backbone: Split, projection: Split | None, batch: Batch, layers: tuple[int, ...], own_head: bool, dtype: np.dtype
-) -> Vectors:
-    """Runs the backbone on a batch, and the projection on its states if there is one."""
-    hidden = nnx.merge(*backbone)(batch, layers=layers)
-    pooled, states = hidden.pooled, hidden.states
-    if own_head and hidden.tokens is not None:
-        states = hidden.tokens[:, :, None]
-    if projection is not None:
-        adapter = nnx.merge(*projection)
-        pooled, states = adapter.pooled(pooled), adapter(states)[:, :, None]
-        return Vectors(pooled.astype(dtype), states.astype(dtype), jnp.ones(states.shape[:3], jnp.float32))
-    norms = jnp.linalg.norm(states.astype(jnp.float32), axis=-1)
-    return Vectors(_l2(pooled).astype(dtype), _l2(states).astype(dtype), norms)
-
-
-def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Returns the batch on the mesh, its rows split over the data axes."""
-    return place(batch, jax.tree.map(lambda axis: batch_sharding(mesh, leading=axis), batch_axes(batch)))
-
-
-def _l2(x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny))
 
 
 def _offsets(computed: Sequence[_Computed]) -> Int[np.ndarray, " offsets"]:

@@ -17,7 +17,7 @@ import smart_jax
 from configs import minilm_pages
 from eval.benchmarks import Benchmark
 from eval.run import evaluate
-from smart_jax import encoder as encode
+from smart_jax import forward
 from smart_jax.files.checkpoint import SINGLE_FILE
 from smart_jax.inputs.text import TextPreprocessor
 from smart_jax.models import load_config
@@ -133,9 +133,9 @@ def test_score_and_search(model, embedded):
 def test_compilations_are_bounded_by_buckets(folder):
     model = smart_jax.load(folder)
     assert model.preprocessor.length_buckets == (16, 24)
-    before = encode.compute._cache_size()
+    before = forward.compute._cache_size()
     model.encode_document(["pump " * n for n in range(1, 40)], batch_size=4)
-    assert encode.compute._cache_size() - before == 2
+    assert forward.compute._cache_size() - before == 2
 
 
 def test_adapter_over_three_layers(model, embedded):

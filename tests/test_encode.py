@@ -14,7 +14,7 @@ from flax import nnx
 from PIL import Image
 
 import smart_jax
-from smart_jax import encoder as encode
+from smart_jax import forward
 from smart_jax.inputs import batching
 from smart_jax.retrieval.adapter import Adapter, AdapterConfig
 from tests.checkpoints import noise_page
@@ -114,12 +114,12 @@ def test_compilations_are_bounded_by_buckets(checkpoint):
         )
         for r in rows
     }
-    before = encode.compute._cache_size()
+    before = forward.compute._cache_size()
     model.encode_document([*pages, *texts], batch_size=1)
-    compiled = encode.compute._cache_size() - before
+    compiled = forward.compute._cache_size() - before
     assert 0 < compiled <= len(buckets) < len(rows) / 3
     model.encode_document([*pages, *texts][::-1], batch_size=1)
-    assert encode.compute._cache_size() - before == compiled
+    assert forward.compute._cache_size() - before == compiled
 
 
 def test_adapter_projects_tokens_and_truncates_pooled(model, items, embedded):

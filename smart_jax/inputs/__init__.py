@@ -11,6 +11,7 @@ from smart_jax.inputs.prompt import TOKENIZER_FILES
 from smart_jax.inputs.settings import SETTINGS_FILE, Settings, TextSettings, read_settings
 from smart_jax.inputs.text import TextPreprocessor
 from smart_jax.inputs.tokenized_item import TokenizedItem
+from smart_jax.inputs.video import middle_frame
 from smart_jax.inputs.video_file import check_video_file
 from smart_jax.inputs.video_settings import check_sampling
 
@@ -32,6 +33,7 @@ __all__ = [
     "batches_by_length",
     "check_sampling",
     "check_video_file",
+    "middle_frame",
     "open_preprocessor",
     "open_rgb",
     "parse_item",

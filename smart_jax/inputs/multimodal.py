@@ -278,11 +278,11 @@ class MultimodalPreprocessor(MultimodalCollator):
             return None
         position = np.arange(len(ids))
         if self._pooling_id is not None:
-            return position == np.argmax(ids == self._pooling_id) - 1
+            return np.asarray(position == np.argmax(ids == self._pooling_id) - 1)
         marks = np.flatnonzero(np.isin(ids, [self.config.vision_start_token_id, self.config.vision_end_token_id]))
         if not len(marks):
             return np.ones(len(ids), bool)
-        return (position >= marks[0]) & (position <= marks[-1])
+        return np.asarray((position >= marks[0]) & (position <= marks[-1]))
 
     def _keep(
         self, ids: Int[np.ndarray, " L"], pool: Bool[np.ndarray, " L"] | None, query: bool

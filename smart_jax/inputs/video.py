@@ -160,7 +160,12 @@ def middle_frame(
       RGB, in the video's own size.
 
     Raises:
-      As `process_video`, as far as the one frame is concerned.
+      ImportError, FileNotFoundError, TypeError, ValueError: as `process_video`, as far as the one frame is concerned.
+
+    Example:
+      >>> frames = [Image.new("RGB", (64, 64), (i, i, i)) for i in range(3)]
+      >>> middle_frame(frames, ImageSettings(), VideoSettings()).getpixel((0, 0))
+      (1, 1, 1)
     """
     given, settings = _checked(video, settings, fps, max_frames, name)
     if not isinstance(given, Path):

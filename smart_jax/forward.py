@@ -1,0 +1,77 @@
+"""The forward pass of a batch: backbone, projection if there is one, and unit length; one compiled function."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from smart_jax.models import Batch, Params, batch_axes
+from smart_jax.runtime import batch_sharding, place
+
+# The structure of a module and its arrays; jit takes both as one argument.
+Split = tuple[nnx.GraphDef[Any], Params]
+
+
+class Vectors(NamedTuple):
+    """What is computed of a padded batch, on the device.
+
+    Attributes:
+      pooled: L2-normalised pooled vectors, of the dtype asked for.
+      states: L2-normalised states of each layer, of the same dtype; a projection makes one vector of all layers.
+      norms: float32 lengths of the states before they were normalised; 1 after a projection.
+    """
+
+    pooled: Float[Array, "B pooled"]
+    states: Float[Array, "B L layers D"]
+    norms: Float[Array, "B L layers"]
+
+
+class Computation(NamedTuple):
+    """Which vectors are asked for.
+
+    Attributes:
+      layers: layers whose states are computed with, as indices into transformers' `hidden_states`.
+      own_head: whether the last states go through the model's own head, if it has one.
+      dtype: dtype of the pooled vectors and the states.
+      projection: an adapter, which projects the layers' states; None = they stay as they are.
+    """
+
+    layers: tuple[int, ...]
+    own_head: bool
+    dtype: np.dtype
+    projection: Split | None = None
+
+
+@partial(jax.jit, static_argnames=("layers", "own_head", "dtype"))
+def compute(
+    backbone: Split, projection: Split | None, batch: Batch, layers: tuple[int, ...], own_head: bool, dtype: np.dtype
+) -> Vectors:
+    """Runs the backbone on a batch, and the projection on its states if there is one."""
+    hidden = nnx.merge(*backbone)(batch, layers=layers)
+    pooled, states = hidden.pooled, hidden.states
+    if own_head and hidden.tokens is not None:
+        states = hidden.tokens[:, :, None]
+    if projection is not None:
+        adapter = nnx.merge(*projection)
+        pooled, states = adapter.pooled(pooled), adapter(states)[:, :, None]
+        return Vectors(pooled.astype(dtype), states.astype(dtype), jnp.ones(states.shape[:3], jnp.float32))
+    norms = jnp.linalg.norm(states.astype(jnp.float32), axis=-1)
+    return Vectors(_l2(pooled).astype(dtype), _l2(states).astype(dtype), norms)
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Returns the batch on the mesh, its rows split over the data axes."""
+    placed: Batch = place(batch, jax.tree.map(lambda axis: batch_sharding(mesh, leading=axis), batch_axes(batch)))
+    return placed
+
+
+def _l2(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny))
