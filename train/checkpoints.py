@@ -27,6 +27,7 @@ from smart_jax.models import array_sums
 from smart_jax.runtime import is_main, on_any, wait_for_all
 from train.run_directory import UnwrittenError
 
+Tree = Any  # pytree of arrays, whatever its nodes
 FORMAT = 1
 _END_BYTES = 1 << 20
 _ITEMS = ("params", "train_state", "info")
@@ -51,8 +52,8 @@ class Restored:
     """
 
     step: int
-    params: Any  # pytree of arrays, as the next
-    train_state: Any
+    params: Tree
+    train_state: Tree
     data: dict[str, Any]
 
 
@@ -101,7 +102,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.identity = json.loads(json.dumps(dict(identity)))
         self._best_metric = best_metric
-        kept: list[Any] = [policies.LatestN(keep)]
+        kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if best_metric is not None:
             kept.append(
                 policies.BestN(
@@ -133,8 +134,8 @@ class Checkpoints:
         self,
         step: int,
         *,
-        params: Any,
-        train_state: Any,
+        params: Tree,
+        train_state: Tree,
         data: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
@@ -188,7 +189,7 @@ class Checkpoints:
         """Returns the steps of all checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
-    def restore(self, step: int | None = None, *, params: Any, train_state: Any) -> Restored:
+    def restore(self, step: int | None = None, *, params: Tree, train_state: Tree) -> Restored:
         """Reads a checkpoint.
 
         Args:
@@ -210,7 +211,7 @@ class Checkpoints:
             data=info["data"],
         )
 
-    def restore_newest(self, *, params: Any, train_state: Any) -> Restored:
+    def restore_newest(self, *, params: Tree, train_state: Tree) -> Restored:
         """Reads the newest checkpoint that is whole; arguments as in `restore`.
 
         Damaged ones that are newer are moved to the folder "<checkpoints>-damaged" beside this one, and a warning says
@@ -242,7 +243,7 @@ class Checkpoints:
             wait_for_all(f"step {step} set aside")
             self._manager.reload()
 
-    def restore_params(self, step: int | None = None, *, params: Any) -> Any:
+    def restore_params(self, step: int | None = None, *, params: Tree) -> Tree:
         """Reads the parameters alone; arguments and errors as of `restore`."""
         step = self._existing(step)
         return self._tree(step, "params", params, self._info(step))
@@ -277,7 +278,7 @@ class Checkpoints:
             )
         return info
 
-    def _tree(self, step: int, item: str, like: Any, info: Mapping[str, Any]) -> Any:
+    def _tree(self, step: int, item: str, like: Tree, info: Mapping[str, Any]) -> Tree:
         wanted = _by_name(like)
         if wanted.keys() != info["checksums"][item].keys():
             difference = sorted(wanted.keys() ^ info["checksums"][item].keys())
@@ -357,7 +358,7 @@ def weights_fingerprint(*folders: str | Path) -> str:
     return files_fingerprint(files, sample=_END_BYTES)
 
 
-def _by_name(tree: Any) -> dict[str, jax.Array]:
+def _by_name(tree: Tree) -> dict[str, jax.Array]:
     """Returns leaves by path, in the tree's order: the file does not depend on the classes of the tree's nodes."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): jax.numpy.asarray(x) for path, x in leaves}

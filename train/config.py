@@ -25,6 +25,7 @@ TRAINABLE = ("adapter", "lora", "full", "adapter+lora", "adapter+full")
 OBJECTIVES = ("pooled", "late", "hybrid")
 DISTILLATIONS = ("none", "kl", "margin_mse")
 DTYPES = ("auto", "float32", "bfloat16")
+T = typing.TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ class LossConfig:
     diversity_weight: float = 0.0
     overlap_weight: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _one_of("loss.objective", self.objective, OBJECTIVES)
         _one_of("loss.distillation", self.distillation, DISTILLATIONS)
         temperatures = ("temperature", "late_temperature", "distillation_temperature", "teacher_temperature")
@@ -214,7 +215,7 @@ class TrainConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _one_of("trainable", self.trainable, TRAINABLE)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("remat_policy", self.remat_policy, tuple(REMAT_POLICIES))
@@ -294,6 +295,14 @@ def to_config_dict(config: Any) -> ConfigDict:
                 continue
         result[field.name] = value
     return result.lock()
+
+
+@typing.overload
+def from_config_dict(values: Mapping[str, Any] | ConfigDict) -> TrainConfig: ...
+
+
+@typing.overload
+def from_config_dict(values: Mapping[str, Any] | ConfigDict, kind: type[T], where: str = "") -> T: ...
 
 
 def from_config_dict(values: Mapping[str, Any] | ConfigDict, kind: type = TrainConfig, where: str = "") -> Any:

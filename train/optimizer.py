@@ -37,7 +37,7 @@ class OptimizerConfig:
     skip_nonfinite: int = 0  # updates in a row that are left out where their gradient is not finite; then the run stops
     momentum: float = 0.95  # muon only: of the linear maps, Nesterov's; b1, b2 and eps are the rest's
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
             raise ValueError(f"optimizer.name '{self.name}' is unknown: choose one of {', '.join(OPTIMIZERS)}")
         if self.schedule not in SCHEDULES:

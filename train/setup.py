@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from smart_jax import Encoder, load
 from smart_jax.files import Checkpoint
@@ -128,7 +129,7 @@ def _check_weights(config: TrainConfig, partition: Partition) -> None:
         raise ValueError(f"config.weights {config.weights!r} matches no parameter of the backbone; it has {names}, ...")
 
 
-def _dtype(config: TrainConfig) -> Any:
+def _dtype(config: TrainConfig) -> DTypeLike | None:
     """Returns what trained weights of the backbone are cast to for computing; None = they stay as they are."""
     on_accelerator = config.dtype == "auto" and jax.default_backend() != "cpu"
     return jnp.bfloat16 if "full" in config.parts and (on_accelerator or config.dtype == "bfloat16") else None

@@ -49,7 +49,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Me
       0
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
-    opt_state = jax.tree.map(lambda x: _on_mesh(x, everywhere), optimizer.init(params))  # type: ignore[arg-type]
+    opt_state = jax.tree.map(lambda x: _on_mesh(x, everywhere), optimizer.init(params))
     return TrainState(place(jnp.int32(0), everywhere), params, opt_state)
 
 

@@ -177,10 +177,10 @@ class Batcher:
         teacher = np.stack([self._scores(examples[i]) for i in places]) if self._teacher else None
         return TrainBatch(
             queries=self.preprocessor.collate(
-                [tokenised[i] for i in places], length=config.query_length, patches=config.query_patches
+                _without_errors(tokenised, places), length=config.query_length, patches=config.query_patches
             ),
             documents=self.preprocessor.collate(
-                [tokenised_documents[i] for i in at], length=config.document_length, patches=config.document_patches
+                _without_errors(tokenised_documents, at), length=config.document_length, patches=config.document_patches
             ),
             document_ids=np.stack([_id_words(documents[i]) for i in at]),
             teacher=teacher,
@@ -199,7 +199,7 @@ class Batcher:
 
     def _tokenised(
         self, items: Sequence[Item], instruction: str | None, names: Sequence[str], *, query: bool = False
-    ) -> list[Any]:
+    ) -> list[Row | Exception]:
         """Returns tokenised items, or the errors that were raised instead."""
 
         def row(item: Item, name: str) -> TokenizedItem | Exception:
@@ -212,7 +212,10 @@ class Batcher:
 
 
 def _readable(
-    examples: Sequence[Example], queries: Sequence[Any], documents: Sequence[Any], skipped: Skipped
+    examples: Sequence[Example],
+    queries: Sequence[Row | Exception],
+    documents: Sequence[Row | Exception],
+    skipped: Skipped,
 ) -> list[int]:
     """Returns for each example its number or, where one of its items is an error, that of the next without."""
     count, each = len(examples), len(documents) // len(examples)
@@ -227,6 +230,11 @@ def _readable(
         names = ", ".join(f"'{example.id}'" for example in examples)
         raise ValueError(f"none of a batch's examples can be read: {names}. Repair the data")
     return [next(j % count for j in range(i, i + count) if good[j % count]) for i in range(count)]
+
+
+def _without_errors(items: Sequence[Row | Exception], numbers: Sequence[int]) -> list[Row]:
+    """Returns these items, none of which is an error."""
+    return [item for i in numbers if not isinstance(item := items[i], Exception)]
 
 
 def _id_words(item: Item) -> UInt[np.ndarray, " 4"]:

@@ -24,6 +24,7 @@ class Prefetch(Generic[T]):
 
     def __init__(self, source: Iterator[T], depth: int = 2):
         """Starts the thread, which takes up to `depth` elements of `source` ahead."""
+        # Of elements, and at last the end or an exception.
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=max(1, depth))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(source,), daemon=True, name="prefetch")
@@ -31,17 +32,17 @@ class Prefetch(Generic[T]):
 
     def _work(self, source: Iterator[T]) -> None:
         try:
-            for item in source:
-                if not self._put(item):
+            for element in source:
+                if not self._put(element):
                     return
             self._put(_END)
         except BaseException as error:  # raised again where the element is asked for
             self._put(error)
 
-    def _put(self, item: Any) -> bool:
+    def _put(self, element: Any) -> bool:
         while not self._stop.is_set():
             with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=0.1)
+                self._queue.put(element, timeout=0.1)
                 return True
         return False
 
@@ -49,11 +50,11 @@ class Prefetch(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        item = self._queue.get()
-        if item is _END or isinstance(item, BaseException):
-            self._queue.put(item)
-            raise StopIteration if item is _END else item
-        return item
+        element = self._queue.get()
+        if element is _END or isinstance(element, BaseException):
+            self._queue.put(element)
+            raise StopIteration if element is _END else element
+        return element
 
     def close(self) -> None:
         """Ends the thread after the element that it is at."""

@@ -101,11 +101,11 @@ class StopRequest:
             self._previous = signal.signal(signal.SIGTERM, self._ask)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._signals:
             signal.signal(signal.SIGTERM, self._previous)
 
-    def _ask(self, *_: Any) -> None:
+    def _ask(self, *_: object) -> None:
         self._asked = True
 
     def asked(self, step: int) -> bool:

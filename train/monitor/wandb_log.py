@@ -12,7 +12,7 @@ from train.monitor.tensorboard import Sample
 from train.run_directory import WANDB_ID_FILE
 
 
-def import_wandb(project: str) -> Any:
+def import_wandb(project: str) -> Any:  # of a package that need not be there
     """Imports wandb.
 
     Args:

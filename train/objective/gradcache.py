@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +20,14 @@ from jaxtyping import Array, Int
 
 from smart_jax.models import Batch, Hidden, batch_axes
 from smart_jax.runtime import BATCH
+from train.objective.partition import Params
 
-Compute = Callable[[Any, Batch, Int[Array, " c"]], Hidden]
+Compute = Callable[[Params, Batch, Int[Array, " c"]], Hidden]
 
 
 def in_chunks(
     compute: Compute,
-    weights: Any,
+    weights: Params,
     batch: Batch,
     *,
     size: int | None,
@@ -39,7 +39,7 @@ def in_chunks(
 
     Args:
       compute: function of the weights, some rows, and their numbers in the batch; each row is computed by itself.
-      weights: pytree of arrays.
+      weights: parameters by name.
       batch: B rows, split over the mesh's data axes, with a bin of patches for each.
       size: largest number of rows at a time, over all devices; each device takes a share of its rows. None = all.
       mesh: where the batch is.

@@ -45,8 +45,8 @@ class Leaf(NamedTuple):
 
     name: str
     place: Place
-    path: tuple[Any, ...]  # of the module's flat state
-    variable: Any
+    path: tuple[Any, ...]  # in the module's flat state: names and numbers
+    variable: nnx.Variable
 
 
 class Structure(NamedTuple):
@@ -61,7 +61,7 @@ class Structure(NamedTuple):
     graphdef: nnx.GraphDef
     leaves: tuple[Leaf, ...]
 
-    def merge(self, params: Params) -> Any:
+    def merge(self, params: Params) -> Any:  # a module of whatever class
         """Returns the module with its arrays taken from `params`, which may hold others, too."""
         return nnx.merge(self.graphdef, self.state(params))
 
@@ -97,7 +97,7 @@ def take_apart(part: Part, graphdef: nnx.GraphDef, state: nnx.State) -> tuple[St
     return Structure(graphdef, leaves), {leaf.name: arrays[leaf.path].get_value() for leaf in leaves}
 
 
-def _leaf(part: Part, path: tuple[Any, ...], variable: Any) -> Leaf:
+def _leaf(part: Part, path: tuple[Any, ...], variable: nnx.Variable) -> Leaf:
     names = path
     if path[-1] in ("lora_a", "lora_b"):
         part, names = Part.LORA, (*path[:-1], path[-1].removeprefix("lora_"))
