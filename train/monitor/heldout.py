@@ -115,7 +115,7 @@ class HeldOut:
         count = min(count, len(order) // 2)
         chosen = {"worst": order[:count], "best": order[::-1][:count]}
         return [
-            self._sample(f"{prefix}/{kind}_{n}", q, rivals[q], scored, by, encoder)
+            self._sample(f"{prefix}/{kind}_{n}", int(q), int(rivals[q]), scored, by, encoder)
             for kind, numbers in chosen.items()
             for n, q in enumerate(numbers, start=1)
         ]
