@@ -199,22 +199,22 @@ class Batcher:
 
     def _tokenised(
         self, items: Sequence[Item], instruction: str | None, names: Sequence[str], *, query: bool = False
-    ) -> list[Row | Exception]:
+    ) -> list[TokenizedItem | Exception]:
         """Returns tokenised items, or the errors that were raised instead."""
 
-        def row(item: Item, name: str) -> TokenizedItem | Exception:
+        def tokenize(item: Item, name: str) -> TokenizedItem | Exception:
             try:
                 return self.preprocessor.tokenize(item, instruction=instruction, query=query, name=name)
             except UNREADABLE as error:
                 return error
 
-        return list(self._threads.map(row, items, names))
+        return list(self._threads.map(tokenize, items, names))
 
 
 def _readable(
     examples: Sequence[Example],
-    queries: Sequence[Row | Exception],
-    documents: Sequence[Row | Exception],
+    queries: Sequence[TokenizedItem | Exception],
+    documents: Sequence[TokenizedItem | Exception],
     skipped: Skipped,
 ) -> list[int]:
     """Returns for each example its number or, where one of its items is an error, that of the next without."""
@@ -232,7 +232,7 @@ def _readable(
     return [next(j % count for j in range(i, i + count) if good[j % count]) for i in range(count)]
 
 
-def _without_errors(items: Sequence[Row | Exception], numbers: Sequence[int]) -> list[Row]:
+def _without_errors(items: Sequence[TokenizedItem | Exception], numbers: Sequence[int]) -> list[TokenizedItem]:
     """Returns these items, none of which is an error."""
     return [item for i in numbers if not isinstance(item := items[i], Exception)]
 
