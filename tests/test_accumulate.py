@@ -23,6 +23,8 @@ from train.posttrain import count_steps, open_data, train
 from train.setup import load_encoder, make_objective
 from train.step import init_state, make_train_step
 
+pytestmark = pytest.mark.compiles
+
 
 def np_adamw(params, gradients, config, rates):
     """Clip by global norm, AdamW: arXiv:1711.05101 in float64, weight decay on the projection's kernel alone."""

@@ -129,6 +129,7 @@ def test_a_full_disk_leaves_what_is_whole(tmp_path, monkeypatch):
     assert_equal(run(cache), run(None))
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("layers", [(-1,), (-3, -1)])
 def test_adapter_rows_come_from_the_same_states(tmp_path, checkpoint, layers, monkeypatch):
     import smart_jax
@@ -289,6 +290,7 @@ worker.finish()
 """
 
 
+@pytest.mark.compiles
 def test_devices_and_processes_give_the_same_figures(tmp_path, checkpoint):
     """One device, eight virtual devices, two processes of two devices each."""
     import jax

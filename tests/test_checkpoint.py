@@ -64,6 +64,7 @@ def test_round_trip_is_bit_identical(tmp_path):
     assert_equal(found.train_state, train_state)
 
 
+@pytest.mark.compiles
 def test_states_whose_fields_are_in_any_order(tmp_path):
     """Optax's wrappers do not name theirs alphabetically."""
     params, _ = make_state(3)
@@ -287,6 +288,7 @@ def killed_while_saving(folder: Path, moments: Sequence[int]) -> list[bool]:
     return [code != 0 for code in codes]
 
 
+@pytest.mark.compiles
 def test_killed_while_saving_leaves_the_earlier_checkpoint(tmp_path):
     assert killed_while_saving(tmp_path, (3, 12)) == [True, True]
     check_survivor(tmp_path / "3")

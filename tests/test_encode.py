@@ -19,6 +19,8 @@ from smart_jax.inputs import batching
 from smart_jax.retrieval.adapter import Adapter, AdapterConfig
 from tests.checkpoints import noise_page
 
+pytestmark = pytest.mark.compiles
+
 TOLERANCE = 2e-5
 
 

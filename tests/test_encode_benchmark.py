@@ -21,6 +21,7 @@ def test_the_models_are_those_of_the_command_line():
     assert set(encode.workloads_of("qwen3_vl")) > set(encode.workloads_of("qwen2_5_vl"))
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("model", ["qwen2_5_vl", "bert"])
 def test_both_sides_compute_the_same(model, tmp_path, monkeypatch):
     monkeypatch.setattr(encode_models, "TEXT", encode_models.TEXT | {"num_hidden_layers": 2})

@@ -174,6 +174,7 @@ def config(tmp_path, **changes):
     return made_config
 
 
+@pytest.mark.compiles
 def test_evaluate_writes_the_report(tmp_path):
     benchmarks = [made(), made(name="second", local=True)]
     report, files = evaluate(config(tmp_path, adapter="turn", cache=""), benchmarks, FakeEncoder(noise=1.0))
@@ -199,6 +200,7 @@ def test_float16_storage_keeps_the_figures(tmp_path):
         assert mean[0] == pytest.approx(mean[1], abs=0.05)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("local", [False, True])
 def test_the_references_scorer_gives_the_same_values(tmp_path, local):
     fast, slow = (
@@ -241,6 +243,7 @@ def get_encoder(config):
 """
 
 
+@pytest.mark.compiles
 def test_command(tmp_path):
     (tmp_path / "fake.py").write_text(CONFIG_FILE)
     where = f"--config={tmp_path / 'fake.py'}:{tmp_path / 'out'}"

@@ -31,6 +31,7 @@ def run(settings):
     return evaluate(settings, full_eval.get_benchmarks(settings), Watcher(), full_eval.get_groups(settings))[0]
 
 
+@pytest.mark.compiles
 def test_one_command_gives_every_table(root, tmp_path):
     summary = run(config(root, tmp_path))
     names = [benchmark.name for benchmark in summary.benchmarks]

@@ -22,6 +22,8 @@ from train.data import Batcher, Example
 from train.objective import TrainBatch
 from train.setup import load_encoder, make_objective
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.mark.parametrize(("modules", "again"), [(TEXT_PROJECTIONS, False), (r"visual\.blocks\.1", True)])
 def test_a_frozen_vision_tower_sees_its_patches_once(inputs, tmp_path, modules, again):

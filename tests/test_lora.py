@@ -54,6 +54,7 @@ def linear(inputs: int, outputs: int, config: LoraConfig, *, bias: bool = True) 
     return module, values
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("model_type", ["qwen3_vl", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
 def test_new_branches_leave_the_model_unchanged(tmp_path, model_type):
     encoder = smart_jax.load(write_checkpoint(tmp_path, model_type=model_type), head="qwen3_vl_embedding")
@@ -96,6 +97,7 @@ def test_the_gradient_of_a_merged_product_by_hand():
         np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.compiles
 def test_factors_are_merged_only_where_nothing_is_lost(monkeypatch):
     """Float32 kernels on a CPU; both ways compute the same, and have the same gradient."""
     module, _ = linear(6, 5, LoraConfig(r=2, alpha=3.0))
@@ -143,6 +145,7 @@ def test_bfloat16_kernels_compute_in_bfloat16():
     assert module.lora_a[...].dtype == module.lora_b[...].dtype == jnp.float32
 
 
+@pytest.mark.compiles
 def test_dropout_drops_inputs_of_the_branch_only():
     config = LoraConfig(r=50, alpha=50.0, dropout=0.25)
     module, v = linear(50, 50, config)
@@ -165,6 +168,7 @@ def test_dropout_drops_inputs_of_the_branch_only():
     assert np.abs(dropped(1) - branch).max() > 1
 
 
+@pytest.mark.compiles
 def test_branches_drop_apart_and_again_the_same_in_the_backward_pass(checkpoint):
     encoder = with_lora(smart_jax.load(checkpoint), LoraConfig(r=4, dropout=0.5, modules=r"layers.*up_proj|qkv"))
     rows = [encoder.preprocessor.tokenize(item) for item in ITEMS]
@@ -236,6 +240,7 @@ def test_a_quantised_kernel_computes_what_it_restores(kind):
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(quantised))) == {"int8": 544, "nf4": 288}[kind]
 
 
+@pytest.mark.compiles
 def test_quantised_backbones_stay_close_and_nf4_is_the_coarser(checkpoint):
     encoder = smart_jax.load(checkpoint)
     exact = encoder.encode_document(ITEMS).pooled
@@ -281,6 +286,7 @@ def test_nf4_of_an_odd_number_of_inputs_is_refused():
         quantize(jnp.ones((5, 2)), "nf4")
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     "family", ["qwen3_vl", "bert", *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen2_vl", "qwen2_5_vl"))]
 )

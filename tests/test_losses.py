@@ -158,6 +158,7 @@ def test_overlap_by_hand():
     np.testing.assert_allclose(losses.overlap(pooled, states, mask), (1 + 0 + 0.5) / 3, rtol=1e-6)
 
 
+@pytest.mark.compiles
 def test_regularisers_have_finite_gradients_at_zero_states():
     states, mask = jnp.zeros((1, 3, 4)), jnp.ones((1, 3), bool)
     for gradient in (

@@ -55,6 +55,7 @@ def oracle(encoder, made, config):
     return chosen
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     "config",
     [
@@ -129,6 +130,7 @@ def test_settings_are_checked(wrong):
         MineConfig(**wrong)
 
 
+@pytest.mark.compiles
 def test_command_on_pages(tmp_path, capsys):
     from tests.test_data import colpali
 

@@ -93,6 +93,7 @@ def watched(inputs, tmp_path_factory):
     )
 
 
+@pytest.mark.compiles
 def test_the_held_out_split_is_searched(inputs, watched):
     """Against ranks in float64 NumPy of the exported adapter's embeddings."""
     split = open_split(inputs / "data", "pages", "validation")
@@ -169,6 +170,7 @@ def test_samples_are_the_extremes_by_margin(checkpoint):
     assert side_by_side([]) is None
 
 
+@pytest.mark.compiles
 def test_norms_are_those_of_the_parameters(inputs, watched):
     last = watched.records[-1]
     assert last["param_norm"] == last["param_norm_adapter"] and last["update_norm"] > 0
@@ -177,6 +179,7 @@ def test_norms_are_those_of_the_parameters(inputs, watched):
     assert last["param_norm"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.compiles
 def test_rates_are_of_the_updates_alone(watched):
     for record in watched.records[1:]:
         assert 0 < record["seconds_per_step"] < PAUSE
@@ -186,6 +189,7 @@ def test_rates_are_of_the_updates_alone(watched):
         assert record["skipped_examples"] == 0 and "device_memory_gib" not in record
 
 
+@pytest.mark.compiles
 def test_tensorboard_has_the_curves_and_the_samples(watched):
     found = events(watched.folder / "tensorboard")
     values = {(e.step, v.tag): v for e in found for v in e.summary.value}
@@ -212,6 +216,7 @@ def test_events_are_on_disk_when_they_are_written_and_hide_what_came_later(tmp_p
     assert sorted(starts) == [1, 4]
 
 
+@pytest.mark.compiles
 def test_wandb_gets_a_copy_and_goes_on_with_its_run(watched):
     (_, options), *rest = watched.calls
     assert (options["project"], options["resume"], options["name"]) == ("pages", "allow", "run")

@@ -22,6 +22,8 @@ datasets = pytest.importorskip("datasets")
 from mteb.abstasks.retrieval import AbsTaskRetrieval  # noqa: E402
 from mteb.abstasks.task_metadata import TaskMetadata  # noqa: E402
 
+pytestmark = pytest.mark.compiles
+
 README = """---
 configs:
 - config_name: default

@@ -28,6 +28,8 @@ from train.objective import start_temperatures
 from train.posttrain import train
 from train.setup import adapter_config
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture(scope="module")
 def inputs(inputs, tmp_path_factory):

@@ -90,6 +90,7 @@ def test_an_update_equals_adamw_by_hand():
     np.testing.assert_allclose(np.concatenate([params["a.kernel"], params["a.bias"]]), x, rtol=1e-5)
 
 
+@pytest.mark.compiles
 def test_muon_turns_a_matrix_gradient_into_a_nearly_orthogonal_update():
     config = OptimizerConfig(
         name="muon", learning_rate=0.1, schedule="constant", warmup_ratio=0.0, weight_decay=0.5, clip_norm=0.0

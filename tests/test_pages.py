@@ -79,6 +79,7 @@ def test_own_name_is_masked_as_a_word_only():
     assert without_name("Get it, widget; get() or __get__", "m.C.get") == "___ it, widget; ___() or ___"
 
 
+@pytest.mark.compiles
 def test_held_out_and_training_modules_do_not_meet(held_out):
     training = tiny.for_training()
     assert not {d.module for d in training} & {d.module for d in held_out}
@@ -169,6 +170,7 @@ def test_bad_requests_are_named(held_out):
         list(training_pairs([], Canvas(), count=1))
 
 
+@pytest.mark.compiles
 def test_command_line_writes_both(tmp_path, capsys):
     pages.main(["benchmark", "--out", str(tmp_path / "b"), "--count", "4", "--height", "64", "--width", "128"])
     pages.main(["pairs", "--out", str(tmp_path / "p"), "--count", "5", "--height", "32", "--width", "64"])

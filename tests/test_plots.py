@@ -16,6 +16,7 @@ def summary(count, *, sizes=True, rows=("pooled", "late", "hybrid"), groups=()):
     return summarise(made, samples=20, groups=groups)
 
 
+@pytest.mark.compiles
 def test_files(tmp_path):
     found = plots.write(summary(2), tmp_path)
     assert {path.name for path in found.values()} == {path.name for path in tmp_path.iterdir()}

@@ -41,6 +41,8 @@ from train.setup import load_encoder, make_objective, weight_folders
 from train.step import TrainState, make_eval_step
 from train.training import Training
 
+pytestmark = pytest.mark.compiles
+
 
 def examples(count: int = 8, negatives: int = 0) -> list[Example]:
     def document(i):

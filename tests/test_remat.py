@@ -18,6 +18,8 @@ from tests.training import make_config
 from train.data import Batcher
 from train.setup import load_encoder, make_objective
 
+pytestmark = pytest.mark.compiles
+
 KINDS = {
     "lora": {
         "trainable": "lora",

@@ -21,6 +21,8 @@ from train.monitor import read_metrics
 from train.posttrain import train
 from train.setup import load_encoder, make_objective
 
+pytestmark = pytest.mark.compiles
+
 
 def examples(count: int = 6, bad: tuple[int, ...] = (), negatives: int = 0) -> list[Example]:
     def document(i):

@@ -11,6 +11,8 @@ from smart_jax.retrieval.adapter import Adapter, AdapterConfig
 from smart_jax.retrieval.states import States
 from tests.checkpoints import noise_page
 
+pytestmark = pytest.mark.compiles
+
 HALF = 6e-4  # rounding of a unit vector's components to float16
 
 

@@ -139,6 +139,7 @@ class Plain(FakeEncoder):
         return self.encoder.states(items, layers=(-2, -1)).embeddings()
 
 
+@pytest.mark.compiles
 def test_unreduced_rows_are_those_of_an_evaluation(study):
     for subject, prompt, made in (
         (0, True, [benchmark("first"), benchmark("second", seed=1, queries=20)]),
@@ -313,6 +314,7 @@ def test_prompt_words_are_what_all_items_share():
     assert not prompt_words(states(pages[:1])).any()
 
 
+@pytest.mark.compiles
 def test_grids_are_pooled_before_the_rest(tmp_path):
     """The embedded model on small pages: sizes, and hybrid scores of pooled states by hand."""
     rng = np.random.default_rng(0)

@@ -74,6 +74,7 @@ def test_a_column_of_another_type(tmp_path):
         convert(tmp_path / "source", "a", tmp_path)
 
 
+@pytest.mark.compiles
 def test_mining_writes_the_models_scores(tmp_path, monkeypatch):
     """Found and drawn at random alike, against float64; the latter are encoded in parts of two documents."""
     monkeypatch.setattr(module, "PART", 2)

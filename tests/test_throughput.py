@@ -60,6 +60,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     "name", [n if n in ("adapter", "lora") else pytest.param(n, marks=pytest.mark.slow) for n in SETTINGS]
 )

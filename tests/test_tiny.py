@@ -33,6 +33,7 @@ def test_files_are_small_and_in_hugging_face_layout(tiny):
         assert (folder / name).is_file()
 
 
+@pytest.mark.compiles
 def test_it_reads_pages(tiny):
     """Far above chance (1 in 60) on pages of modules that it was not trained on."""
     (benchmark,) = benchmarks(60, 1)

@@ -92,6 +92,7 @@ def test_memory_of_arrays_is_that_of_a_shard():
     assert device_bytes(batch.documents.vision.patches) == 2 * 1024 * config.vision.patch_values * 4
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(("shape", "billions"), [(QWEN3_VL_2B, 2.13), (QWEN3_VL_8B, 8.14)])
 def test_parameters_of_the_real_shapes(shape, billions):
     """Qwen3-VL's model cards say 2B and 9B with an output layer of vocabulary x width, which an encoder has not."""
