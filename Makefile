@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 DEMO := build/demo
 WORKERS ?= 2
-PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
+PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist worksteal --durations 20
 
 .PHONY: demo check test test-slow lint clean
 

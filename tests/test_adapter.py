@@ -44,6 +44,7 @@ def oracle(adapter: Adapter, states: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return fused, tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(("layers", "dim"), [((-1,), None), ((-1,), 5), ((-3, -2, -1), None), ((2, -1), 7)])
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 def test_matches_the_formulas_in_float64(layers, dim, dtype):
@@ -57,6 +58,7 @@ def test_matches_the_formulas_in_float64(layers, dim, dtype):
     np.testing.assert_allclose(adapter.project(adapter.fuse(jnp.asarray(states))), got, atol=1e-6)
 
 
+@pytest.mark.compiles
 def test_small_states_see_the_epsilons():
     adapter = make(hidden_size=16, layers=(-2, -1))
     states = np.random.default_rng(1).normal(0, 2e-3, (5, 2, 16)).astype(np.float32)
@@ -84,6 +86,7 @@ def test_initial_values_are_the_papers():
     assert adapter.proj.bias is None
 
 
+@pytest.mark.compiles
 def test_gradients_reach_every_parameter_and_zero_states_stay_finite():
     adapter = make(hidden_size=8, layers=(-2, -1))
     states = np.random.default_rng(0).normal(size=(4, 2, 8)).astype(np.float32)
@@ -98,6 +101,7 @@ def test_gradients_reach_every_parameter_and_zero_states_stay_finite():
     np.testing.assert_array_equal(np.asarray(make(hidden_size=4).pooled(jnp.zeros((1, 4)))), 0)
 
 
+@pytest.mark.compiles
 def test_gradients_equal_those_of_norm_then_linear():
     """The norm acts on the kernel; flax's own LayerNorm and Linear, one after the other, are the oracle."""
     adapter = make(hidden_size=24, dim=7)

@@ -84,6 +84,7 @@ def test_by_rows(monkeypatch, padding, causal, length, most):
     check(A._by_rows, *arrays(length), padding(length), causal)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("length", [25, 64, 71])
 def test_windows(monkeypatch, backend, length):
@@ -107,6 +108,7 @@ def test_windows(monkeypatch, backend, length):
         np.testing.assert_allclose(a, b, atol=3e-5)
 
 
+@pytest.mark.compiles
 def test_a_run_longer_than_said_shows():
     q, k, v = arrays(64)
     segment = jnp.ones((2, 64), jnp.int32)
@@ -135,6 +137,7 @@ def test_scores_of_windows_grow_with_the_length():
 # --- GPU ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("causal", [False, True])
 def test_arguments_for_cudnn(padding, causal):
     """The same call of the same function, computed by XLA instead."""
@@ -236,6 +239,7 @@ def test_mosaic_accepts_flash(monkeypatch, dtype, causal, length, heads, groups,
 # --- several devices ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (8, 1, 1)])
 def test_over_a_mesh(sizes):
     """Rows and heads stay on their devices: no collective operation but those of a gradient."""

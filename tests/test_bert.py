@@ -30,6 +30,8 @@ from tests.training import make_config
 from train.data import convert
 from train.posttrain import train
 
+pytestmark = pytest.mark.compiles
+
 TOLERANCE = 2e-5
 TEXTS = [
     "revenue by region",

@@ -290,7 +290,7 @@ worker.finish()
 """
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 def test_devices_and_processes_give_the_same_figures(tmp_path, checkpoint):
     """One device, eight virtual devices, two processes of two devices each."""
     import jax

@@ -95,6 +95,7 @@ def test_converts_the_training_set_s_layout(tmp_path, capsys):
     assert len(list((tmp_path / "out" / "pages").rglob("*train.array_record*"))) == 2
 
 
+@pytest.mark.compiles
 def test_runs_as_a_command_without_tensorflow_or_torch(tmp_path):
     folder = colpali(tmp_path / "colpali", 10)
     script = (

@@ -335,6 +335,7 @@ def test_bad_settings(opened, settings, message):
 # ---- through load
 
 
+@pytest.mark.compiles
 def test_load_with_a_rule_of_one_s_own(tmp_path):
     folder = write_checkpoint(tmp_path)
     rule = {"prompt": [["user", "{{ visual }}", "{{ texts | join }}"]], "pooling": "mean"}
@@ -351,6 +352,7 @@ def test_load_with_a_rule_of_one_s_own(tmp_path):
     assert np.abs(mean / np.linalg.norm(mean) - ours.pooled[0]).max() < 0.2 < np.abs(ours.pooled - other.pooled).max()
 
 
+@pytest.mark.compiles
 def test_the_paper_s_lamra_leaves_deepstack_out(checkpoint):
     folder, page = checkpoint, [noise_page(96, 96)]
     paper = smart_jax.load(folder, head="lamra_qwen3_vl")

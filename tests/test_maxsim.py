@@ -27,6 +27,7 @@ from smart_jax.retrieval.embeddings import Embeddings
 from tests.maxsim_suite import MaxSimSuite, close, make, oracle, unit
 
 
+@pytest.mark.compiles
 class TestReference(MaxSimSuite):
     implementation = "reference"
     test_gradient_is_the_reference_s = None  # nothing to compare with: finite differences check its gradient
@@ -37,6 +38,7 @@ class TestXLA(MaxSimSuite):
     ragged_share = 1.0
 
 
+@pytest.mark.compiles
 class TestXLAWithSmallTiles(MaxSimSuite):
     """Several tiles along both axes, the last ones overlapping, and several scatters, at the suite's small shapes."""
 
@@ -106,6 +108,7 @@ def test_the_tpu_kernel_asks_for_the_memory_of_the_widest_tokens(width, asked):
     assert f"vmem_limit_bytes={asked}" in str(traced)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_tpu_kernel_over_several_blocks(monkeypatch, masked):
     """Three blocks of a document's tokens and nine of query tokens; the best token is in each block for some query."""
@@ -149,6 +152,7 @@ def projection(kernel, states):
     return tokens / jnp.linalg.norm(tokens, axis=-1, keepdims=True)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("group_values", [1, 2**7, 2**20])
 def test_projected_groups_equal_projecting_all(monkeypatch, masked, group_values):
@@ -176,6 +180,7 @@ def test_projected_groups_equal_projecting_all(monkeypatch, masked, group_values
         close(a, b)
 
 
+@pytest.mark.compiles
 def test_projected_memory_is_a_groups():
     """Temporary memory of the gradient, by XLA's count, is below the bank's projected tokens."""
     B, P, N, L, D = 4, 8, 64, 512, 512

@@ -1027,6 +1027,7 @@ def test_published_averages_of_several_metrics():
 # --- the leaderboard's files -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.compiles
 def test_files_of_the_leaderboard(root, tmp_path):
     settings = config(root, "complete", model="Qwen/Qwen3-VL-Embedding-2B", output=str(tmp_path / "out"))
     summary = ran(settings, ("CIRR", "MSVD", "ViDoRe_esg_reports_v2_multilingual", "VisRAG_ChartQA"))

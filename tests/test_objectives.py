@@ -29,6 +29,8 @@ from train.objective import (
 )
 from train.objective import reductions as vectors
 
+pytestmark = pytest.mark.compiles
+
 LN2, LN3 = math.log(2), math.log(3)
 
 

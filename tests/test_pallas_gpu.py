@@ -29,6 +29,7 @@ def test_float64_is_refused():
         gpu_maxsim(np.ones((1, 2, 3)), np.ones((1, 2, 3)))
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     ("dtype", "width"),
     [(jnp.float32, 1), (jnp.float32, 100), (jnp.float32, 4096), (jnp.bfloat16, 4096), (jnp.float16, 100)],
@@ -78,6 +79,7 @@ def test_several_blocks(monkeypatch, dtype, query_length, width, shared_bytes, t
         assert index is None
 
 
+@pytest.mark.compiles
 def test_the_first_of_equal_maxima_is_found(monkeypatch):
     """In one block, and in two."""
     monkeypatch.setattr(pallas_gpu, "DOCUMENT_TOKENS", 8)
@@ -89,6 +91,7 @@ def test_the_first_of_equal_maxima_is_found(monkeypatch):
     np.testing.assert_array_equal(index[:, 0, 0], [6, 10])
 
 
+@pytest.mark.compiles
 def test_a_nan_enters_and_stays(monkeypatch):
     monkeypatch.setattr(pallas_gpu, "DOCUMENT_TOKENS", 8)
     q, d, _, _ = make(np.random.default_rng(0), 2, 1, 3, 20)
@@ -116,6 +119,7 @@ def shapes(dtype, queries, width):
     return *tokens, *(jax.ShapeDtypeStruct(s.shape[:2], jnp.bool) for s in tokens)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize(
     ("queries", "width"), [(1, 1), (3, 100), (5, 128), (30, 128), (30, 320), (30, 1024), (1, 4096)]
@@ -126,6 +130,7 @@ def test_mosaic_accepts_the_kernel(dtype, queries, width):
     assert "mosaic_gpu" in lowered(loss, *shapes(dtype, queries, width)[:2])
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_mosaic_accepts_the_kernel_in_transformations(dtype):
     q, d, q_mask, d_mask = shapes(dtype, 16, 128)

@@ -182,7 +182,7 @@ def test_eight_devices_equal_one(one_device, name, sizes):
 
 @pytest.mark.parametrize(
     ("name", "devices", "chunk"),
-    [("adapter+lora", 8, 8), slow("adapter", 1, 4), slow("full", 1, 5)],
+    [("adapter", 1, 4), slow("adapter+lora", 8, 8), slow("full", 1, 5)],
 )
 def test_chunks_change_nothing(one_device, monkeypatch, name, devices, chunk):
     """GradCache: loss and gradient of the whole batch, with the same dropout, from a backbone that sees a chunk."""
@@ -202,7 +202,7 @@ def test_chunks_change_nothing(one_device, monkeypatch, name, devices, chunk):
         np.testing.assert_allclose(found[2][parameter], gradient, atol=1e-5 * max(1, scale), err_msg=parameter)
 
 
-@pytest.mark.parametrize(("name", "devices"), [("adapter", 1), slow("adapter", 8), ("lora", 8)])
+@pytest.mark.parametrize(("name", "devices"), [("adapter", 1), slow("adapter", 8), slow("lora", 8)])
 def test_a_bank_in_parts_changes_nothing(one_device, monkeypatch, name, devices):
     """remat: documents projected, or gathered, one at a time on each device, against all at once."""
     config, batch, expected = one_device(name)
@@ -341,6 +341,7 @@ def test_trains_on_videos_of_converted_data(inputs, tmp_path):
     assert len(losses) == 1 and np.isfinite(losses).all()
 
 
+@pytest.mark.slow
 def test_trains_all_weights_and_exports_a_model(inputs, tmp_path):
     config = make_config(
         inputs,

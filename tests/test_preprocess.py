@@ -319,6 +319,7 @@ def test_buckets_are_few_and_cover_everything(folder, preprocessor):
     assert small.length_buckets == (60, 100) and small.patch_buckets == (68, 400)
 
 
+@pytest.mark.compiles
 def test_compilations_are_bounded_by_the_buckets(folder):
     preprocessor = MultimodalPreprocessor.from_pretrained(
         folder, CONFIG, max_length=128, length_buckets=[64], patch_buckets=[32, 64], max_pixels=16384
@@ -349,6 +350,7 @@ print(batch.input_ids.shape, batch.vision.patches.shape, float(row.patches.sum()
 """
 
 
+@pytest.mark.compiles
 def test_works_where_torch_is_not_installed(tmp_path):
     folder = write_processor(tmp_path)
     (folder / "config.json").write_text(json.dumps(small_config()))

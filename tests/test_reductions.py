@@ -230,6 +230,7 @@ def test_pca_samples_tokens_and_refuses_other_widths():
         PCA.fit(e.astype(np.int8), 2)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("width", [5, 8, 17])
 def test_binary_is_the_signs(width):
     d, q = embeddings(width=width), embeddings((3, 2), width=width, seed=1)

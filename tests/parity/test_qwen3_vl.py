@@ -27,6 +27,8 @@ from tests.parity.qwen3_vl import (
     torch_model,
 )
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def pair(request, tmp_path_factory):
