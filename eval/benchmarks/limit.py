@@ -39,6 +39,11 @@ def load(folder: str | Path, variant: str = "small") -> Benchmark:
     Raises:
       FileNotFoundError: one of the files is missing.
       ValueError: another variant, or a file is not as in `eval.benchmarks.beir`.
+
+    Example:
+      >>> load("limit/data", "medium")
+      Traceback (most recent call last):
+      ValueError: variant is 'medium': use one of small, full
     """
     if variant not in FOLDERS:
         raise ValueError(f"variant is {variant!r}: use one of {', '.join(FOLDERS)}")

@@ -38,6 +38,10 @@ class Options:
         where the cache's memory asks for it.
       score: `smart_jax.score`, or what is to stand in for it.
       progress: whether bars are shown: None = for what takes longer than two seconds.
+
+    Example:
+      >>> Options(batch_size=8, late_weight=2.0).encoding["batch_size"]
+      8
     """
 
     batch_size: int | None = None
@@ -119,6 +123,15 @@ def make_eval_fn(
 
     An encoder with an adapter gives the adapter's methods, one without gives pooled, late and hybrid; chance and BM25
     are left out.
+
+    Args:
+      benchmarks: to evaluate, each time.
+      metrics, cache, options: as in `run_benchmark`.
+
+    Example:
+      >>> evaluate = make_eval_fn([])
+      >>> evaluate(smart_jax.load("tiny"))  # without a benchmark there is no figure
+      {}
     """
 
     def evaluate(encoder: Retriever) -> dict[str, float]:

@@ -104,6 +104,11 @@ def average(parts: Sequence[Mapping[Key, Mapping[str, Drawn]]]) -> dict[Key, dic
 
     Args:
       parts: of each benchmark, as of `resample`.
+
+    Example:
+      >>> parts = [resample({"late": {"hit@1": np.array([x])}}, samples=1) for x in (0.0, 1.0)]
+      >>> average(parts)["late"]["hit@1"].mean
+      0.5
     """
     return {
         row: {metric: Drawn.average([part[row][metric] for part in parts]) for metric in parts[0][row]}

@@ -27,6 +27,10 @@ class Block(NamedTuple):
     Attributes:
       queries: their indices, ascending.
       documents: indices of the documents to score, ascending; None = the whole corpus.
+
+    Example:
+      >>> Block(queries=np.arange(2), documents=None).queries.tolist()
+      [0, 1]
     """
 
     queries: Int[np.ndarray, " q"]

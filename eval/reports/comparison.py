@@ -104,6 +104,12 @@ class Comparison:
       average: over several benchmarks, of the methods that all of them have on both sides.
       groups: of the same name.
       unmatched_benchmarks, unmatched_metrics, unmatched_groups: what only one side has; groups where some are shared.
+
+    Example:
+      >>> nothing, mrr = Unmatched([], []), Unmatched(["mrr"], [])
+      >>> comparison = Comparison(0.95, 2000, ["ndcg@5"], [], None, [], nothing, mrr, nothing)
+      >>> comparison.to_json()["metrics_without_counterpart"]
+      {'a': ['mrr'], 'b': []}
     """
 
     level: float

@@ -10,6 +10,15 @@ def markdown(comparison: Comparison) -> str:
     """Returns tables of "a → b, difference [low, high]".
 
     There is one of each group and one of each benchmark; what only one side has is listed below them.
+
+    Example:
+      >>> from eval.reports.comparison import Unmatched
+      >>> nothing = Unmatched([], [])
+      >>> print(markdown(Comparison(0.95, 2000, ["ndcg@5"], [], None, [], nothing, Unmatched(["mrr"], []), nothing)))
+      Brackets: 95 % paired bootstrap interval over queries; * = it excludes 0.
+      <BLANKLINE>
+      - metrics that only a has: mrr
+      <BLANKLINE>
     """
     parts = [_group_table(group) for group in comparison.groups]
     for entry in (*comparison.benchmarks, *([comparison.average] if comparison.average else [])):

@@ -46,6 +46,10 @@ def write(report: Report, folder: str | Path) -> dict[str, Path]:
 
     Returns:
       The path of MODEL.json by "leaderboard METHOD".
+
+    Example:
+      >>> write(Report(0.95, 2000, ["hit@1"], benchmarks=[]), "results")  # nothing was evaluated
+      {}
     """
     benchmarks = {benchmark.name: benchmark for benchmark in report.benchmarks}
     evaluated = {method for benchmark in report.benchmarks for method in benchmark.estimates}
@@ -71,6 +75,13 @@ def task_scores(benchmark: BenchmarkReport, method: str) -> TaskScores:
 
     Average precision is divided by the number of relevant documents that fit above the cut-off, as on the leaderboard,
     not by that of all, as in `smart_jax.retrieval.metrics`.
+
+    Example:
+      >>> from eval.ranking import Estimate
+      >>> hit = {"late": {"hit@1": Estimate(1.0, 1.0, 1.0)}}
+      >>> report = BenchmarkReport("CIRR", 1, 9, "global", {}, hit, {}, ["q0"], {"late": {"hit@1": [1.0]}})
+      >>> task_scores(report, "late")
+      {'hit@1': 1.0, 'num_pred': 1, 'num_data': 1}
     """
     estimates, values = benchmark.estimates[method], benchmark.values[method]
     scores: dict[str, float | int] = {}

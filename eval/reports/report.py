@@ -54,6 +54,12 @@ class BenchmarkReport:
       differences: likewise, of the pairs whose methods were both evaluated.
       query_ids: ids of the queries.
       values: one value per query, rounded, by method, then metric.
+
+    Example:
+      >>> hit = {"late": {"hit@1": Estimate(1.0, 1.0, 1.0)}}
+      >>> report = BenchmarkReport("pages", 1, 9, "global", {}, hit, {}, ["q0"], {"late": {"hit@1": [1.0]}})
+      >>> print(report.estimates["late"]["hit@1"])
+      1.000 [1.000, 1.000]
     """
 
     name: str
@@ -75,6 +81,10 @@ class AverageReport:
       queries, documents: how many all benchmarks have together.
       estimates: by method, then metric; their intervals resample the queries within each benchmark.
       differences: likewise, of the pairs whose methods all benchmarks have.
+
+    Example:
+      >>> AverageReport(queries=20, documents=90, estimates={}, differences={}).name
+      'average'
     """
 
     queries: int
@@ -96,6 +106,10 @@ class PublishedFigures:
       model, source, date: as in `Published`.
       figures: in the primary metric, by benchmark.
       average: over the same benchmarks; None where that cannot be told.
+
+    Example:
+      >>> PublishedFigures("rival", "a paper", "2026-01-02", figures={"pages": 0.5}, average=0.5).average
+      0.5
     """
 
     model: str
@@ -116,6 +130,11 @@ class GroupReport:
       estimates: by method, of the methods that all benchmarks have.
       differences: of the pairs whose methods all benchmarks have.
       published: to stand beside them.
+
+    Example:
+      >>> late = {"late": Estimate(0.5, 0.4, 0.6)}
+      >>> GroupReport("both", {"pages": "ndcg@5"}, ["clips"], late, differences={}, published=[]).missing
+      ['clips']
     """
 
     name: str
@@ -128,7 +147,12 @@ class GroupReport:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A benchmark that could not be evaluated, and why."""
+    """A benchmark that could not be evaluated, and why.
+
+    Example:
+      >>> Failure("pages", "FileNotFoundError: no PDF pages.pdf").name
+      'pages'
+    """
 
     name: str
     error: str
@@ -146,6 +170,10 @@ class Report:
       groups: of benchmarks that are averaged together.
       failed: benchmarks that are missing.
       config, environment: settings, devices and versions of the run; empty where they are not known.
+
+    Example:
+      >>> Report(level=0.95, samples=2000, metrics=["ndcg@5", "mrr"], benchmarks=[]).primary_metric("pages")
+      'ndcg@5'
     """
 
     level: float

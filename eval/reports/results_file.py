@@ -43,6 +43,11 @@ def read_results(path: str | Path) -> Report:
     Raises:
       FileNotFoundError: there is none.
       ValueError: it is not one, or was written before values per query were.
+
+    Example:
+      >>> read_results("no-such-folder")
+      Traceback (most recent call last):
+      FileNotFoundError: no file 'no-such-folder': give a folder that python -m eval.run wrote, or its results.json
     """
     file = Path(path) / NAME if Path(path).is_dir() else Path(path)
     if not file.is_file():

@@ -12,6 +12,16 @@ def markdown(report: Report) -> str:
 
     There is one table of each group: benchmarks by methods, in the primary metric, and what is published; then one of
     each benchmark and of the average: methods by metrics. Benchmarks that failed are named last.
+
+    Example:
+      >>> from eval.reports import Failure
+      >>> report = Report(0.95, 2000, ["mrr"], benchmarks=[], failed=[Failure("pages", "ValueError: empty")])
+      >>> print(markdown(report))  # doctest: +ELLIPSIS
+      ### 1 benchmarks failed
+      <BLANKLINE>
+      - pages: ValueError: empty
+      <BLANKLINE>
+      Brackets: 95 % bootstrap interval over queries ...
     """
     benchmarks = {benchmark.name: benchmark for benchmark in report.benchmarks}
     parts = [_group_table(group, benchmarks) for group in report.groups]

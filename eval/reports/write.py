@@ -17,6 +17,17 @@ def write(report: Report, folder: str | Path) -> dict[str, Path]:
 
     Returns:
       Their paths, by what they are.
+
+    Example:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from eval.methods import Result
+      >>> from eval.reports import summarise
+      >>> values = {"bm25": {"hit@1": np.array([1.0, 0.0])}}
+      >>> report = summarise([Result("pages", ["q0", "q1"], 9, False, values, seconds={})])
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     sorted(path.name for path in write(report, folder).values())
+      ['results.json', 'results.md', 'results.png']
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

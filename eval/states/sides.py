@@ -29,6 +29,13 @@ def encode_sides(
       benchmark: whose items are encoded.
       layers, dtype, batch_size: as in `Encoder.states`.
       cache: where the states are kept too; None = nowhere.
+
+    Example:
+      >>> import smart_jax
+      >>> benchmark = Benchmark("one", ["a query"], ["q0"], ["a text"], ["d0"], {"q0": {"d0": 1}})
+      >>> queries, corpus = encode_sides(smart_jax.load("tiny"), benchmark)
+      >>> len(queries), queries.states.dtype
+      (1, dtype('float16'))
     """
 
     def states(side: Side) -> States:

@@ -15,7 +15,13 @@ from smart_jax.retrieval import Embeddings, States
 
 @runtime_checkable
 class EmbeddingSource(Protocol):
-    """Embeddings of N items."""
+    """Embeddings of N items, wherever they are.
+
+    Example:
+      >>> one = Embeddings(np.ones((1, 4), np.float32), np.ones((3, 4), np.float32), np.array([0, 3]))
+      >>> isinstance(InMemory(one), EmbeddingSource)
+      True
+    """
 
     def __len__(self) -> int: ...
 
@@ -58,6 +64,11 @@ class OnDisk:
     Attributes:
       shards: the states.
       make: what becomes of them, `States.embeddings` or `States.adapted` with an adapter.
+
+    Example:
+      >>> from pathlib import Path
+      >>> len(OnDisk(Shards(Path("states"), items=600, size=256, limit=2**30), make=States.embeddings))
+      600
     """
 
     shards: Shards

@@ -90,6 +90,11 @@ def run_geometry(config: ConfigDict, benchmarks: Sequence[Benchmark]) -> tuple[G
     Raises:
       ValueError: no runs, no models or no benchmarks.
       FileNotFoundError: a run lacks one of the models.
+
+    Example:
+      >>> run_geometry(ConfigDict({"runs": "", "models": ("new",)}), benchmarks=[])
+      Traceback (most recent call last):
+      ValueError: there must be at least one run (--config.runs=FOLDER,FOLDER), one model and one benchmark
     """
     runs = [Path(run) for run in config.runs.split(",") if run]
     models = list(config.models)

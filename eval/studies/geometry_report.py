@@ -29,6 +29,11 @@ class GeometryReport:
       models: figures of each run, by the name of the model, in the order of training.
       config, environment: settings, devices and versions.
       seconds: wall time.
+
+    Example:
+      >>> figures = dict.fromkeys((*METHODS, *STATISTICS), 0.5)
+      >>> GeometryReport("ndcg@5", ["pages"], {"new": [figures, figures]}, {}, {}, seconds=1.0).runs
+      2
     """
 
     metric: str
@@ -57,7 +62,14 @@ class GeometryReport:
 
 
 def markdown(report: GeometryReport) -> str:
-    """Returns a table: models by figures, "mean [least, largest of the runs]"."""
+    """Returns a table: models by figures, "mean [least, largest of the runs]".
+
+    Example:
+      >>> figures = dict.fromkeys((*METHODS, *STATISTICS), 0.5)
+      >>> text = markdown(GeometryReport("ndcg@5", ["pages"], {"new": [figures]}, {}, {}, seconds=1.0))
+      >>> text.splitlines()[2][:31]
+      '| new | 0.500 [0.500, 0.500] | '
+    """
     names = (*METHODS, *STATISTICS)
     lines = [f"| | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for model, runs in report.models.items():

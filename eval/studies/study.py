@@ -66,6 +66,11 @@ def run_study(config: ConfigDict, subjects: Sequence[Subject]) -> tuple[StudyRep
 
     Raises:
       ValueError: no subjects, two of one name, or a setting that is unknown.
+
+    Example:
+      >>> run_study(ConfigDict(), subjects=[])
+      Traceback (most recent call last):
+      ValueError: the subjects are []: there must be at least one, and their names must differ
     """
     names = [subject.name for subject in subjects]
     if not names or len(set(names)) < len(names):

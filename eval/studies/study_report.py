@@ -27,6 +27,10 @@ class StudyReport:
       subjects: what was studied.
       config, environment: settings, devices and versions.
       seconds: wall time.
+
+    Example:
+      >>> StudyReport(["ndcg@5"], 0.95, subjects=[], config={}, environment={}, seconds=1.0).to_json()["subjects"]
+      []
     """
 
     metrics: Sequence[str]
@@ -68,7 +72,13 @@ def _figure(figure: Compared) -> dict[str, Any]:
 
 
 def markdown(report: StudyReport) -> str:
-    """Returns a table of each section of each subject: "first metric / second ...", and differences in the first."""
+    """Returns a table of each section of each subject: "first metric / second ...", and differences in the first.
+
+    Example:
+      >>> report = StudyReport(["ndcg@5", "mrr"], 0.95, subjects=[], config={}, environment={}, seconds=1.0)
+      >>> markdown(report).split(",")[0]
+      'Figures: ndcg@5 / mrr'
+    """
     first, parts = report.metrics[0], []
     for subject in report.subjects:
         counts = {f"{size.queries} queries, {size.pages} pages" for size in subject.benchmarks}

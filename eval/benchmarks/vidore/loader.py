@@ -39,6 +39,13 @@ def fetch(entry: VidoreSet, revision: str | None = None) -> Path:
     Raises:
       FileNotFoundError: no such repository or revision.
       ConnectionError: it is not in the cache and the hub is offline or out of reach.
+
+    Example:
+      >>> from unittest.mock import patch
+      >>> from eval.benchmarks.vidore import select
+      >>> with patch("huggingface_hub.snapshot_download", return_value="cache/tatdqa"):
+      ...     print(fetch(select(["tatdqa"])[0]))
+      cache/tatdqa
     """
     patterns = [f"{part}/{entry.split}-*.parquet" for part in PARTS]
     command = how_to_get(entry, Path("FOLDER") / stem(entry))
@@ -58,6 +65,12 @@ def load(entry: VidoreSet, folder: str | Path) -> Benchmark:
     Raises:
       FileNotFoundError: a part, or one of its files, is missing; the message says what to download and where it goes.
       ValueError: a file, column or row is not as in this module's docstring, or contradicts another.
+
+    Example:
+      >>> from eval.benchmarks.vidore import select
+      >>> load(select(["tatdqa"])[0], "no-such-folder")  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      FileNotFoundError: set ViDoRe_tatdqa: 'no-such-folder/queries' has no file test-*-of-*.parquet. ...
     """
     folder, layout = Path(folder), entry.layout
     try:
