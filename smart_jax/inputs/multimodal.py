@@ -14,6 +14,7 @@ from smart_jax.files import Checkpoint
 from smart_jax.inputs.image import IMAGE_FILES, ImageSettings, open_rgb, process_image, read_image_settings
 from smart_jax.inputs.item import Item, ItemLike, parse_item
 from smart_jax.inputs.multimodal_collator import MultimodalCollator
+from smart_jax.inputs.pooling_rule import pooled_tokens
 from smart_jax.inputs.preprocessor import Side
 from smart_jax.inputs.presets import open_settings
 from smart_jax.inputs.prompt import (
@@ -67,7 +68,7 @@ class MultimodalPreprocessor(MultimodalCollator):
         self._video_token = str(tokenizer.convert_ids_to_tokens(config.video_token_id))
         token = settings.pooling_token
         self._placeholders = [self._image_token, self._video_token, *([] if token is None else [token])]
-        self._pooling_id = None if token is None else tokenizer.convert_tokens_to_ids(token)
+        self._pooling_id = None if token is None else int(tokenizer.convert_tokens_to_ids([token])[0])
         self._marks = [
             str(tokenizer.convert_ids_to_tokens(i)) for i in (config.vision_start_token_id, config.vision_end_token_id)
         ]
@@ -219,7 +220,8 @@ class MultimodalPreprocessor(MultimodalCollator):
             ids = self._fit(written(parsed.texts), name)
         else:
             ids = self._fit_text(written, parsed.texts, name)
-        pool = self._pool(ids)
+        marks = (self.config.vision_start_token_id, self.config.vision_end_token_id)
+        pool = pooled_tokens(ids, self.settings.pooling, named=self._pooling_id, marks=marks)
         return TokenizedItem(
             input_ids=ids.astype(np.int32),
             keep=self._keep(ids, pool, query),
@@ -271,18 +273,6 @@ class MultimodalPreprocessor(MultimodalCollator):
                 f"{name} has an instruction, which this model ({self.settings.head}) takes for {who}: leave it out"
             )
         return instruction
-
-    def _pool(self, ids: Int[np.ndarray, " L"]) -> Bool[np.ndarray, " L"] | None:
-        """Returns which tokens' mean state is the pooled one; None = the last's."""
-        if self.settings.pooling == "last":
-            return None
-        position = np.arange(len(ids))
-        if self._pooling_id is not None:
-            return np.asarray(position == np.argmax(ids == self._pooling_id) - 1)
-        marks = np.flatnonzero(np.isin(ids, [self.config.vision_start_token_id, self.config.vision_end_token_id]))
-        if not len(marks):
-            return np.ones(len(ids), bool)
-        return np.asarray((position >= marks[0]) & (position <= marks[-1]))
 
     def _keep(
         self, ids: Int[np.ndarray, " L"], pool: Bool[np.ndarray, " L"] | None, query: bool

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from smart_jax.files import read_json
+from smart_jax.inputs.pooling_rule import check_pooling, named_token
 from smart_jax.inputs.video_settings import VideoSettings
 from smart_jax.models import BertConfig, QwenVLConfig
 
 SETTINGS_FILE = "smart_jax.json"
-BEFORE = "before:"  # begins a pooling rule that names a token
-POOLINGS = ("last", "mean", f"{BEFORE}TOKEN")
 VISUAL = "{{ visual }}"
 
 _Settings = TypeVar("_Settings", "Settings", "TextSettings")
@@ -100,7 +99,7 @@ class Settings:
     @property
     def pooling_token(self) -> str | None:
         """TOKEN of the pooling rule "before:TOKEN"; None = another rule."""
-        return self.pooling.removeprefix(BEFORE) if self.pooling.startswith(BEFORE) else None
+        return named_token(self.pooling)
 
     def __post_init__(self) -> None:
         for name in ("max_length", "video_min_pixels", "video_max_pixels", "video_total_pixels"):
@@ -118,8 +117,7 @@ class Settings:
         for name, known in _CHOICES.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name} is {value!r}, expected {' or '.join(map(repr, known))}")
-        if self.pooling not in ("last", "mean") and not self.pooling_token:
-            raise ValueError(f"pooling is {self.pooling!r}, expected {', '.join(map(repr, POOLINGS))}")
+        check_pooling(self.pooling)
         object.__setattr__(self, "prompt", _checked_prompt(self.prompt))
         _ = self.videos  # makes its own checks
 
