@@ -21,7 +21,7 @@ from smart_jax import forward
 from smart_jax.files.checkpoint import SINGLE_FILE
 from smart_jax.inputs.text import TextPreprocessor
 from smart_jax.models import load_config
-from smart_jax.models.bert_config import read_pooling
+from smart_jax.models.pooling import read_pooling
 from smart_jax.models.weights import load_weights
 from smart_jax.retrieval.adapter import Adapter, AdapterConfig
 from tests.small_bert import SPECIAL_TOKENS, WORDS, write_json, write_plain, write_sentence_transformer

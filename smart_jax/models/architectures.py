@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from smart_jax.files import Checkpoint
 from smart_jax.models import bert
 from smart_jax.models.bert import Bert
-from smart_jax.models.bert_config import BertConfig, read_pooling
+from smart_jax.models.bert_config import BertConfig
+from smart_jax.models.pooling import read_pooling
 from smart_jax.models.qwen_vl import QWEN2_NAMES, SHARDING_RULES, QwenVL
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from smart_jax.runtime import Rules

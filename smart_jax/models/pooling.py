@@ -1,11 +1,21 @@
-"""Pooling: how the states of a sequence become one vector."""
+"""Pooling: how the states of a sequence become one vector, and which rule a BERT's folder states."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from smart_jax.files import Checkpoint
 from smart_jax.typing import HostOrDevice
+
+POOLINGS = ("mean", "cls")
+_MODULES = ("Transformer", "Pooling", "Normalize")  # modules of sentence-transformers that are computed here
+# Flags of sentence-transformers, and what its newer pooling_mode calls them.
+_MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
 def mean_state(states: Float[Array, "B L *rest"], mask: Bool[HostOrDevice, "B L"]) -> Float[Array, " B *rest"]:
@@ -43,3 +53,64 @@ def last_state(states: Float[Array, "B L *rest"], mask: Bool[HostOrDevice, "B L"
 
 def _state_at(states: Float[Array, "B L *rest"], index: Int[Array, " B"]) -> Float[Array, " B *rest"]:
     return jnp.take_along_axis(states, index.reshape(-1, *[1] * (states.ndim - 1)), axis=1)[:, 0]
+
+
+def read_pooling(checkpoint: Checkpoint | str | Path, pooling: str | None = None) -> str:
+    """Returns how token states become the pooled vector (Sentence-BERT, arXiv:1908.10084), "mean" or "cls".
+
+    The argument comes first, then "pooling" in smart_jax.json, then the configuration of sentence-transformers'
+    pooling module, whose folder is named in modules.json and otherwise 1_Pooling.
+
+    Raises:
+      ValueError: nothing says it, or it is not computed here; the message shows how to pass it.
+    """
+    checkpoint = Checkpoint.of(checkpoint)
+    settings = checkpoint.path("smart_jax.json")
+    folder = checkpoint.having("modules.json", "1_Pooling")
+    modules = _read(folder / "modules.json", list) or []
+    try:
+        kinds = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{folder / 'modules.json'}: a module lacks its type or path ({error!r})") from error
+    if unknown := [kind for kind in kinds if kind not in _MODULES]:
+        raise ValueError(
+            f"{folder / 'modules.json'}: {', '.join(unknown)} is not supported, only {', '.join(_MODULES)}: the pooled "
+            "vectors would not be those of this model"
+        )
+    if pooling is None:
+        pooling = (_read(settings, dict) or {}).get("pooling")
+    if pooling is not None:
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is {pooling!r}, expected {' or '.join(map(repr, POOLINGS))}")
+        return pooling
+    path = folder / kinds.get("Pooling", "1_Pooling") / "config.json"
+    rules = _read(path, dict)
+    if rules is None:
+        raise ValueError(
+            f"{folder} holds a BERT, but nothing says how its states are pooled ({path.relative_to(folder)} does not "
+            "exist): pass it, smart_jax.load(folder, pooling='mean') or 'cls', or write {\"pooling\": \"mean\"} to the "
+            "folder's smart_jax.json"
+        )
+    modes = [rules["pooling_mode"]] if "pooling_mode" in rules else []
+    modes += [_MODES.get(key, key) for key, on in rules.items() if key.startswith("pooling_mode_") and on is True]
+    if len(modes) != 1 or modes[0] not in POOLINGS or rules.get("include_prompt") is False:
+        raise ValueError(
+            f"{path}: pooling {', '.join(map(str, modes)) or 'by nothing'}"
+            f"{' without the prompt' if rules.get('include_prompt') is False else ''} is not supported, only "
+            f"{' or '.join(POOLINGS)} over all tokens: smart_jax.load(folder, pooling='mean') uses another"
+        )
+    return str(modes[0])
+
+
+def _read(path: Path, kind: type) -> Any:
+    """Returns the parsed JSON file, whose content must be a `kind`; None = there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): fetch the checkpoint again") from error
+    if not isinstance(content, kind):
+        kinds = f"{path} is a {type(content).__name__}, expected a {kind.__name__}"
+        raise ValueError(f"{kinds}: fetch the checkpoint again")
+    return content
