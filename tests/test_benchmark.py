@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from eval.benchmarks import Benchmark, LazyItems, item_text
-from eval.benchmarks import beir as storage
+from eval.benchmarks import Benchmark, LazyItems, beir, item_text
+from eval.benchmarks.judgements import QRELS_HEADER
 from smart_jax.inputs.image import open_rgb
 from smart_jax.inputs.item import parse_item
 
@@ -157,7 +157,7 @@ def test_round_trip_of_every_kind_of_item(tmp_path):
 
 def test_candidates_texts_and_instruction_survive(tmp_path):
     small().save(tmp_path / "saved")
-    assert json.loads((tmp_path / "saved" / "benchmark.json").read_text())["version"] == storage.VERSION
+    assert json.loads((tmp_path / "saved" / "benchmark.json").read_text())["version"] == beir.VERSION
     after = Benchmark.load(tmp_path / "saved", name="other")
     expected = dataclasses.replace(small(), name="other")
     for field in dataclasses.fields(Benchmark):
@@ -180,7 +180,7 @@ def test_videos_are_not_stored(tmp_path):
 
 
 def test_only_the_asked_part_of_a_corpus_is_read(tmp_path, monkeypatch):
-    count = 3 * storage.ROWS_AT_ONCE + 1
+    count = 3 * beir.RECORDS_AT_ONCE + 1
     ids = [f"d{i}" for i in range(count)]
     qrels = {"q0": {"d0": 1}, "q1": {"d1": 1}}
     small(corpus=[f"page {i}" for i in range(count)], corpus_ids=ids, qrels=qrels, candidates=None, texts=None).save(
@@ -193,7 +193,7 @@ def test_only_the_asked_part_of_a_corpus_is_read(tmp_path, monkeypatch):
     assert read == []
     assert corpus[count - 1] == f"page {count - 1}" and len(read) == 1
     assert [corpus[i] for i in range(count)] == [f"page {i}" for i in range(count)]
-    assert len(read) <= 1 + -(-count // storage.ROWS_AT_ONCE)
+    assert len(read) <= 1 + -(-count // beir.RECORDS_AT_ONCE)
 
 
 def beir_folder(folder, *, qrels="q1\td1\t1\nq1\td2\t0\nq3\td2\t2\n", header=True):
@@ -232,7 +232,7 @@ def lines(rows):
 
 
 def named(rows, score=int):
-    return [dict(zip(storage.QRELS_HEADER, (q, d, score(g)), strict=True)) for q, d, g in rows]
+    return [dict(zip(QRELS_HEADER, (q, d, score(g)), strict=True)) for q, d, g in rows]
 
 
 def write_zip(folder):

@@ -17,11 +17,10 @@ There, queries without a relevant document in the split are left out, and a docu
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,15 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
+from eval.benchmarks.judgements import QRELS_HEADER, SPLIT, read_qrels
 from eval.benchmarks.lazy_items import LazyItems, batches
+from eval.benchmarks.raw_records import read_columns, read_json_lines
 from smart_jax.files import files_fingerprint
 from smart_jax.inputs import ImageLike, open_rgb, parse_item
 from smart_jax.tables import Records, Table, shards, splits
 
 VERSION = 1
-ROWS_AT_ONCE = 32  # of a row group: what is read to get one item
+RECORDS_AT_ONCE = 32  # of a row group: what is read to get one item
 ITEM_FIELDS = [
     ("id", pa.string()),
     ("texts", pa.list_(pa.string())),
@@ -46,8 +47,6 @@ ITEM_FIELDS = [
 ITEM_COLUMNS = [name for name, _ in ITEM_FIELDS[1:]]
 QUERY_SCHEMA = pa.schema(ITEM_FIELDS)
 CORPUS_SCHEMA = pa.schema([*ITEM_FIELDS, ("page_text", pa.string())])
-QRELS_HEADER = ["query-id", "corpus-id", "score"]
-SPLIT = "test"
 EMPTY = "NULL"  # the text of a document without content, as in the reference of SMART (arXiv:2605.24938)
 
 _logger = logging.getLogger(__name__)
@@ -78,8 +77,8 @@ def save(fields: Mapping[str, Any], folder: str | Path) -> None:
             [QRELS_HEADER, *lines]
         )
     if fields["candidates"] is not None:
-        rows = ({"id": q, "candidates": list(names)} for q, names in fields["candidates"].items())
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        records = ({"id": q, "candidates": list(names)} for q, names in fields["candidates"].items())
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (folder / "candidates.jsonl").write_text(text, encoding="utf-8")
     header = {
         "version": VERSION,
@@ -108,7 +107,7 @@ def load(folder: str | Path, *, name: str | None = None, split: str = SPLIT) -> 
     header = _read_header(folder)
     query_ids, queries, _ = _read_items(folder, "queries")
     corpus_ids, corpus, texts = _read_items(folder, "corpus")
-    qrels = _read_qrels(folder, split)
+    qrels = read_qrels(folder, split)
     if header is None:
         judged = [i for i, q in enumerate(query_ids) if any(grade > 0 for grade in qrels.get(q, {}).values())]
         queries, query_ids = queries.take(judged), [query_ids[i] for i in judged]
@@ -135,17 +134,17 @@ def _write_items(
         pq.ParquetWriter(path, schema, compression="zstd") as writer,
         tqdm(total=len(ids), desc=f"write {path.name}", unit="item", delay=2) as bar,
     ):
-        for part in batches(len(ids), ROWS_AT_ONCE):
-            rows = []
+        for part in batches(len(ids), RECORDS_AT_ONCE):
+            records = []
             for i in range(part.start, part.stop):
-                rows.append({"id": ids[i], **_to_row(items[i], ids[i])})
+                records.append({"id": ids[i], **_to_record(items[i], ids[i])})
                 if "page_text" in schema.names:
-                    rows[-1]["page_text"] = None if texts is None else texts[i]
+                    records[-1]["page_text"] = None if texts is None else texts[i]
                 bar.update()
-            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            writer.write_table(pa.Table.from_pylist(records, schema=schema))
 
 
-def _to_row(item: Any, name: str) -> dict[str, Any]:
+def _to_record(item: Any, name: str) -> dict[str, Any]:
     parsed = parse_item(item, name=f"item {name}")
     if parsed.videos:
         raise ValueError(f"item {name} has a video: only texts and images can be stored")
@@ -165,12 +164,12 @@ def _encode_image(image: ImageLike, name: str) -> bytes:
     return buffer.getvalue()
 
 
-def _from_row(row: Mapping[str, Any]) -> Any:
-    texts, images = row["texts"] or [], row["images"] or []
+def _from_record(record: Mapping[str, Any]) -> Any:
+    texts, images = record["texts"] or [], record["images"] or []
     # A text that looks like a file's name stays a text only inside a dict.
-    if len(texts) == 1 and not images and row["instruction"] is None and not Path(texts[0]).suffix:
+    if len(texts) == 1 and not images and record["instruction"] is None and not Path(texts[0]).suffix:
         return texts[0]
-    item = {"text": texts, "images": images, "instruction": row["instruction"]}
+    item = {"text": texts, "images": images, "instruction": record["instruction"]}
     return {key: value for key, value in item.items() if value}
 
 
@@ -191,40 +190,35 @@ def _read_items(folder: Path, kind: str) -> tuple[list[str], LazyItems, list[str
     """Returns ids, lazy items, and the page texts if every item has one."""
     if (path := folder / f"{kind}.parquet").exists():
         return _read_parquet(path)
-    rows = _beir_rows(folder, kind)
-    ids = [str(row.get("_id", row.get("id", ""))) for row in rows]
-    texts = [row.get("page_text") or _beir_text(row) or "" for row in rows]
-    empty = [i for i, row in zip(ids, rows, strict=True) if not _beir_text(row) and row.get("image") is None]
+    records = _beir_records(folder, kind)
+    ids = [str(record.get("_id", record.get("id", ""))) for record in records]
+    texts = [record.get("page_text") or _beir_text(record) or "" for record in records]
+    empty = [
+        i for i, record in zip(ids, records, strict=True) if not _beir_text(record) and record.get("image") is None
+    ]
     if empty and kind == "queries":
         raise ValueError(
             f"'{folder}': {len(empty)} queries have no text, the first is {empty[0]}: fill it in or drop it"
         )
     if empty:
         _logger.warning("'%s': %d documents without content are read as the text %s", folder, len(empty), EMPTY)
-    return ids, LazyItems(len(rows), lambda i: _from_beir(rows[i], folder)), texts if any(texts) else None
+    return ids, LazyItems(len(records), lambda i: _from_beir(records[i], folder)), texts if any(texts) else None
 
 
-def _beir_rows(folder: Path, kind: str) -> list[dict[str, Any]]:
+def _beir_records(folder: Path, kind: str) -> list[dict[str, Any]]:
     """Returns the records of queries or corpus, from jsonl, or from the hub's parquet files, of one split."""
     for name in (f"{kind}.jsonl", f"{kind}.jsonl.gz"):
         if (path := folder / name).exists():
-            return list(_read_jsonl(path))
+            return list(read_json_lines(path))
     if there := splits(folder / kind):
         split = SPLIT if SPLIT in there else there[0]
         if split != SPLIT and len(there) > 1:
             raise ValueError(f"'{folder / kind}' has files of {', '.join(there)}: keep those of one split")
-        return _read_table(Table(shards(folder / kind, split)), ("_id", "id", "title", "text"))
+        return read_columns(Table(shards(folder / kind, split)), ("_id", "id", "title", "text"))
     raise FileNotFoundError(
         f"{folder} has neither {kind}.parquet nor {kind}.jsonl nor a folder {kind} of parquet files: it is not a "
         "benchmark folder"
     )
-
-
-def _read_table(table: Table, columns: Iterable[str]) -> list[dict[str, Any]]:
-    """Its rows, of those of the columns that are there."""
-    there = [name for name in columns if name in table.schema.names]
-    values = [table.column(name) for name in there]
-    return [dict(zip(there, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _read_parquet(path: Path) -> tuple[list[str], LazyItems, list[str] | None]:
@@ -238,114 +232,28 @@ def _read_parquet(path: Path) -> tuple[list[str], LazyItems, list[str] | None]:
     except pa.ArrowException as error:
         raise ValueError(f"{path} is corrupt ({error}): save the benchmark again") from error
     records = Records([file], ITEM_COLUMNS)
-    items = LazyItems(len(ids), lambda i: _from_row(records(i)), source=files_fingerprint([path]))
+    items = LazyItems(len(ids), lambda i: _from_record(records(i)), source=files_fingerprint([path]))
     return ids, items, texts if texts and None not in texts else None
 
 
-def _from_beir(row: Mapping[str, Any], folder: Path) -> Any:
-    text, image = _beir_text(row), row.get("image")
+def _from_beir(record: Mapping[str, Any], folder: Path) -> Any:
+    text, image = _beir_text(record), record.get("image")
     if image is None:
         return {"text": text or EMPTY} if not text or Path(text).suffix else text  # never taken for a file's name
     item: dict[str, Any] = {"image": folder / image}
     return {**item, "text": text} if text else item
 
 
-def _beir_text(row: Mapping[str, Any]) -> str:
-    return f"{row.get('title') or ''} {row.get('text') or ''}".strip()
-
-
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number} is not valid JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number} is not a JSON object")
-            yield row
-
-
-def _read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
-    qrels: dict[str, dict[str, int]] = {}
-    for place, (query, document, grade) in _judgements(folder, split):
-        if document in qrels.setdefault(query, {}):
-            raise ValueError(f"{place}: query {query}, document {document} is judged twice")
-        qrels[query][document] = grade
-    return qrels
-
-
-def _judgements(folder: Path, split: str) -> Iterator[tuple[str, tuple[str, str, int]]]:
-    """Yields where each judgement is, for messages, and its query, document and grade."""
-    single = [folder / "qrels.tsv", folder / "qrels.jsonl"]
-    named = [folder / "qrels" / f"{split}.{suffix}" for suffix in ("tsv", "jsonl")]
-    path = next((p for p in (*named, *(single if split == SPLIT else ())) if p.exists()), None)
-    if path is None:
-        parent = next((folder / name for name in _QRELS_FOLDERS if split in splits(folder / name)), None)
-        if parent is None:
-            raise FileNotFoundError(_no_qrels(folder, split))
-        return _of_table(Table(shards(parent, split)))
-    return _of_tsv(path) if path.suffix == ".tsv" else _of_jsonl(path)
-
-
-_QRELS_FOLDERS = ("qrels", "data", "default")
-
-
-def _no_qrels(folder: Path, split: str) -> str:
-    there = [path.stem for path in sorted((folder / "qrels").glob("*")) if path.suffix in (".tsv", ".jsonl")]
-    there += [other for name in _QRELS_FOLDERS for other in splits(folder / name)]
-    if there:
-        return f"{folder} has no judgements of the split {split!r}; it has {', '.join(map(repr, dict.fromkeys(there)))}"
-    if split != SPLIT:
-        return f"{folder} has no judgements of the split {split!r}: no file qrels/{split}.tsv"
-    return f"{folder} has neither qrels.tsv nor qrels/{split}.tsv, nor one of them as jsonl or parquet"
-
-
-def _of_tsv(path: Path) -> Iterator[tuple[str, tuple[str, str, int]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        fields = line.split("\t")
-        if not line or (number == 1 and fields == QRELS_HEADER):
-            continue
-        try:
-            query, document, grade = fields
-            yield f"{path}, line {number}", (query, document, _grade(grade))
-        except ValueError:
-            raise ValueError(f"{path}, line {number}: expected query, document, integer score, not {line!r}") from None
-
-
-def _of_jsonl(path: Path) -> Iterator[tuple[str, tuple[str, str, int]]]:
-    for number, row in enumerate(_read_jsonl(path), 1):
-        yield f"{path}, judgement {number}", _of_row(row, f"{path}, judgement {number}")
-
-
-def _of_table(table: Table) -> Iterator[tuple[str, tuple[str, str, int]]]:
-    for number, row in enumerate(_read_table(table, QRELS_HEADER)):
-        yield table.place(number), _of_row(row, table.place(number))
-
-
-def _of_row(row: Mapping[str, Any], place: str) -> tuple[str, str, int]:
-    try:
-        return str(row["query-id"]), str(row["corpus-id"]), _grade(row["score"])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{place}: expected {', '.join(QRELS_HEADER)} (an integer), not {dict(row)!r}") from None
-
-
-def _grade(value: Any) -> int:
-    """Returns an integer, also where it is written 1.0."""
-    grade = int(float(value))
-    if grade != float(value):
-        raise ValueError(value)
-    return grade
+def _beir_text(record: Mapping[str, Any]) -> str:
+    return f"{record.get('title') or ''} {record.get('text') or ''}".strip()
 
 
 def _read_candidates(folder: Path) -> dict[str, list[str]] | None:
     path = folder / "candidates.jsonl"
     if not path.exists():
         return None
-    rows = list(_read_jsonl(path))
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row.get("id"), str) or not isinstance(row.get("candidates"), list):
+    records = list(read_json_lines(path))
+    for number, record in enumerate(records, 1):
+        if not isinstance(record.get("id"), str) or not isinstance(record.get("candidates"), list):
             raise ValueError(f'{path}, line {number}: expected {{"id": query, "candidates": [document, ...]}}')
-    return {row["id"]: row["candidates"] for row in rows}
+    return {record["id"]: record["candidates"] for record in records}

@@ -160,7 +160,7 @@ class Benchmark:
             texts=None if self.texts is None else [self.texts[i] for i in keep],
         )
 
-    def _check_ids(self, kind: str, ids: Sequence[str], items: Sequence[Any]) -> None:
+    def _check_ids(self, kind: str, ids: Sequence[Any], items: Sequence[Any]) -> None:
         if len(items) == 0:
             raise ValueError(f"benchmark {self.name} has no {kind}")
         if len(ids) != len(items):

@@ -160,13 +160,13 @@ def _grades(
 
 def _pages(entry: VidoreSet, table: Table) -> LazyItems:
     _field(entry, table, "image", is_image, "struct{bytes: binary, path: string}")
-    rows = table.records(["image"])
+    records = table.records(["image"])
 
-    def page(row: int) -> dict[str, Any]:
-        image: Mapping[str, Any] = rows(row)["image"] or {}
+    def page(number: int) -> dict[str, Any]:
+        image: Mapping[str, Any] = records(number)["image"] or {}
         if not image.get("bytes"):
             raise ValueError(
-                f"set {entry.name}: {table.place(row)}: column 'image' holds no bytes (path {image.get('path')!r}): "
+                f"set {entry.name}: {table.place(number)}: column 'image' holds no bytes (path {image.get('path')!r}): "
                 "the parquet files of the hub hold the images themselves; download those"
             )
         return {"image": image["bytes"]}
