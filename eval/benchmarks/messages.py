@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 MAX_NAMED = 5  # in an abridged list
 
 
-def quoted(names: Iterable[str]) -> str:
+def quoted(names: Iterable[object]) -> str:
     """Returns the names between quotes, separated by commas.
 
     Example:
@@ -18,7 +17,7 @@ def quoted(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def abridged(names: Iterable[Any]) -> str:
+def abridged(names: Iterable[object]) -> str:
     """Returns the first few names, in order, or sorted if they have none, and how many more there are.
 
     Example:
