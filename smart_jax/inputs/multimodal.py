@@ -68,7 +68,9 @@ class MultimodalPreprocessor(MultimodalCollator):
         self._video_token = str(tokenizer.convert_ids_to_tokens(config.video_token_id))
         token = settings.pooling_token
         self._placeholders = [self._image_token, self._video_token, *([] if token is None else [token])]
-        self._pooling_id = None if token is None else int(tokenizer.convert_tokens_to_ids([token])[0])
+        named = None if token is None else tokenizer.convert_tokens_to_ids(token)
+        assert named is None or isinstance(named, int)  # of one token it is one id
+        self._pooling_id = named
         self._marks = [
             str(tokenizer.convert_ids_to_tokens(i)) for i in (config.vision_start_token_id, config.vision_end_token_id)
         ]
