@@ -20,7 +20,7 @@ PACKAGES = {name: path for name, path in FILES.items() if path.name == "__init__
 MODULES = FILES.keys() - PACKAGES.keys()
 # Modules that outsiders may import: the library's array types, and beside the library what lies on top of a program.
 OPEN = {name for name in MODULES if name == "smart_jax.typing" or (name.count(".") == 1 and TREE[0] not in name)}
-PENDING = ("eval", "recipes", "benchmarks", "configs")  # importers that are not in order yet: to be emptied
+PENDING = ("benchmarks",)  # importers that are not in order yet: to be emptied
 # What is public and has no example yet: may only become less.
 WITHOUT_EXAMPLE = {
     "smart_jax.maxsim": ("inner_products", "maxsim_pairs", "projected_maxsim"),
