@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from recipes.tiny.reading import ReadingBatch
 from smart_jax import Encoder
-from smart_jax.models import Params
+from smart_jax.models import ModelGraph, Params
 
 CHARACTERS = 95  # printable ASCII
 WARM_UP_STEPS = 50  # of the learning rate
@@ -102,7 +102,7 @@ def _update_fn(
 
 
 def _loss(
-    graphdef: nnx.GraphDef[nnx.Module],
+    graphdef: ModelGraph,
     piece_weights: Float[Array, " pieces"],
     bag_weight: float,
     trained: Trained,
