@@ -12,7 +12,7 @@ from functools import partial
 
 import jax
 from jax import lax
-from jaxtyping import Bool, Float, PyTree
+from jaxtyping import Bool, Float, PyTree, Shaped
 
 from smart_jax.maxsim.api import maxsim
 from smart_jax.maxsim.argmax import INDEX
@@ -22,10 +22,10 @@ GROUP_VALUES = 2**20  # of projected tokens at once, 4 MiB in float32: rows enou
 
 
 def projected_maxsim(
-    project: Callable[[PyTree, PyTree[Float[Array, "G L *S"]]], PyTree[Float[Array, "G M D"]]],
+    project: Callable[[PyTree, PyTree[Shaped[Array, "G L ..."]]], PyTree[Float[Array, "G M D"]]],
     params: PyTree,
     q: PyTree[Float[Array, "B P D"]],
-    states: PyTree[Float[Array, "N L *S"]],
+    states: PyTree[Shaped[Array, "N L ..."]],
     q_mask: Bool[Array, "B P"] | None = None,
     d_mask: Bool[Array, "N M"] | None = None,
     *,
