@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 import jax
 import optax
+from optax import MaskedNode
 from optax.contrib import MuonDimensionNumbers, muon
 
 OPTIMIZERS = ("adamw", "muon")
@@ -86,7 +88,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(1, warmup)), after], [warmup])
 
 
-def decay_mask(params: dict[str, object]) -> dict[str, bool]:
+def decay_mask(params: Mapping[str, object]) -> dict[str, bool]:
     """Says which parameters are decayed: those of linear maps, and an adapter's layer vector.
 
     Args:
@@ -164,6 +166,9 @@ def updates_made(state: optax.OptState) -> jax.Array:
     return optax.tree_utils.tree_get_all_with_path(state, "count")[0][1]  # all counters of the chain are equal
 
 
-def _matrices(params: dict[str, jax.Array]) -> dict[str, MuonDimensionNumbers | None]:
-    mask = decay_mask(params)  # type: ignore[arg-type]
-    return {name: MuonDimensionNumbers() if mask[name] and x.ndim == 2 else None for name, x in params.items()}
+def _matrices(params: Mapping[str, jax.Array | MaskedNode]) -> dict[str, MuonDimensionNumbers | None]:
+    """Says which parameters Muon updates: decayed matrices. optax puts a `MaskedNode` in the place of others."""
+    matrices = {name for name, x in params.items() if isinstance(x, jax.Array) and x.ndim == 2}
+    return {
+        name: MuonDimensionNumbers() if name in matrices and mask else None for name, mask in decay_mask(params).items()
+    }

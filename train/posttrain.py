@@ -168,7 +168,7 @@ def open_log(folder: Path, config: TrainConfig, step: int) -> MetricsLog:
 def peak_of_all(config: TrainConfig, mesh: Mesh) -> float | None:
     """Returns the peak of a mesh's devices together in FLOP/s, from the config or a table; None = it is not known."""
     asked = config.log.peak_tflops
-    peak = peak_flops(mesh.devices.flat[0]) if asked is None else asked * 1e12
+    peak = peak_flops(mesh.devices.flat[0].device_kind) if asked is None else asked * 1e12
     return None if peak is None else peak * mesh.size
 
 

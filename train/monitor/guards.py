@@ -62,7 +62,7 @@ class LossGuard:
         if self._pending is None:
             return
         step, ids, values = self._pending
-        on_host = {name: float(value) for name, value in jax.device_get(values).items()}
+        on_host = {name: float(jax.device_get(value)) for name, value in values.items()}  # in this order
         self._pending, self.last = None, on_host["loss"]
         wrong = [f"{name} is {value}" for name, value in on_host.items() if not np.isfinite(value)]
         self._in_a_row = self._in_a_row + 1 if wrong else 0
