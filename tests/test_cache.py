@@ -164,7 +164,7 @@ from tests.fake_encoder import FakeEncoder
 MEMORY, WIDTH, TOKENS = 64 * 2**20, 512, 64
 
 class Large(FakeEncoder):
-    width, max_tokens = WIDTH, TOKENS
+    max_tokens = TOKENS
 
     def states(self, items, *, query, dtype, **_):
         count = len(items)
@@ -185,7 +185,7 @@ def run(documents):
     cache = Cache(Path(sys.argv[1]), "f", memory=MEMORY)
     options = Options(dtype=np.float16)
     return run_benchmark(
-        Large(), benchmark(documents), cache=cache, metrics=("hit@1",), methods=methods, options=options
+        Large(WIDTH), benchmark(documents), cache=cache, metrics=("hit@1",), methods=methods, options=options
     )
 
 def anonymous():
