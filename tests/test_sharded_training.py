@@ -139,7 +139,7 @@ def part(monkeypatch, owners, process: int) -> tuple[int, int]:
     return batch_part(SimpleNamespace(devices=devices, shape=shape))
 
 
-def test_processes_prepare_equal_parts_of_a_batch(monkeypatch):
+def test_processes_prepare_equal_parts_of_a_batch(monkeypatch, unchecked):
     def parts(owners):
         return [part(monkeypatch, owners, process) for process in range(int(np.max(owners)) + 1)]
 

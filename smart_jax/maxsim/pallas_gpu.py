@@ -261,7 +261,7 @@ def _transposed(tokens, turned, group):
     return turned.at[group]
 
 
-def _bfloat16_terms(x: Float[Array, "M W"]) -> Float[Array, "M 3W"]:
+def _bfloat16_terms(x: Float[Array, "M W"]) -> Float[Array, "M 3*W"]:
     """High, middle and low terms, side by side, whose sum is x."""
     x = x.astype(jnp.float32)
     high = lax.reduce_precision(x, 8, 7)  # a cast there and back the compiler may leave out
