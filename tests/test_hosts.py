@@ -58,7 +58,8 @@ def make_train_step(*args):
     return train_step
 training.make_train_step = make_train_step
 def eval_fn(encoder):
-    return {"sum": float(encoder.encode_document(["a text", "another"]).tokens.sum())}
+    tokens = encoder.encode_document(["a text", "another"]).tokens
+    return {"cosine": float(tokens[0] @ tokens[-1])}
 compilation_cache.enable()
 results = train(make_config(Path(inputs), Path(output), **json.loads(settings)), eval_fn)
 print(json.dumps(results))
