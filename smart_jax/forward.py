@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from smart_jax.models import Batch, Params, batch_axes
 from smart_jax.runtime import batch_sharding, place
+from smart_jax.vectors import l2_normalise
 
 # The structure of a module and its arrays; jit takes both as one argument.
 Split = tuple[nnx.GraphDef[Any], Params]
@@ -63,15 +64,10 @@ def compute(
         pooled, states = adapter.pooled(pooled), adapter(states)[:, :, None]
         return Vectors(pooled.astype(dtype), states.astype(dtype), jnp.ones(states.shape[:3], jnp.float32))
     norms = jnp.linalg.norm(states.astype(jnp.float32), axis=-1)
-    return Vectors(_l2(pooled).astype(dtype), _l2(states).astype(dtype), norms)
+    return Vectors(l2_normalise(pooled).astype(dtype), l2_normalise(states).astype(dtype), norms)
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Returns the batch on the mesh, its rows split over the data axes."""
     placed: Batch = place(batch, jax.tree.map(lambda axis: batch_sharding(mesh, leading=axis), batch_axes(batch)))
     return placed
-
-
-def _l2(x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny))

@@ -26,17 +26,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from smart_jax.files import torch_file
+from smart_jax.vectors import l2_normalise
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
 FORMAT, VERSION = "smart_jax.adapter", 1
 LAYER_NORM_EPS = 1e-5
 RMS_EPS = 1e-6
-NORM_EPS = 1e-12
-
-
-def _l2_normalize(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    # max before the root: the gradient of a zero vector is finite.
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), NORM_EPS**2))
 
 
 def _rms_normalize(x: Float[Array, "... H"]) -> Float[Array, "... H"]:
@@ -119,7 +114,7 @@ class Adapter(nnx.Module):
         standard = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + LAYER_NORM_EPS)
         kernel, scale = self.proj.kernel[...], self.norm.scale[...]  # type: ignore[index]
         bias = self.norm.bias[...]  # type: ignore[index]
-        return _l2_normalize(standard @ (scale[:, None] * kernel) + bias @ kernel)
+        return l2_normalise(standard @ (scale[:, None] * kernel) + bias @ kernel)
 
     def __call__(self, states: Float[Array, "*batch N H"]) -> Float[Array, "*batch D"]:
         """L2-normalised float32 token vectors of the chosen layers' states (any float dtype)."""
@@ -133,7 +128,7 @@ class Adapter(nnx.Module):
         """
         if pooled.shape[-1] != self.config.hidden_size:
             raise ValueError(f"pooled has shape {tuple(pooled.shape)}; this adapter's H is {self.config.hidden_size}")
-        return _l2_normalize(pooled[..., : self.config.pooled_dim].astype(jnp.float32))
+        return l2_normalise(pooled[..., : self.config.pooled_dim])
 
     def check_matches(self, hidden_size: int, depth: int) -> None:
         """Refuse an adapter of another backbone.

@@ -19,6 +19,7 @@ from scipy.spatial.distance import squareform
 
 from smart_jax.retrieval.embeddings import INT8, Embeddings, check_offsets
 from smart_jax.retrieval.states import States
+from smart_jax.vectors import l2_normalise_on_host
 
 SAMPLE = 100_000  # tokens that a PCA is fitted on
 CHUNK = 2**14  # tokens computed with at a time
@@ -70,7 +71,7 @@ def pool_tokens(e: Embeddings, factor: float, method: str = "hierarchical") -> E
 
 
 def _ward(tokens: Float[np.ndarray, "L D"], count: int) -> Int[np.ndarray, " L"]:
-    unit = _normalised(tokens)
+    unit = l2_normalise_on_host(tokens)
     distances = np.maximum(1 - unit @ unit.T, 0)
     tree = linkage(squareform(distances, checks=False), "ward")
     return np.unique(fcluster(tree, count, "maxclust"), return_inverse=True)[1]
@@ -128,8 +129,8 @@ def truncate(e: Embeddings, width: int, *, pooled_width: int | None = None) -> E
     pooled = e.pooled
     if pooled_width is not None:
         _check_width(pooled_width, pooled.shape[1])
-        pooled = _normalised(pooled[:, :pooled_width]).astype(e.dtype)
-    return Embeddings(pooled, _normalised(e.tokens[:, :width]).astype(e.dtype), e.offsets)
+        pooled = l2_normalise_on_host(pooled[:, :pooled_width]).astype(e.dtype)
+    return Embeddings(pooled, l2_normalise_on_host(e.tokens[:, :width]).astype(e.dtype), e.offsets)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,7 +196,9 @@ class PCA:
         _check_float(e, "PCA")
         if e.tokens.shape[1] != len(self.mean):
             raise ValueError(f"tokens have width {e.tokens.shape[1]}, the PCA was fitted on width {len(self.mean)}")
-        parts = [_normalised((chunk - self.mean) @ self.components).astype(e.dtype) for chunk in _chunks(e.tokens)]
+        parts = [
+            l2_normalise_on_host((chunk - self.mean) @ self.components).astype(e.dtype) for chunk in _chunks(e.tokens)
+        ]
         return Embeddings(e.pooled, np.concatenate(parts), e.offsets)
 
 
@@ -268,11 +271,5 @@ def _means(rows: np.ndarray, groups: Int[np.ndarray, " T"], *, unit: bool = Fals
         members = rows[order[bounds[first] : bounds[last]]].astype(np.float32)
         sums = np.add.reduceat(members, bounds[first:last] - bounds[first], axis=0)
         found = sums / counts[first:last].reshape(-1, *[1] * (rows.ndim - 1)).astype(np.float32)
-        means[first:last] = _normalised(found) if unit else found
+        means[first:last] = l2_normalise_on_host(found) if unit else found
     return means
-
-
-def _normalised(x: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float32; zeros stay zeros."""
-    x = x.astype(np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.finfo(np.float32).tiny)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from smart_jax.vectors import l2_normalise
+
 DIVERSITY_TOKENS = 128
 EXCLUDED = -1e30  # logit that takes no part; finite, so that a query without any other has no NaN in its gradient
 
@@ -313,7 +315,7 @@ def diversity(
     kept_first = jnp.argsort(~mask, axis=1, stable=True)
     chosen = jnp.take_along_axis(kept_first, nth, axis=1)
     valid = slots < taken[:, None]
-    x = unit(jnp.take_along_axis(states.astype(jnp.float32), chosen[..., None], axis=1))  # [B, S, H]
+    x = l2_normalise(jnp.take_along_axis(states.astype(jnp.float32), chosen[..., None], axis=1))  # [B, S, H]
     squares = jnp.einsum("bih,bjh->bij", x, x) ** 2
     pairs = valid[:, :, None] & valid[:, None, :] & ~jnp.eye(size, dtype=bool)[None]
     return jnp.sum(squares * pairs) / jnp.maximum(jnp.sum(pairs), 1)
@@ -339,25 +341,8 @@ def overlap(pooled: Float[Array, "B H"], states: Float[Array, "B L H"], mask: Bo
       >>> overlap(jnp.array([[1.0, 0.0]]), states, jnp.ones((1, 2), bool))  # one of two tokens is parallel
       Array(0.5, dtype=float32)
     """
-    cosine = jnp.einsum("bh,blh->bl", unit(pooled.astype(jnp.float32)), unit(states.astype(jnp.float32)))
+    cosine = jnp.einsum("bh,blh->bl", l2_normalise(pooled), l2_normalise(states))
     return jnp.sum(cosine**2 * mask) / jnp.maximum(jnp.sum(mask), 1)
-
-
-def unit(x: Float[Array, "*S H"]) -> Float[Array, "*S H"]:
-    """Normalises vectors to length 1; a zero vector stays zero and has a zero gradient, not NaN.
-
-    Args:
-      x: vectors along the last axis.
-
-    Returns:
-      Unit vectors of the same shape and dtype.
-
-    Example:
-      >>> print(unit(jnp.array([[4.0, 0.0], [0.0, 0.0]])))
-      [[1. 0.]
-       [0. 0.]]
-    """
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
 def _is_positive(positives: Int[Array, " B"], count: int) -> Bool[Array, "B N"]:

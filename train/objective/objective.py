@@ -16,6 +16,7 @@ from smart_jax.maxsim import maxsim, projected_maxsim
 from smart_jax.models import VISUAL_FEATURES, Batch, Hidden, drop_out
 from smart_jax.runtime import BATCH
 from smart_jax.typing import HostOrDevice, register_arrays
+from smart_jax.vectors import l2_normalise
 from train.config import LossConfig
 from train.objective import losses
 from train.objective import reductions as vectors
@@ -182,7 +183,7 @@ class Objective:
             fused = hidden.states[:, :, 0].astype(jnp.float32)
             pooled = hidden.pooled.astype(jnp.float32)
             tokens = fused if hidden.tokens is None else hidden.tokens.astype(jnp.float32)
-            return Encoded(losses.unit(pooled), losses.unit(tokens), keep, pooled, fused, hidden.states)
+            return Encoded(l2_normalise(pooled), l2_normalise(tokens), keep, pooled, fused, hidden.states)
         adapter = self.adapter.merge(params)
         fused = adapter.fuse(hidden.states)
         pooled, raw_pooled = adapter.pooled(hidden.pooled), hidden.pooled.astype(jnp.float32)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from train.objective.losses import unit
+from smart_jax.vectors import l2_normalise
 
 
 def truncate(x: Float[Array, "*S D"], width: int | None) -> Float[Array, "*S W"]:
@@ -28,7 +28,7 @@ def truncate(x: Float[Array, "*S D"], width: int | None) -> Float[Array, "*S W"]
       >>> print(truncate(jnp.array([[0.6, 0.0, 0.8]]), 2))
       [[1. 0.]]
     """
-    return x if width is None else unit(x[..., :width])
+    return x if width is None else l2_normalise(x[..., :width])
 
 
 def pool_tokens(
@@ -61,7 +61,7 @@ def pool_tokens(
     groups, kept = _runs(mask, factor)
     count = kept.shape[1]
     sums = jax.vmap(lambda x, group: jax.ops.segment_sum(x, group, count + 1)[:count])(tokens, groups)
-    return unit(sums), kept
+    return l2_normalise(sums), kept
 
 
 def pool_mask(mask: Bool[Array, "N L"], factor: float) -> Bool[Array, "N runs"]:
