@@ -28,10 +28,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from smart_jax.maxsim.arrays import compute_dtype, like, pad, round_up
-from smart_jax.typing import Array
 
 DOCUMENT_TOKENS = 128
 SHARED_BYTES = 200 * 2**10  # for operands, of the 227 KiB that a thread block may take
@@ -39,9 +38,11 @@ SLOTS = 8
 THREAD_BLOCKS = 4 * 132  # at most, about: a few for each multiprocessor, which runs one at a time
 INTERPRETED_THREAD_BLOCKS = 1  # the interpreter compiles each anew
 
+Ref = Any  # an array in memory, or a barrier, that a kernel uses: Pallas has no public type for it
+
 
 def available() -> bool:
-    """Whether the default device is a Hopper GPU, the one the kernel is for."""
+    """Returns whether the default device is a Hopper GPU, the one that the kernel is for."""
     return jax.default_backend() == "gpu" and getattr(jax.devices()[0], "compute_capability", None) == "9.0"
 
 
@@ -62,10 +63,10 @@ def gpu_forward(
     weight: Float[Array, "B P"],
     with_index: bool,
 ) -> tuple[Float[Array, "B N"], Int[Array, "N B P"] | None]:
-    """Scores, and the positions of the maxima: an `argmax.Forward`. Interpreted where there is no GPU.
+    """Returns scores, and the positions of the maxima: an `argmax.Forward`. Interpreted where there is no GPU.
 
     Raises:
-      TypeError: float64, which the tensor cores' sums have not.
+      TypeError: tokens are float64, in which the tensor cores do not sum.
     """
     if compute_dtype(q, d) == jnp.float64:
         raise TypeError("float64 tokens: the GPU kernel computes in float32; use implementation 'xla'")
@@ -94,7 +95,7 @@ def gpu_forward(
 def _best(
     q: Float[Array, "Q W"], d: Float[Array, "M W"], keep: Float[Array, " M"] | None, tiling: _Tiling, with_index: bool
 ) -> list[Array]:
-    """The largest inner product [N, Q] of each query token with each document's kept tokens; its first position."""
+    """Returns each query token's largest inner product with each document's kept tokens, [N, Q]; its first position."""
     terms, groups, rows, columns, width, blocks, documents = tiling
     N, Q, slices = d.shape[0] // (blocks * columns), q.shape[0], q.shape[1] // (terms * width)
     q_bytes, d_bytes = groups * rows * terms * width * 2, columns * terms * width * 2  # of a slice
@@ -119,7 +120,7 @@ def _best(
         ),
         "consumed": plgpu.Barrier(num_arrivals=groups, num_barriers=slots),
     }
-    return plgpu.kernel(
+    best: list[Array] = plgpu.kernel(
         partial(_kernel, tiling=tiling, masked=keep is not None),
         out_type=[jax.ShapeDtypeStruct((N, Q), t, manual_axis_type=axes) for t in dtypes],
         scratch_types=scratch,
@@ -130,13 +131,25 @@ def _best(
         kernel_name="maxsim",
         interpret=None if compiled else _interpreter(),
     )(*(x for x in (q, d, keep) if x is not None))
+    return best
 
 
 def _kernel(
-    *refs, tiling: _Tiling, masked: bool, q_smem, d_smem, keep_smem, out_smem, turned, q_loaded, loaded, consumed
+    *refs: Ref,
+    tiling: _Tiling,
+    masked: bool,
+    q_smem: Ref,
+    d_smem: Ref,
+    keep_smem: Ref,
+    out_smem: Ref,
+    turned: Ref,
+    q_loaded: Ref,
+    loaded: Ref,
+    consumed: Ref,
 ) -> None:
     q, d, *others = refs
-    keep, out = (others[0], others[1:]) if masked else (None, others)
+    keep: Ref = others[0] if masked else None
+    out = others[1:] if masked else others
     terms, groups, rows, columns, width, blocks, documents = tiling
     slices, slots, resident = q.shape[1] // (terms * width), d_smem.shape[0], q_loaded is not None
     group = lax.axis_index("warpgroup")
@@ -146,20 +159,20 @@ def _kernel(
 
     # A step is a slice of a block of a document's tokens.
     @pl.when(group == groups)
-    def _fetch():
+    def _fetch() -> None:
         if groups == 2:
             plgpu.set_max_registers(56, action="decrease")
 
-        def fetch(source, row: tuple, part, target, barrier):
+        def fetch(source: Ref, row: tuple[Any, int], part: Any, target: Ref, barrier: Ref) -> None:
             for term in range(terms):
                 at = pl.ds(*row), pl.ds((term * slices + part) * width, width)
                 plgpu.copy_gmem_to_smem(source.at[at], target.at[term], barrier)
 
-        def fetch_queries(part, slot, barrier):
+        def fetch_queries(part: Any, slot: Any, barrier: Ref) -> None:
             for g in range(groups):
                 fetch(q, ((query + g) * rows, rows), part, q_smem.at[slot, g], barrier)
 
-        def fetch_step(step, slot):
+        def fetch_step(step: Any, slot: Any) -> None:
             block, part = first * blocks + lax.div(step, jnp.int32(slices)), lax.rem(step, jnp.int32(slices))
             fetch(d, (block * columns, columns), part, d_smem.at[slot], loaded.at[slot])
             if not resident:
@@ -174,22 +187,22 @@ def _kernel(
         steps = documents * blocks * slices
 
         @pl.loop(slots, steps + slots)  # to the last slot's release: the interpreter wants each awaited
-        def _(step):
+        def _(step: Any) -> None:
             slot = lax.rem(step, jnp.int32(slots))
             plgpu.barrier_wait(consumed.at[slot])
             pl.when(step < steps)(lambda: fetch_step(step, slot))
 
     @pl.when(group < groups)
-    def _compute():
+    def _compute() -> None:
         if groups == 2:
             plgpu.set_max_registers(224, action="increase")
         if resident:
             plgpu.barrier_wait(q_loaded)
 
-        def multiply(block, *sums):
-            """Similarities [rows, columns] of a block; its last slice is not released yet."""
+        def multiply(block: Any, *sums: Ref) -> Array:
+            """Returns the similarities [rows, columns] of a block, whose last slice is not released yet."""
 
-            def add(part, _):
+            def add(part: Any, _: None) -> None:
                 step = block * slices + part
                 slot = lax.rem(step, jnp.int32(slots))
                 plgpu.barrier_wait(loaded.at[slot])
@@ -202,10 +215,11 @@ def _kernel(
                 pl.when(part > 0)(lambda: plgpu.barrier_arrive(consumed.at[lax.rem(step - 1, jnp.int32(slots))]))
 
             lax.fori_loop(0, slices, add, None)
-            return sums[0][...] if terms == 1 else sums[0][...] + sums[1][...]
+            total: Array = sums[0][...] if terms == 1 else sums[0][...] + sums[1][...]
+            return total
 
-        def fold(block, carry):
-            sums = [plgpu.ACC((rows, columns), jnp.float32)] * min(terms, 2)
+        def fold(block: Any, carry: list[Array]) -> list[Array]:
+            sums = [plgpu.ACC((rows, columns), jnp.float32)] * min(terms, 2)  # type: ignore[attr-defined]
             similarity = pl.run_scoped(partial(multiply, block), *sums)
             slot = lax.rem((block + 1) * slices - 1, jnp.int32(slots))
             if masked:
@@ -225,12 +239,12 @@ def _kernel(
             return [jnp.where(better, top, best), jnp.where(better, where, index)]
 
         @pl.loop(0, documents)
-        def _(document):
-            start = jnp.full((rows,), -jnp.inf, jnp.float32), jnp.zeros((rows,), jnp.int32)
-            start = [_cast(x, plgpu.Layout.WGMMA.reduce(1)) for x in start[: len(out)]]
-            found = lax.fori_loop(document * blocks, (document + 1) * blocks, fold, start)
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last document's are read
-            for value, smem, gmem in zip(found, out_smem, out, strict=True):
+        def _(document: Any) -> None:
+            empty = jnp.full((rows,), -jnp.inf, jnp.float32), jnp.zeros((rows,), jnp.int32)
+            start = [_cast(x, plgpu.Layout.WGMMA.reduce(1)) for x in empty[: len(out)]]
+            best = lax.fori_loop(document * blocks, (document + 1) * blocks, fold, start)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last document's have been read
+            for value, smem, gmem in zip(best, out_smem, out, strict=True):
                 smem[group] = value
                 plgpu.commit_smem()
                 plgpu.copy_smem_to_gmem(smem.at[group], gmem.at[first + document, pl.ds((query + group) * rows, rows)])
@@ -242,19 +256,19 @@ def _compiled() -> bool:
     return jax.default_backend() == "gpu"
 
 
-def _interpreter():
+def _interpreter() -> Any:
     from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # it has no public name yet
 
     return InterpretGPUParams()
 
 
-def _cast(x, layout):
-    """The value spread over the warpgroup's threads as the layout says; the interpreter knows no layouts."""
+def _cast(x: Array, layout: Any) -> Array:
+    """Returns the value spread over the warpgroup's threads as the layout says; the interpreter knows no layouts."""
     return plgpu.layout_cast(x, layout) if _compiled() else x
 
 
-def _transposed(tokens, turned, group):
-    """Document tokens as WGMMA's second operand; the interpreter's cannot read a transposed view of them."""
+def _transposed(tokens: Ref, turned: Ref, group: Any) -> Ref:
+    """Returns document tokens as WGMMA's second operand; the interpreter's cannot read a transposed view of them."""
     if turned is None:
         return plgpu.transpose_ref(tokens, (1, 0))
     turned[group] = tokens[...].T
@@ -262,7 +276,7 @@ def _transposed(tokens, turned, group):
 
 
 def _bfloat16_terms(x: Float[Array, "M W"]) -> Float[Array, "M 3*W"]:
-    """High, middle and low terms, side by side, whose sum is x."""
+    """Returns high, middle and low terms, side by side, whose sum is x."""
     x = x.astype(jnp.float32)
     high = lax.reduce_precision(x, 8, 7)  # a cast there and back the compiler may leave out
     middle = lax.reduce_precision(x - high, 8, 7)

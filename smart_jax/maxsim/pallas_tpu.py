@@ -2,8 +2,8 @@
 
 The grid goes over documents, blocks of query tokens, and blocks of a document's tokens, the last one innermost. Each
 step multiplies a block of query tokens with a block of document tokens on the matrix unit and folds the product, 128
-columns at a time, into a running maximum [query tokens, 128] and its position, which stay in vector memory: for each
-lane its own maximum, so that lanes are compared with each other once per document, not once per block. Similarities
+columns at a time, into a running maximum [query tokens, 128] and its position, which stay in vector memory: each lane
+has its own maximum, so that lanes are compared with each other once per document, not once per block. Similarities
 never leave vector memory; what does is one maximum, and one position, per query token and document.
 
 Block sizes: 128 query tokens fill the rows of the matrix unit (256 in its newer generations, which gain little from
@@ -21,15 +21,17 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
 
 from smart_jax.maxsim.arrays import compute_dtype, like, pad, round_up
-from smart_jax.typing import Array
 
 LANES, QUERY_TOKENS = 128, 128
 DOCUMENT_TOKENS = (512, 256, 128)
 VMEM_BYTES = 14 * 2**20  # of the 16 MiB that a kernel may take without asking
 NO_POSITION = 2**31 - 1
+
+Ref = Any  # an array in memory that a kernel reads and writes: Pallas has no public type for it
 
 
 def tpu_forward(
@@ -39,10 +41,10 @@ def tpu_forward(
     weight: Float[Array, "B P"],
     with_index: bool,
 ) -> tuple[Float[Array, "B N"], Int[Array, "N B P"] | None]:
-    """Scores, and the positions of the maxima: an `argmax.Forward`. Interpreted where there is no TPU.
+    """Returns scores, and the positions of the maxima: an `argmax.Forward`. Interpreted where there is no TPU.
 
     Raises:
-      TypeError: float64, which a TPU has not.
+      TypeError: tokens are float64, which a TPU does not compute in.
     """
     if compute_dtype(q, d) == jnp.float64:
         raise TypeError("float64 tokens: the TPU kernel computes in float32; use implementation 'xla'")
@@ -69,13 +71,13 @@ def tpu_forward(
 def _best(
     q: Float[Array, "Q W"], d: Float[Array, "N T W"], keep: Float[Array, "N 1 T"], rows: int, columns: int
 ) -> tuple[Float[Array, "N 1 Q"], Int[Array, "N 1 Q"]]:
-    """The largest inner product of each query token with each document's kept tokens, and its first position."""
+    """Returns each query token's largest inner product with each document's kept tokens, and its first position."""
     (Q, W), (N, T, _) = q.shape, d.shape
     q, d, keep = like((q, d, keep), q, d, keep)
     axes = jax.typeof(q).manual_axis_type
     vmem = _vmem_bytes(rows, columns, W, q.dtype)
     out = pl.BlockSpec((None, 1, rows), lambda n, i, j: (n, 0, i))
-    return pl.pallas_call(
+    best: tuple[Array, Array] = pl.pallas_call(
         partial(_kernel, blocks=T // columns),
         grid=(N, Q // rows, T // columns),
         in_specs=[
@@ -98,13 +100,14 @@ def _best(
         interpret=jax.default_backend() != "tpu",
         name="maxsim",
     )(q, d, keep)
+    return best
 
 
-def _kernel(q, d, keep, best_out, index_out, best, index, *, blocks: int) -> None:
+def _kernel(q: Ref, d: Ref, keep: Ref, best_out: Ref, index_out: Ref, best: Ref, index: Ref, *, blocks: int) -> None:
     block, columns = pl.program_id(2), d.shape[0]
 
     @pl.when(block == 0)
-    def _():
+    def _() -> None:
         best[...] = jnp.full(best.shape, -jnp.inf, best.dtype)
         index[...] = jnp.full(index.shape, NO_POSITION, index.dtype)
 
@@ -121,25 +124,26 @@ def _kernel(q, d, keep, best_out, index_out, best, index, *, blocks: int) -> Non
         index[...] = jnp.where(better, block * columns + start + lane, index[...])
 
     @pl.when(block == blocks - 1)
-    def _():
+    def _() -> None:
         values, positions = best[...].T, index[...].T  # [LANES, rows]
         top = jnp.max(values, axis=0, keepdims=True)
         best_out[...] = top
         index_out[...] = jnp.min(jnp.where(values == top, positions, NO_POSITION), axis=0, keepdims=True)
 
 
-def _document_tokens(length: int, rows: int, width: int, dtype: Any) -> int:
-    """Document tokens of a block."""
+def _document_tokens(length: int, rows: int, width: int, dtype: DTypeLike) -> int:
+    """Returns the number of document tokens of a block."""
     for tokens in DOCUMENT_TOKENS:
         if _vmem_bytes(rows, tokens, width, dtype) <= VMEM_BYTES and tokens < 2 * round_up(length, LANES):
             return tokens
     return DOCUMENT_TOKENS[-1]
 
 
-def _vmem_bytes(rows: int, columns: int, width: int, dtype: Any) -> int:
-    """Both operands twice, so that the next block is fetched while this one is computed, and what the product keeps.
+def _vmem_bytes(rows: int, columns: int, width: int, dtype: DTypeLike) -> int:
+    """Returns the vector memory of a block: both operands twice, as the next is fetched meanwhile, and the product's.
 
-    That of float32 takes document tokens apart into bfloat16 terms; of a single tile's it keeps none (libtpu 0.0.42).
+    The product of float32 takes document tokens apart into bfloat16 terms, and keeps them where there is more than one
+    tile (libtpu 0.0.42).
     """
     token = width * jnp.dtype(dtype).itemsize
     terms = 2 * columns * token if dtype == jnp.float32 and columns > LANES else 0

@@ -9,38 +9,50 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 from jax import lax
-from jaxtyping import Bool, Float, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from smart_jax.maxsim.api import maxsim
 from smart_jax.maxsim.argmax import INDEX
-from smart_jax.typing import Array
+from smart_jax.typing import HostOrDevice
 
-GROUP_VALUES = 2**20  # of projected tokens at once, 4 MiB in float32: rows enough for a fast product, soon forgotten
+GROUP_VALUES = 2**20  # of projected tokens at once, 4 MiB in float32: enough for a fast product, soon forgotten
 
 
 def projected_maxsim(
-    project: Callable[[PyTree, PyTree[Shaped[Array, "G L ..."]]], PyTree[Float[Array, "G M D"]]],
+    project: Callable[[Any, Any], PyTree[Float[Array, "group M _"]]],
     params: PyTree,
-    q: PyTree[Float[Array, "B P D"]],
-    states: PyTree[Shaped[Array, "N L ..."]],
-    q_mask: Bool[Array, "B P"] | None = None,
-    d_mask: Bool[Array, "N M"] | None = None,
+    q: PyTree[Float[HostOrDevice, "B P _"]],
+    states: PyTree[Shaped[HostOrDevice, "N L ..."]],
+    q_mask: Bool[HostOrDevice, "B P"] | None = None,
+    d_mask: Bool[HostOrDevice, "N M"] | None = None,
     *,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> PyTree[Float[Array, "B scored"]]:
-    """`maxsim(q, project(params, states), q_mask, d_mask)`, differentiable in params, q and states.
+    """Returns `maxsim(q, project(params, states), q_mask, d_mask)`, differentiable in params, q and states.
 
     Args:
-      project: from some documents' states to their tokens, each document on its own.
+      project: makes tokens [group, M, D] of the states of some documents, each document on its own.
+      params: what `project` is given first.
       q: query tokens, or a pytree of them, such as one array for each of several widths. `project` then returns tokens
         in the same structure, and so are the scores, of one projection.
       states: an array, or a pytree of arrays.
+      q_mask: True = kept, as in `maxsim`.
       d_mask: of the projected tokens, which may be fewer than the states.
       axis_name: inside shard_map, mesh axes over which the documents are split: each device projects its own, and
-        the projected groups of all devices are gathered. There are scores of N * devices documents then.
+        the projected groups of all devices are gathered.
+
+    Returns:
+      Scores [B, N], or, with `axis_name`, [B, N * devices].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> q, states = jnp.eye(2)[None], jnp.array([[[1.0, 3.0], [2.0, 1.0]]])
+      >>> projected_maxsim(lambda scale, states: scale * states, 0.5, q, states)  # (1 + 1.5) / 2
+      Array([[1.25]], dtype=float32)
     """
     count, length = jax.tree.leaves(states)[0].shape[:2]
     most = max(1, GROUP_VALUES // (length * max(x.shape[2] for x in jax.tree.leaves(q))))
@@ -48,14 +60,14 @@ def projected_maxsim(
 
     # In a scan, nothing can merge the second projection with the first: no barrier is needed against it.
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(INDEX), prevent_cse=False)
-    def score(params, q, states, keep):
+    def score(params: PyTree, q: PyTree, states: PyTree, keep: Array | None) -> PyTree:
         tokens = project(params, states)
         # libtpu's compiler (0.0.42) fails on the gradient of a gather from one device.
         if axis_name is not None and lax.axis_size(axis_name) > 1:
             tokens, keep = lax.all_gather((tokens, keep), axis_name, tiled=True)
         return jax.tree.map(lambda q, tokens: maxsim(q, tokens, q_mask, keep), q, tokens)
 
-    def join(scores):  # [count / group, B, devices * group]
+    def join(scores: Float[Array, "groups B gathered"]) -> Float[Array, "B scored"]:
         scores = scores.reshape(*scores.shape[:2], -1, group)
         return scores.transpose(1, 2, 0, 3).reshape(scores.shape[1], -1)
 

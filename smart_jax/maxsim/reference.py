@@ -15,7 +15,7 @@ def dense_maxsim(
     d_mask: Bool[Array, "N L"],
     mean: bool,
 ) -> Float[Array, "B N"]:
-    """All similarities at once, [B, P, N, L]."""
+    """Returns the scores, with all similarities [B, P, N, L] at once."""
     dtype = jnp.promote_types(jnp.promote_types(q.dtype, d.dtype), jnp.float32)
     q, d = (jnp.where(mask[:, :, None], x, 0).astype(dtype) for x, mask in ((q, q_mask), (d, d_mask)))
     similarity = jnp.einsum("bpd,nld->bpnl", q, d, precision="highest")
