@@ -6,6 +6,7 @@ finite differences.
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -51,6 +52,10 @@ def make(rng, queries=3, query_length=4, documents=5, length=6, width=8, kept=0.
 
 def close(actual, expected, tolerance=TOLERANCE):
     np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=tolerance, atol=tolerance)
+
+
+def close_trees(actual, expected, tolerance=TOLERANCE):
+    chex.assert_trees_all_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 compiled = jax.jit(maxsim, static_argnames=("reduction", "implementation"))
@@ -167,9 +172,8 @@ class MaxSimSuite:
 
         ours = jax.grad(partial(total, self.implementation), (0, 1))(q, d)
         theirs = jax.grad(partial(total, "reference"), (0, 1))(q, d)
-        for a, b in zip(ours, theirs, strict=True):
-            assert a.dtype == jnp.float32
-            close(a, b)
+        chex.assert_type(ours, jnp.float32)
+        close_trees(ours, theirs)
 
     def test_gradient_by_finite_differences(self, rng):
         with jax.enable_x64(True):
@@ -238,10 +242,23 @@ class MaxSimSuite:
 
         expected = run(q, d)
         q[~q_mask], d[~d_mask] = np.nan, np.nan
-        for a, b in zip(run(q, d), expected, strict=True):
-            close(a, b, 1e-6)
+        close_trees(run(q, d), expected, 1e-6)
+
+    def test_no_nan_beside_items_without_tokens(self, rng):
+        """jax's own check, of everything that a program returns."""
+        q, d, q_mask, d_mask = make(rng)
+        q_mask[1], d_mask[2] = False, False
+        with jax.debug_nans(True):
+            value, pullback = jax.vjp(lambda q, d: self.maxsim(q, d, q_mask, d_mask), q, d)
+            gradients = pullback(jnp.ones_like(value))
+        chex.assert_tree_all_finite((value, gradients))
 
     # Transformations
+
+    def test_no_tracer_leaks(self, rng):
+        q, d, q_mask, d_mask = make(rng)
+        with jax.checking_leaks():
+            jax.grad(lambda q, d: self.maxsim(q, d, q_mask, d_mask).sum(), (0, 1))(q, d)
 
     def test_jit_and_checkpoint(self, rng):
         q, d, q_mask, d_mask = make(rng)
@@ -253,8 +270,7 @@ class MaxSimSuite:
         def run(q, d, q_mask, d_mask):
             return self.maxsim(q, d, q_mask, d_mask).sum()
 
-        for a, b in zip(jax.tree.leaves(run(q, d, q_mask, d_mask)), jax.tree.leaves(plain), strict=True):
-            close(a, b, 1e-6)
+        close_trees(run(q, d, q_mask, d_mask), plain, 1e-6)
 
     def test_vmap(self, rng):
         q, d, q_mask, d_mask = (
@@ -268,8 +284,8 @@ class MaxSimSuite:
 
         batched = jax.vmap(run)(q, d, q_mask, d_mask)
         for i in range(3):
-            for a, b in zip(batched, run(q[i], d[i], q_mask[i], d_mask[i]), strict=True):
-                close(a[i], b, 1e-6)
+            one = jax.tree.map(lambda x, i=i: x[i], batched)
+            close_trees(one, run(q[i], d[i], q_mask[i], d_mask[i]), 1e-6)
         shared = jax.vmap(self.maxsim, in_axes=(None, 0))(q[0], d)
         close(shared, np.stack([oracle(q[0], x) for x in d]))
 
@@ -292,8 +308,7 @@ class MaxSimSuite:
         g = rng.normal(size=(16, 5)).astype(np.float32)
         ours = jax.jit(jax.grad(lambda q, d: jnp.sum(g * sharded(q, d, *masks)), (0, 1)))(q, d)
         theirs = jax.grad(lambda q, d: jnp.sum(g * run(q, d, *masks)), (0, 1))(q, d)
-        for a, b in zip(ours, theirs, strict=True):
-            close(a, b)
+        close_trees(ours, theirs)
 
     def test_sharded_arrays_under_jit(self, rng):
         """As the trainer calls it: the compiler splits the work by the arrays' shardings."""
@@ -302,8 +317,7 @@ class MaxSimSuite:
         split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
         run = jax.jit(jax.value_and_grad(lambda *x: jnp.sum(self.maxsim(*x) ** 2), (0, 1)))
         placed = jax.device_put((q, d, q_mask, d_mask), (split, whole, split, whole))
-        for a, b in zip(jax.tree.leaves(run(*placed)), jax.tree.leaves(run(q, d, q_mask, d_mask)), strict=True):
-            close(a, b)
+        close_trees(run(*placed), run(q, d, q_mask, d_mask))
 
     # Each query with its own documents
 
@@ -323,8 +337,7 @@ class MaxSimSuite:
 
         ours = jax.jit(jax.grad(lambda q, d: jnp.sum(run(q, d, q_mask) ** 2), (0, 1)))(q, d)
         theirs = jax.jit(jax.grad(lambda q, d: jnp.sum(reference(q, d) ** 2), (0, 1)))(q, d)
-        for a, b in zip(ours, theirs, strict=True):
-            close(a, b)
+        close_trees(ours, theirs)
 
     @pytest.mark.usefixtures("unchecked")
     def test_pairs_of_other_shapes_are_refused(self, rng):
@@ -358,3 +371,22 @@ class MaxSimSuite:
         q, d, q_mask, d_mask = make(rng)
         with pytest.raises(error, match=message):
             self.maxsim(**({"q": q, "d": d, "q_mask": q_mask, "d_mask": d_mask} | change))
+
+
+class MaxSimVariants(chex.TestCase):
+    """With jit and without, of arrays on a device and on the host: subclass it beside `MaxSimSuite`."""
+
+    implementation: str
+
+    @chex.all_variants(with_pmap=False)
+    def test_score_and_gradient(self):
+        q, d, q_mask, d_mask = make(np.random.default_rng(0))
+
+        def run(implementation, *arrays):
+            def total(q, d, *masks):
+                return jnp.sum(maxsim(q, d, *masks, implementation=implementation) ** 2)
+
+            return jax.value_and_grad(total, (0, 1))(*arrays)
+
+        ours = self.variant(partial(run, self.implementation))(q, d, q_mask, d_mask)
+        close_trees(ours, run("reference", q, d, q_mask, d_mask))

@@ -24,7 +24,8 @@ from smart_jax.retrieval.block_plan import (
 )
 from smart_jax.retrieval.block_scores import late_scores
 from smart_jax.retrieval.embeddings import Embeddings
-from tests.maxsim_suite import MaxSimSuite, close, make, oracle, unit
+from tests import maxsim_suite
+from tests.maxsim_suite import MaxSimSuite, close, close_trees, make, oracle, unit
 
 
 @pytest.mark.compiles
@@ -36,6 +37,11 @@ class TestReference(MaxSimSuite):
 class TestXLA(MaxSimSuite):
     implementation = "xla"
     ragged_share = 1.0
+
+
+@pytest.mark.compiles
+class TestXLAVariants(maxsim_suite.MaxSimVariants):
+    implementation = "xla"
 
 
 @pytest.mark.compiles
@@ -53,6 +59,11 @@ class TestXLAWithSmallTiles(MaxSimSuite):
             jax.clear_caches()  # compiled with other tiles
             yield
         jax.clear_caches()
+
+
+@pytest.mark.slow
+class TestPallasTPUVariants(maxsim_suite.MaxSimVariants):
+    implementation = "pallas_tpu"
 
 
 @pytest.mark.slow
@@ -131,8 +142,7 @@ def test_the_tpu_kernel_over_several_blocks(monkeypatch, masked):
 
     ours, theirs = run("pallas_tpu"), run("reference")
     close(ours[0], oracle(q, d, *masks))
-    for a, b in zip(ours, theirs, strict=True):
-        close(a, b)
+    close_trees(ours, theirs)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -175,9 +185,7 @@ def test_projected_groups_equal_projecting_all(monkeypatch, masked, group_values
 
     (_, scores), gradients = ours(kernel, q, states)
     close(scores, oracle(q, projection(kernel, states), *masks))
-    expected = jax.grad(all_at_once, (0, 1, 2))(kernel, q, states)
-    for a, b in zip(gradients, expected, strict=True):
-        close(a, b)
+    close_trees(gradients, jax.grad(all_at_once, (0, 1, 2))(kernel, q, states))
 
 
 @pytest.mark.compiles

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from itertools import pairwise
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -303,21 +304,47 @@ def test_embeddings_of_two_models(rng):
 # Compilations and memory
 
 
+def bound_traces(monkeypatch, block, most: int) -> None:
+    """Makes a search fail that traces its step more often."""
+    traced = jax.jit(chex.assert_max_traces(block, n=most), static_argnames="mesh")
+    monkeypatch.setattr(streamed_search, "_search_block", traced)
+
+
 @pytest.mark.compiles
-def test_compilations_are_few(rng):
+def test_compilations_are_few(rng, monkeypatch):
     """40 corpora and query sets of random sizes: the buckets bound the shapes that reach the compiler."""
-    jax.clear_caches()
+    bound_traces(monkeypatch, lambda best, q, d, weights, mesh: best, 25)
     for _ in range(40):
         q = make(rng, rng.integers(1, 17, rng.integers(1, 9)))
         d = make(rng, rng.integers(1, 33, rng.integers(9, 33)))
         search(q, d, 5)
     # Query windows of 16 ... 128 tokens and 1 ... 8 slots, documents of 128 ... 1,024 tokens and 16 or 32 slots.
-    assert streamed_search._search_block._cache_size() <= 25
-    shapes = streamed_search._search_block._cache_size()
-    search(make(rng, [16] * 8), make(rng, [32] * 32), 5)
-    search(make(rng, [16] * 8), make(rng, [31] * 32), 5)
-    assert streamed_search._search_block._cache_size() <= shapes + 1
-    jax.clear_caches()
+
+
+def test_sizes_of_one_bucket_are_compiled_once(rng, monkeypatch):
+    bound_traces(monkeypatch, streamed_search._search_block.__wrapped__, 1)
+    for length in (31, 32, 17):
+        search(make(rng, [16] * 8), make(rng, [length] * 32), 5)
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
+def test_nothing_is_transferred_implicitly(rng, weights):
+    """What goes to the devices and back is put and fetched; not even a scalar slips in."""
+    q, d = make(rng, [3, 20, 1]), make(rng, rng.integers(1, 30, 12))
+    options = dict(zip(("pooled_weight", "late_weight"), weights, strict=True))
+    with jax.transfer_guard("disallow"):
+        score(q, d, **options)
+        search(q, d, 5, **options)
+        search(q, d, 5, mesh=make_mesh(), **options)
+
+
+@pytest.mark.compiles
+def test_no_tracer_leaks(rng):
+    q, d = make(rng, [3, 2]), make(rng, [4, 1, 7])
+    with jax.checking_leaks():
+        np.testing.assert_allclose(score(q, d), oracle(q, d), atol=TOLERANCE)
+        np.testing.assert_array_equal(search(q, d, 2)[1], ranked(oracle(q, d), 2))
 
 
 def test_search_holds_neither_all_similarities_nor_all_scores(rng):

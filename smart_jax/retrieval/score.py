@@ -69,7 +69,7 @@ def _score_blocks(q: Embeddings, d: Embeddings, weights: Float[np.ndarray, " 2"]
     for d_first, d_last in documents.runs[0]:
         block = jax.device_put(documents.block((d_first, d_last)))
         for first, last, query_block in queries:
-            values = np.asarray(_score_block(query_block, block, on_device))
+            values = jax.device_get(_score_block(query_block, block, on_device))
             scores[first:last, d_first:d_last] = values[: last - first, : d_last - d_first]
     return scores
 

@@ -62,7 +62,7 @@ def streamed_search(
             for old, query_block in zip(best, query_blocks, strict=True)
         ]
     for (first, last), of_devices in zip(query_runs, best, strict=True):
-        values, positions = (np.asarray(x) for x in _merge(of_devices, devices))
+        values, positions = jax.device_get(_merge(of_devices, devices))
         scores[first:last], indices[first:last] = values[: last - first], positions[: last - first]
     return scores, indices
 
