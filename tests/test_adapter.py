@@ -126,7 +126,7 @@ def test_gradients_equal_those_of_norm_then_linear():
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("shape", [(3, 2, 8), (3, 1, 9), (8,)])
 def test_states_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"\[\.\.\., N, H\] = \(1, 8\)"):
+    with pytest.raises(ValueError, match=r"\[\.\.\., layers, H\] = \(1, 8\)"):
         make(hidden_size=8)(jnp.zeros(shape))
     with pytest.raises(ValueError, match="this adapter's H is 8"):
         make(hidden_size=8).pooled(jnp.zeros((2, 9)))

@@ -1,9 +1,9 @@
 """The adapter of SMART's post-training: it projects a frozen backbone's token states for late interaction.
 
-Source: "Your Embedding Model is SMARTer Than You Think" (arXiv:2605.24938). For a token with states h_1..h_N of the N
-chosen layers:
+Source: "Your Embedding Model is SMARTer Than You Think" (arXiv:2605.24938). For a token with a state h_l in each of the
+chosen layers l:
 
-    fused = sum_l softmax_l( <rms(h_l), rms(w)> / sqrt(H) ) h_l        (N = 1: fused = h_1, and no w)
+    fused = sum_l softmax_l( <rms(h_l), rms(w)> / sqrt(H) ) h_l        (one layer: fused = h, and no w)
     token = L2norm( W LayerNorm(fused) )                               (W: H -> D, no bias)
 
 The pooled vector stays the backbone's own, optionally cut to its first `pooled_dim` components.
@@ -47,7 +47,15 @@ class AdapterConfig:
       dim: D, width of the token vectors; None = H.
       layers: indices into the backbone's `hidden_states` (0 = embeddings, i = after block i - 1, -1 = after the final
         norm), as `model(batch, layers)` takes them; `parse_layers` reads the paper's notation.
-      pooled_dim: the pooled vector is cut to this many components; None = all.
+      pooled_dim: number of components that the pooled vector is cut to; None = all.
+
+    Raises:
+      ValueError: a size is not a positive int, or a layer is named twice.
+
+    Example:
+      >>> from smart_jax import AdapterConfig
+      >>> AdapterConfig(hidden_size=8, layers=(-2, -1)).token_dim
+      8
     """
 
     hidden_size: int
@@ -71,11 +79,26 @@ class AdapterConfig:
 
     @property
     def token_dim(self) -> int:
+        """Width of the token vectors."""
         return self.hidden_size if self.dim is None else self.dim
 
 
 class Adapter(nnx.Module):
-    """Layer fusion, LayerNorm and a linear projection; parameters and arithmetic in float32."""
+    """Layer fusion, LayerNorm and a linear projection; parameters and arithmetic in float32.
+
+    Args:
+      config: sizes and layers.
+      rngs: random keys of the initial values.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from smart_jax import Adapter, AdapterConfig
+      >>> adapter = Adapter(AdapterConfig(hidden_size=8, dim=4, layers=(-2, -1)), rngs=nnx.Rngs(0))
+      >>> states = jnp.ones((3, 2, 8))  # three tokens in two layers
+      >>> adapter(states).shape
+      (3, 4)
+    """
 
     def __init__(self, config: AdapterConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -86,24 +109,26 @@ class Adapter(nnx.Module):
         if len(config.layers) > 1:
             self.layer_vector = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (hidden_size,), jnp.float32))
 
-    def fuse(self, states: Float[Array, "*batch N H"]) -> Float[Array, "*batch H"]:
-        """One float32 state per token from the N chosen layers' states, in the order of `config.layers`.
+    def fuse(self, states: Float[Array, "*batch layers H"]) -> Float[Array, "*batch H"]:
+        """Returns one float32 state per token from the chosen layers' states, in the order of `config.layers`.
 
         Raises:
-          ValueError: N or H differ from the configuration.
+          ValueError: the number of layers or H differs from the configuration.
         """
         expected = (len(self.config.layers), self.config.hidden_size)
         if states.ndim < 2 or states.shape[-2:] != expected:
-            raise ValueError(f"states have shape {tuple(states.shape)}; this adapter takes [..., N, H] = {expected}")
+            raise ValueError(
+                f"states have shape {tuple(states.shape)}; this adapter takes [..., layers, H] = {expected}"
+            )
         states = states.astype(jnp.float32)
         if len(self.config.layers) == 1:
             return states[..., 0, :]
         vector = _rms_normalize(self.layer_vector[...])  # [H]
-        logits = jnp.einsum("...nh,h->...n", _rms_normalize(states), vector) * self.config.hidden_size**-0.5
-        return jnp.einsum("...n,...nh->...h", jax.nn.softmax(logits, axis=-1), states)
+        logits = jnp.einsum("...lh,h->...l", _rms_normalize(states), vector) * self.config.hidden_size**-0.5
+        return jnp.einsum("...l,...lh->...h", jax.nn.softmax(logits, axis=-1), states)
 
     def project(self, fused: Float[Array, "*batch H"]) -> Float[Array, "*batch D"]:
-        """L2-normalised float32 token vectors of fused states.
+        """Returns L2-normalised float32 token vectors of fused states.
 
         The norm's scale and bias act on the kernel, not on each token: W(s * x + b) = (W s) x + W b. The gradients of
         all three then follow from one product with the tokens; that with the kernel's transpose, as large as the
@@ -116,12 +141,12 @@ class Adapter(nnx.Module):
         bias = self.norm.bias[...]  # type: ignore[index]
         return l2_normalise(standard @ (scale[:, None] * kernel) + bias @ kernel)
 
-    def __call__(self, states: Float[Array, "*batch N H"]) -> Float[Array, "*batch D"]:
-        """L2-normalised float32 token vectors of the chosen layers' states (any float dtype)."""
+    def __call__(self, states: Float[Array, "*batch layers H"]) -> Float[Array, "*batch D"]:
+        """Returns L2-normalised float32 token vectors of the chosen layers' states, of any floating-point dtype."""
         return self.project(self.fuse(states))
 
     def pooled(self, pooled: Float[Array, "*batch H"]) -> Float[Array, "*batch pooled_dim"]:
-        """L2-normalised float32 pooled vectors, cut to `pooled_dim` components first.
+        """Returns L2-normalised float32 pooled vectors, cut to `pooled_dim` components first.
 
         Raises:
           ValueError: the width is not `hidden_size`.
@@ -131,10 +156,10 @@ class Adapter(nnx.Module):
         return l2_normalise(pooled[..., : self.config.pooled_dim])
 
     def check_matches(self, hidden_size: int, depth: int) -> None:
-        """Refuse an adapter of another backbone.
+        """Refuses an adapter of another backbone.
 
         Raises:
-          ValueError: the backbone's width differs, it has no such layer, or two indices are the same layer.
+          ValueError: the backbone's width differs, it has no such layer, or two indices name one layer.
         """
         if hidden_size != self.config.hidden_size:
             raise ValueError(
@@ -148,7 +173,7 @@ class Adapter(nnx.Module):
             raise ValueError(f"the adapter's layers {layers} name a layer of a backbone of {depth} blocks twice")
 
     def save(self, folder: str | Path) -> None:
-        """Write `adapter.safetensors` (float32, torch's [out, in] layout) and `adapter.json` into a folder."""
+        """Writes `adapter.safetensors` (float32, torch's [out, in] layout) and `adapter.json` into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         description = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self.config)}
@@ -160,7 +185,7 @@ class Adapter(nnx.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Adapter:
-        """Adapter that `save` wrote.
+        """Returns an adapter that `save` wrote.
 
         Raises:
           FileNotFoundError: the folder or one of its two files is missing.
@@ -203,19 +228,19 @@ def _read_config(path: Path) -> AdapterConfig:
 
 
 def _parameters(adapter: Adapter) -> dict[str, Any]:
-    """Parameters by their tensors' names."""
+    """Returns the parameters by their tensors' names."""
     parameters = {"norm.weight": adapter.norm.scale, "norm.bias": adapter.norm.bias, "proj.weight": adapter.proj.kernel}
     return parameters | ({"layer_vector": adapter.layer_vector} if len(adapter.config.layers) > 1 else {})
 
 
 def _tensors(adapter: Adapter) -> dict[str, np.ndarray]:
-    """Float32 values in torch's layout: a matrix is [out, in], the transpose of the kernel."""
+    """Returns float32 values in torch's layout: a matrix is [out, in], the transpose of the kernel."""
     values = {name: np.asarray(parameter[...], np.float32) for name, parameter in _parameters(adapter).items()}
     return {name: np.ascontiguousarray(value.T) for name, value in values.items()}
 
 
 def _build(config: AdapterConfig, tensors: dict[str, np.ndarray], origin: str) -> Adapter:
-    """Adapter with the tensors, complete both ways; `origin` names their file in errors."""
+    """Returns an adapter with the tensors, complete both ways; `origin` names their file in errors."""
     width = config.hidden_size
     wanted = {"norm.weight": (width,), "norm.bias": (width,), "proj.weight": (config.token_dim, width)}
     if len(config.layers) > 1:
@@ -236,19 +261,24 @@ def _build(config: AdapterConfig, tensors: dict[str, np.ndarray], origin: str) -
 
 
 def parse_layers(text: str, depth: int) -> tuple[int, ...]:
-    """Layers in the paper's notation, as indices for `AdapterConfig.layers`.
+    """Returns layers in the paper's notation as indices for `AdapterConfig.layers`.
 
-    `text` is "last 4", or indices and inclusive ranges separated by commas: "-1,-3", "20-24,-1". It counts transformer
-    blocks 0 .. depth - 1, and -1 is the last one. The result is negative indices into `hidden_states`, which mean the
-    same in both countings: block 20 of 28 is -8.
+    Args:
+      text: "last 4", or indices and inclusive ranges separated by commas: "-1,-3", "20-24,-1". It counts transformer
+        blocks 0 .. depth - 1, and -1 is the last one.
+      depth: number of the backbone's blocks.
 
-    >>> parse_layers("last 3", 28)
-    (-3, -2, -1)
-    >>> parse_layers("20-22,-1", 28)
-    (-8, -7, -6, -1)
+    Returns:
+      Negative indices into `hidden_states`, which mean the same in both countings: block 20 of 28 is -8.
 
     Raises:
-      ValueError: not in this notation, a block out of range, a descending range, or a block named twice.
+      ValueError: the text is not in this notation, a block is out of range or named twice, or a range descends.
+
+    Example:
+      >>> parse_layers("last 3", depth=28)
+      (-3, -2, -1)
+      >>> parse_layers("20-22,-1", depth=28)
+      (-8, -7, -6, -1)
     """
     if last := re.fullmatch(r"\s*last\s*(\d+)\s*", text):
         count = int(last[1])
@@ -283,16 +313,26 @@ _REFERENCE_NAMES = {
 
 
 def import_reference(path: str | Path) -> Adapter:
-    """Adapter from an `adapter.pt` of the paper's implementation (the file, or the folder it lies in).
+    """Reads an adapter from an `adapter.pt` of the paper's implementation.
 
-    Read without torch and without unpickling objects; see `smart_jax.files.torch_file`. The reference counts blocks
-    from 0, where `AdapterConfig.layers` counts `hidden_states`: its block i is layer i + 1 here, negative indices are
-    equal.
+    It takes no torch, and no objects are unpickled. The reference counts blocks from 0, where `AdapterConfig.layers`
+    counts `hidden_states`: its block i is layer i + 1 here, and negative indices are equal.
+
+    Args:
+      path: the file, or the folder it lies in.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: not such a checkpoint, a variant other than the linear projection (the reference also has MLP and
-        self-attention ones), or a tensor whose shape differs from the settings.
+      FileNotFoundError: there is no such file.
+      ValueError: the file is no such checkpoint or holds a variant other than the linear projection (the reference also
+        has MLP and self-attention ones), or a tensor's shape differs from the settings.
+
+    Example:
+      >>> import tempfile
+      >>> from flax import nnx
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     export_reference(Adapter(AdapterConfig(hidden_size=8, dim=4), rngs=nnx.Rngs(0)), folder)
+      ...     import_reference(folder).config
+      AdapterConfig(hidden_size=8, dim=4, layers=(-1,), pooled_dim=None)
     """
     path = Path(path)
     path = path / "adapter.pt" if path.is_dir() else path
@@ -333,14 +373,26 @@ def _reference_config(checkpoint: dict[str, Any], tensors: dict[str, np.ndarray]
 
 
 def export_reference(adapter: Adapter, path: str | Path) -> None:
-    """Write the adapter as an `adapter.pt` for the paper's implementation (into a folder, if `path` is one).
+    """Writes an adapter as an `adapter.pt` for the paper's implementation.
+
+    Args:
+      adapter: as trained or loaded.
+      path: the file, or a folder for it.
 
     Raises:
-      ValueError: the adapter reads the embedding layer (index 0), which the reference can not select.
+      ValueError: the adapter reads the embedding layer (index 0), which the reference cannot select.
+
+    Example:
+      >>> import os, tempfile
+      >>> from flax import nnx
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     export_reference(Adapter(AdapterConfig(hidden_size=8), rngs=nnx.Rngs(0)), folder)
+      ...     os.listdir(folder)
+      ['adapter.pt']
     """
     path, config = Path(path), adapter.config
     if 0 in config.layers:
-        raise ValueError("layer 0, the embeddings, can not be written: the reference selects among blocks only")
+        raise ValueError("layer 0, the embeddings, cannot be written: the reference selects among blocks only")
     ours = _tensors(adapter)
     state = {theirs: ours[name] for theirs, name in _REFERENCE_NAMES.items() if name in ours}
     if "layer_weight_vectors" in state:

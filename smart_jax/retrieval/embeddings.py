@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,28 @@ class Embeddings:
     that every item of an `Embeddings` has at least one.
 
     Args:
-      pooled: [N, H] float32, float16 or bfloat16.
-      tokens: [T, D] of the same dtype, or int8.
-      offsets: [N + 1] integers, stored as int64: 0 first, never falling, T last.
-      scales: [T] float32, of int8 tokens only: a token is its scale times its integers. `astype(np.int8)` makes them.
+      pooled: pooled vectors [N, H], float32, float16 or bfloat16.
+      tokens: token vectors [T, D] of all items, of the same dtype, or int8.
+      offsets: integers [N + 1], stored as int64: 0 first, never falling, T last.
+      scales: float32 [T], of int8 tokens only: a token is its scale times its integers. `astype(np.int8)` makes them.
 
     Raises:
-      TypeError: a dtype that is not one of these.
+      TypeError: a dtype is not one of these.
       ValueError: shapes do not fit together, offsets are not as above, a vector or scale holds NaN or infinity, or an
         item without tokens has a pooled vector of another width than the tokens.
+
+    Example:
+      >>> import numpy as np
+      >>> from smart_jax import Embeddings
+      >>> tokens = np.float32([[1, 0], [0, 1], [0.6, 0.8]])
+      >>> e = Embeddings(pooled=np.float32([[1, 0], [0, 1]]), tokens=tokens, offsets=np.array([0, 1, 3]))
+      >>> e
+      Embeddings(2 items, 3 tokens, pooled width 2, token width 2, float32)
+      >>> e[1].tokens
+      array([[0. , 1. ],
+             [0.6, 0.8]], dtype=float32)
+      >>> e.astype(np.int8).nbytes
+      58
     """
 
     pooled: Float[Array, "N H"]
@@ -51,7 +64,7 @@ class Embeddings:
     offsets: Int[Array, " N+1"]
     scales: Float[Array, " T"] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         pooled, tokens = _matrix("pooled", self.pooled), _matrix("tokens", self.tokens, (*DTYPES, INT8))
         if tokens.dtype not in (pooled.dtype, INT8):
             raise TypeError(f"pooled is {pooled.dtype} and tokens are {tokens.dtype}: cast one with .astype")
@@ -73,7 +86,7 @@ class Embeddings:
 
     @classmethod
     def from_checked(cls, pooled: Array, tokens: Array, offsets: Array, scales: Array | None = None) -> Embeddings:
-        """From values that were checked before: no second pass over them."""
+        """Returns embeddings of values that were checked before, without a second pass over them."""
         new = object.__new__(cls)
         new._set(pooled, tokens, offsets, scales)
         return new
@@ -89,17 +102,17 @@ class Embeddings:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the tokens."""
+        """Dtype of the tokens."""
         return self.tokens.dtype
 
     @property
     def lengths(self) -> Int[Array, " N"]:
-        """Tokens of each item, int64, each at least 1."""
+        """Number of tokens of each item, int64, at least 1."""
         return np.diff(self.offsets)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays."""
+        """Number of bytes of the arrays."""
         return sum(array.nbytes for array in self._arrays().values())
 
     def _arrays(self) -> dict[str, Array]:
@@ -107,11 +120,11 @@ class Embeddings:
         return arrays if self.scales is None else arrays | {"scales": self.scales}
 
     def __getitem__(self, index: int | np.integer | slice | Sequence[int] | Array) -> Embeddings:
-        """Some of the items, as embeddings: `e[3]`, `e[3:7]` (a view), `e[[5, 1, 1]]`, `e[mask]`.
+        """Returns some of the items, as embeddings: `e[3]`, `e[3:7]` (a view), `e[[5, 1, 1]]`, `e[mask]`.
 
         Raises:
-          IndexError: an item that does not exist, or a mask of another length.
-          TypeError: an index that is not an integer, a slice, or an array of integers or booleans.
+          IndexError: an item does not exist, or a mask has another length.
+          TypeError: the index is not an integer, a slice, or an array of integers or booleans.
         """
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
@@ -146,13 +159,13 @@ class Embeddings:
         return self.from_checked(self.pooled[items], self.tokens[rows], offsets, scales)
 
     def astype(self, dtype: Any) -> Embeddings:
-        """The same embeddings stored as float32, float16 or bfloat16, or with int8 tokens.
+        """Returns the same embeddings stored as float32, float16 or bfloat16, or with int8 tokens.
 
         int8: each token's largest component becomes 127 or -127, the others are rounded in that proportion, and its
         scale is stored beside it; pooled vectors stay as they are.
 
         Raises:
-          TypeError: another dtype.
+          TypeError: the dtype is another one.
           ValueError: a value does not fit the dtype.
         """
         dtype = np.dtype(dtype)
@@ -168,10 +181,10 @@ class Embeddings:
 
     @staticmethod
     def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
-        """The items of all parts, in order.
+        """Returns the items of all parts, in order.
 
         Raises:
-          ValueError: no parts, or parts of different widths or dtypes.
+          ValueError: there are no parts, or their widths or dtypes differ.
         """
         parts = list(parts)
         if not parts:
@@ -209,12 +222,12 @@ class Embeddings:
 
     @staticmethod
     def load(folder: str | Path, *, mmap: bool = False) -> Embeddings:
-        """Embeddings that `save` wrote.
+        """Returns embeddings that `save` wrote.
 
         Args:
-          folder: that it wrote.
-          mmap: leave the vectors in the file and read what is used, when it is used: for a corpus larger than the
-            memory. Values were checked for NaN when they were saved, and are not read once more for it.
+          folder: the one that was saved to.
+          mmap: whether the vectors stay in the file, from which each is read when it is used: for a corpus larger than
+            the memory. Values were checked for NaN when they were saved, and are not read once more for it.
 
         Raises:
           FileNotFoundError: the folder or one of its two files is missing.
@@ -231,15 +244,15 @@ class Embeddings:
             if mmap:
                 check_offsets(parts[2], items=len(parts[0]), tokens=len(parts[1]))
                 _check_scales(parts[3], parts[1])
-            found = Embeddings.from_checked(*parts) if mmap else Embeddings(*parts)
+            loaded = Embeddings.from_checked(*parts) if mmap else Embeddings(*parts)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is corrupt or truncated ({error}): encode and save again") from error
-        for key, value in found._description().items():
+        for key, value in loaded._description().items():
             if index.get(key) != value:
                 raise ValueError(
                     f"'{folder / INDEX}' says {key} = {index.get(key)}, but '{path.name}' has {value}: save again"
                 )
-        return found
+        return loaded
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -252,29 +265,29 @@ class Embeddings:
 
 
 def check_offsets(offsets: Any, *, items: int, tokens: int) -> Int[Array, " bounds"]:
-    """The offsets as int64, or an error that names the item where they go wrong."""
-    offsets = np.asarray(offsets)
-    if not np.issubdtype(offsets.dtype, np.integer):
-        raise TypeError(f"offsets are {offsets.dtype}: they must be integers")
-    if offsets.shape != (items + 1,):
-        raise ValueError(f"offsets have shape {offsets.shape} for {items} items: they must have shape ({items + 1},)")
-    offsets = offsets.astype(np.int64)
-    if offsets[0] != 0:
-        raise ValueError(f"offsets start at {offsets[0]}: they must start at 0")
-    falls = np.flatnonzero(np.diff(offsets) < 0)
+    """Returns the offsets as int64, or raises an error that names the item where they go wrong."""
+    array: Array = np.asarray(offsets)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"offsets are {array.dtype}: they must be integers")
+    if array.shape != (items + 1,):
+        raise ValueError(f"offsets have shape {array.shape} for {items} items: they must have shape ({items + 1},)")
+    array = array.astype(np.int64)
+    if array[0] != 0:
+        raise ValueError(f"offsets start at {array[0]}: they must start at 0")
+    falls = np.flatnonzero(np.diff(array) < 0)
     if falls.size:
         i = int(falls[0])
-        raise ValueError(f"offsets are not monotone: item {i} goes from token {offsets[i]} to {offsets[i + 1]}")
-    if offsets[-1] != tokens:
-        raise ValueError(f"offsets end at {offsets[-1]}, but there are {tokens} tokens: they must end there")
-    return offsets
+        raise ValueError(f"offsets are not monotone: item {i} goes from token {array[i]} to {array[i + 1]}")
+    if array[-1] != tokens:
+        raise ValueError(f"offsets end at {array[-1]}, but there are {tokens} tokens: they must end there")
+    return array
 
 
-def check_finite(what: str, rows: Float[Array, "R W"], name: Any) -> None:
-    """Raises ValueError if a row holds NaN or infinity; `name(row)` says which item that is."""
-    step = max(1, CHECKED_AT_ONCE // max(1, rows.shape[1]))
-    for start in range(0, len(rows), step):
-        chunk = rows[start : start + step]
+def check_finite(what: str, vectors: Float[Array, "vectors width"], name: Callable[[int], str]) -> None:
+    """Raises ValueError if a vector holds NaN or infinity; `name(index)` says which item that is."""
+    step = max(1, CHECKED_AT_ONCE // max(1, vectors.shape[1]))
+    for start in range(0, len(vectors), step):
+        chunk = vectors[start : start + step]
         with np.errstate(over="ignore", invalid="ignore"):
             total = chunk.sum(dtype=np.float32)  # one pass without a temporary; NaN and infinity survive a sum
         if np.isfinite(total):
@@ -284,13 +297,13 @@ def check_finite(what: str, rows: Float[Array, "R W"], name: Any) -> None:
             raise ValueError(f"{name(start + int(bad[0]))}: {what} holds NaN or infinity; drop or encode it again")
 
 
-def token_name(offsets: Int[Array, " bounds"], row: int) -> str:
-    """Where packed token `row` is, in words."""
-    item = int(np.searchsorted(offsets, row, side="right")) - 1
-    return f"item {item}, token {row - int(offsets[item])}"
+def token_name(offsets: Int[Array, " bounds"], token: int) -> str:
+    """Returns, in words, where a packed token is."""
+    item = int(np.searchsorted(offsets, token, side="right")) - 1
+    return f"item {item}, token {token - int(offsets[item])}"
 
 
-def _matrix(name: str, value: Any, dtypes: Sequence[np.dtype] = DTYPES) -> Array:
+def _matrix(name: str, value: Array, dtypes: Sequence[np.dtype] = DTYPES) -> Array:
     array = np.asarray(value)
     if array.dtype not in dtypes:
         raise TypeError(f"{name} has dtype {array.dtype}: it must be {_names(dtypes)} (use .astype)")
@@ -299,7 +312,7 @@ def _matrix(name: str, value: Any, dtypes: Sequence[np.dtype] = DTYPES) -> Array
     return array
 
 
-def _check_scales(scales: Any, tokens: Array) -> Array | None:
+def _check_scales(scales: Array | None, tokens: Array) -> Array | None:
     if (scales is not None) != (tokens.dtype == INT8):
         raise ValueError(f"tokens are {tokens.dtype}: int8 tokens have scales, and no others do")
     if scales is None:
@@ -327,13 +340,13 @@ def _quantize(tokens: Float[Array, "T D"]) -> tuple[Int[Array, "T D"], Float[Arr
 def _fill_empty(
     pooled: Array, tokens: Array, offsets: Array, scales: Array | None
 ) -> tuple[Array, Array, Array | None]:
-    """Tokens, offsets and scales in which every item has a token."""
+    """Returns tokens, offsets and scales in which every item has a token."""
     empty = np.flatnonzero(np.diff(offsets) == 0)
     if not empty.size:
         return tokens, offsets, scales
     if pooled.shape[1] != tokens.shape[1]:
         raise ValueError(
-            f"item {int(empty[0])} has no token, and its pooled vector of width {pooled.shape[1]} can not stand in for "
+            f"item {int(empty[0])} has no token, and its pooled vector of width {pooled.shape[1]} cannot stand in for "
             f"one of width {tokens.shape[1]}: drop the item or keep at least one token"
         )
     new, at = pooled[empty], offsets[empty]
@@ -355,7 +368,7 @@ def _names(dtypes: Sequence[np.dtype] = DTYPES) -> str:
 
 def _former_file(folder: Path) -> Path | None:
     try:
-        return folder / _read_index(folder / INDEX)["file"]
+        return folder / str(_read_index(folder / INDEX)["file"])
     except (OSError, ValueError):
         return None  # nothing there, or nothing of ours to remove
 

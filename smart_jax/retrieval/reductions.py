@@ -1,7 +1,7 @@
 """Smaller embeddings: fewer tokens, narrower tokens, fewer bits of each component.
 
-All but `pool_grid` take and give `Embeddings`, usually of documents, and can follow one another; fewer bits come last.
-Pooled vectors stay as they are. Half precision and int8 are `Embeddings.astype`.
+All except `pool_grid` take and give `Embeddings`, usually of documents, and can follow one another; fewer bits come
+last. Pooled vectors stay as they are. Half precision and int8 are `Embeddings.astype`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -26,10 +25,21 @@ CHUNK = 2**14  # tokens computed with at a time
 
 
 def keep_tokens(e: Embeddings, keep: Bool[np.ndarray, " T"]) -> Embeddings:
-    """The tokens of a mask; an item that keeps none has its pooled vector as its token.
+    """Returns embeddings with the tokens of a mask; an item that keeps none has its pooled vector as its token.
+
+    Args:
+      e: tokens [T, D] of any dtype.
+      keep: bool [T], True = kept.
 
     Raises:
       ValueError: the mask is not bool [T], or an item that keeps none has a pooled vector of another width.
+
+    Example:
+      >>> import numpy as np
+      >>> e = Embeddings(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32)[[0, 1, 1]], np.array([0, 2, 3]))
+      >>> keep_tokens(e, np.array([False, True, True])).tokens
+      array([[0., 1.],
+             [0., 1.]], dtype=float32)
     """
     keep = np.asarray(keep)
     if keep.shape != e.tokens.shape[:1] or keep.dtype != bool:
@@ -40,9 +50,10 @@ def keep_tokens(e: Embeddings, keep: Bool[np.ndarray, " T"]) -> Embeddings:
 
 
 def pool_tokens(e: Embeddings, factor: float, method: str = "hierarchical") -> Embeddings:
-    """Token pooling (Clavié, Chaffin and Adams 2024, arXiv:2409.14683): groups of an item's tokens become their means.
+    """Returns embeddings in which groups of an item's tokens became their means, L2-normalised: token pooling.
 
-    Of L tokens of an item at most ceil(L / factor) are left, L2-normalised. Similarities are computed in float32.
+    Of L tokens of an item at most ceil(L / factor) are left (Clavié, Chaffin and Adams 2024, arXiv:2409.14683).
+    Similarities are computed in float32.
 
     Args:
       e: tokens [T, D] float32, float16 or bfloat16.
@@ -54,6 +65,17 @@ def pool_tokens(e: Embeddings, factor: float, method: str = "hierarchical") -> E
     Raises:
       ValueError: the factor is below 1 or the method unknown.
       TypeError: tokens are int8.
+
+    Example:
+      >>> import numpy as np
+      >>> tokens = np.float32([[1, 0], [0, 1], [1, 0], [0, 1]])
+      >>> e = Embeddings(np.float32([[1, 0]]), tokens, np.array([0, 4]))
+      >>> pool_tokens(e, factor=2).tokens  # each with its copy
+      array([[1., 0.],
+             [0., 1.]], dtype=float32)
+      >>> pool_tokens(e, factor=2, method="sequential").tokens.round(3)  # each with its neighbour
+      array([[0.707, 0.707],
+             [0.707, 0.707]], dtype=float32)
     """
     if not math.isfinite(factor) or factor < 1:
         raise ValueError(f"factor is {factor}: it must be at least 1")
@@ -64,9 +86,9 @@ def pool_tokens(e: Embeddings, factor: float, method: str = "hierarchical") -> E
     offsets = np.zeros(len(e) + 1, np.int64)
     for i, (first, last) in enumerate(itertools.pairwise(e.offsets)):
         count = math.ceil((last - first) / factor)
-        own = np.arange(count) if count == last - first else _GROUPINGS[method](e.tokens[first:last], count)
-        offsets[i + 1] = offsets[i] + own.max() + 1
-        groups[first:last] = offsets[i] + own
+        of_item = np.arange(count) if count == last - first else _GROUPINGS[method](e.tokens[first:last], count)
+        offsets[i + 1] = offsets[i] + of_item.max() + 1
+        groups[first:last] = offsets[i] + of_item
     return Embeddings(e.pooled, _means(e.tokens, groups, unit=True), offsets)
 
 
@@ -85,13 +107,29 @@ _GROUPINGS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"hierarchical"
 
 
 def pool_grid(states: States, window: int = 2) -> States:
-    """The means of window x window neighbours in every grid of visual tokens, L2-normalised; other tokens stay.
+    """Returns states with the means of window x window neighbours in every grid of visual tokens, L2-normalised.
 
     Windows at the right and lower edge may be smaller; a video's frames are pooled one by one. A mean takes the place
-    of its window's first token, and its length is the mean length.
+    of its window's first token, and its length is the mean length. Other tokens stay as they are.
+
+    Args:
+      states: of pages, images or videos among others.
+      window: number of neighbours along each side.
 
     Raises:
       ValueError: the window is not an integer of at least 1.
+
+    Example:
+      An image of 2 x 3 cells, whose columns 0 and 1 are pooled, and column 2 alone:
+
+      >>> import numpy as np
+      >>> cells = np.float32([[1, 0], [1, 0], [0, 1]])[[0, 1, 2, 0, 1, 2], None]
+      >>> one = np.ones((6, 1), np.float32)
+      >>> fields = {"grids": np.int32([[0, 1, 2, 3]]), "visual_ids": (7,), "layers": (-1,), "depth": 4}
+      >>> states = States(np.float32([[1, 0]]), cells, one, np.full(6, 7, np.int32), np.array([0, 6]), **fields)
+      >>> pool_grid(states, window=2).states[:, 0]
+      array([[1., 0.],
+             [0., 1.]], dtype=float32)
     """
     if isinstance(window, bool) or not isinstance(window, int | np.integer) or window < 1:
         raise ValueError(f"window is {window!r}: it must be an integer of at least 1")
@@ -115,14 +153,25 @@ def pool_grid(states: States, window: int = 2) -> States:
 
 
 def truncate(e: Embeddings, width: int, *, pooled_width: int | None = None) -> Embeddings:
-    """The first `width` components of each token and, if given, `pooled_width` of each pooled vector, L2-normalised.
+    """Returns embeddings with the first components only, L2-normalised again.
 
-    Good where a model was trained for it (Matryoshka representations, arXiv:2205.13147); for others see `PCA`. Both
-    sides must have the same widths.
+    This is good where a model was trained for it (Matryoshka representations, arXiv:2205.13147); for others see `PCA`.
+    Queries and documents must have the same widths.
+
+    Args:
+      e: tokens [T, D] float32, float16 or bfloat16.
+      width: number of components of each token, at most D.
+      pooled_width: number of components of each pooled vector, at most H; None = pooled vectors stay as they are.
 
     Raises:
-      ValueError: a width is not from 1 to the one that there is.
+      ValueError: a width is not an integer from 1 to the present one.
       TypeError: tokens are int8.
+
+    Example:
+      >>> import numpy as np
+      >>> e = Embeddings(np.float32([[1, 0]]), np.float32([[0, 0.6, 0.8]]), np.array([0, 1]))
+      >>> truncate(e, 2).tokens
+      array([[0., 1.]], dtype=float32)
     """
     _check_float(e, "truncate")
     _check_width(width, e.tokens.shape[1])
@@ -140,30 +189,40 @@ class PCA:
     `PCA.fit(documents, 64)` on documents; the object is then called with documents and queries alike.
 
     Attributes:
-      mean: [D] float32, subtracted first; zeros where it was not centred.
-      components: [D, W] float32, orthonormal columns, the strongest first.
-      strengths: [W] float32, each component's share of the sample's sum of squares (of its variance, if centred).
+      mean: float32 [D], subtracted first; zeros where it was not centred.
+      components: float32 [D, width], orthonormal columns, the strongest first.
+      strengths: float32 [width], each component's share of the sample's sum of squares (of its variance, if centred).
+
+    Example:
+      >>> import numpy as np
+      >>> e = Embeddings(np.float32([[1, 0, 0]]), np.float32([[0.6, 0.8, 0], [0.8, 0.6, 0]]), np.array([0, 2]))
+      >>> pca = PCA.fit(e, 2)  # the third component of all tokens is 0
+      >>> pca.strengths.round(2)
+      array([0.98, 0.02], dtype=float32)
+      >>> np.abs(pca(e).tokens @ pca(e).tokens.T).round(2)  # inner products stay
+      array([[1.  , 0.96],
+             [0.96, 1.  ]], dtype=float32)
     """
 
     mean: Float[np.ndarray, " D"]
-    components: Float[np.ndarray, "D W"]
-    strengths: Float[np.ndarray, " W"]
+    components: Float[np.ndarray, "D width"]
+    strengths: Float[np.ndarray, " width"]
 
     @classmethod
     def fit(cls, e: Embeddings, width: int, *, centred: bool = False, sample: int = SAMPLE, seed: int = 0) -> PCA:
-        """Fits on a random sample of the tokens.
+        """Returns the components of a random sample of the tokens.
 
         Args:
           e: tokens [T, D] float32, float16 or bfloat16.
-          width: W, at most D.
-          centred: subtract the mean. Without it the components are those that keep the inner products, which the
-            scores are, best. With it they are of the tokens' differences, and scores change even at full width: the
+          width: number of components, at most D.
+          centred: whether the mean is subtracted. If not, the components are those that keep the inner products, which
+            the scores are, best. If so, they are of the tokens' differences, and scores change even at full width: the
             direction that all tokens share, and its cosines, are gone.
-          sample: tokens to fit on; all, if there are no more.
-          seed: of the sample.
+          sample: number of tokens to fit on, or all if there are fewer.
+          seed: of the random choice of the sample.
 
         Raises:
-          ValueError: the width is not from 1 to D, or the sample is empty.
+          ValueError: the width is not an integer from 1 to D, or the sample is empty.
           TypeError: tokens are int8.
         """
         _check_float(e, "PCA")
@@ -187,10 +246,10 @@ class PCA:
         return cls(*(np.ascontiguousarray(part, np.float32) for part in parts))
 
     def __call__(self, e: Embeddings) -> Embeddings:
-        """The tokens' components [T, W], L2-normalised, of the same dtype.
+        """Returns embeddings whose tokens are the components [T, width], L2-normalised, of the same dtype.
 
         Raises:
-          ValueError: tokens are of another width than those that it was fitted on.
+          ValueError: tokens have another width than those that it was fitted on.
           TypeError: tokens are int8.
         """
         _check_float(e, "PCA")
@@ -204,20 +263,29 @@ class PCA:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BinaryEmbeddings:
-    """Embeddings that keep the sign of each token's component: a bit, eight to a byte.
+    """Embeddings that keep only the sign of each token's components: a bit each, eight to a byte.
 
     `score(queries, binary.embeddings())` is asymmetric: queries keep their precision, and so most of the quality. For
     the symmetric score binarise the queries too.
 
     Attributes:
-      pooled: [N, H] float32, float16 or bfloat16, as in `Embeddings`.
-      bits: [T, ceil(D / 8)] uint8, as of `numpy.packbits`: 1 = above 0.
-      offsets: [N + 1] int64.
+      pooled: pooled vectors [N, H], float32, float16 or bfloat16, as in `Embeddings`.
+      bits: uint8 [T, ceil(D / 8)], as from `numpy.packbits`: 1 = above 0.
+      offsets: int64 [N + 1].
       width: D.
+
+    Example:
+      >>> import numpy as np
+      >>> e = Embeddings(np.float32([[1, 0]]), np.float32([[0.6, -0.8, 0.1, -0.2]]), np.array([0, 1]))
+      >>> binary = BinaryEmbeddings.of(e)
+      >>> binary.bits.shape
+      (1, 1)
+      >>> binary.embeddings().astype(np.float32).tokens
+      array([[ 0.5, -0.5,  0.5, -0.5]], dtype=float32)
     """
 
     pooled: Float[np.ndarray, "N H"]
-    bits: UInt8[np.ndarray, "T B"]
+    bits: UInt8[np.ndarray, "T bytes"]
     offsets: Int[np.ndarray, " N+1"]
     width: int
 
@@ -231,16 +299,16 @@ class BinaryEmbeddings:
 
     @classmethod
     def of(cls, e: Embeddings) -> BinaryEmbeddings:
-        """Of any embeddings."""
+        """Returns the signs of any embeddings."""
         return cls(e.pooled, np.packbits(e.tokens > 0, axis=1), e.offsets, e.tokens.shape[1])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays."""
+        """Number of bytes of the arrays."""
         return self.pooled.nbytes + self.bits.nbytes + self.offsets.nbytes
 
     def embeddings(self) -> Embeddings:
-        """As `Embeddings` with int8 tokens of 1 and -1 and scales 1 / sqrt(D): vectors of length 1."""
+        """Returns `Embeddings` with int8 tokens of 1 and -1 and scales 1 / sqrt(D): vectors of length 1."""
         signs = np.unpackbits(self.bits, axis=1, count=self.width).astype(np.int8) * np.int8(2) - np.int8(1)
         scales = np.full(len(signs), 1 / math.sqrt(self.width), np.float32)
         return Embeddings(self.pooled, signs, self.offsets, scales)
@@ -256,20 +324,20 @@ def _check_width(width: int, most: int) -> None:
         raise ValueError(f"width is {width!r}: it must be an integer from 1 to {most}")
 
 
-def _chunks(tokens: np.ndarray) -> Any:
-    """float32."""
+def _chunks(tokens: np.ndarray) -> Iterator[np.ndarray]:
+    """Returns the tokens in float32, some at a time."""
     return (tokens[i : i + CHUNK].astype(np.float32) for i in range(0, len(tokens), CHUNK))
 
 
-def _means(rows: np.ndarray, groups: Int[np.ndarray, " T"], *, unit: bool = False) -> np.ndarray:
-    """The mean of the rows of each group 0, 1, ..., of their dtype, computed in float32; normalised if `unit`."""
+def _means(values: np.ndarray, groups: Int[np.ndarray, " T"], *, unit: bool = False) -> np.ndarray:
+    """Returns the mean of each group 0, 1, ... of values, of their dtype; computed in float32, normalised if `unit`."""
     order, counts = np.argsort(groups, kind="stable"), np.bincount(groups)
     bounds = np.concatenate([[0], np.cumsum(counts)])
-    means = np.empty((len(counts), *rows.shape[1:]), rows.dtype)
+    means = np.empty((len(counts), *values.shape[1:]), values.dtype)
     for first in range(0, len(counts), CHUNK):
         last = min(first + CHUNK, len(counts))
-        members = rows[order[bounds[first] : bounds[last]]].astype(np.float32)
+        members = values[order[bounds[first] : bounds[last]]].astype(np.float32)
         sums = np.add.reduceat(members, bounds[first:last] - bounds[first], axis=0)
-        found = sums / counts[first:last].reshape(-1, *[1] * (rows.ndim - 1)).astype(np.float32)
-        means[first:last] = l2_normalise_on_host(found) if unit else found
+        part = sums / counts[first:last].reshape(-1, *[1] * (values.ndim - 1)).astype(np.float32)
+        means[first:last] = l2_normalise_on_host(part) if unit else part
     return means

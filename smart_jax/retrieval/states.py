@@ -27,34 +27,56 @@ LAST = -1  # the layer after the final norm
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class States:
-    """What a backbone says of N items: NumPy arrays on the host, kept tokens only, packed as in `Embeddings`.
+    """Hidden states of N items in some layers of a backbone: NumPy arrays on the host, packed as in `Embeddings`.
 
-    Embeddings of every kind follow from them without the backbone: of any of the K layers, with any adapter on those
-    layers, with fewer tokens or components.
+    They hold kept tokens only. Embeddings of every kind follow from them without the backbone: of any of the layers,
+    with any adapter on those layers, with fewer tokens or components.
 
     Attributes:
-      pooled: [N, H] float32 or float16, L2-normalised.
-      states: [T, K, D] of the same dtype, L2-normalised: the tokens' states in each layer; D = H, except where a
-        model's own head projects the last ones.
-      norms: [T, K] float32, lengths of the states before they were normalised.
-      ids: [T] int32, token ids.
-      offsets: [N + 1] int64; item i owns the tokens offsets[i]:offsets[i + 1], at least one.
-      grids: [G, 4] int32, rows (item, t, h, w): those tokens of an item whose id is in visual_ids are, in order, the
-        cells of its grids, row by row.
+      pooled: pooled vectors [N, H], float32 or float16, L2-normalised.
+      states: states [T, layers, D] of the tokens, of the same dtype, L2-normalised; D = H, except where a model's own
+        head projects the last ones.
+      norms: float32 [T, layers], lengths of the states before they were normalised.
+      ids: int32 [T], token ids.
+      offsets: int64 [N + 1]; item i owns the tokens offsets[i]:offsets[i + 1], at least one.
+      grids: int32 [grids, 4], each (item, t, h, w): the tokens of an item whose id is in `visual_ids` are, in order,
+        the cells of its grids, line by line.
       visual_ids: token ids of the visual placeholders.
-      layers: K distinct layers, negative indices into transformers' `hidden_states`; -1 = after the final norm.
+      layers: the distinct layers, as negative indices into transformers' `hidden_states`; -1 = after the final norm.
       depth: number of the backbone's blocks; there are depth + 1 layers.
 
     Raises:
       TypeError, ValueError: shapes or dtypes do not fit together.
+
+    Example:
+      One item of two tokens, in the last two layers of a backbone of four blocks:
+
+      >>> import numpy as np
+      >>> from smart_jax import States
+      >>> states = States(
+      ...     pooled=np.float32([[1, 0]]),
+      ...     states=np.float32([[[1, 0], [0, 1]], [[0, 1], [0.6, 0.8]]]),
+      ...     norms=np.float32([[2, 3], [4, 5]]),
+      ...     ids=np.int32([17, 4]),
+      ...     offsets=np.array([0, 2]),
+      ...     grids=np.zeros((0, 4), np.int32),
+      ...     visual_ids=(),
+      ...     layers=(-2, -1),
+      ...     depth=4,
+      ... )
+      >>> states
+      States(1 items, 2 tokens, layers (-2, -1) of 4 blocks, width 2, float32)
+      >>> states.embeddings(layer=-1).tokens
+      array([[0. , 1. ],
+             [0.6, 0.8]], dtype=float32)
     """
 
     pooled: Float[np.ndarray, "N H"]
-    states: Float[np.ndarray, "T K D"]
-    norms: Float[np.ndarray, "T K"]
+    states: Float[np.ndarray, "T layers D"]
+    norms: Float[np.ndarray, "T layers"]
     ids: Int[np.ndarray, " T"]
     offsets: Int[np.ndarray, " N+1"]
-    grids: Int[np.ndarray, "G 4"]
+    grids: Int[np.ndarray, "grids 4"]
     visual_ids: tuple[int, ...]
     layers: tuple[int, ...]
     depth: int
@@ -62,12 +84,12 @@ class States:
     def __post_init__(self) -> None:
         for name in ("visual_ids", "layers"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        tokens, K = len(self.ids), len(self.layers)
-        check_offsets(self.offsets, items=len(self.pooled), tokens=tokens)
-        if self.states.ndim != 3 or self.states.shape[:2] != (tokens, K) or self.norms.shape != (tokens, K):
+        shape = len(self.ids), len(self.layers)
+        check_offsets(self.offsets, items=len(self.pooled), tokens=len(self.ids))
+        if self.states.ndim != 3 or self.states.shape[:2] != shape or self.norms.shape != shape:
             raise ValueError(
-                f"states have shape {self.states.shape} and norms {self.norms.shape} for {tokens} tokens and {K} "
-                "layers: they must be [T, K, D] and [T, K]"
+                f"states have shape {self.states.shape} and norms {self.norms.shape} for {shape[0]} tokens and "
+                f"{shape[1]} layers: they must be [T, layers, D] and [T, layers]"
             )
         if self.states.dtype != self.pooled.dtype or self.states.dtype not in (np.float32, np.float16):
             raise TypeError(
@@ -77,13 +99,13 @@ class States:
             raise ValueError(f"grids have shape {self.grids.shape}: they must be rows (item, t, h, w)")
         cells, visual = int(self.grids[:, 1:].prod(axis=1).sum()), int(np.sum(self.visual))
         if cells != visual:
-            raise ValueError(f"the grids have {cells} cells for {visual} visual of {tokens} tokens")
+            raise ValueError(f"the grids have {cells} cells for {visual} visual of {len(self.ids)} tokens")
 
     def check_finite(self) -> None:
         """Raises ValueError where a pooled vector or a state holds NaN or infinity, and names the item."""
-        check_finite("pooled", self.pooled, lambda row: f"item {row}")
+        check_finite("pooled", self.pooled, lambda item: f"item {item}")
         flat = self.states.reshape(len(self.ids), -1)
-        check_finite("a state", flat, lambda row: token_name(self.offsets, row))
+        check_finite("a state", flat, lambda token: token_name(self.offsets, token))
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -96,32 +118,32 @@ class States:
 
     @property
     def lengths(self) -> Int[np.ndarray, " N"]:
-        """Tokens of each item, int64."""
+        """Number of tokens of each item, int64."""
         return np.diff(self.offsets)
 
     @property
     def visual(self) -> Bool[np.ndarray, " T"]:
-        """Which tokens are cells of an image or a video."""
+        """Whether each token is a cell of an image or a video."""
         return np.isin(self.ids, self.visual_ids)
 
     def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> States:
-        """Some of the items, copied: an int, a slice, a list of ints or a mask, as of an array."""
+        """Returns some of the items, copied; the index is an int, a slice, a list of ints or a mask, as of an array."""
         items = np.atleast_1d(np.arange(len(self))[index])
         lengths = self.lengths[items]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[items] - offsets[:-1], lengths)
-        own = [np.flatnonzero(self.grids[:, 0] == item) for item in items]
-        grids = self.grids[np.concatenate([np.zeros(0, np.int64), *own])]
-        grids[:, 0] = np.repeat(np.arange(len(items)), [len(found) for found in own])
-        arrays: dict[str, Any] = {name: getattr(self, name)[rows] for name in ("states", "norms", "ids")}
+        tokens = np.arange(offsets[-1]) + np.repeat(self.offsets[items] - offsets[:-1], lengths)
+        grids_of_items = [np.flatnonzero(self.grids[:, 0] == item) for item in items]
+        grids = self.grids[np.concatenate([np.zeros(0, np.int64), *grids_of_items])]
+        grids[:, 0] = np.repeat(np.arange(len(items)), [len(indices) for indices in grids_of_items])
+        arrays: dict[str, Any] = {name: getattr(self, name)[tokens] for name in ("states", "norms", "ids")}
         return dataclasses.replace(self, pooled=self.pooled[items], offsets=offsets, grids=grids, **arrays)
 
     @staticmethod
     def concatenate(parts: Sequence[States]) -> States:
-        """The items of all parts, in order.
+        """Returns the items of all parts, in order.
 
         Raises:
-          ValueError: no parts, or parts of different models, layers or dtypes.
+          ValueError: there are no parts, or their models, layers or dtypes differ.
         """
         parts = list(parts)
         if not parts:
@@ -154,11 +176,11 @@ class States:
 
     @staticmethod
     def load(path: str | Path) -> States:
-        """States that `save` wrote, left in the file: what is used is read when it is used.
+        """Returns states that `save` wrote, left in the file: what is used is read when it is used.
 
         Raises:
-          FileNotFoundError: no such file.
-          ValueError: it is corrupt, truncated, or of another format.
+          FileNotFoundError: there is no such file.
+          ValueError: the file is corrupt, truncated, or of another format.
         """
         path = Path(path)
         if not path.is_file():
@@ -173,19 +195,19 @@ class States:
             raise ValueError(f"'{path}' is corrupt or truncated ({error}): remove it and encode again") from error
 
     def embeddings(self, layer: int = LAST) -> Embeddings:
-        """Pooled vectors, and the tokens of one of the layers.
+        """Returns pooled vectors, and tokens that are the states of one of the layers.
 
         Raises:
-          ValueError: the layer is not among them.
+          ValueError: the layer is not among the stored ones.
         """
         tokens = np.ascontiguousarray(self.states[:, self._place(layer)])
         return Embeddings.from_checked(self.pooled, tokens, self.offsets)
 
     def adapted(self, adapter: Adapter) -> Embeddings:
-        """What the backbone with this adapter embeds, of the same dtype; rounding of stored states aside.
+        """Returns what the backbone with this adapter embeds, of the same dtype, but for rounding of the stored states.
 
         Raises:
-          ValueError: a layer of the adapter is not among them, or the adapter is for another width.
+          ValueError: a layer of the adapter is not among the stored ones, or the adapter is for another width.
         """
         adapter.check_matches(self.pooled.shape[1], self.depth)
         places = [self._place(layer) for layer in adapter.config.layers]
@@ -209,5 +231,8 @@ class States:
 
 
 @partial(jax.jit, static_argnames=("graphdef",))
-def _project(graphdef: nnx.GraphDef, params: Any, states: jax.Array) -> jax.Array:
-    return nnx.merge(graphdef, params)(states)
+def _project(
+    graphdef: nnx.GraphDef[Adapter], params: nnx.State[Any, Any], states: Float[jax.Array, "T layers H"]
+) -> Float[jax.Array, "T D"]:
+    tokens: jax.Array = nnx.merge(graphdef, params)(states)
+    return tokens
