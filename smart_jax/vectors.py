@@ -10,7 +10,7 @@ from jaxtyping import Float
 SHORTEST = 1e-12  # what a shorter vector is divided by, so that zeros stay zeros
 
 
-def l2_normalise(x: Float[jax.Array, "*N D"]) -> Float[jax.Array, "*N D"]:
+def l2_normalise(x: Float[np.ndarray | jax.Array, "*N D"]) -> Float[jax.Array, "*N D"]:
     """Returns vectors divided by their lengths, in float32 at least.
 
         x / max(|x|, 1e-12)
@@ -26,7 +26,7 @@ def l2_normalise(x: Float[jax.Array, "*N D"]) -> Float[jax.Array, "*N D"]:
       Array([[0.6, 0.8],
              [0. , 0. ]], dtype=float32)
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
     # The maximum before the root: the gradient of a root at 0 is infinite.
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), SHORTEST**2))
 
