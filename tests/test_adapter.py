@@ -344,7 +344,7 @@ def test_bad_reference_checkpoints_are_refused(tmp_path, change, message):
         import_reference(tmp_path / "adapter.pt")
 
 
-def test_reference_files_that_are_not_there_or_can_not_be_written(tmp_path):
+def test_reference_files_that_are_missing_or_cannot_be_written(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"adapter\.pt"):
         import_reference(tmp_path)
     torch.save(reference_checkpoint(ReferenceModule(10, 10, 1)), tmp_path / "adapter.pt")

@@ -175,7 +175,7 @@ def test_half_precision_storage(dtype, tolerance):
     assert e.astype("float32") is e
 
 
-def test_astype_refuses_what_can_not_be_stored():
+def test_astype_refuses_what_cannot_be_stored():
     with pytest.raises(TypeError, match="int16: embeddings are stored as float32, float16, bfloat16 or int8"):
         make().astype(np.int16)
     big = np.full((1, 3), 1e6, np.float32)

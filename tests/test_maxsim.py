@@ -72,7 +72,7 @@ class TestPallasTPU(MaxSimSuite):
 
     implementation = "pallas_tpu"
     check_vma = False  # Pallas' interpreter, unlike the compiler, knows no varying scratch memory
-    test_gradient_by_finite_differences = None  # in float64, which a TPU has not
+    test_gradient_by_finite_differences = None  # in float64, which a TPU does not compute in
 
     def test_float64_is_refused(self):
         with jax.enable_x64(True), pytest.raises(TypeError, match="float64 tokens: the TPU kernel"):

@@ -18,7 +18,7 @@ class TestPallasGPU(MaxSimSuite):
 
     implementation = "pallas_gpu"
     ragged_share = 0  # the least: 20
-    test_gradient_by_finite_differences = None  # in float64, which the tensor cores' sums have not
+    test_gradient_by_finite_differences = None  # in float64, in which the tensor cores do not sum
     test_jit_and_checkpoint = None  # jax.checkpoint refuses the interpreter's ordered callbacks: lowered below
     test_shard_map_over_queries = None  # the interpreter's devices would wait for each other: lowered below
     test_pairs = None  # a call for each query, which the interpreter compiles anew: lowered below
