@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -83,7 +84,7 @@ def precision(ranked: ArrayLike, judged: ArrayLike, k: int | None = None) -> Val
       array([0.5])
     """
     ranked, _ = _checked(ranked, judged, k)
-    return (ranked[:, :k] > 0).sum(axis=1) / (k or max(ranked.shape[1], 1))
+    return np.asarray((ranked[:, :k] > 0).sum(axis=1) / (k or max(ranked.shape[1], 1)))
 
 
 def average_precision(ranked: ArrayLike, judged: ArrayLike, k: int | None = None) -> Values:
@@ -115,7 +116,7 @@ def reciprocal_rank(ranked: ArrayLike, judged: ArrayLike, k: int | None = None) 
 
 METRICS: dict[str, Metric] = {
     "ndcg": ndcg,
-    "ndcg_exp": lambda ranked, judged, k=None: ndcg(ranked, judged, k, gain="exponential"),
+    "ndcg_exp": partial(ndcg, gain="exponential"),
     "hit": hit,
     "recall": recall,
     "precision": precision,
@@ -168,4 +169,4 @@ def _discounted(gains: Float[np.ndarray, "Nq ranks"]) -> Values:
 
 
 def _ratio(numerator: ArrayLike, denominator: np.ndarray) -> Values:
-    return np.divide(numerator, denominator, out=np.zeros(len(denominator)), where=denominator > 0)
+    return np.asarray(np.divide(numerator, denominator, out=np.zeros(len(denominator)), where=denominator > 0))
