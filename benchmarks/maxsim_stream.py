@@ -19,7 +19,6 @@ from benchmarks.maxsim_peers import K, best
 from benchmarks.maxsim_workloads import Workload, judge, unit
 from benchmarks.processes import keep_freed_memory, peak_growth, resident
 from smart_jax import Embeddings, search
-from smart_jax.retrieval.embeddings import FORMAT, INDEX, VERSION
 
 PAGES_AT_ONCE = 500
 POOLED_WIDTH = 8  # not used
@@ -49,9 +48,18 @@ def write_store(folder: Path, workload: Workload) -> None:
             file.write(unit(rng, pages * length, width).astype(np.float16).tobytes())
         file.flush()
         os.fsync(file.fileno())  # the system only drops what is on the disk
-    index = {"format": FORMAT, "version": VERSION, "file": "embeddings.safetensors", "items": count}
-    index |= {"tokens": count * length, "pooled_width": POOLED_WIDTH, "token_width": width, "dtype": "float16"}
-    (folder / INDEX).write_text(json.dumps(index))
+    numbers = {"items": count, "tokens": count * length, "pooled_width": POOLED_WIDTH, "token_width": width}
+    write_index(folder, file="embeddings.safetensors", **numbers)
+
+
+def write_index(folder: Path, **fields: Any) -> None:
+    """Writes the index of a float16 store with these fields: that of a single token, changed."""
+    token = np.zeros((1, 1), np.float16)
+    Embeddings(token, token, np.array([0, 1])).save(folder)
+    (path,) = folder.glob("*.json")
+    index = json.loads(path.read_text())
+    (folder / index["file"]).unlink()
+    path.write_text(json.dumps(index | fields))
 
 
 def drop_cache(folder: Path) -> None:

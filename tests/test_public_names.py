@@ -21,7 +21,6 @@ MODULES = FILES.keys() - PACKAGES.keys()
 # Modules that outsiders may import: the library's lowest floor, and beside the library what lies on top of a program.
 LOWEST = ("smart_jax.typing", "smart_jax.vectors")
 OPEN = {name for name in MODULES if name in LOWEST or (name.count(".") == 1 and TREE[0] not in name)}
-PENDING = ("benchmarks",)  # importers that are not in order yet: to be emptied
 # What is public and has no example yet: may only become less.
 WITHOUT_EXAMPLE = {
     "smart_jax.models": (
@@ -76,7 +75,7 @@ def is_public(name: str) -> bool:
     return last in public(owner) if owner in PACKAGES else owner in MODULES and is_public(owner)
 
 
-@pytest.mark.parametrize("module", [name for name in FILES if not name.startswith(PENDING)])
+@pytest.mark.parametrize("module", FILES)
 def test_imports_of_other_packages_are_of_public_names(module):
     inside = module if module in PACKAGES else module.rpartition(".")[0]
     inner = []
@@ -111,7 +110,7 @@ def exported() -> Iterator[tuple[str, str]]:
                 yield package, name
 
 
-@pytest.mark.parametrize(("package", "name"), exported())
+@pytest.mark.parametrize(("package", "name"), list(exported()))
 def test_what_is_public_has_an_example(package, name):
     """Which runs: see `--doctest-modules` in pyproject.toml."""
     text = inspect.getdoc(getattr(importlib.import_module(package), name)) or ""
