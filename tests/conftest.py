@@ -13,6 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that do not spin beside torch's
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -24,7 +25,7 @@ import pytest
 
 from tests.typecheck import check_annotations
 
-check_annotations(["smart_jax", "eval"])
+check_annotations(["smart_jax", "train", "eval"])
 
 # How many cases a property is tried on: `pytest --hypothesis-profile=thorough` takes many.
 for name, cases in {"suite": 200, "thorough": 20_000}.items():

@@ -111,7 +111,7 @@ def test_gradients_equal_those_of_norm_then_linear():
 
     def plain(adapter, x):
         x = nnx.LayerNorm(24, epsilon=1e-5, use_fast_variance=False, rngs=nnx.Rngs(0))(x)
-        y = adapter.proj(x * adapter.norm.scale[...] + adapter.norm.bias[...])
+        y = adapter.proj(x * adapter.norm.scale[None, None] + adapter.norm.bias[None, None])
         return y / jnp.linalg.norm(y, axis=-1, keepdims=True)
 
     def gradients(project):

@@ -51,7 +51,8 @@ class TestXLAWithSmallTiles(MaxSimSuite):
     implementation = "xla"
 
     @pytest.fixture(autouse=True, scope="class")
-    def small_tiles(self):
+    @classmethod
+    def small_tiles(cls):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(xla, "TILE_SCORES", 40)
             patch.setattr(xla, "LEAST_TOKENS", 4)

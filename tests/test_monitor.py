@@ -214,6 +214,7 @@ def test_events_are_on_disk_when_they_are_written_and_hide_what_came_later(tmp_p
     again.close()
     starts = [e.step for e in events(tmp_path) if e.session_log.status == 1]
     assert sorted(starts) == [1, 4]
+    file.close()
 
 
 @pytest.mark.compiles

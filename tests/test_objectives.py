@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from smart_jax import Embeddings, reductions
 from smart_jax.models.batch import Batch
@@ -21,6 +22,7 @@ from train.objective import (
     Encoded,
     Objective,
     Partition,
+    Structure,
     TrainBatch,
     contrastive,
     distillation,
@@ -33,6 +35,7 @@ from train.objective import reductions as vectors
 pytestmark = pytest.mark.compiles
 
 LN2, LN3 = math.log(2), math.log(3)
+NO_BACKBONE = Structure(nnx.graphdef(nnx.Module()), ())
 
 
 Items = tuple[np.ndarray, list[np.ndarray]]  # pooled vectors [N, H], kept tokens [L, D] of each
@@ -70,7 +73,7 @@ def test_what_the_teacher_has_not_scored_takes_no_part(loss):
     scored = np.array([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 0, 0]], bool)
     held = np.where(scored, teacher, np.nan)
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(student), jnp.asarray(held), jnp.asarray(scored))
-    rows = [loss(s[None, m], t[None, m]) for s, t, m in zip(student, teacher, scored, strict=True)]
+    rows = [loss(*jnp.stack([s[None, m], t[None, m]])) for s, t, m in zip(student, teacher, scored, strict=True)]
     pairs = [1, 1, 1] if loss is losses.kl_distillation else [2, 1, 1]  # one mean of queries, the other of pairs
     np.testing.assert_allclose(value, np.average(rows, weights=pairs), rtol=1e-5)
     assert np.isfinite(gradient).all() and not np.any(np.asarray(gradient)[~scored])
@@ -153,9 +156,9 @@ def test_truncation_is_that_of_embeddings(width):
     rng = np.random.default_rng(0)
     pooled, tokens = (np_unit(rng.standard_normal((n, 8))).astype(np.float32) for n in (2, 5))
     expected = reductions.truncate(Embeddings(pooled, tokens, np.array([0, 2, 5])), width, pooled_width=width)
-    np.testing.assert_allclose(vectors.truncate(pooled, width), expected.pooled, atol=1e-6)
-    np.testing.assert_allclose(vectors.truncate(tokens, width), expected.tokens, atol=1e-6)
-    assert vectors.truncate(tokens, None) is tokens
+    np.testing.assert_allclose(vectors.truncate(jnp.asarray(pooled), width), expected.pooled, atol=1e-6)
+    np.testing.assert_allclose(vectors.truncate(jnp.asarray(tokens), width), expected.tokens, atol=1e-6)
+    assert vectors.truncate(x := jnp.asarray(tokens), None) is x
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.4, 2.0, 3.0, 3.3, 100.0])
@@ -174,7 +177,7 @@ def test_pooling_is_that_of_embeddings(factor):
     means, kept = jax.jit(vectors.pool_tokens, static_argnums=2)(held, mask, factor)
     assert np.asarray(kept).sum(axis=1).tolist() == expected.lengths.tolist()
     np.testing.assert_allclose(np.asarray(means)[np.asarray(kept)], expected.tokens, atol=1e-6)
-    np.testing.assert_array_equal(vectors.pool_mask(mask, factor), kept)
+    np.testing.assert_array_equal(vectors.pool_mask(jnp.asarray(mask), factor), kept)
     assert kept.shape[1] == (22 if factor == 1 else math.ceil(22 / factor))
 
 
@@ -295,7 +298,7 @@ def run(config: LossConfig, devices: int, arrays, masks, ids, teacher, step=3):
     params = {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()}
     if config.learn_temperature:
         params |= {temperature_name(n): jnp.log(jnp.float32(t)) for n, t in start_temperatures(config).items()}
-    objective = OfVectors(config, 5, mesh, Partition({}, {}), None)
+    objective = OfVectors(config, 5, mesh, Partition({}, {}), NO_BACKBONE)
     function = jax.jit(jax.value_and_grad(objective, has_aux=True))
     (loss, metrics), gradient = function(params, {}, put_batch(batch, mesh), jnp.int32(step))
     return float(loss), jax.device_get(metrics), jax.device_get(gradient)

@@ -82,11 +82,11 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         temperatures = partition.select(params, Part.TEMPERATURE)
         params = params | {name: jnp.maximum(x, floor) for name, x in temperatures.items()}
-        metrics |= {"loss": loss, "grad_norm": optax.global_norm(gradient), "learning_rate": rate}
-        metrics |= {"update_norm": optax.global_norm(updates), "param_norm": optax.global_norm(params)}
+        metrics |= {"loss": loss, "grad_norm": optax.tree.norm(gradient), "learning_rate": rate}
+        metrics |= {"update_norm": optax.tree.norm(updates), "param_norm": optax.tree.norm(params)}
         for part in Part:
             if of_part := partition.select(params, part):
-                metrics[f"param_norm_{part.value}"] = optax.global_norm(of_part)
+                metrics[f"param_norm_{part.value}"] = optax.tree.norm(of_part)
         if isinstance(opt_state, optax.ApplyIfFiniteState):
             metrics["skipped_updates"] = opt_state.total_notfinite
         return TrainState(step, params, opt_state), metrics

@@ -62,7 +62,7 @@ def _scores(
     q = _kept(q, q_mask)
     scores, index = forward(q, d, d_mask, weight, with_index)
     # XLA's maximum on a CPU skips NaN: look for it in the tokens, which are far fewer than the similarities.
-    scores = jnp.where(_has_nan(q, None)[:, None] | _has_nan(d, d_mask), jnp.nan, scores)
+    scores = jnp.where(_has_nan(q, None)[:, None] | _has_nan(d, d_mask)[None], jnp.nan, scores)
     if d_mask is not None:
         scores = jnp.where(jnp.any(d_mask, axis=1), scores, NO_TOKENS)
     return scores, index

@@ -21,9 +21,9 @@ def dense_maxsim(
     similarity = jnp.einsum("bpd,nld->bpnl", q, d, precision="highest")
     best = jnp.max(jnp.where(d_mask, similarity, -jnp.inf), axis=-1)  # [B, P, N]
     some = jnp.any(d_mask, axis=-1)  # [N]
-    total = jnp.sum(jnp.where(q_mask[:, :, None] & some, best, 0.0), axis=1)  # [B, N]
+    total = jnp.sum(jnp.where(q_mask[:, :, None] & some[None, None], best, 0.0), axis=1)  # [B, N]
     if mean:
         total /= jnp.maximum(jnp.sum(q_mask, axis=1), 1)[:, None]
     q_nan, d_nan = (jnp.isnan(jnp.sum(x, axis=(1, 2))) for x in (q, d))  # XLA's maximum on a CPU skips NaN
-    total = jnp.where(q_nan[:, None] | d_nan, jnp.nan, total)
+    total = jnp.where(q_nan[:, None] | d_nan[None], jnp.nan, total)
     return jnp.where(some, total, NO_TOKENS)

@@ -139,7 +139,8 @@ class Adapter(nnx.Module):
         standard = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + LAYER_NORM_EPS)
         kernel, scale = self.proj.kernel[...], self.norm.scale[...]  # type: ignore[index]
         bias = self.norm.bias[...]  # type: ignore[index]
-        return l2_normalise(standard @ (scale[:, None] * kernel) + bias @ kernel)
+        shift = jnp.expand_dims(bias @ kernel, tuple(range(x.ndim - 1)))
+        return l2_normalise(standard @ (scale[:, None] * kernel) + shift)
 
     def __call__(self, states: Float[Array, "*batch layers H"]) -> Float[Array, "*batch D"]:
         """Returns L2-normalised float32 token vectors of the chosen layers' states, of any floating-point dtype."""

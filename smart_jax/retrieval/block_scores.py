@@ -60,7 +60,7 @@ def late_scores(
     best = jnp.full((documents, len(q.owner)), -jnp.inf, jnp.float32)
     best = lax.fori_loop(d.used[0] // tile, -(-d.used[1] // tile), step, best)
     if q.scales is not None:
-        best *= q.scales  # positive: the maxima stay where they are
+        best *= q.scales[None]  # positive: the maxima stay where they are
     # Tokens of no slot have a number that is out of range, and are left out of the sum as of the maximum.
     total = jax.ops.segment_sum(best.T, q.owner, num_segments=len(q_lengths))
     return total / jnp.maximum(q_lengths, 1)[:, None]

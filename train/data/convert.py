@@ -230,7 +230,6 @@ class ImagesById:
                     data = b""  # an error where it is needed
                 self._places[record["id"]] = file.tell(), len(data)
                 file.write(data)
-        self._file = self._path.open("rb")
 
     def __getitem__(self, name: str) -> bytes:
         """Returns the image of the record with an id; raises ValueError where there is none, or no readable image."""
@@ -239,12 +238,12 @@ class ImagesById:
         offset, size = self._places[name]
         if not size:
             raise ValueError(f"names the negative '{name}', whose row has no readable image")
-        self._file.seek(offset)
-        return self._file.read(size)
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
 
     def remove(self) -> None:
         """Removes the file."""
-        self._file.close()
         self._path.unlink()
 
 
