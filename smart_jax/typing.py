@@ -27,8 +27,6 @@ import numpy as np
 HostOrDevice: TypeAlias = np.ndarray | jax.Array
 """An array that NumPy holds on the host, or jax on a device; `jax.Array` alone where only the latter will do."""
 
-Array = Any  # to be replaced by one of the types above
-
 _Class = TypeVar("_Class", bound=type)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shutil
 import subprocess
@@ -16,6 +17,16 @@ from train.checkpoints import Checkpoints
 from train.monitor import MetricsLog, read_metrics
 from train.posttrain import train
 from train.run_directory import UnwrittenError, open_run
+
+# What a full disk does not take stays in a file's buffer, and Python says so where it drops the file.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file")
+
+
+@pytest.fixture(autouse=True)
+def dropped():
+    """Drops the files of a test before the next one begins."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_the_first_of_equal_maxima_is_found(monkeypatch):
     d[0, [3, 6, 12]], d[1, [10, 18]] = 1, 1
     d_mask = np.ones((2, 20), bool)
     d_mask[0, 3] = False
-    _, index = pallas_gpu.gpu_forward(np.ones((1, 1, 4), np.float32), d, d_mask, jnp.ones((1, 1)), True)
+    _, index = pallas_gpu.gpu_forward(jnp.ones((1, 1, 4)), jnp.asarray(d), jnp.asarray(d_mask), jnp.ones((1, 1)), True)
     np.testing.assert_array_equal(index[:, 0, 0], [6, 10])
 
 
@@ -98,6 +98,7 @@ def test_a_nan_enters_and_stays(monkeypatch):
     d[0, 3], d[1, 18] = np.nan, np.nan
     d_mask = np.ones((3, 20), bool)
     d_mask[1, 18] = False  # a dropped token's does not
+    q, d, d_mask = (jnp.asarray(x) for x in (q, d, d_mask))
     score, _ = pallas_gpu.gpu_forward(q, d, d_mask, jnp.ones((2, 1)), False)
     assert np.isnan(np.asarray(score)).tolist() == [[True, False, False]] * 2
 

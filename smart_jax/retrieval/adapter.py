@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from smart_jax.files import torch_file
+from smart_jax.typing import HostOrDevice
 from smart_jax.vectors import l2_normalise
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
@@ -109,7 +110,7 @@ class Adapter(nnx.Module):
         if len(config.layers) > 1:
             self.layer_vector = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (hidden_size,), jnp.float32))
 
-    def fuse(self, states: Float[Array, "*batch layers H"]) -> Float[Array, "*batch H"]:
+    def fuse(self, states: Float[HostOrDevice, "*batch layers H"]) -> Float[Array, "*batch H"]:
         """Returns one float32 state per token from the chosen layers' states, in the order of `config.layers`.
 
         Raises:
@@ -120,14 +121,14 @@ class Adapter(nnx.Module):
             raise ValueError(
                 f"states have shape {tuple(states.shape)}; this adapter takes [..., layers, H] = {expected}"
             )
-        states = states.astype(jnp.float32)
+        x = jnp.asarray(states, jnp.float32)
         if len(self.config.layers) == 1:
-            return states[..., 0, :]
+            return x[..., 0, :]
         vector = _rms_normalize(self.layer_vector[...])  # [H]
-        logits = jnp.einsum("...lh,h->...l", _rms_normalize(states), vector) * self.config.hidden_size**-0.5
-        return jnp.einsum("...l,...lh->...h", jax.nn.softmax(logits, axis=-1), states)
+        logits = jnp.einsum("...lh,h->...l", _rms_normalize(x), vector) * self.config.hidden_size**-0.5
+        return jnp.einsum("...l,...lh->...h", jax.nn.softmax(logits, axis=-1), x)
 
-    def project(self, fused: Float[Array, "*batch H"]) -> Float[Array, "*batch D"]:
+    def project(self, fused: Float[HostOrDevice, "*batch H"]) -> Float[Array, "*batch D"]:
         """Returns L2-normalised float32 token vectors of fused states.
 
         The norm's scale and bias act on the kernel, not on each token: W(s * x + b) = (W s) x + W b. The gradients of
@@ -142,11 +143,11 @@ class Adapter(nnx.Module):
         shift = jnp.expand_dims(bias @ kernel, tuple(range(x.ndim - 1)))
         return l2_normalise(standard @ (scale[:, None] * kernel) + shift)
 
-    def __call__(self, states: Float[Array, "*batch layers H"]) -> Float[Array, "*batch D"]:
+    def __call__(self, states: Float[HostOrDevice, "*batch layers H"]) -> Float[Array, "*batch D"]:
         """Returns L2-normalised float32 token vectors of the chosen layers' states, of any floating-point dtype."""
         return self.project(self.fuse(states))
 
-    def pooled(self, pooled: Float[Array, "*batch H"]) -> Float[Array, "*batch pooled_dim"]:
+    def pooled(self, pooled: Float[HostOrDevice, "*batch H"]) -> Float[Array, "*batch pooled_dim"]:
         """Returns L2-normalised float32 pooled vectors, cut to `pooled_dim` components first.
 
         Raises:

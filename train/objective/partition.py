@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from flax import nnx
 
 # By dotted name: "adapter.proj.kernel", "model.visual.blocks.0.norm1.scale", "lora.visual.blocks.0.attn.qkv.a", ...
 Params = dict[str, jax.Array]
+T = TypeVar("T")  # an array, or its shape
 
 
 class Part(enum.Enum):
@@ -70,7 +71,7 @@ class Structure(NamedTuple):
         return nnx.from_flat_state([(leaf.path, leaf.variable.replace(params[leaf.name])) for leaf in self.leaves])
 
 
-def take_apart(part: Part, graphdef: nnx.GraphDef, state: nnx.State) -> tuple[Structure, Params]:
+def take_apart(part: Part, graphdef: nnx.GraphDef, state: nnx.State) -> tuple[Structure, dict[str, Any]]:
     """Turns the result of `nnx.split` into a structure and parameters by dotted name.
 
     A name starts with the part's value; low-rank factors form a part of their own: "model.language_model.norm.scale",
@@ -82,7 +83,7 @@ def take_apart(part: Part, graphdef: nnx.GraphDef, state: nnx.State) -> tuple[St
       state: its parameters, arrays or abstract ones.
 
     Returns:
-      The structure, and the leaves of `state` by name.
+      The structure, and the leaves of `state` by name: `Params`, or shapes where it is abstract.
 
     Example:
       >>> structure, params = take_apart(Part.ADAPTER, *nnx.split(nnx.Linear(2, 3, use_bias=False, rngs=nnx.Rngs(0))))
@@ -161,12 +162,12 @@ class Partition:
         """Returns where a parameter stands, trained or not."""
         return self.trained[name] if name in self.trained else self.frozen[name]
 
-    def split(self, params: Params) -> tuple[Params, Params]:
+    def split(self, params: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
         """Returns the trained and the frozen ones of `params`."""
         trained = {name: x for name, x in params.items() if name in self.trained}
         return trained, {name: x for name, x in params.items() if name in self.frozen}
 
-    def select(self, params: Params, part: Part) -> Params:
+    def select(self, params: Mapping[str, T], part: Part) -> dict[str, T]:
         """Returns those of `params` that belong to a part."""
         return {name: x for name, x in params.items() if self.place(name).part is part}
 
