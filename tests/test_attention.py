@@ -24,6 +24,7 @@ def oracle(q, k, v, segment, causal):
     q, k, v = (np.float64(x) for x in (q, k, v))
     k, v = (np.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     scores = np.einsum("bqhk,blhk->bhql", q, k) * q.shape[-1] ** -0.5
+    segment = np.asarray(segment)
     mask = segment[:, None, :, None] == segment[:, None, None, :]
     if causal:
         mask = mask & np.tri(q.shape[1], dtype=bool)

@@ -71,7 +71,7 @@ def test_several_blocks(monkeypatch, dtype, query_length, width, shared_bytes, t
     kept = np.where(d_mask[:, None, None], np.einsum("bpd,nld->nbpl", *(np.float64(x) for x in (q, d))), -np.inf)
     assert set(kept[0].argmax(axis=-1).ravel() // 16) == {0, 1, 2}
     with_index = shared_bytes > 200_000
-    scores, index = pallas_gpu.gpu_forward(q, d, d_mask, jnp.ones(q.shape[:2]), with_index)
+    scores, index = pallas_gpu.gpu_forward(*map(jnp.asarray, (q, d, d_mask)), jnp.ones(q.shape[:2]), with_index)
     close(scores, kept.max(axis=-1).sum(axis=-1).T)
     if with_index:
         np.testing.assert_array_equal(index, kept.argmax(axis=-1))
