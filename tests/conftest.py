@@ -1,7 +1,7 @@
 """Before jax is imported: 8 virtual CPU devices for every test, quick compilation, and compiled programs that are kept.
 
-The programs lie in build/tests/xla, from where the other workers, the children of tests and the next session read
-them; `make clean`, or deleting the folder, starts afresh.
+The programs lie in build/tests/xla, from where the other workers, the children of tests and the next run read them;
+`make clean`, or deleting the folder, starts afresh.
 """
 
 import os

@@ -189,8 +189,8 @@ def run(documents):
     )
 
 def anonymous():
-    line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
 
 most, ending = [0], []
 def watch():
@@ -249,10 +249,14 @@ def test_killed_at_random_moments(tmp_path):
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         return process
 
+    def finish():
+        with start() as process:
+            assert process.wait(timeout=120) == 0
+
     def results():
         return (tmp_path / "out" / "results.json").read_bytes()
 
-    assert start().wait(timeout=120) == 0
+    finish()
     expected = results()
     rng = np.random.default_rng(0)
     killed = 0
@@ -261,11 +265,11 @@ def test_killed_at_random_moments(tmp_path):
             if rng.random() < 0.5:
                 path.unlink()  # so that there is work to be stopped in
         (tmp_path / "out" / "results.json").unlink(missing_ok=True)
-        process = start()
-        time.sleep(rng.uniform(0, 1.0))
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-        assert start().wait(timeout=120) == 0
+        with start() as process:
+            time.sleep(rng.uniform(0, 1.0))
+            process.send_signal(signal.SIGKILL)
+            killed += process.wait() == -signal.SIGKILL
+        finish()
         assert results() == expected
     assert killed >= 4
 

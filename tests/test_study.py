@@ -228,7 +228,8 @@ def test_files(study):
     means = [line(study, 0, "storage", "pool 2").mean("hybrid", metric) for metric in METRICS]
     assert f"| {means[0]:.3f} / {means[1]:.3f} |" in text
     for name in ("storage.png", "late_weight.png", "layers.png"):
-        assert Image.open(files[name]).size[0] > 300
+        with Image.open(files[name]) as image:
+            assert image.size[0] > 300
 
 
 def test_pareto_front(study):
@@ -439,7 +440,8 @@ def test_geometry_along_models(tmp_path):
     assert {figures["late, own words"] for figures in report.models["new"]} != {result.mean("late", "ndcg@5")}
     text, late = markdown(report), result.mean("late", "ndcg@5")
     assert f"| {late:.3f} [{late:.3f}, {late:.3f}] |" in text and "| stage/model |" in text
-    assert Image.open(files["geometry.png"]).size[0] > 300
+    with Image.open(files["geometry.png"]) as image:
+        assert image.size[0] > 300
     with pytest.raises(FileNotFoundError, match="no model in .*later: train it, or leave it out"):
         run_geometry(ConfigDict({**own.to_dict(), "models": ("new", "later")}), [made])
     with pytest.raises(ValueError, match="at least one run"):
