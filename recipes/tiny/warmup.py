@@ -112,8 +112,8 @@ def _loss(
     model = nnx.merge(graphdef, params)
     page, text = model(batch.pages), model(batch.texts)
     reading, accuracy = _reading_loss(heads, page.states[:, :, 0], batch)
-    bag = _bag_loss(heads, page.pooled, piece_weights * batch.page_pieces)
-    bag += _bag_loss(heads, text.pooled, piece_weights * batch.text_pieces)
+    bag = _bag_loss(heads, page.pooled, piece_weights[None] * batch.page_pieces)
+    bag += _bag_loss(heads, text.pooled, piece_weights[None] * batch.text_pieces)
     return reading + bag_weight * bag, {"characters": reading, "accuracy": accuracy, "bag": bag}
 
 
@@ -142,6 +142,6 @@ def _reading_loss(
 def _bag_loss(heads: Heads, pooled: Float[Array, "B H"], target: Float[Array, "B pieces"]) -> Float[Array, ""]:
     """Returns -mean_b sum_n target[b, n] log softmax(logits)[b, n] / sum_n target[b, n]."""
     scale = pooled.shape[-1] ** 0.5 / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-6)
-    logits = jax.nn.log_softmax(pooled * scale @ heads["bag"] + heads["bag_bias"])
+    logits = jax.nn.log_softmax(pooled * scale @ heads["bag"] + heads["bag_bias"][None])
     share = target / jnp.maximum(target.sum(-1, keepdims=True), 1e-6)
     return -jnp.mean(jnp.sum(share * logits, axis=-1))
