@@ -40,7 +40,7 @@ _Tree = TypeVar("_Tree")
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a step trains, and on how much.
+    """Trained part and size of a step.
 
     Attributes:
       trainable: "adapter", or "lora" of the text projections.

@@ -99,7 +99,7 @@ SCORERS = {
 
 
 def verdict(request: dict[str, Any]) -> str:
-    """What a scorer makes of a case, in words."""
+    """Says in words what a scorer makes of a case."""
     case = request["case"]
     data = CASES[case]()
     scores = np.asarray(SCORERS[request["scorer"]](data)(), np.float64)

@@ -18,7 +18,7 @@ def unit(rng: Any, *shape: int) -> Any:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is scored: how many queries and documents, of which lengths and width."""
+    """Queries and documents to score: how many, and of which lengths and width."""
 
     kind: str  # score, search or train
     queries: int

@@ -21,7 +21,7 @@ Split = tuple[nnx.GraphDef[Any], Params]
 
 
 class Vectors(NamedTuple):
-    """What is computed of a padded batch, on the device.
+    """Vectors of a padded batch, on the device.
 
     Attributes:
       pooled: L2-normalised pooled vectors, of the dtype asked for.

@@ -42,7 +42,7 @@ class DamagedCheckpointError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint holds.
+    """Contents of a checkpoint.
 
     Attributes:
       step: number of batches seen.

@@ -100,7 +100,7 @@ class AverageReport:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedFigures:
-    """What others have published for the benchmarks of a group that were run.
+    """Figures that others have published for the benchmarks of a group that were run.
 
     Attributes:
       model, source, date: as in `Published`.

@@ -25,7 +25,7 @@ _IMAGE_TYPES = (Path, bytes, Image.Image, np.ndarray)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-    """What one item holds, as `parse_item` found it; in the prompt videos come first, then images, then texts.
+    """Content of one item, as `parse_item` reads it; in the prompt videos come first, then images, then texts.
 
     Attributes:
       texts, images, videos: its parts; files are not opened yet.

@@ -85,7 +85,7 @@ class MultimodalPreprocessor(MultimodalCollator):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What an item may hold: "text", "image" and, if settings and template take it, "video"."""
+        """Kinds of content that an item may hold: "text", "image" and, if settings and template take it, "video"."""
         return ("text", "image", "video") if self._takes_videos else ("text", "image")
 
     @property

@@ -50,7 +50,7 @@ class Preprocessor(Protocol):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What an item may hold: "text", "image", "video"."""
+        """Kinds of content that an item may hold: "text", "image", "video"."""
 
     @property
     def prompted(self) -> tuple[Side, ...]:

@@ -48,7 +48,7 @@ def check_video_file(path: str | Path, *, name: str = "video") -> None:
 
 
 class VideoIndex(NamedTuple):
-    """What a file holds, known without decoding it; frames in order of presentation.
+    """Index of a file's frames, read without decoding it; frames in order of presentation.
 
     Attributes:
       pts: presentation time of every frame, in the file's unit; None = not known, and frames are found by counting.

@@ -86,7 +86,7 @@ class Batch:
 @register_arrays
 @dataclasses.dataclass(frozen=True)
 class Hidden:
-    """What a backbone returns for a batch.
+    """Pooled and token states that a backbone returns for a batch.
 
     Attributes:
       pooled: state of the pooling position after the final norm, not normalised: the mean over `Batch.pool_mask` where

@@ -21,7 +21,7 @@ Run = tuple[int, int]  # consecutive items: the first, and the last + 1
 
 
 class Parts(NamedTuple):
-    """Which parts of the score are computed; blocks hold nothing of the others."""
+    """Parts of the score that are computed; blocks hold nothing of the others."""
 
     pooled: bool
     late: bool

@@ -31,7 +31,7 @@ Content = bytes | str | list[bytes]  # an image, a text or a video's path, a vid
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What `convert` did.
+    """Result of `convert`.
 
     Attributes:
       path: folder of the data set.

@@ -83,7 +83,7 @@ class MineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Mined:
-    """What `mine` did.
+    """Result of `mine`.
 
     Attributes:
       path: folder of the data set.

@@ -10,7 +10,7 @@ from smart_jax.models import Batch
 
 
 class Work(NamedTuple):
-    """What a batch of this process holds; padding does not count.
+    """Amount of work in a batch of this process; padding does not count.
 
     Example:
       >>> Work(examples=1, tokens=3) + Work(tokens=4)

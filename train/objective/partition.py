@@ -122,7 +122,7 @@ def beside_backbone(name: str, place: Place) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-    """Which parameters are trained, which are frozen, and what each of them belongs to.
+    """Trained and frozen parameters, and the part that each of them belongs to.
 
     Attributes:
       trained: places by name of what an update changes.
