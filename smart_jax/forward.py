@@ -35,7 +35,7 @@ class Vectors(NamedTuple):
 
 
 class Computation(NamedTuple):
-    """Which vectors are asked for.
+    """Choice of the vectors to compute.
 
     Attributes:
       layers: layers whose states are computed with, as indices into transformers' `hidden_states`.
@@ -61,10 +61,21 @@ def compute(
         states = hidden.tokens[:, :, None]
     if projection is not None:
         adapter = nnx.merge(*projection)
-        pooled, states = adapter.pooled(pooled), adapter(states)[:, :, None]
+        pooled, states = adapter.pooled(pooled), adapter(states, batch.keep_mask)[:, :, None]
         return Vectors(pooled.astype(dtype), states.astype(dtype), jnp.ones(states.shape[:3], jnp.float32))
     norms = jnp.linalg.norm(states.astype(jnp.float32), axis=-1)
     return Vectors(l2_normalise(pooled).astype(dtype), l2_normalise(states).astype(dtype), norms)
+
+
+def abstract_batch(batch: Batch, mesh: Mesh | None) -> Batch:
+    """Returns the batch's shapes, with their places on the mesh as `put_batch` chooses them, in the arrays' places."""
+
+    def shape(array: np.ndarray, axis: int) -> jax.ShapeDtypeStruct:
+        sharding = None if mesh is None else batch_sharding(mesh, leading=axis)
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+    shapes: Batch = jax.tree.map(shape, batch, batch_axes(batch))
+    return shapes
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

@@ -12,29 +12,42 @@ from smart_jax.files.checkpoint import (
 )
 from smart_jax.files.checkpoint_tensors import first_names, read_tensors
 from smart_jax.files.fingerprint import files_fingerprint
-from smart_jax.files.hub import EMBEDDED, download, open_checkpoint, resolve, resolve_base
+from smart_jax.files.hub import download, hub_id, is_hub_id, open_checkpoint, resolve, resolve_base, snapshot_of
 from smart_jax.files.json_file import read_json
-from smart_jax.files.safetensors_file import flush_file, map_tensors, write_tensors
+from smart_jax.files.lock import lock_file
+from smart_jax.files.named_models import EMBEDDED, PACKAGED, PackagedModel, meant_by, named_folder
+from smart_jax.files.other_folders import other_folder
+from smart_jax.files.safetensors_file import flush_file, map_tensors, safetensors_header, write_tensors
 
 __all__ = [
     "CONFIG_FILE",
     "EMBEDDED",
     "INDEX_FILE",
+    "PACKAGED",
     "SINGLE_FILE",
     "WEIGHTS_FILE",
     "Checkpoint",
+    "PackagedModel",
     "download",
     "files_fingerprint",
     "find_adapter",
     "first_names",
     "flush_file",
+    "hub_id",
+    "is_hub_id",
+    "lock_file",
     "map_tensors",
+    "meant_by",
+    "named_folder",
     "open_checkpoint",
+    "other_folder",
     "read_adapter_config",
     "read_json",
     "read_tensors",
     "resolve",
     "resolve_base",
+    "safetensors_header",
+    "snapshot_of",
     "torch_file",
     "write_tensors",
 ]

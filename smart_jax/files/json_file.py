@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from smart_jax.typing import JsonObject
 
 
-def read_json(path: Path) -> Mapping[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """Reads the object in a JSON file; raises ValueError where the file holds something else.
 
     Example:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Mapping
@@ -41,6 +42,27 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mappin
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def safetensors_header(arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]], size: int) -> bytes:
+    """Returns the first bytes of a safetensors file whose arrays are written apart, one after another.
+
+    Args:
+      arrays: shape and dtype of each by name, in their order in the file.
+      size: of the header in bytes, which is filled up with spaces.
+
+    Example:
+      >>> safetensors_header({"ids": ((2,), np.dtype(np.int32))}, 80)[8:71]
+      b'{"ids": {"dtype": "I32", "shape": [2], "data_offsets": [0, 8]}}'
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    entries, end = {}, 0
+    for name, (shape, dtype) in arrays.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries).encode()
+    assert len(text) <= size - 8, "the header needs more room"
+    return (size - 8).to_bytes(8, "little") + text.ljust(size - 8)
 
 
 def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

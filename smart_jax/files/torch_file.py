@@ -69,13 +69,13 @@ class _RebuildTensor(NamedTuple):
     # The arguments come from the file and may be anything.
     def __call__(
         self,
-        storage: Any,
+        storage: object,
         offset: Any,
         shape: Any,
         strides: Any,
-        requires_grad: Any = False,
-        hooks: Any = None,
-        metadata: Any = None,
+        requires_grad: object = False,
+        hooks: object = None,
+        metadata: object = None,
     ) -> _Tensor:
         sizes = [offset, *shape, *strides]
         if not isinstance(storage, _Storage) or any(type(size) is not int or size < 0 for size in sizes):
@@ -88,13 +88,13 @@ class _RebuildTensor(NamedTuple):
 
 
 class _RebuildParameter(NamedTuple):
-    def __call__(self, data: Any, requires_grad: Any = False, hooks: Any = None) -> _Tensor:
+    def __call__(self, data: object, requires_grad: object = False, hooks: object = None) -> _Tensor:
         if not isinstance(data, _Tensor):
             raise TorchFileError("a parameter holds no tensor")
         return data
 
 
-_GLOBALS: dict[tuple[str, str], Any] = {
+_GLOBALS: dict[tuple[str, str], object] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
     ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
@@ -107,7 +107,7 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(data))
         self._archive = archive
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         try:
             return _GLOBALS[module, name]
         except KeyError:
@@ -116,7 +116,7 @@ class _Unpickler(pickle.Unpickler):
                 "file can run any code when it is loaded. Save a dict of tensors and plain values instead"
             ) from None
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: object) -> _Storage:
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
             raise TorchFileError("it holds a persistent reference that is not a tensor storage")
         _, kind, key, _, count = pid
@@ -152,7 +152,7 @@ class _Archive:
         return self._read[name]
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | Path) -> Any:  # what the file holds
     """Reads a file that `torch.save` wrote: dict, list, tuple, str, int, float, bool, None and read-only arrays.
 
     Tensors and parameters become NumPy arrays (bfloat16 is `ml_dtypes.bfloat16`); tensors that share a storage share it
@@ -206,7 +206,7 @@ def _check_opcodes(data: bytes) -> None:
             raise TorchFileError("its pickle is corrupt: a memo number exceeds the pickle's length")
 
 
-def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
+def _plain(value: Any, done: dict[int, object], depth: int) -> object:  # `value` is narrowed by its exact type
     """Returns the value with tensors as arrays; one met twice is converted once, so that sharing stays."""
     if value is None or type(value) in (bool, int, float, str):
         return value
@@ -215,7 +215,7 @@ def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
     if depth > _MAX_DEPTH:
         raise TorchFileError(f"its containers are nested deeper than {_MAX_DEPTH} levels")
     if isinstance(value, _Tensor):
-        result: Any = _array(value)
+        result: object = _array(value)
     elif type(value) in (dict, OrderedDict):
         if odd := [key for key in value if type(key) not in (str, int)]:
             raise TorchFileError(f"a dict has the key {odd[0]!r}: only str and int are supported")
@@ -244,7 +244,7 @@ def _array(tensor: _Tensor) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
 
 
-def save(value: Any, path: str | Path) -> None:
+def save(value: object, path: str | Path) -> None:
     """Writes a value that `torch.load(path, weights_only=True)` reads.
 
     It may hold dicts with str keys, lists, tuples, str, int, float, bool, None and arrays. Arrays become contiguous CPU
@@ -279,7 +279,7 @@ class _Writer:
         self.pickle = bytearray()
         self.storages: dict[int, tuple[np.ndarray, int]] = {}  # id of an array -> the array (kept alive), its number
 
-    def value(self, value: Any) -> None:
+    def value(self, value: object) -> None:
         if value is None or value is True or value is False:
             self.pickle += {None: b"N", True: b"\x88", False: b"\x89"}[value]
         elif isinstance(value, int):
@@ -302,7 +302,7 @@ class _Writer:
         else:
             raise TypeError(f"{type(value).__name__} cannot be saved: only plain values and NumPy arrays can")
 
-    def sequence(self, start: bytes, values: Sequence[Any], end: bytes) -> None:
+    def sequence(self, start: bytes, values: Sequence[object], end: bytes) -> None:
         self.pickle += start
         for value in values:
             self.value(value)

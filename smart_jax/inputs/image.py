@@ -1,28 +1,35 @@
-"""Images to normalised vision patches, with the arithmetic of the Qwen-VL reference (Pillow and NumPy only).
+"""Images to vision patches as bytes, with the arithmetic of the Qwen-VL reference (Pillow and NumPy only).
 
 The reference is qwen-vl-utils (open, convert, resize) followed by transformers' Qwen2-VL image processor (rescale,
-normalise, patchify); values are equal to theirs bit for bit. Like it, nothing here rotates by an EXIF tag.
+normalise, patchify); normalised by `smart_jax.models.normalised`, values are equal to theirs bit for bit. Like it,
+nothing here rotates by an EXIF tag.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from smart_jax.files import read_json
-from smart_jax.models import Grid
+from smart_jax.inputs.fast_resize import fast_resize, import_cv2
+from smart_jax.inputs.file_kinds import IMAGE_FORMATS
+from smart_jax.models import Grid, Normalisation
 
 MAX_ASPECT_RATIO = 200
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")  # one of them is there
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
+_T = TypeVar("_T")
+_READING = tuple(threading.Lock() for _ in range(64))  # of PIL images, by their place in memory
 
 # What transformers' Qwen2-VL image processor assumes when the file does not say.
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -31,7 +38,7 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclasses.dataclass(frozen=True)
 class ImageSettings:
-    """How an image becomes patches.
+    """Settings by which an image becomes patches.
 
     Attributes:
       patch_size, temporal_patch_size, merge_size: as in the vision encoder; sides are resized to multiples of
@@ -39,6 +46,8 @@ class ImageSettings:
       min_pixels, max_pixels: bounds of height * width after the resize.
       first_pixels: bounds of a resize before that one; None = there is one resize.
       image_mean, image_std: per RGB channel, applied to value * rescale_factor.
+      resize: "exact" = as the reference, by Pillow; "fast" = by OpenCV, and a JPEG of a photo is decoded at a half or
+        less of its size. The grids are the same.
     """
 
     patch_size: int = 16
@@ -50,6 +59,7 @@ class ImageSettings:
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     rescale_factor: float = 1 / 255
     first_pixels: tuple[int, int] | None = None
+    resize: str = "exact"
 
     def __post_init__(self) -> None:
         if not self.factor**2 <= self.max_pixels or not 0 < self.min_pixels <= self.max_pixels:
@@ -64,9 +74,14 @@ class ImageSettings:
         return self.patch_size * self.merge_size
 
     @property
-    def patch_values(self) -> int:
-        """Number of values E of a patch."""
-        return 3 * self.temporal_patch_size * self.patch_size**2
+    def patch_bytes(self) -> int:
+        """Number of bytes of a patch of a still image: of one frame."""
+        return 3 * self.patch_size**2
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """Map from a byte to the value that the backbone reads."""
+        return Normalisation(self.image_mean, self.image_std, self.rescale_factor)
 
     @property
     def max_patches(self) -> int:
@@ -81,6 +96,7 @@ def read_image_settings(
     min_pixels: int | None,
     max_pixels: int | None,
     first_pixels: tuple[int, int] | None = None,
+    resize: str = "exact",
 ) -> ImageSettings:
     """Reads preprocessor_config.json, or image_processor of processor_config.json.
 
@@ -89,11 +105,15 @@ def read_image_settings(
       vision: the backbone's vision config (patch_size, temporal_patch_size, spatial_merge_size, in_channels).
       min_pixels, max_pixels: bounds of the resize; None = the file's, which Qwen3-VL-Embedding overrides.
       first_pixels: bounds of a resize before that one.
+      resize: see `ImageSettings`.
 
     Raises:
       FileNotFoundError: neither file exists.
       ValueError: a file is not JSON, contradicts the backbone's config, or asks for something not supported.
+      ImportError: the resize is to be fast, and OpenCV is not installed.
     """
+    if resize == "fast":
+        import_cv2()
     source, config = _read_processor_config(folder)
     for name, key in (
         ("patch_size", "patch_size"),
@@ -112,6 +132,7 @@ def read_image_settings(
         min_pixels=_bound(config, "min_pixels", "shortest_edge", ImageSettings.min_pixels, min_pixels),
         max_pixels=_bound(config, "max_pixels", "longest_edge", ImageSettings.max_pixels, max_pixels),
         first_pixels=first_pixels,
+        resize=resize,
         image_mean=_three(source, "image_mean", config.get("image_mean", _CLIP_MEAN)),
         image_std=_three(source, "image_std", config.get("image_std", _CLIP_STD)),
         rescale_factor=float(config.get("rescale_factor", 1 / 255)),
@@ -146,7 +167,7 @@ def _three(source: Path, name: str, values: Any) -> tuple[float, float, float]:
 
 def process_image(
     image: ImageLike, settings: ImageSettings, *, name: str = "image"
-) -> tuple[Float[np.ndarray, "V E"], Grid]:
+) -> tuple[UInt8[np.ndarray, "V E"], Grid]:
     """Returns the patches of one image and their grid.
 
     Args:
@@ -155,7 +176,7 @@ def process_image(
       name: what messages call the item.
 
     Returns:
-      Patches [V, E] float32 in merge-block order, E = 3 * temporal_patch_size * patch_size**2, and the grid
+      Patches [V, E] in merge-block order, the E = 3 * patch_size**2 bytes of one frame each, and the grid
       (1, rows, columns) in patches with V = rows * columns.
 
     Raises:
@@ -163,17 +184,54 @@ def process_image(
       TypeError: it is not an image, or an array of another dtype.
       ValueError: it is unreadable, empty, larger than Pillow's decompression-bomb limit, or an aspect ratio over 200.
     """
+    pixels = _fast_pixels(image, settings, name) if settings.resize == "fast" else _pixels(image, settings, name)
+    return patchify(pixels, settings), _grid((pixels.shape[0], pixels.shape[1]), settings)
+
+
+def _pixels(image: ImageLike, settings: ImageSettings, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns the pixels of an image in the size that the backbone reads."""
     rgb = open_rgb(image, name=name)
+    for height, width in _resizes((rgb.height, rgb.width), settings, name):
+        if rgb.size != (width, height):
+            rgb = rgb.resize((width, height))
+    return np.asarray(rgb)
+
+
+def _fast_pixels(image: ImageLike, settings: ImageSettings, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns about the same, sooner: a file is decoded no larger than needs be, and resized once, by OpenCV."""
+    size = _resizes(image_size(image, name=name), settings, name)[-1]
+    pixels = np.asarray(open_rgb(image, name=name, smallest=size))
+    return pixels if pixels.shape[:2] == size else fast_resize(pixels, size)
+
+
+def image_grid(image: ImageLike, settings: ImageSettings, *, name: str = "image") -> Grid:
+    """Returns the grid that `process_image` gives, from the image's header alone.
+
+    Raises:
+      FileNotFoundError, TypeError, ValueError: as `process_image`, as far as that shows without decoding.
+    """
+    return size_grid(image_size(image, name=name), settings, name=name)
+
+
+def size_grid(size: tuple[int, int], settings: ImageSettings, *, name: str = "image") -> Grid:
+    """Returns the grid of an image of some height and width; raises ValueError for an aspect ratio over 200."""
+    return _grid(_resizes(size, settings, name)[-1], settings)
+
+
+def _resizes(size: tuple[int, int], settings: ImageSettings, name: str) -> list[tuple[int, int]]:
+    """Returns the heights and widths to which an image of some height and width is resized, one after another."""
+    sizes = [size]
     bounds = [] if settings.first_pixels is None else [settings.first_pixels]
     for least, most in (*bounds, (settings.min_pixels, settings.max_pixels)):
         try:
-            height, width = smart_resize(
-                rgb.height, rgb.width, factor=settings.factor, min_pixels=least, max_pixels=most
-            )
+            sizes.append(smart_resize(*sizes[-1], factor=settings.factor, min_pixels=least, max_pixels=most))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        rgb = rgb.resize((width, height))
-    return patchify(np.asarray(rgb), settings), (1, height // settings.patch_size, width // settings.patch_size)
+    return sizes[1:]
+
+
+def _grid(size: tuple[int, int], settings: ImageSettings) -> Grid:
+    return 1, size[0] // settings.patch_size, size[1] // settings.patch_size
 
 
 def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -207,35 +265,28 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
     return rows * factor, cols * factor
 
 
-def patchify(pixels: UInt8[np.ndarray, "H W 3"], settings: ImageSettings) -> Float[np.ndarray, "V E"]:
-    """Returns normalised patches [V, E] float32 of uint8 pixels; sides are multiples of patch_size * merge_size.
+def patchify(pixels: UInt8[np.ndarray, "H W 3"], settings: ImageSettings) -> UInt8[np.ndarray, "V E"]:
+    """Returns the patches of pixels whose sides are multiples of patch_size * merge_size.
 
-    Patch order: the merge x merge patches of one visual token are adjacent. Value order: channel, frame, row, column;
-    a still image fills all temporal_patch_size frames.
+    Patch order: the merge x merge patches of one visual token are adjacent. Byte order: row, column, channel, so that a
+    row of a patch is copied in one run.
     """
-    size, merge, frames = settings.patch_size, settings.merge_size, settings.temporal_patch_size
+    size, merge = settings.patch_size, settings.merge_size
     rows, cols = pixels.shape[0] // settings.factor, pixels.shape[1] // settings.factor
-    blocks = pixels.reshape(rows, merge, size, cols, merge, size, 3).transpose(0, 3, 1, 4, 6, 2, 5)
-    blocks = np.ascontiguousarray(blocks)  # [rows, cols, merge, merge, 3, size, size]
-    patches = np.empty((*blocks.shape[:5], frames, size, size), np.float32)
-    for channel, values in enumerate(_value_table(settings)):
-        patches[:, :, :, :, channel] = values[blocks[:, :, :, :, channel]][:, :, :, :, None]
-    return patches.reshape(-1, settings.patch_values)
+    runs = pixels.reshape(rows, merge, size, cols, merge, 3 * size).transpose(0, 3, 1, 4, 2, 5)
+    return np.ascontiguousarray(runs).reshape(-1, settings.patch_bytes)
 
 
-def _value_table(settings: ImageSettings) -> Float[np.ndarray, "3 256"]:
-    """Returns the normalised value of every byte, rounded as in the reference: rescaled in float64, then in float32."""
-    rescaled = (np.arange(256, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
-    mean, std = (np.array(x, np.float32)[:, None] for x in (settings.image_mean, settings.image_std))
-    return (rescaled - mean) / std
-
-
-def open_rgb(image: ImageLike, *, name: str = "image") -> Image.Image:
+def open_rgb(image: ImageLike, *, name: str = "image", smallest: tuple[int, int] | None = None) -> Image.Image:
     """Returns an RGB image, decoded: RGBA is pasted on white, every other mode goes through Pillow's convert("RGB").
+
+    A PIL image that is RGB already is returned itself.
 
     Args:
       image: path, encoded bytes, PIL image, or uint8 array [H, W], [H, W, 3] or [H, W, 4].
       name: what messages call the item.
+      smallest: height and width that are enough: a JPEG file is then decoded at a half, a quarter or an eighth of its
+        size, if that is not less. None = every image has its size.
 
     Raises:
       FileNotFoundError, TypeError, ValueError: as `process_image`.
@@ -249,12 +300,40 @@ def open_rgb(image: ImageLike, *, name: str = "image") -> Image.Image:
         return _to_rgb(_from_array(image, name))
     if isinstance(image, Image.Image):
         return _decode(image, f"the PIL image of {name}")
+    if smallest is None:
+        return _open(*_source(image, name), _to_rgb)
+    height, width = smallest
+
+    def smaller(opened: Image.Image) -> Image.Image:
+        opened.draft("RGB", (width, height))  # which only JPEGs heed
+        return _to_rgb(opened)
+
+    return _open(*_source(image, name), smaller)
+
+
+def image_size(image: ImageLike, *, name: str = "image") -> tuple[int, int]:
+    """Returns the height and width of an image; of a file or encoded bytes only the header is read.
+
+    Raises:
+      FileNotFoundError, TypeError, ValueError: as `open_rgb`, as far as that shows without decoding.
+    """
+    if isinstance(image, np.ndarray):
+        _check_array(image, name)
+        return image.shape[0], image.shape[1]
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    width, height = _open(*_source(image, name), lambda opened: opened.size)
+    return height, width
+
+
+def _source(image: Any, name: str) -> tuple[Path | io.BytesIO, str]:
+    """Returns what Pillow opens, and its name in messages."""
     if isinstance(image, bytes):
         if not image:
             raise ValueError(f"{name}: the image has 0 bytes: write the data again")
-        return _open(io.BytesIO(image), f"the image bytes of {name}")
+        return io.BytesIO(image), f"the image bytes of {name}"
     if isinstance(image, str | Path):
-        return _open(existing_file(image, name, "image", "the path of an image"), f"{name} ('{image}')")
+        return existing_file(image, name, "image", "the path of an image"), f"{name} ('{image}')"
     raise TypeError(
         f"{name} is a {type(image).__name__}, expected an image: a path, bytes, a PIL image or an array [H, W, 3] uint8"
     )
@@ -279,13 +358,39 @@ def existing_file(path: str | Path, name: str, kind: str, wanted: str) -> Path:
     return path
 
 
-def _open(source: Path | io.BytesIO, what: str) -> Image.Image:
+def open_image(source: Path | io.BytesIO) -> Image.Image:
+    """Opens an image of a common format, and no other: for EPS, which is a program, Pillow would start Ghostscript.
+
+    Args:
+      source: of the file.
+
+    Raises:
+      PIL.UnidentifiedImageError: it is in none of these formats (`smart_jax/inputs/file_kinds.py`).
+
+    Example:
+      >>> import io
+      >>> file = io.BytesIO()
+      >>> Image.new("RGB", (3, 2)).save(file, "PNG")
+      >>> open_image(file).size
+      (3, 2)
+    """
+    return Image.open(source, formats=_readable_formats())
+
+
+@functools.cache
+def _readable_formats() -> list[str]:
+    Image.init()  # a Pillow may be built without some
+    return [name for name in IMAGE_FORMATS if name in Image.OPEN]
+
+
+def _open(source: Path | io.BytesIO, what: str, read: Callable[[Image.Image], _T]) -> _T:
+    """Returns what is read of an image; errors say which it is and what to do."""
     try:
-        with Image.open(source) as image:
+        with open_image(source) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels exceed the limit of {limit}")
-            return _to_rgb(image)
+            return read(image)
     # Pillow only warns between the limit and twice the limit; here both are errors.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
@@ -299,9 +404,10 @@ def _open(source: Path | io.BytesIO, what: str) -> Image.Image:
 
 
 def _decode(image: Image.Image, what: str) -> Image.Image:
-    """Returns an opened image as RGB; it may still have to read its file."""
+    """Returns an opened image as RGB; it may still have to read its file, which two threads must not do at once."""
     try:
-        return _to_rgb(image)
+        with _READING[id(image) % len(_READING)]:
+            return _to_rgb(image)
     except Exception as error:
         raise _undecodable(what, error) from error
 
@@ -311,6 +417,9 @@ def _undecodable(what: str, error: Exception) -> ValueError:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":  # `convert` would copy it
+        image.load()
+        return image
     if image.mode != "RGBA":
         return image.convert("RGB")
     white = Image.new("RGB", image.size, (255, 255, 255))
@@ -319,6 +428,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_array(array: np.ndarray, name: str) -> Image.Image:
+    _check_array(array, name)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _check_array(array: np.ndarray, name: str) -> None:
     if array.dtype != np.uint8:
         raise TypeError(
             f"{name}: the image array has dtype {array.dtype}, expected uint8 in 0..255; for floats in 0..1 pass "
@@ -328,4 +442,3 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
         raise ValueError(f"{name}: the image array has shape {array.shape}, expected [H, W], [H, W, 3] or [H, W, 4]")
     if array.size == 0:
         raise ValueError(f"{name}: the image array has shape {array.shape}: it has no content")
-    return Image.fromarray(np.ascontiguousarray(array))

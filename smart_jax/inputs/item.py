@@ -1,4 +1,4 @@
-"""What a user may pass as one query or document, and its checks (no file is opened here)."""
+"""Queries and documents as a user may pass them, and their checks (no file is opened here)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from smart_jax.inputs.file_kinds import IMAGE_SUFFIXES, is_file_of_another_kind, not_an_image
 from smart_jax.inputs.image import ImageLike
 from smart_jax.inputs.video import VideoLike, check_video
 from smart_jax.inputs.video_settings import check_sampling
 
-_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".jp2", ".avif"),
-)
 _KEYS = ("text", "image", "images", "video", "videos", "fps", "max_frames", "instruction")
 _IMAGE_TYPES = (Path, bytes, Image.Image, np.ndarray)
 
@@ -61,6 +58,17 @@ class Items(Sequence[Any]):  # of Item; a check of types at run time would read 
     def __init__(self, items: Sequence[Any]):
         self._items = items
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the items are there; otherwise each is made when it is asked for."""
+        return isinstance(self._items, list | tuple)
+
+    @property
+    def source(self) -> str | None:
+        """Origin of the items, which is the sequence's attribute `source`; None = it has none."""
+        source = getattr(self._items, "source", None)
+        return source if isinstance(source, str) else None
+
     def __len__(self) -> int:
         return len(self._items)
 
@@ -73,14 +81,15 @@ class Items(Sequence[Any]):  # of Item; a check of types at run time would read 
 def parse_items(items: Any) -> Items:
     """Returns the items, each parsed once; they are checked as far as that takes no decoding.
 
-    A list or tuple is parsed at once (texts not empty, files there, keys known), so that a mistake shows before hours
-    of encoding. Any other sequence is parsed item by item where it is read, so that a corpus may live on disk.
+    A single item is taken as a list of one. A list or tuple is parsed at once (texts not empty, files there, keys
+    known), so that a mistake shows before hours of encoding. Any other sequence is parsed item by item where it is
+    read, so that a corpus may live on disk.
 
     Args:
-      items: a list, tuple, array or other sequence, or an iterable of what `parse_item` takes.
+      items: a list, tuple, array or other sequence, or an iterable of what `parse_item` takes; or one such item.
 
     Raises:
-      TypeError: `items` is a single item instead of a list, or holds an item of an unknown type.
+      TypeError: `items` is, or holds, an item of an unknown type.
       ValueError: there are no items, or one has no content; the message names its index.
       FileNotFoundError: an image file does not exist.
 
@@ -91,30 +100,33 @@ def parse_items(items: Any) -> Items:
     if isinstance(items, str | bytes | Path | Mapping | Image.Image | Item) or (
         isinstance(items, np.ndarray) and items.ndim in (0, 2, 3)
     ):
-        raise TypeError(f"items is a single {type(items).__name__}: pass a list, even for one item")
+        items = [items]
     if not isinstance(items, Iterable) and not hasattr(items, "__getitem__"):
-        raise TypeError(f"items is a {type(items).__name__}, expected a list of texts, images or dicts")
+        raise TypeError(f"items is a {type(items).__name__}, expected a text, an image or a dict, or a list of such")
     if not isinstance(items, Sequence):  # arrays, generators, data frame columns
         items = list(items)
     if len(items) == 0:
         raise ValueError("items is empty: pass at least one text, image or dict")
+    if isinstance(items, Items):
+        return items
     parsed = Items(items)
     return Items(list(parsed)) if isinstance(items, list | tuple) else parsed
 
 
-def parse_item(item: Any, *, name: str = "item") -> Item:
+def parse_item(item: object, *, name: str = "item") -> Item:
     """Returns the parts of one item; one that is parsed already is returned as it is.
 
     Args:
-      item: a text; a path (`pathlib.Path`, or a str that ends in an image suffix and exists), encoded bytes, PIL image
-        or uint8 array as an image; or a dict with text (str or list), image or images (one or a list), video (a path, a
-        list of frames or an array [T, H, W, 3]) or videos (a list of such), fps, max_frames, instruction. In a dict,
-        text is never taken for a path, and image is never taken for text.
+      item: a text, which the path of a file that is no image is not; a path (`pathlib.Path`, or a str that ends in an
+        image suffix and exists), encoded bytes, PIL image or uint8 array as an image; or a dict with text (str or
+        list), image or images (one or a list), video (a path, a list of frames or an array [T, H, W, 3]) or videos (a
+        list of such), fps, max_frames, instruction. In a dict, text is never taken for a path, and image is never taken
+        for text.
       name: what messages call the item, such as "item 3".
 
     Raises:
       TypeError: the item is of another type.
-      ValueError: it has no content, an unknown key, or a video that cannot be used.
+      ValueError: it has no content, an unknown key, a video that cannot be used, or is a file of another kind.
       FileNotFoundError: the str, the image or the video names a file that does not exist.
 
     Example:
@@ -174,7 +186,7 @@ def _videos(item: Mapping[str, Any], name: str) -> tuple[VideoLike, ...]:
 _NULL_HINT = "the reference embeds an empty item as the text 'NULL'; pass that text to do the same"
 
 
-def _as_list(value: Any) -> list[Any]:
+def _as_list(value: object) -> list[object]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
@@ -186,7 +198,7 @@ def _text(text: str, name: str) -> str:
     return _utf8(text, name)
 
 
-def _utf8(text: Any, name: str) -> str:
+def _utf8(text: object, name: str) -> str:
     if not isinstance(text, str):
         raise TypeError(f"{name}: the text is a {type(text).__name__}, expected a str or a list of str")
     try:
@@ -198,11 +210,13 @@ def _utf8(text: Any, name: str) -> str:
     return text
 
 
-def _image(image: Any, name: str) -> ImageLike:
+def _image(image: object, name: str) -> ImageLike:
     if isinstance(image, str):
         if "://" in image:
             raise ValueError(f"{name}: '{image}' is a URL; images are read from local files only: download it first")
         image = Path(image)
+    if isinstance(image, Path) and (remedy := not_an_image(image)) is not None:
+        raise ValueError(f"{name}: '{image}' is no image: {remedy}")
     if isinstance(image, Path) and not image.exists():
         raise FileNotFoundError(f"{name}: no image file '{image}' (from {Path.cwd()})")
     if not isinstance(image, _IMAGE_TYPES):
@@ -215,7 +229,12 @@ def _image(image: Any, name: str) -> ImageLike:
 
 def _is_image_path(text: str, name: str) -> bool:
     """Returns whether a bare str is an image file; raises where it can only be meant as one but does not exist."""
-    if not text.lower().endswith(_SUFFIXES):
+    if not text.lower().endswith(IMAGE_SUFFIXES):
+        if is_file_of_another_kind(text):
+            remedy = not_an_image(text) or "pass pathlib.Path(...) if it is an image"
+            raise ValueError(
+                f"{name}: '{text}' is a file, not a text: {remedy}; {{'text': ...}} if it is meant as a text"
+            )
         return False
     if os.path.isfile(text):
         return True

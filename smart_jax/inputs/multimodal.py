@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 from smart_jax.files import Checkpoint
-from smart_jax.inputs.image import IMAGE_FILES, ImageSettings, open_rgb, process_image, read_image_settings
+from smart_jax.inputs.image import (
+    IMAGE_FILES,
+    ImageLike,
+    ImageSettings,
+    image_grid,
+    open_rgb,
+    process_image,
+    read_image_settings,
+    size_grid,
+)
 from smart_jax.inputs.item import Item, ItemLike, parse_item
 from smart_jax.inputs.multimodal_collator import MultimodalCollator
+from smart_jax.inputs.origins import MARK, Frame, Origins, in_parts, text_places, text_spans
 from smart_jax.inputs.pooling_rule import pooled_tokens
 from smart_jax.inputs.preprocessor import Side
 from smart_jax.inputs.presets import open_settings
-from smart_jax.inputs.prompt import (
-    TOKENIZER_FILES,
-    Prompt,
-    added_ids,
-    dropped_token_ids,
-    read_chat_template,
-    read_tokenizer,
-)
+from smart_jax.inputs.prompt import Prompt, dropped_token_ids, read_chat_template
 from smart_jax.inputs.settings import Settings
 from smart_jax.inputs.tokenized_item import TokenizedItem
-from smart_jax.inputs.video import VideoLike, VideoPatches, middle_frame, process_video
+from smart_jax.inputs.tokenizer import TOKENIZER_FILES, added_ids, read_tokenizer
+from smart_jax.inputs.video import (
+    VideoLike,
+    VideoOutline,
+    middle_frame,
+    middle_size,
+    outline_video,
+    process_video,
+    step_frame,
+)
 from smart_jax.models import Grid, QwenVLConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Patches of one image or video, and the grid and temporal step of each of its runs of visual tokens.
-_Visual = tuple[Float[np.ndarray, "_ E"], list[tuple[Grid, float]]]
+
+class _Seen(NamedTuple):
+    """Videos and images of an item as its prompt shows them, without their pixels."""
+
+    videos: list[VideoOutline]
+    images: list[Grid]
 
 
 class MultimodalPreprocessor(MultimodalCollator):
@@ -111,6 +127,7 @@ class MultimodalPreprocessor(MultimodalCollator):
           FileNotFoundError: the tokenizer or preprocessor_config.json is missing.
           ValueError: one of the files is corrupt, unknown settings, an unknown preset (see `open_settings`), or they
             contradict the backbone's config.
+          ImportError: the resize is to be fast, and OpenCV is not installed.
         """
         checkpoint = Checkpoint.of(checkpoint)
         settings = open_settings(checkpoint, config.model_type, **overrides)
@@ -120,13 +137,14 @@ class MultimodalPreprocessor(MultimodalCollator):
             min_pixels=settings.min_pixels,
             max_pixels=settings.max_pixels,
             first_pixels=settings.first_pixels,
+            resize=settings.resize,
         )
         words = checkpoint.having(*TOKENIZER_FILES)
         tokenizer = read_tokenizer(words, added=settings.pooling_token)
         chat_template = None if isinstance(settings.prompt, str) else read_chat_template(words, tokenizer)
         return cls(tokenizer, chat_template, config, images, settings)
 
-    def description(self) -> tuple[Any, ...]:
+    def description(self) -> tuple[object, ...]:
         """Returns all that tokenised items depend on beside the config; its `repr` is the same in every process."""
         return self.settings, self.images, self._chat_template, self.tokenizer.backend_tokenizer.to_str()
 
@@ -194,44 +212,152 @@ class MultimodalPreprocessor(MultimodalCollator):
           TypeError, ValueError, FileNotFoundError: the item cannot be used; the message says why and what to do.
           ImportError: the item has a video file, and PyAV is not installed.
         """
+        parsed, instruction = self._parsed(item, instruction, query, name)
+        images = [process_image(image, self.images, name=name) for image in self._stills(parsed, name)]
+        videos = [
+            process_video(film, self.images, self.settings.videos, **self._sampling(parsed), name=name)
+            for film in self._films(parsed)
+        ]
+        seen = _Seen([video.outline for video in videos], [grid for _, grid in images])
+        patches = self._joined([video.patches for video in videos] + [patches for patches, _ in images])
+        return self._written(parsed.texts, seen, patches, instruction, query, name)
+
+    def outline(
+        self, item: ItemLike, *, instruction: str | None = None, query: bool = False, name: str = "item"
+    ) -> TokenizedItem:
+        """Returns what `tokenize` gives, but without a patch: pixels are not decoded.
+
+        Images are known by their headers, videos by their index.
+
+        Args:
+          item, instruction, query, name: as in `tokenize`.
+
+        Raises:
+          TypeError, ValueError, FileNotFoundError, ImportError: as `tokenize`, as far as that shows without decoding.
+        """
+        parsed, instruction = self._parsed(item, instruction, query, name)
+        return self._outlined(parsed, self._seen(parsed, name), instruction, query, name)
+
+    def _seen(self, item: Item, name: str) -> _Seen:
+        """Returns what the item's prompt shows, of which no pixels are decoded."""
+        grids = [image_grid(image, self.images, name=name) for image in item.images]
+        how = self._sampling(item)
+        if self.settings.video == "middle":
+            sizes = [middle_size(video, self.settings.videos, **how, name=name) for video in item.videos]
+            grids = [size_grid(size, self.images, name=name) for size in sizes] + grids
+        films = self._films(item)
+        videos = [outline_video(film, self.images, self.settings.videos, **how, name=name) for film in films]
+        return _Seen(videos, grids)
+
+    def _outlined(self, item: Item, seen: _Seen, instruction: str | None, query: bool, name: str) -> TokenizedItem:
+        width = self.images.patch_bytes * (self.images.temporal_patch_size if seen.videos else 1)
+        return self._written(item.texts, seen, np.zeros((0, width), np.uint8), instruction, query, name)
+
+    def origins(
+        self, item: ItemLike, *, instruction: str | None = None, query: bool = False, name: str = "item"
+    ) -> Origins:
+        """Returns what each token of an item stands for; as in `outline`, no pixels are decoded.
+
+        Args:
+          item, instruction, query, name: as in `tokenize`.
+
+        Raises:
+          TypeError, ValueError, FileNotFoundError, ImportError: as `outline`.
+        """
+        parsed, instruction = self._parsed(item, instruction, query, name)
+        seen = self._seen(parsed, name)
+        tokens = self._outlined(parsed, seen, instruction, query, name)
+        _, texts = self._fitted(parsed.texts, seen, instruction, query, name)
+        prompt, marked = (self._prompt_of(x, seen, instruction, query) for x in (texts, [MARK] * len(texts)))
+        encoded = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids, offsets = np.asarray(encoded["input_ids"], np.int64), np.asarray(encoded["offset_mapping"]).reshape(-1, 2)
+        times = self._times(ids, self._grids(seen))
+        room = len(tokens) - len(self._prefix) - len(self._suffix)
+        offsets = np.repeat(np.where(self._is_visual(ids)[:, None], 0, offsets), times, axis=0)[:room]
+        offsets = np.pad(offsets, ((len(self._prefix), len(self._suffix)), (0, 0)))
+        spans = text_spans(offsets, prompt, text_places(prompt, marked, texts), texts)
+        return Origins(
+            tokens,
+            pieces=tuple(prompt[start:stop] for start, stop in offsets.tolist()),
+            spans=spans if len(texts) == len(parsed.texts) else in_parts(spans, parsed.texts),
+            frames=tuple(self._frames(parsed, seen)),
+        )
+
+    def _frames(self, item: Item, seen: _Seen) -> Iterator[Frame]:
+        """Yields the grids of cells of what the prompt shows, in its order."""
+
+        def cells(grid: Grid) -> tuple[int, int]:
+            return grid[1] // self.merge_size, grid[2] // self.merge_size
+
+        for number, video in enumerate(seen.videos):
+            for step, (grid, seconds) in enumerate(zip(video.grids, video.seconds, strict=True)):
+                yield Frame("video", number, *cells(grid), step, seconds)
+        middles = len(seen.images) - len(item.images)
+        for number, grid in enumerate(seen.images):
+            yield (
+                Frame("video", number, *cells(grid))
+                if number < middles
+                else Frame("image", number - middles, *cells(grid))
+            )
+
+    def measure(
+        self, item: ItemLike, *, instruction: str | None = None, query: bool = False, name: str = "item"
+    ) -> tuple[int, int]:
+        """Returns the numbers of tokens and of patches that `tokenize` gives, as `outline` tells them."""
+        outline = self.outline(item, instruction=instruction, query=query, name=name)
+        return len(outline), sum(int(np.prod(grid)) for grid in outline.grids)
+
+    def _parsed(self, item: ItemLike, instruction: str | None, query: bool, name: str) -> tuple[Item, str | None]:
+        """Returns an item and its instruction, checked as far as no image or video need be opened."""
         parsed = parse_item(item, name=name)
         instruction = self._checked_instruction(parsed.instruction or instruction, query, name)
         self._check_texts((*parsed.texts, instruction or ""), name)
-        films, images = self._films_and_images(parsed, name)
-
-        def prompt(texts: Sequence[str]) -> str:
-            return self.prompt(texts, len(images), instruction=instruction, video_count=len(films), query=query)
-
-        if films:
-            self._check_video(prompt(parsed.texts), len(films), name)
-        videos = [
-            process_video(
-                film, self.images, self.settings.videos, fps=parsed.fps, max_frames=parsed.max_frames, name=name
+        if films := len(self._films(parsed)):
+            prompt = self.prompt(
+                parsed.texts, len(parsed.images), instruction=instruction, video_count=films, query=query
             )
-            for film in films
-        ]
-        visuals: list[_Visual] = [(video.patches, self._runs(video)) for video in videos]
-        visuals += [(patches, [(grid, 1.0)]) for patches, grid in images]
-        runs = [run for _, some in visuals for run in some]
-        grids = tuple(grid for grid, _ in runs)
+            self._check_video(prompt, films, name)
+        return parsed, instruction
 
-        def written(texts: Sequence[str]) -> Int[np.ndarray, " L"]:
-            return self._expand(self._encode(self._write_times(prompt(texts), videos)), grids)
-
-        if self._pooling_id is None:
-            ids = self._fit(written(parsed.texts), name)
-        else:
-            ids = self._fit_text(written, parsed.texts, name)
+    def _written(
+        self,
+        texts: Sequence[str],
+        seen: _Seen,
+        patches: UInt8[np.ndarray, "V E"],
+        instruction: str | None,
+        query: bool,
+        name: str,
+    ) -> TokenizedItem:
+        """Returns the item of these texts and of what is seen, whose patches may be left out."""
+        ids, _ = self._fitted(texts, seen, instruction, query, name)
         marks = (self.config.vision_start_token_id, self.config.vision_end_token_id)
         pool = pooled_tokens(ids, self.settings.pooling, named=self._pooling_id, marks=marks)
         return TokenizedItem(
             input_ids=ids.astype(np.int32),
             keep=self._keep(ids, pool, query),
-            grids=grids,
-            patches=self._joined([patches for patches, _ in visuals]),
+            grids=self._grids(seen),
+            patches=patches,
             pool=pool,
-            steps=tuple(step for _, step in runs),
+            steps=tuple(step for _, step in self._runs(seen)),
         )
+
+    def _fitted(
+        self, texts: Sequence[str], seen: _Seen, instruction: str | None, query: bool, name: str
+    ) -> tuple[Int[np.ndarray, " L"], Sequence[str]]:
+        """Returns the ids of the prompt, and the texts that it was written of: one that is shorter if need be."""
+
+        def written(texts: Sequence[str]) -> Int[np.ndarray, " L"]:
+            return self._expand(self._encode(self._prompt_of(texts, seen, instruction, query)), self._grids(seen))
+
+        if self._pooling_id is None:
+            return self._fit(written(texts), name), texts
+        return self._fit_text(written, texts, name)
+
+    def _prompt_of(self, texts: Sequence[str], seen: _Seen, instruction: str | None, query: bool) -> str:
+        """Returns the prompt as it is tokenised, with one placeholder per image and video, or temporal patch of one."""
+        counts = {"image_count": len(seen.images), "video_count": len(seen.videos)}
+        prompt = self.prompt(texts, instruction=instruction, query=query, **counts)
+        return self._write_times(prompt, seen.videos)
 
     def picture(self, item: ItemLike) -> Image.Image | None:
         """Returns what an item shows: its first image, or the middle frame of its first video; None of a text."""
@@ -240,25 +366,38 @@ class MultimodalPreprocessor(MultimodalCollator):
             return open_rgb(parsed.images[0])
         return self._middle_frame(parsed, parsed.videos[0], "video") if parsed.videos else None
 
+    def frame_picture(self, item: ItemLike, frame: Frame) -> Image.Image:
+        """Returns the image that a frame of `origins` is of, in its full size; of a temporal patch its first."""
+        parsed = parse_item(item)
+        if frame.medium == "image":
+            return open_rgb(parsed.images[frame.number])
+        video = parsed.videos[frame.number]
+        if frame.step is None:
+            return self._middle_frame(parsed, video, "video")
+        return step_frame(video, frame.step, self.images, self.settings.videos, **self._sampling(parsed))
+
     def _middle_frame(self, item: Item, video: VideoLike, name: str) -> Image.Image:
-        return middle_frame(
-            video, self.images, self.settings.videos, fps=item.fps, max_frames=item.max_frames, name=name
-        )
+        return middle_frame(video, self.images, self.settings.videos, **self._sampling(item), name=name)
 
-    def _films_and_images(
-        self, item: Item, name: str
-    ) -> tuple[tuple[VideoLike, ...], list[tuple[Float[np.ndarray, "_ E"], Grid]]]:
-        """Returns the videos that are read as such, and the patches and grids of all that is read as an image."""
-        images = [process_image(image, self.images, name=name) for image in item.images]
-        if self.settings.video != "middle":
-            return item.videos, images
-        frames = [self._middle_frame(item, video, name) for video in item.videos]
-        return (), [process_image(frame, self.images, name=name) for frame in frames] + images
+    def _sampling(self, item: Item) -> dict[str, Any]:
+        return {"fps": item.fps, "max_frames": item.max_frames}
 
-    def _joined(self, patches: Sequence[Float[np.ndarray, "_ E"]]) -> Float[np.ndarray, "patches E"]:
+    def _films(self, item: Item) -> tuple[VideoLike, ...]:
+        """Returns the videos that are read as such."""
+        return () if self.settings.video == "middle" else item.videos
+
+    def _stills(self, item: Item, name: str) -> list[ImageLike]:
+        """Returns all that is read as an image."""
+        middle = self.settings.video == "middle"
+        frames = [self._middle_frame(item, video, name) for video in item.videos] if middle else []
+        return [*frames, *item.images]
+
+    def _joined(self, patches: Sequence[UInt8[np.ndarray, "_ _"]]) -> UInt8[np.ndarray, "patches E"]:
         if len(patches) == 1:
             return patches[0]
-        return np.concatenate([np.zeros((0, self.images.patch_values), np.float32), *patches])
+        width = max((each.shape[1] for each in patches), default=self.images.patch_bytes)
+        frames = [np.tile(each, (1, width // each.shape[1])) for each in patches]  # a still image beside a video
+        return np.concatenate([np.zeros((0, width), np.uint8), *frames])
 
     def _check_texts(self, texts: Sequence[str], name: str) -> None:
         for text in texts:
@@ -287,8 +426,14 @@ class MultimodalPreprocessor(MultimodalCollator):
         keep[-1 if pool is None else np.flatnonzero(pool)[-1]] |= not keep.any()
         return keep
 
-    def _runs(self, video: VideoPatches) -> list[tuple[Grid, float]]:
-        """Returns grid and temporal step of each run of the video's visual tokens."""
+    def _grids(self, seen: _Seen) -> tuple[Grid, ...]:
+        return tuple(grid for grid, _ in self._runs(seen))
+
+    def _runs(self, seen: _Seen) -> list[tuple[Grid, float]]:
+        """Returns grid and temporal step of each run of visual tokens."""
+        return [run for video in seen.videos for run in self._video_runs(video)] + [(grid, 1.0) for grid in seen.images]
+
+    def _video_runs(self, video: VideoOutline) -> list[tuple[Grid, float]]:
         if self.config.timestamps:
             return [(grid, 1.0) for grid in video.grids]
         rate = self.config.vision.tokens_per_second
@@ -306,7 +451,7 @@ class MultimodalPreprocessor(MultimodalCollator):
                 f"'{self._video_token}': the model has no video support; pass some frames as images"
             )
 
-    def _write_times(self, prompt: str, videos: Sequence[VideoPatches]) -> str:
+    def _write_times(self, prompt: str, videos: Sequence[VideoOutline]) -> str:
         """Returns the prompt with a time and a marked placeholder for each temporal patch of each video.
 
         The template's own marks around a video go, as in the transformers (4.57) that the Qwen3-VL models came with;
@@ -327,9 +472,12 @@ class MultimodalPreprocessor(MultimodalCollator):
 
     def _expand(self, ids: Int[np.ndarray, " l"], grids: Sequence[Grid]) -> Int[np.ndarray, " L"]:
         """Returns the ids with each placeholder (of an image, video or temporal patch) once per visual token."""
+        return np.repeat(ids, self._times(ids, grids))
+
+    def _times(self, ids: Int[np.ndarray, " l"], grids: Sequence[Grid]) -> Int[np.ndarray, " l"]:
         times = np.ones(len(ids), np.int64)
         times[self._is_visual(ids)] = [t * h * w // self.merge_size**2 for t, h, w in grids]
-        return np.repeat(ids, times)
+        return times
 
     def _fit(self, ids: Int[np.ndarray, " text"], name: str) -> Int[np.ndarray, " L"]:
         """Returns the ids between what the tokenizer adds at either end, cut to max_length."""
@@ -345,8 +493,8 @@ class MultimodalPreprocessor(MultimodalCollator):
 
     def _fit_text(
         self, written: Callable[[Sequence[str]], Int[np.ndarray, " L"]], texts: Sequence[str], name: str
-    ) -> Int[np.ndarray, " L"]:
-        """Returns the ids of `written(texts)`, with as much less text as max_length asks for."""
+    ) -> tuple[Int[np.ndarray, " L"], Sequence[str]]:
+        """Returns the ids of `written(texts)`, with as little text as max_length asks for, and that text."""
         room = self.settings.max_length - len(self._prefix) - len(self._suffix)
         ids, text = written(texts), " ".join(texts)
         while (excess := len(ids) - room) > 0:
@@ -357,5 +505,6 @@ class MultimodalPreprocessor(MultimodalCollator):
                     f"max_length {self.settings.max_length}: pass fewer images, lower max_pixels or raise max_length"
                 )
             text = str(self.tokenizer.decode(words[: len(words) - excess])).rstrip("\ufffd")  # half a character
-            ids = written([text])
-        return np.concatenate([self._prefix, ids, self._suffix]).astype(np.int64)
+            texts = [text]
+            ids = written(texts)
+        return np.concatenate([self._prefix, ids, self._suffix]).astype(np.int64), texts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,12 +12,10 @@ from jaxtyping import Bool, Int
 
 from smart_jax.inputs.collate import check_collate, pad_text, span
 from smart_jax.inputs.image import ImageSettings
-from smart_jax.inputs.padded_sizes import bucket, buckets, check_sizes, octaves
+from smart_jax.inputs.padded_sizes import Shape, bucket, buckets, check_sizes, page_shapes, page_sizes, text_sizes
 from smart_jax.inputs.settings import Settings
 from smart_jax.inputs.tokenized_item import TokenizedItem
 from smart_jax.models import Batch, QwenVLConfig, VisionBatch, mrope_positions, patch_geometry
-
-SMALLEST_LENGTH, SMALLEST_PATCHES = 32, 64
 
 
 class MultimodalCollator:
@@ -25,18 +24,25 @@ class MultimodalCollator:
     Attributes:
       config: the backbone's config, as the settings ask for it.
       images, settings: sizes of images; positions and padded sizes.
-      length_buckets, patch_buckets: the padded sizes that `collate` uses, ascending: at most
-        len(length_buckets) * (1 + len(patch_buckets)) shapes, and so compilations, per batch size; with shared bins
-        len(length_buckets) * (1 + 2 * len(patch_buckets)).
+      length_buckets, patch_buckets: padded lengths of texts, and numbers of patches, ascending.
+      shapes: the shapes that `collate` uses, and so the most compilations for a batch size. Batches with images have a
+        length for each number of patches, unless the settings name sizes: then they have each length with each number.
     """
 
     def __init__(self, config: QwenVLConfig, images: ImageSettings, settings: Settings, *, pad_id: int):
         self.config, self.images, self.settings = settings.configured(config), images, settings
         unit, longest = self.merge_size**2, settings.max_length
-        self.length_buckets = buckets(settings.length_buckets or octaves(SMALLEST_LENGTH, longest), longest, 1)
-        # One image at the pixel ceiling is the commonest large page: it gets a bucket of its own.
-        sizes = settings.patch_buckets or [*octaves(SMALLEST_PATCHES, longest * unit), images.max_patches]
+        self.length_buckets = buckets(settings.length_buckets or text_sizes(longest), longest, 1)
+        largest = min(images.max_patches, longest * unit)
+        sizes = settings.patch_buckets or page_sizes(largest, longest * unit)
         self.patch_buckets = buckets(sizes, longest * unit, unit)
+        texts = [Shape(length) for length in self.length_buckets]
+        if settings.length_buckets is None and settings.patch_buckets is None:
+            pages = page_shapes(self.patch_buckets, largest, longest, unit)
+        else:
+            every = itertools.product(self.length_buckets, self.patch_buckets, (False, True))
+            pages = [Shape(*shape) for shape in every]
+        self.shapes = (*texts, *pages)
         self._pad_id = pad_id
 
     @property
@@ -66,6 +72,7 @@ class MultimodalCollator:
         batch_size: int | None = None,
         shards: int | None = None,
         padding_side: Literal["right", "left"] = "right",
+        videos: bool | None = None,
     ) -> Batch:
         """Returns a batch of static shape.
 
@@ -78,9 +85,10 @@ class MultimodalCollator:
           shards: rows may share bins, if that makes the vision encoder cheaper, but not across this number of equal
             parts of the batch, which go to different devices; None = a bin for each row.
           padding_side: side of the tokens that is padded.
+          videos: whether patches have room for all frames of a video's; None = only if an item has a video.
 
         Returns:
-          `Batch` of NumPy arrays; int32, bool and float32.
+          `Batch` of NumPy arrays; int32, bool and float32, and uint8 of the patches.
 
         Raises:
           ValueError: there are no items, or they do not fit a size.
@@ -88,32 +96,70 @@ class MultimodalCollator:
         check_collate(items, padding_side)
         longest, fullest = max(map(len, items)), max(len(item.patches) for item in items)
         B = len(items) if batch_size is None else batch_size
-        L = self.length_bucket(longest) if length is None else length
-        V = (self.patch_bucket(fullest) if fullest else 0) if patches is None else patches
-        check_sizes(batch_size=(B, len(items)), length=(L, longest), patches=(V, fullest))
+        check_sizes(batch_size=(B, len(items)))
+        if B % (shards or 1):
+            raise ValueError(f"batch_size {B} does not divide by shards = {shards}")
+        if patches is None:
+            each = B // (shards or B)
+            together = [sum(len(item.patches) for item in items[i : i + each]) for i in range(0, len(items), each)]
+            need = longest, fullest, max(together) if shards else None
+            L, V, shared = self._cheapest(need, (B, shards or B), length)
+        else:
+            L, V, shared = self.length_bucket(longest) if length is None else length, patches, False
+        check_sizes(length=(L, longest), patches=(V, fullest))
         if V % self.merge_size**2:
             raise ValueError(f"patches is {V}, expected a multiple of merge_size**2 = {self.merge_size**2}")
-        G = B
-        if shards is not None and patches is None and V:
-            if B % shards:
-                raise ValueError(f"batch_size {B} does not divide by shards = {shards}")
-            G, V = self._cheapest_bins(items, (B, V), shards)
-        return self._pad(items, (B, L, G, V), left=padding_side == "left")
+        still = self.images.patch_bytes
+        filmed = videos or any(item.patches.shape[1] > still for item in items)
+        E = still * (self.images.temporal_patch_size if filmed else 1)
+        return self._pad(items, (B, L, shards or B if shared else B, V, E), left=padding_side == "left")
 
-    def _cheapest_bins(self, items: Sequence[TokenizedItem], by_row: tuple[int, int], shards: int) -> tuple[int, int]:
-        """Returns number and size of the bins: `by_row`, one for each row, or one for each shard."""
-        each = by_row[0] // shards
-        shared = max(sum(len(item.patches) for item in items[i : i + each]) for i in range(0, by_row[0], each))
-        if shared > self.patch_buckets[-1]:
-            return by_row
+    def padded_sizes(self, tokens: int, patches: int) -> tuple[int, int]:
+        """Returns the padded length and patches that `collate` gives items of at most so many tokens and patches.
 
-        def cost(bins: int, size: int) -> int:  # of matrix products (12 W**2 a patch) and dense attention (2 W V)
-            return bins * size * (6 * self.config.vision.hidden_size + size)
+        Each row has a bin of its own; with 0 patches there is no image.
 
-        return min([by_row, (shards, self.patch_bucket(shared))], key=lambda choice: cost(*choice))
+        Raises:
+          ValueError: no shape holds them.
+        """
+        return self._cheapest((tokens, patches, None), (1, 1), None)[:2]
 
-    def _pad(self, items: Sequence[TokenizedItem], shape: tuple[int, int, int, int], *, left: bool) -> Batch:
-        B, L, G, V = shape
+    def _cheapest(self, need: tuple[int, int, int | None], counts: tuple[int, int], length: int | None) -> Shape:
+        """Returns the shape that costs least among those that hold the items.
+
+        Args:
+          need: tokens of the longest item, patches of the fullest, and of the fullest shard; None = nothing is shared.
+          counts: number of rows and of shards.
+          length: which the shape has; None = its own.
+        """
+        longest, fullest, together = need
+        shapes = self.shapes if length is None else [shape._replace(length=length) for shape in self.shapes]
+        fitting = [
+            shape
+            for shape in shapes
+            if (length is not None or shape.length >= longest)
+            and (shape.patches > 0) == (fullest > 0)
+            and (together is not None and shape.patches >= together if shape.shared else shape.patches >= fullest)
+        ]
+        if not fitting:  # one of these is too much, since the largest shape holds both
+            self.length_bucket(longest), self.patch_bucket(fullest)
+        rows, shards = counts
+        return min(fitting, key=lambda shape: self._cost(shape, rows, shards if shape.shared else rows))
+
+    def _cost(self, shape: Shape, rows: int, bins: int) -> int:
+        """Returns multiplications of a batch: of matrix products, causal attention, and the tower's dense attention."""
+        text, vision = self.config.text, self.config.vision
+        heads = text.head_dim * text.num_attention_heads
+        weights = text.hidden_size * (2 * heads + 2 * text.head_dim * text.num_key_value_heads)
+        token = text.num_hidden_layers * (
+            weights + 3 * text.hidden_size * text.intermediate_size + heads * shape.length
+        )
+        block = vision.hidden_size * (4 * vision.hidden_size + (2 + vision.gated_mlp) * vision.intermediate_size)
+        patch = vision.depth * (block + 2 * vision.hidden_size * shape.patches)
+        return rows * shape.length * token + bins * shape.patches * patch
+
+    def _pad(self, items: Sequence[TokenizedItem], shape: tuple[int, int, int, int, int], *, left: bool) -> Batch:
+        B, L, G, V, E = shape
         batch = pad_text(items, (B, L), self._positions, pad_id=self._pad_id, left=left)
         bins = [items[i : i + B // G] for i in range(0, B, B // G)]
         unit = self.merge_size**2
@@ -121,7 +167,7 @@ class MultimodalCollator:
         for b, item in enumerate(items):
             visual = self._is_visual(item.input_ids)
             batch.index[b, span(item, L, left=left)] = np.where(visual, first[b] + np.cumsum(visual) - 1, -1)
-        return dataclasses.replace(batch, vision=self._pad_vision(bins, (G, V)) if V else None)
+        return dataclasses.replace(batch, vision=self._pad_vision(bins, (G, V, E)) if V else None)
 
     def _positions(self, item: TokenizedItem) -> Int[np.ndarray, "3 L"]:
         if self.settings.positions == "sequential":
@@ -135,23 +181,25 @@ class MultimodalCollator:
             steps=item.steps,
         )
 
-    def _pad_vision(self, bins: Sequence[Sequence[TokenizedItem]], shape: tuple[int, int]) -> VisionBatch:
+    def _pad_vision(self, bins: Sequence[Sequence[TokenizedItem]], shape: tuple[int, int, int]) -> VisionBatch:
         """Returns the patches of each bin's items, one after another, with what the vision encoder knows of each."""
-        G, V = shape
+        G, V, E = shape
         vision = self.config.vision
         v = VisionBatch(
-            patches=np.zeros((G, V, self.images.patch_values), np.float32),
+            patches=np.zeros((G, V, E), np.uint8),
             coords=np.zeros((G, V, 2), np.int32),
             interp_idx=None if vision.grid_side is None else np.zeros((G, V, 4), np.int32),
             interp_w=None if vision.grid_side is None else np.zeros((G, V, 4), np.float32),
             segment=np.zeros((G, V), np.int32),
+            normalisation=self.images.normalisation,
             window=None if vision.window_patches is None else np.zeros((G, V), np.int32),
         )
         for g, items in enumerate(bins):
             end = 0
-            for item in items:
+            for item in (item for item in items if len(item.patches)):
                 start, end = end, end + len(item.patches)
-                v.patches[g, start:end] = item.patches
+                place = v.patches[g, start:end]
+                place.reshape(len(place), -1, item.patches.shape[1])[:] = item.patches[:, None]  # for each frame
             geometry = patch_geometry(
                 [grid for item in items for grid in item.grids],
                 merge=self.merge_size,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from PIL import Image
 
 from smart_jax.inputs.item import ItemLike
+from smart_jax.inputs.origins import Frame, Origins
 from smart_jax.inputs.settings import Settings, TextSettings
 from smart_jax.inputs.tokenized_item import TokenizedItem
 from smart_jax.models import Batch, ModelConfig
@@ -68,7 +69,7 @@ class Preprocessor(Protocol):
     def length_buckets(self) -> tuple[int, ...]:
         """Padded lengths that `collate` uses, ascending; the last is the largest number of tokens of an item."""
 
-    def description(self) -> tuple[Any, ...]:
+    def description(self) -> tuple[object, ...]:
         """Returns all that tokenised items depend on beside the config; its `repr` is the same in every process."""
 
     def tokenize(
@@ -86,11 +87,32 @@ class Preprocessor(Protocol):
           TypeError, ValueError, OSError: the item cannot be used; the message says why and what to do.
         """
 
+    def outline(
+        self, item: ItemLike, *, instruction: str | None = None, query: bool = False, name: str = "item"
+    ) -> TokenizedItem:
+        """Returns what `tokenize` gives, but without a patch: pixels are not decoded."""
+
+    def measure(
+        self, item: ItemLike, *, instruction: str | None = None, query: bool = False, name: str = "item"
+    ) -> tuple[int, int]:
+        """Returns the numbers of tokens and of patches that `tokenize` gives, without decoding pixels."""
+
     def picture(self, item: ItemLike) -> Image.Image | None:
         """Returns what an item shows: its first image, or the middle frame of its first video; None of a text."""
 
+    def origins(
+        self, item: ItemLike, *, instruction: str | None = None, query: bool = False, name: str = "item"
+    ) -> Origins:
+        """Returns what each token that `tokenize` gives stands for, without decoding pixels."""
+
+    def frame_picture(self, item: ItemLike, frame: Frame) -> Image.Image:
+        """Returns the image that a frame of `origins` is of, in its full size."""
+
     def length_bucket(self, n: int) -> int:
         """Returns the padded length of items of at most n tokens."""
+
+    def padded_sizes(self, tokens: int, patches: int) -> tuple[int, int]:
+        """Returns the padded length and patches that `collate` gives items of at most so many tokens and patches."""
 
     def collate(
         self,
@@ -101,5 +123,6 @@ class Preprocessor(Protocol):
         batch_size: int | None = None,
         shards: int | None = None,
         padding_side: Literal["right", "left"] = "right",
+        videos: bool | None = None,
     ) -> Batch:
         """Returns a padded batch of static shape, of NumPy arrays."""

@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Int
-
 from smart_jax.files import read_json
 from smart_jax.inputs.settings import VISUAL, Turns
 from smart_jax.models import QwenVLConfig
@@ -18,7 +15,6 @@ if TYPE_CHECKING:  # transformers takes a second to import: only where a tokeniz
     from jinja2 import Template
     from transformers import PreTrainedTokenizerBase
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # one of them is there
 _MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 
 
@@ -127,38 +123,6 @@ def dropped_token_ids(tokenizer: PreTrainedTokenizerBase, config: QwenVLConfig) 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
     token_id = tokenizer.convert_tokens_to_ids(token)
     return token_id if isinstance(token_id, int) and tokenizer.convert_ids_to_tokens(token_id) == token else None
-
-
-def added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
-    """Returns the token ids that the tokenizer puts before and after every text; most put nothing."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    return np.array(full[:start], np.int64), np.array(full[start + len(bare) :], np.int64)
-
-
-def read_tokenizer(folder: Path, *, added: str | None = None) -> PreTrainedTokenizerBase:
-    """Reads the checkpoint's tokenizer, and gives it the token `added` if it lacks it.
-
-    Raises:
-      FileNotFoundError: the folder has no tokenizer.
-      ValueError: its files are corrupt.
-    """
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise FileNotFoundError(f"{folder} lacks tokenizer.json: copy it from the original checkpoint")
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
-        tokenizer("a")
-    except Exception as error:  # the Rust tokenizers raise a bare Exception
-        raise ValueError(
-            f"the tokenizer in {folder} (tokenizer.json, tokenizer_config.json) cannot be read ({error}): fetch the "
-            "checkpoint again"
-        ) from error
-    if added is not None:
-        tokenizer.add_tokens([added])
-    return tokenizer
 
 
 def read_chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,16 +1,17 @@
-"""How a checkpoint's items are written, sized and pooled: the keys of smart_jax.json."""
+"""Settings of how a checkpoint's items are written, sized and pooled: the keys of smart_jax.json."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from smart_jax.files import read_json
 from smart_jax.inputs.pooling_rule import check_pooling, named_token
 from smart_jax.inputs.video_settings import VideoSettings
 from smart_jax.models import BertConfig, QwenVLConfig
+from smart_jax.typing import JsonObject
 
 SETTINGS_FILE = "smart_jax.json"
 VISUAL = "{{ visual }}"
@@ -50,8 +51,10 @@ class Settings:
       deepstack: whether Qwen3-VL's DeepStack features are added to the first layers.
       min_pixels, max_pixels: bounds of an image's height * width after the resize; None = preprocessor_config.json's.
       first_pixels: bounds of a resize before that one; None = there is one resize.
+      resize: "exact" = pixels as the reference's, or "fast" = nearly those, sooner; see `ImageSettings`.
       max_length: largest number of tokens of an item; what is longer is cut at the end, or in the text ("before:").
-      length_buckets, patch_buckets: padded sizes; None = two per octave.
+      length_buckets, patch_buckets: padded sizes; where either is given, each length goes with each number of patches.
+        None = few: see `smart_jax.inputs.padded_sizes`.
       video: how a video is read: "frames", "middle" = its middle frame as an image, "none" = it is refused.
       fps, max_frames: number of frames taken of a video per second, and their largest number.
       video_min_pixels, video_max_pixels: bounds of a video frame's height * width after the resize.
@@ -75,6 +78,7 @@ class Settings:
     min_pixels: int | None = 4096
     max_pixels: int | None = 1_843_200
     first_pixels: tuple[int, int] | None = None
+    resize: str = "exact"
     max_length: int = 8192
     length_buckets: tuple[int, ...] | None = None
     patch_buckets: tuple[int, ...] | None = None
@@ -91,7 +95,7 @@ class Settings:
 
     @property
     def videos(self) -> VideoSettings:
-        """How a video is sampled and sized."""
+        """Settings by which a video is sampled and sized."""
         return VideoSettings(
             self.fps, self.max_frames, self.video_min_pixels, self.video_max_pixels, self.video_total_pixels
         )
@@ -122,13 +126,14 @@ class Settings:
         _ = self.videos  # makes its own checks
 
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
+_CHOICES: dict[str, tuple[object, ...]] = {
     "keep": ("words", "all"),
     "query_visual": (True, False),
     "instructions": ("all", "queries", "none"),
     "positions": ("mrope", "sequential"),
     "deepstack": (True, False),
     "video": ("frames", "middle", "none"),
+    "resize": ("exact", "fast"),
 }
 
 
@@ -169,7 +174,7 @@ class TextSettings:
                 raise ValueError(f"{name} is {value!r}, expected a text or null")
 
 
-def _checked_prompt(prompt: Any) -> str | Turns:
+def _checked_prompt(prompt: object) -> str | Turns:
     if isinstance(prompt, str) and prompt:
         return prompt
     turns = tuple(tuple(turn) for turn in prompt) if _is_list(prompt) and all(map(_is_list, prompt)) else ()
@@ -181,17 +186,17 @@ def _checked_prompt(prompt: Any) -> str | Turns:
     return turns
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     return isinstance(value, list | tuple)
 
 
-def check_positive(name: str, value: Any) -> None:
+def check_positive(name: str, value: object) -> None:
     """Raises ValueError unless the value is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}, expected a positive integer")
 
 
-def checked_sizes(name: str, sizes: Any) -> tuple[int, ...] | None:
+def checked_sizes(name: str, sizes: object) -> tuple[int, ...] | None:
     """Returns the sizes as a tuple, None as it is; raises ValueError where they are no list of positive integers."""
     if sizes is None:
         return None
@@ -214,9 +219,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     return dict(read_json(path)) if path.is_file() else {}
 
 
-def with_settings(
-    settings: _Settings, folder: str | Path, from_file: Mapping[str, Any], overrides: Mapping[str, Any]
-) -> _Settings:
+def with_settings(settings: _Settings, folder: str | Path, from_file: JsonObject, overrides: JsonObject) -> _Settings:
     """Returns the dataclass `settings` as changed by what the folder's file says, and then by `overrides`.
 
     Raises:

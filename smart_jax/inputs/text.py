@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Int
+from PIL import Image
 
 from smart_jax.files import Checkpoint, read_json
 from smart_jax.inputs.collate import check_collate, pad_text
-from smart_jax.inputs.item import ItemLike, parse_item
+from smart_jax.inputs.item import Item, ItemLike, parse_item
+from smart_jax.inputs.origins import Frame, Origins, in_parts, text_spans
 from smart_jax.inputs.padded_sizes import bucket, buckets, check_sizes, octaves
 from smart_jax.inputs.preprocessor import Side
-from smart_jax.inputs.prompt import TOKENIZER_FILES, added_ids, read_tokenizer
 from smart_jax.inputs.settings import SETTINGS_FILE, TextSettings, read_settings, with_settings
 from smart_jax.inputs.tokenized_item import TokenizedItem
+from smart_jax.inputs.tokenizer import TOKENIZER_FILES, added_ids, read_tokenizer
 from smart_jax.models import Batch, BertConfig
 
 if TYPE_CHECKING:
@@ -114,7 +116,7 @@ class TextPreprocessor:
         lower_case = bool(transformer.get("do_lower_case", False))
         return cls(read_tokenizer(checkpoint.having(*TOKENIZER_FILES)), config, settings, lower_case=lower_case)
 
-    def description(self) -> tuple[Any, ...]:
+    def description(self) -> tuple[object, ...]:
         """Returns all that tokenised items depend on beside the config; its `repr` is the same in every process."""
         return self.settings, self.lower_case, self.tokenizer.backend_tokenizer.to_str()
 
@@ -134,6 +136,12 @@ class TextPreprocessor:
         Raises:
           TypeError, ValueError, FileNotFoundError: the item cannot be used; the message says why and what to do.
         """
+        _, text = self._text(item, instruction, query, name)
+        words = self.tokenizer(text.lower() if self.lower_case else text, add_special_tokens=False, verbose=False)
+        return self._tokenized(np.asarray(words["input_ids"], np.int64))
+
+    def _text(self, item: ItemLike, instruction: str | None, query: bool, name: str) -> tuple[Item, str]:
+        """Returns the item, and what is tokenised of it: the instruction and its texts."""
         parsed = parse_item(item, name=name)
         if parsed.images or parsed.videos:
             kind = "an image" if parsed.images else "a video"
@@ -144,20 +152,76 @@ class TextPreprocessor:
         if instruction is None:
             default = self.settings.query_instruction if query else self.settings.default_instruction
             instruction = default or ""
-        text = (parsed.instruction or instruction) + " ".join(parsed.texts)
-        words = self.tokenizer(text.lower() if self.lower_case else text, add_special_tokens=False, verbose=False)
-        room = self._longest - len(self._prefix) - len(self._suffix)
-        ids = np.concatenate([self._prefix, np.asarray(words["input_ids"][:room], np.int64), self._suffix])
+        return parsed, (parsed.instruction or instruction) + " ".join(parsed.texts)
+
+    def _tokenized(self, words: Int[np.ndarray, " words"], *, whole: bool = False) -> TokenizedItem:
+        room = len(words) if whole else self._longest - len(self._prefix) - len(self._suffix)
+        ids = np.concatenate([self._prefix, words[:room], self._suffix])
         keep = ~np.isin(ids, self._special)
         keep[0] = not keep.any()
-        return TokenizedItem(input_ids=ids.astype(np.int32), keep=keep, grids=(), patches=np.zeros((0, 0), np.float32))
+        no_patches, cut = np.zeros((0, 0), np.uint8), max(0, len(words) - room)
+        return TokenizedItem(input_ids=ids.astype(np.int32), keep=keep, grids=(), patches=no_patches, cut=cut)
+
+    def origins(
+        self,
+        item: ItemLike,
+        *,
+        instruction: str | None = None,
+        query: bool = False,
+        name: str = "item",
+        whole: bool = False,
+    ) -> Origins:
+        """Returns what each token of a text stands for.
+
+        Args:
+          item, instruction, query, name: as in `tokenize`.
+          whole: whether tokens are told that `tokenize` cuts, too: of a text that is read in several windows.
+
+        Raises:
+          TypeError, ValueError, FileNotFoundError: as `tokenize`.
+        """
+        parsed, text = self._text(item, instruction, query, name)
+        read = text.lower() if self.lower_case else text
+        words = self.tokenizer(read, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        tokens = self._tokenized(np.asarray(words["input_ids"], np.int64), whole=whole)
+        offsets = np.asarray(words["offset_mapping"], np.int64).reshape(-1, 2)
+        if len(read) != len(text):  # a few letters are two characters in lower case
+            origin = np.repeat(np.arange(len(text)), [len(character.lower()) for character in text])
+            offsets = np.stack([origin[offsets[:, 0]], origin[offsets[:, 1] - 1] + 1], axis=1)
+        room = len(tokens) - len(self._prefix) - len(self._suffix)
+        offsets = np.pad(offsets[:room], ((len(self._prefix), len(self._suffix)), (0, 0)))
+        joined = " ".join(parsed.texts)
+        spans = text_spans(offsets, text, [(0, len(text) - len(joined), len(text))], [joined])
+        added = self.tokenizer.convert_ids_to_tokens(tokens.input_ids.tolist())
+        pieces = [text[first:last] or str(word) for (first, last), word in zip(offsets.tolist(), added, strict=True)]
+        return Origins(tokens, tuple(pieces), in_parts(spans, parsed.texts), frames=())
+
+    def outline(
+        self, item: ItemLike, *, instruction: str | None = None, query: bool = False, name: str = "item"
+    ) -> TokenizedItem:
+        """Returns what `tokenize` gives: a text has no pixels to leave out."""
+        return self.tokenize(item, instruction=instruction, query=query, name=name)
+
+    def measure(
+        self, item: ItemLike, *, instruction: str | None = None, query: bool = False, name: str = "item"
+    ) -> tuple[int, int]:
+        """Returns the number of tokens that `tokenize` gives, and 0 patches."""
+        return len(self.tokenize(item, instruction=instruction, query=query, name=name)), 0
 
     def picture(self, item: ItemLike) -> None:
         """Returns None: a text shows nothing."""
 
+    def frame_picture(self, item: ItemLike, frame: Frame) -> Image.Image:
+        """Raises ValueError: a text has no frames."""
+        raise ValueError(f"{self.config.model_type} reads text only: there is no {frame.medium} to show")
+
     def length_bucket(self, n: int) -> int:
         """Returns the padded length of items of at most n tokens."""
         return bucket(n, self.length_buckets, "tokens")
+
+    def padded_sizes(self, tokens: int, patches: int) -> tuple[int, int]:
+        """Returns the padded length of items of at most so many tokens, and no patches."""
+        return self.length_bucket(tokens), 0
 
     def collate(
         self,
@@ -168,13 +232,14 @@ class TextPreprocessor:
         batch_size: int | None = None,
         shards: int | None = None,
         padding_side: Literal["right", "left"] = "right",
+        videos: bool | None = None,
     ) -> Batch:
         """Returns a batch of static shape, without a vision part.
 
         Args:
           items: at least one.
           length: padded length L; None = the bucket of the longest item.
-          patches, shards: of images; None or 0, and without effect.
+          patches, shards, videos: of images; None or 0, and without effect.
           batch_size: B; the batch is filled up with rows of one attended padding token and no kept one.
           padding_side: side of the tokens that is padded.
 

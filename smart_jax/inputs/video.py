@@ -1,4 +1,4 @@
-"""Videos to normalised vision patches and times, as the Qwen-VL models take them (PyAV, Pillow and NumPy).
+"""Videos to vision patches and times, as the Qwen-VL models take them (PyAV, Pillow and NumPy).
 
 The reference is qwen-vl-utils (which frames, which size) followed by transformers' processor (times, patches). Two
 frames become one temporal patch. Qwen3-VL sees each like an image of its own, after its time in seconds as text
@@ -16,14 +16,30 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 
-from smart_jax.inputs.image import ImageLike, ImageSettings, existing_file, open_rgb, patchify, smart_resize
-from smart_jax.inputs.video_file import choose_frames, explained, import_av, read_frames, read_index, resized
+from smart_jax.inputs.image import (
+    ImageLike,
+    ImageSettings,
+    existing_file,
+    image_size,
+    open_rgb,
+    patchify,
+    smart_resize,
+)
+from smart_jax.inputs.video_file import (
+    VideoIndex,
+    choose_frames,
+    explained,
+    import_av,
+    read_frames,
+    read_index,
+    resized,
+)
 from smart_jax.inputs.video_settings import VideoSettings
 from smart_jax.models import Grid
 
@@ -34,29 +50,55 @@ LIST_FPS = 2.0  # the rate of a list of frames where nobody gives one
 _LIST_MIN_BLOCKS, _LIST_MAX_BLOCKS = 4, 16384
 
 
-class VideoPatches(NamedTuple):
-    """The patches of a video.
+class VideoOutline(NamedTuple):
+    """A video's temporal patches, without their pixels.
 
     Attributes:
-      patches: float32, temporal patch after temporal patch.
       grids: (1, rows, columns) of each temporal patch.
       seconds: mean time of each temporal patch's frames.
       interval: seconds from one temporal patch to the next, at the mean rate of the frames taken.
     """
 
-    patches: Float[np.ndarray, "V E"]
     grids: tuple[Grid, ...]
     seconds: tuple[float, ...]
     interval: float
 
 
-class _Frames(NamedTuple):
-    pixels: list[UInt8[np.ndarray, "H W 3"]]  # a multiple of temporal_patch_size of them, resized
-    seconds: list[float]
-    rate: float  # of the frames taken, per second
+class VideoPatches(NamedTuple):
+    """The patches of a video.
+
+    Attributes:
+      patches: bytes, temporal patch after temporal patch, each with its frames one after another.
+      grids, seconds, interval: as in `VideoOutline`.
+    """
+
+    patches: UInt8[np.ndarray, "V E"]
+    grids: tuple[Grid, ...]
+    seconds: tuple[float, ...]
+    interval: float
+
+    @property
+    def outline(self) -> VideoOutline:
+        """The video without its pixels."""
+        return VideoOutline(self.grids, self.seconds, self.interval)
 
 
-def check_video(video: Any, *, name: str = "video") -> Path | list[ImageLike] | np.ndarray:
+class _Sample(NamedTuple):
+    """The frames that are taken."""
+
+    seconds: list[float]  # a multiple of temporal_patch_size of them
+    rate: float  # per second
+    size: tuple[int, int]  # height and width, resized
+
+    def outline(self, images: ImageSettings) -> VideoOutline:
+        span = images.temporal_patch_size
+        groups = range(0, len(self.seconds), span)
+        grid = 1, self.size[0] // images.patch_size, self.size[1] // images.patch_size
+        times = tuple((self.seconds[i] + self.seconds[i + span - 1]) / 2 for i in groups)
+        return VideoOutline((grid,) * len(groups), times, span / self.rate)
+
+
+def check_video(video: object, *, name: str = "video") -> Path | list[ImageLike] | np.ndarray:
     """Returns the video, checked as far as that takes no decoding; a str becomes a Path.
 
     Raises:
@@ -126,18 +168,44 @@ def process_video(
     """
     given, settings = _checked(video, settings, fps, max_frames, name)
     if isinstance(given, Path):
-        frames = _from_file(given, images, settings, name)
+        sample, pixels = _from_file(given, images, settings, name)
     else:
-        frames = _from_frames(given, images, settings, fps, name)
+        sample, pixels = _from_frames(given, images, settings, fps, name)
     span = images.temporal_patch_size
-    groups = range(0, len(frames.pixels), span)
-    height, width = frames.pixels[0].shape[:2]
-    return VideoPatches(
-        np.concatenate([_temporal_patch(frames.pixels[i : i + span], images) for i in groups]),
-        ((1, height // images.patch_size, width // images.patch_size),) * len(groups),
-        tuple((frames.seconds[i] + frames.seconds[i + span - 1]) / 2 for i in groups),
-        span / frames.rate,
-    )
+    groups = range(0, len(pixels), span)
+    patches = np.concatenate([_temporal_patch(pixels[i : i + span], images) for i in groups])
+    return VideoPatches(patches, *sample.outline(images))
+
+
+def outline_video(
+    video: VideoLike,
+    images: ImageSettings,
+    settings: VideoSettings,
+    *,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    name: str = "video",
+) -> VideoOutline:
+    """Returns what `process_video` gives except for the patches; no frame is decoded.
+
+    A file's index is read, which takes reading it from one end to the other; of frames the first one's size.
+
+    Args:
+      video, images, settings, fps, max_frames, name: as in `process_video`.
+
+    Raises:
+      ImportError, FileNotFoundError, TypeError, ValueError: as `process_video`, as far as that shows without decoding.
+    """
+    given, settings = _checked(video, settings, fps, max_frames, name)
+    if isinstance(given, Path):
+        av, what = import_av(name), f"{name} ('{given}')"
+        with explained(av, what):
+            sample, _ = _sample_file(read_index(av, given, what), images, settings, what)
+        return sample.outline(images)
+    chosen, seconds, rate = _choose(len(given), settings, fps, images.temporal_patch_size)
+    frame = f"{name}: frame {chosen[0]} of the video"
+    first = _first_size(image_size(given[chosen[0]], name=frame), images, frame)
+    return _Sample(seconds, rate, _fit(first, len(seconds), images, settings, name)).outline(images)
 
 
 def middle_frame(
@@ -180,6 +248,71 @@ def middle_frame(
         return Image.fromarray(frame)
 
 
+def step_frame(
+    video: VideoLike,
+    step: int,
+    images: ImageSettings,
+    settings: VideoSettings,
+    *,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    name: str = "video",
+) -> Image.Image:
+    """Returns the first frame of a temporal patch of `process_video`, to be shown; no other is decoded.
+
+    Args:
+      video, images, settings, fps, max_frames, name: as in `process_video`.
+      step: number of the temporal patch.
+
+    Returns:
+      RGB, in the video's own size.
+
+    Raises:
+      ImportError, FileNotFoundError, TypeError, ValueError: as `process_video`, as far as the one frame is concerned.
+
+    Example:
+      >>> frames = [Image.new("RGB", (64, 64), (i, i, i)) for i in range(4)]
+      >>> step_frame(frames, 1, ImageSettings(), VideoSettings()).getpixel((0, 0))
+      (2, 2, 2)
+    """
+    given, settings = _checked(video, settings, fps, max_frames, name)
+    first = step * images.temporal_patch_size
+    if not isinstance(given, Path):
+        number = _choose(len(given), settings, fps, images.temporal_patch_size)[0][first]
+        return open_rgb(given[number], name=f"{name}: frame {number} of the video")
+    av, what = import_av(name), f"{name} ('{given}')"
+    with explained(av, what):
+        index = read_index(av, given, what)
+        chosen, seconds = choose_frames(index, settings, images.temporal_patch_size)
+        (frame,) = read_frames(av, given, index, (chosen[first:][:1], seconds[first:][:1]), None, what)
+        return Image.fromarray(frame)
+
+
+def middle_size(
+    video: VideoLike,
+    settings: VideoSettings,
+    *,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    name: str = "video",
+) -> tuple[int, int]:
+    """Returns the height and width of `middle_frame`, without decoding it.
+
+    Args:
+      video, settings, fps, max_frames, name: as in `process_video`.
+
+    Raises:
+      ImportError, FileNotFoundError, TypeError, ValueError: as `middle_frame`, as far as that shows without decoding.
+    """
+    given, _ = _checked(video, settings, fps, max_frames, name)
+    if not isinstance(given, Path):
+        middle = len(given) // 2
+        return image_size(given[middle], name=f"{name}: frame {middle} of the video")
+    av, what = import_av(name), f"{name} ('{given}')"
+    with explained(av, what):
+        return read_index(av, given, what).size
+
+
 def _checked(
     video: VideoLike, settings: VideoSettings, fps: float | None, max_frames: int | None, name: str
 ) -> tuple[Path | list[ImageLike] | np.ndarray, VideoSettings]:
@@ -192,9 +325,8 @@ def _checked(
     return check_video(video, name=name), settings
 
 
-def _temporal_patch(frames: Sequence[UInt8[np.ndarray, "H W 3"]], images: ImageSettings) -> Float[np.ndarray, "V E"]:
-    still = (-1, 3, images.temporal_patch_size, images.patch_size**2)
-    return np.stack([patchify(f, images).reshape(still)[:, :, 0] for f in frames], 2).reshape(-1, images.patch_values)
+def _temporal_patch(frames: Sequence[UInt8[np.ndarray, "H W 3"]], images: ImageSettings) -> UInt8[np.ndarray, "V E"]:
+    return np.concatenate([patchify(frame, images) for frame in frames], axis=1)
 
 
 def _fit(
@@ -212,55 +344,78 @@ def _fit(
         raise ValueError(f"{name}: a frame of the video: {error}") from error
 
 
+def _choose(
+    count: int, settings: VideoSettings, fps: float | None, temporal: int
+) -> tuple[list[int], list[float], float]:
+    """Returns which of a list's frames are taken, their times with those of repeated ones, and their rate."""
+    chosen = list(range(count))
+    if count > settings.max_frames:
+        chosen = np.linspace(0, count - 1, settings.max_frames, dtype=int).tolist()
+    missing = -len(chosen) % temporal
+    numbers = list(range(len(chosen))) if fps is None else list(chosen)
+    numbers += [numbers[-1] + 1 + i for i in range(missing)]
+    rate = LIST_FPS if fps is None else fps
+    taken = rate if fps is None else rate * len(chosen) / count
+    return chosen, [n / rate for n in numbers], taken
+
+
 def _from_frames(
     video: list[ImageLike] | np.ndarray,
     images: ImageSettings,
     settings: VideoSettings,
     fps: float | None,
     name: str,
-) -> _Frames:
-    chosen = np.arange(len(video))
-    if len(video) > settings.max_frames:
-        chosen = np.linspace(0, len(video) - 1, settings.max_frames, dtype=int)
-    missing = -len(chosen) % images.temporal_patch_size
-    numbers = list(range(len(chosen))) if fps is None else chosen.tolist()
-    numbers += [numbers[-1] + 1 + i for i in range(missing)]
+) -> tuple[_Sample, list[UInt8[np.ndarray, "H W 3"]]]:
+    chosen, seconds, rate = _choose(len(video), settings, fps, images.temporal_patch_size)
     pixels: list[np.ndarray] = []
     for i in chosen:
         rgb = _firstresized(video[i], images, f"{name}: frame {i} of the video")
         if not pixels:
             given = rgb.size
-            size = _fit((rgb.height, rgb.width), len(numbers), images, settings, name)
+            size = _fit((rgb.height, rgb.width), len(seconds), images, settings, name)
         if rgb.size != given:
             raise ValueError(
                 f"{name}: frame {i} of the video has another size than the first (resized, {rgb.width} x {rgb.height} "
                 f"and {given[0]} x {given[1]}): resize all to one"
             )
         pixels.append(np.asarray(resized(rgb, size)))
-    pixels += pixels[-1:] * missing
-    rate = LIST_FPS if fps is None else fps
-    taken = rate if fps is None else rate * len(chosen) / len(video)
-    return _Frames(pixels, [n / rate for n in numbers], taken)
+    pixels += pixels[-1:] * (len(seconds) - len(pixels))
+    return _Sample(seconds, rate, size), pixels
 
 
 def _firstresized(frame: ImageLike, images: ImageSettings, name: str) -> Image.Image:
-    """Resizes a frame to multiples of two visual tokens: qwen-vl-utils does so to listed frames before it fits them to
-    the budget, and it can change the grid."""
-    rgb, factor = open_rgb(frame, name=name), 2 * images.factor
+    rgb = open_rgb(frame, name=name)
+    return resized(rgb, _first_size((rgb.height, rgb.width), images, name))
+
+
+def _first_size(size: tuple[int, int], images: ImageSettings, name: str) -> tuple[int, int]:
+    """Returns the size of a frame in multiples of two visual tokens.
+
+    qwen-vl-utils resizes listed frames to it before it fits them to the budget, and it can change the grid.
+    """
+    factor = 2 * images.factor
     bounds = {"min_pixels": _LIST_MIN_BLOCKS * factor**2, "max_pixels": _LIST_MAX_BLOCKS * factor**2}
     try:
-        size = smart_resize(rgb.height, rgb.width, factor=factor, **bounds)
+        return smart_resize(*size, factor=factor, **bounds)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    return resized(rgb, size)
 
 
-def _from_file(path: Path, images: ImageSettings, settings: VideoSettings, name: str) -> _Frames:
+def _from_file(
+    path: Path, images: ImageSettings, settings: VideoSettings, name: str
+) -> tuple[_Sample, list[UInt8[np.ndarray, "H W 3"]]]:
     av, what = import_av(name), f"{name} ('{path}')"
     with explained(av, what):
         index = read_index(av, path, what)
-        chosen, seconds = choose_frames(index, settings, images.temporal_patch_size)
-        size = _fit(index.size, len(chosen), images, settings, what)
-        pixels = read_frames(av, path, index, (chosen, seconds), size, what)
+        sample, chosen = _sample_file(index, images, settings, what)
+        return sample, read_frames(av, path, index, (chosen, sample.seconds), sample.size, what)
+
+
+def _sample_file(
+    index: VideoIndex, images: ImageSettings, settings: VideoSettings, what: str
+) -> tuple[_Sample, Int[np.ndarray, " n"]]:
+    """Returns the frames that are taken of a file, and their numbers."""
+    chosen, seconds = choose_frames(index, settings, images.temporal_patch_size)
     total = len(index.seconds)
-    return _Frames(pixels, seconds, min(len(chosen), total) / total * index.rate)
+    size = _fit(index.size, len(chosen), images, settings, what)
+    return _Sample(seconds, min(len(chosen), total) / total * index.rate, size), chosen

@@ -23,6 +23,13 @@ from PIL import Image
 from smart_jax.inputs.image import existing_file
 from smart_jax.inputs.video_settings import VideoSettings
 
+# Files with frames in them: a playlist, which is a text, could name other files and addresses.
+_FORMATS = (
+    *("mov", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "flv", "ogg", "asf", "h264", "hevc"),
+    *("gif", "png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe"),  # a picture is a video of one frame
+    *("wav", "mp3", "flac", "aac"),  # of which it is said that they have no frames
+)
+READABLE = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "file"}
 MIN_FRAMES = 4  # of a file that has them
 # Of the frames that the header promises; the rest may be hidden by an edit list.
 COMPLETE = 0.95
@@ -43,7 +50,7 @@ def check_video_file(path: str | Path, *, name: str = "video") -> None:
     """
     path = existing_file(path, name, "video", "the path of a video")
     av, what = import_av(name), f"{name} ('{path}')"
-    with explained(av, what), av.open(str(path)) as container:
+    with explained(av, what), av.open(str(path), options=READABLE) as container:
         _stream(av, container, what)
 
 
@@ -123,7 +130,7 @@ def _stream(av: ModuleType, container: Any, what: str) -> Any:
 
 def read_index(av: ModuleType, path: Path, what: str) -> VideoIndex:
     """Reads what a file holds; raises ValueError where it has no frames, too large ones, or fewer than it promises."""
-    with av.open(str(path)) as container:
+    with av.open(str(path), options=READABLE) as container:
         stream = _stream(av, container, what)
         size = (stream.height, stream.width)
         limit = Image.MAX_IMAGE_PIXELS
@@ -185,7 +192,7 @@ def _decode(
     """
     decoded: dict[int, np.ndarray] = {}
     wanted = set(keys)
-    with av.open(str(path)) as container:
+    with av.open(str(path), options=READABLE) as container:
         stream = _stream(av, container, str(path))
         stream.thread_type = "AUTO"
         frames, numbers, last = container.decode(stream), itertools.count(), -math.inf

@@ -1,15 +1,14 @@
-"""How many frames of a video are taken, and how large they are."""
+"""Number and size of the frames that are taken of a video."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoSettings:
-    """How a video becomes frames.
+    """Settings by which a video becomes frames.
 
     Attributes:
       fps: frames taken per second of a file.
@@ -39,7 +38,7 @@ class VideoSettings:
         return int(max(min(self.max_pixels, share), int(self.min_pixels * 1.05)))
 
 
-def check_sampling(fps: Any, max_frames: Any) -> None:
+def check_sampling(fps: object, max_frames: object) -> None:
     """Raises ValueError unless fps is a positive number and max_frames an integer of at least 2.
 
     Example:

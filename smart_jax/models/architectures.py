@@ -6,9 +6,9 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from smart_jax.files import Checkpoint
+from smart_jax.files import Checkpoint, other_folder
 from smart_jax.models import bert
 from smart_jax.models.bert import Bert
 from smart_jax.models.bert_config import BertConfig
@@ -16,13 +16,14 @@ from smart_jax.models.pooling import read_pooling
 from smart_jax.models.qwen_vl import QWEN2_NAMES, SHARDING_RULES, QwenVL
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from smart_jax.runtime import Rules
+from smart_jax.typing import JsonObject
 
 ModelConfig = QwenVLConfig | BertConfig  # each has model_type, and text with hidden_size and num_hidden_layers
 Model = QwenVL | Bert
 
 
 class Architecture(NamedTuple):
-    """What reads, computes and places a backbone of one model_type.
+    """Config, modules and placement rules of the backbones of one model_type.
 
     Attributes:
       config: class of its config, with `from_hf`.
@@ -55,6 +56,40 @@ ARCHITECTURES: dict[str, Architecture] = {
 _CLASSES = {"JinaEmbeddingsV4Model": "qwen2_5_vl"}
 
 
+# Models of each of them, for the messages that say what can be loaded.
+_PUBLISHED = {
+    "qwen3_vl": "Qwen3-VL-Embedding, LamRA",
+    "qwen2_5_vl": "jina-embeddings-v4, LamRA",
+    "qwen2_vl": "GME, LamRA-Ret, VLM2Vec-V2",
+    "bert": "all-MiniLM-L6-v2 and other sentence-transformers",
+}
+_MULTI_VECTOR = ("col", "paligemma", "idefics3", "modernvbert")  # beginnings of model_types of ColPali and its kin
+
+
+def supported() -> str:
+    """Returns, in a sentence, which architectures can be loaded, with models of each.
+
+    Example:
+      >>> supported().split(",")[0]
+      'architectures that can be loaded: qwen3_vl (Qwen3-VL-Embedding'
+    """
+    return "architectures that can be loaded: " + "; ".join(f"{name} ({_PUBLISHED[name]})" for name in ARCHITECTURES)
+
+
+def check_supported(folder: Path) -> None:
+    """Refuses a folder whose config.json, if it has one, is of an architecture that cannot be loaded.
+
+    Raises:
+      ValueError: it is, or the file is not JSON; the message says which architectures there are.
+
+    Example:
+      >>> from smart_jax.files import resolve
+      >>> check_supported(resolve("tiny"))
+    """
+    if (path := folder / "config.json").is_file():
+        _read_config(path)
+
+
 def load_config(checkpoint: Checkpoint | str | Path, *, pooling: str | None = None) -> ModelConfig:
     """Reads the config of a checkpoint from its config.json and, of a BERT, its pooling rule.
 
@@ -64,7 +99,7 @@ def load_config(checkpoint: Checkpoint | str | Path, *, pooling: str | None = No
         is in their batches (`Batch.pool_mask`).
 
     Raises:
-      FileNotFoundError: there is no config.json.
+      FileNotFoundError: there is no config.json; the message says what the folder is instead, where that is known.
       ValueError: it is not JSON, its model_type is unknown, a key is missing, or the pooling is unknown.
 
     Example:
@@ -75,16 +110,10 @@ def load_config(checkpoint: Checkpoint | str | Path, *, pooling: str | None = No
     checkpoint = Checkpoint.of(checkpoint)
     path = checkpoint.path("config.json")
     if not path.is_file():
+        if (instead := other_folder(checkpoint.folder)) is not None:
+            raise FileNotFoundError(f"'{checkpoint}' is no checkpoint: {instead}")
         raise FileNotFoundError(f"{path} does not exist: a checkpoint folder in Hugging Face layout has a config.json")
-    try:
-        hf: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): fetch the checkpoint again") from error
-    model_type = hf.get("model_type") if isinstance(hf, dict) else None
-    if model_type not in ARCHITECTURES and isinstance(hf, dict):
-        model_type = next((_CLASSES[name] for name in hf.get("architectures") or () if name in _CLASSES), model_type)
-    if model_type not in ARCHITECTURES:
-        raise ValueError(f"{path}: model_type '{model_type}' is not supported; supported: {', '.join(ARCHITECTURES)}")
+    model_type, hf = _read_config(path)
     try:
         config = ARCHITECTURES[model_type].config.from_hf({**hf, "model_type": model_type})
     except ValueError as error:
@@ -92,3 +121,22 @@ def load_config(checkpoint: Checkpoint | str | Path, *, pooling: str | None = No
     if isinstance(config, BertConfig):
         return dataclasses.replace(config, pooling=read_pooling(checkpoint, pooling))
     return config
+
+
+def _read_config(path: Path) -> tuple[str, JsonObject]:
+    """Returns the architecture and the content of a config.json; raises ValueError where it cannot be loaded."""
+    try:
+        hf: JsonObject = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): fetch the checkpoint again") from error
+    model_type = hf.get("model_type") if isinstance(hf, dict) else None
+    if model_type not in ARCHITECTURES and isinstance(hf, dict):
+        model_type = next((_CLASSES[name] for name in hf.get("architectures") or () if name in _CLASSES), model_type)
+    if model_type not in ARCHITECTURES:
+        kin = (
+            " (a multi-vector model with a head of its own: this library works on single-vector models)"
+            if str(model_type).startswith(_MULTI_VECTOR)
+            else ""
+        )
+        raise ValueError(f"{path}: model_type '{model_type}' is not supported{kin}; {supported()}")
+    return model_type, hf

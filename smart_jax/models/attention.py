@@ -13,8 +13,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from smart_jax.models.heads import block_size
 from smart_jax.runtime import AXES, BATCH
 
 # Scores of one step on a CPU, of a key head, the query heads that share it and some queries: they fill the 1 MiB that a
@@ -24,10 +25,12 @@ CPU_SCORES, CPU_QUERIES = 2**18, 128
 CPU_WHOLE = 96
 # Attention scores that an accelerator holds at once, in query positions x key positions of one head and row.
 SCORES_AT_ONCE = 2**21
+CUDNN_MASK = 512  # length up to which cuDNN is given a whole mask; not measured on a GPU
 FLASH_LENGTH = 512  # length from which on a TPU does not write its scores to memory; not measured on one
-FLASH_BLOCKS = (512, 256, 128)  # query and key positions at a time: the largest that divides the length
+FLASH_BLOCKS = (128, 256, 384, 512)  # query and key positions at a time
 NOBODY, NOTHING = -2, -1  # segments of queries and of keys that only fill up a block: they equal no other
 
+Implementation = Literal["cudnn", "xla"]  # of jax's attention
 Way = Callable[..., Float[Array, "B L A C"]]  # a function of q, k, v and segment
 
 
@@ -48,6 +51,11 @@ def attention(
       q, k, v: queries, keys and values; query heads i * A / kv to (i + 1) * A / kv - 1 share key head i.
       segment: number of the segment of each position.
       causal: whether a position attends to none after it.
+
+    Example:
+      >>> x, segment = jnp.arange(4.0).reshape(1, 4, 1, 1), jnp.array([[0, 0, 1, 1]])
+      >>> print(attention(0 * x, x, x, segment, causal=False).ravel())  # means of the two segments
+      [0.5 0.5 2.5 2.5]
     """
     return partial(_choose(q.shape, q.dtype), causal=causal)(q, k, v, segment)
 
@@ -84,7 +92,7 @@ def _choose(shape: tuple[int, ...], dtype: jnp.dtype) -> Way:
     if backend == "cpu":
         return _by_rows if length <= CPU_WHOLE else _by_head_on_each_device
     if backend == "gpu" and _cudnn_takes(shape, dtype):
-        return _by_cudnn
+        return _by_cudnn_on_each_device
     if backend == "tpu" and length >= FLASH_LENGTH and dtype in (jnp.bfloat16, jnp.float32):
         return _by_flash_on_each_device
     return _by_rows
@@ -118,6 +126,9 @@ def _by_head_on_each_device(q: Array, k: Array, v: Array, segment: Array, *, cau
 
 
 def _by_flash_on_each_device(q: Array, k: Array, v: Array, segment: Array, *, causal: bool) -> Array:
+    if AxisType.Manual in jax.typeof(q).sharding.mesh.axis_types:
+        # Inside shard_map, whose check of varying axes asks what Pallas' kernels do not say.
+        return _by_rows(q, k, v, segment, causal=causal)
     return _on_each_device(partial(_by_flash, causal=causal))(q, k, v, segment)
 
 
@@ -136,6 +147,10 @@ def _cudnn_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
     )
 
 
+def _by_cudnn_on_each_device(q: Array, k: Array, v: Array, segment: Array, *, causal: bool) -> Array:
+    return _on_each_device(partial(_by_cudnn, causal=causal))(q, k, v, segment)
+
+
 def _by_cudnn(
     q: Float[Array, "B L A C"],
     k: Float[Array, "B L kv C"],
@@ -143,11 +158,38 @@ def _by_cudnn(
     segment: Int[Array, "B L"],
     *,
     causal: bool,
-    implementation: Literal["cudnn", "xla"] = "cudnn",
+    implementation: Implementation = "cudnn",
 ) -> Float[Array, "B L A C"]:
-    """Gives cuDNN the segments as a mask [L, L] for all heads; its lengths could only say that the right is padding."""
-    mask = segment[:, None, :, None] == segment[:, None, None, :]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=implementation)
+    """Gives cuDNN the length of each row's first segment where only padding follows it, and masks otherwise.
+
+    A mask of all positions by all would take more memory than all else: in long rows one of some queries is there at a
+    time. Padding has number 0; behind a length the result is 0.
+    """
+    length = segment.shape[1]
+    fused = partial(jax.nn.dot_product_attention, is_causal=causal, implementation=implementation)
+    if length <= CUDNN_MASK:
+        out: Array = fused(q, k, v, mask=(segment[:, :, None] == segment[:, None, :])[:, None])
+        return out
+    first = segment[:, :1]
+    lengths = jnp.sum(segment == first, axis=1, dtype=jnp.int32)
+    inside = jnp.arange(length)[None] < lengths[:, None]
+
+    def by_length(q: Array, k: Array, v: Array) -> Array:
+        out = fused(q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths)
+        return jnp.where(inside[..., None, None], out, 0)
+
+    def by_mask(q: Array, k: Array, v: Array) -> Array:
+        attend = partial(_attend_masked, implementation=implementation)
+        return _by_queries(q, k, v, segment, causal=causal, attend=attend)
+
+    @jax.checkpoint  # otherwise the forward pass would keep what either way needs for the backward pass
+    def either(q: Array, k: Array, v: Array) -> Array:
+        right_padded = jnp.all(jnp.where(inside, segment == first, segment == 0))
+        out: Array = jax.lax.cond(right_padded, by_length, by_mask, q, k, v)
+        return out
+
+    out = either(q, k, v)
+    return out
 
 
 def _by_flash(
@@ -162,8 +204,8 @@ def _by_flash(
     from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, SegmentIds, flash_attention
 
     length, width = q.shape[1], q.shape[3]
-    after = -length % FLASH_BLOCKS[-1]
-    block = next(size for size in FLASH_BLOCKS if (length + after) % size == 0)
+    block = block_size(length, FLASH_BLOCKS)
+    after = -length % block
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     q, k, v = (_pad(x, 0, after).transpose(0, 2, 1, 3) for x in (q, k, v))
     segment = _pad(segment, 0, after, NOTHING)
@@ -250,11 +292,25 @@ def _by_rows(
     *,
     causal: bool,
 ) -> Float[Array, "B L A C"]:
-    """Takes all heads of all rows at once, and as many queries as keep the scores below `SCORES_AT_ONCE`."""
+    """Takes all heads of all rows at once."""
+    return _by_queries(q, k, v, segment, causal=causal, attend=_attend)
+
+
+def _by_queries(
+    q: Float[Array, "B L A C"],
+    k: Float[Array, "B L kv C"],
+    v: Float[Array, "B L kv C"],
+    segment: Int[Array, "B L"],
+    *,
+    causal: bool,
+    attend: Callable[..., Float[Array, "B queries A C"]],
+) -> Float[Array, "B L A C"]:
+    """Takes as many queries at once as keep a head's scores below `SCORES_AT_ONCE`; `attend` as `_attend`."""
     batch, length, heads, width = q.shape
     blocks, queries = _blocks(length, max(1, SCORES_AT_ONCE // length))
     if blocks == 1:
-        return _attend(q, k, v, segment, segment, jnp.arange(length), causal)
+        return attend(q, k, v, segment, segment, jnp.arange(length), causal)
+    queries += queries % 2  # cuDNN takes no odd number with a mask
 
     def by_block(x: Array, fill: int = 0) -> Array:
         x = _pad(x, 0, blocks * queries - length, fill)
@@ -263,7 +319,7 @@ def _by_rows(
     @jax.checkpoint
     def one_block(block: tuple[Array, ...]) -> Array:
         q, q_segment, index = block
-        return _attend(q, k, v, q_segment, segment, index, causal)
+        return attend(q, k, v, q_segment, segment, index, causal)
 
     index = jnp.arange(blocks * queries).reshape(blocks, queries)
     out: Array = jax.lax.map(one_block, (by_block(q), by_block(segment, NOBODY), index))  # [blocks, B, queries, A, C]
@@ -308,9 +364,7 @@ def _attend(
     """Returns attention of all queries to all keys, computed in one piece."""
     batch, queries, heads, width = q.shape
     groups = k.shape[2]
-    mask = q_segment[:, :, None] == k_segment[:, None, :]  # [B, queries, L]
-    if causal:
-        mask &= (q_index[:, None] >= jnp.arange(k.shape[1])[None, :])[None]
+    mask = _mask(q_segment, k_segment, q_index, causal)
     # Scaling q and dividing the result touches C values of a query, where the usual order touches L scores.
     q = (q * width**-0.5).reshape(batch, queries, groups, heads // groups, width)
     scores = jnp.einsum("bqghk,blgk->bghql", q, k, preferred_element_type=jnp.float32)
@@ -319,6 +373,32 @@ def _attend(
     out = jnp.einsum("bghql,blgk->bghqk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     out = (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, width)
+
+
+def _attend_masked(
+    q: Float[Array, "B queries A C"],
+    k: Float[Array, "B L kv C"],
+    v: Float[Array, "B L kv C"],
+    q_segment: Int[Array, "B queries"],
+    k_segment: Int[Array, "B L"],
+    q_index: Int[Array, " queries"],
+    causal: bool,
+    *,
+    implementation: Implementation,
+) -> Float[Array, "B queries A C"]:
+    """Returns what `_attend` does, by jax's function of a mask."""
+    mask = _mask(q_segment, k_segment, q_index, causal)[:, None]
+    out: Array = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+    return out
+
+
+def _mask(
+    q_segment: Int[Array, "B queries"], k_segment: Int[Array, "B L"], q_index: Int[Array, " queries"], causal: bool
+) -> Bool[Array, "B queries L"]:
+    mask = q_segment[:, :, None] == k_segment[:, None, :]
+    if causal:
+        mask &= (q_index[:, None] >= jnp.arange(k_segment.shape[1])[None, :])[None]
+    return mask
 
 
 def _blocks(length: int, most: int) -> tuple[int, int]:

@@ -6,8 +6,9 @@ import dataclasses
 from typing import TypeVar
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from smart_jax.models.pixels import Normalisation
 from smart_jax.typing import HostOrDevice, register_arrays
 
 _Tree = TypeVar("_Tree")
@@ -25,29 +26,32 @@ class VisionBatch:
     token j of a bin comes from patches j * merge**2 to (j + 1) * merge**2 - 1.
 
     Attributes:
-      patches: normalised pixel values, E = channels * temporal_patch * patch * patch of them for each patch.
+      patches: bytes of the pixels, in the order frame, row, column, channel: E = 3 * patch * patch of them for a patch
+        of still images, whose only frame stands for all, or temporal_patch times as many.
       coords: row and column of the patch in its image's grid, for the rotary embedding.
       interp_idx: four cells of the learned grid of positions; None = the backbone has no such grid.
       interp_w: their bilinear weights.
       segment: 1, 2, ..., a number for each frame, within which patches attend to each other; 0 = padding, which attends
         to padding only.
-      window: the same for the windows of windowed attention; None = the backbone has none.
+      normalisation: what a byte becomes before the backbone reads it; no array, but part of the structure.
+      window: the same as segment for the windows of windowed attention; None = the backbone has none.
 
     Example:
       >>> import numpy as np
       >>> index, weights = np.zeros((1, 4, 4), np.int32), np.full((1, 4, 4), 0.25, np.float32)
       >>> vision = VisionBatch(
-      ...     patches=np.zeros((1, 4, 1536), np.float32), coords=np.array([[[0, 0], [0, 1], [1, 0], [1, 1]]]),
-      ...     interp_idx=index, interp_w=weights, segment=np.ones((1, 4), np.int32))
+      ...     patches=np.zeros((1, 4, 768), np.uint8), coords=np.array([[[0, 0], [0, 1], [1, 0], [1, 1]]]),
+      ...     interp_idx=index, interp_w=weights, segment=np.ones((1, 4), np.int32), normalisation=Normalisation())
       >>> vision.patches.shape
-      (1, 4, 1536)
+      (1, 4, 768)
     """
 
-    patches: Float[HostOrDevice, "G V E"]
+    patches: UInt8[HostOrDevice, "G V E"]
     coords: Int[HostOrDevice, "G V 2"]
     interp_idx: Int[HostOrDevice, "G V 4"] | None
     interp_w: Float[HostOrDevice, "G V 4"] | None
     segment: Int[HostOrDevice, "G V"]
+    normalisation: Normalisation = dataclasses.field(metadata={"static": True})
     window: Int[HostOrDevice, "G V"] | None = None
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from smart_jax.models.layers import ACTIVATIONS
+from smart_jax.typing import JsonObject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +48,7 @@ class BertConfig:
         return None
 
     @classmethod
-    def from_hf(cls, hf: Mapping[str, Any]) -> BertConfig:
+    def from_hf(cls, hf: JsonObject) -> BertConfig:
         """Returns the config that a parsed config.json describes.
 
         Raises:

@@ -89,9 +89,12 @@ class LoraLinear(nnx.Module):
             self.kernel = QuantizedKernel(kernel, config.quantize)
         self.bias = nnx.data(linear.bias)
         limit = linear.in_features**-0.5
-        a = jax.random.uniform(key, (linear.in_features, config.r), jnp.float32, -limit, limit)
-        b = jnp.zeros((config.r, linear.out_features), jnp.float32)
-        factors: tuple[Array | jax.ShapeDtypeStruct, ...] = (a, b)
+
+        def draw() -> tuple[Array | jax.ShapeDtypeStruct, ...]:
+            a = jax.random.uniform(key, (linear.in_features, config.r), jnp.float32, -limit, limit)
+            return a, jnp.zeros((config.r, linear.out_features), jnp.float32)
+
+        factors = jax.eval_shape(draw) if isinstance(kernel, jax.ShapeDtypeStruct) else draw()
         if (sharding := mesh_sharding(kernel)) is not None:  # each is split as the side of the kernel that it shares
             rows, columns = (*sharding.spec, None, None)[:2]
             specs = PartitionSpec(rows, None), PartitionSpec(None, columns)

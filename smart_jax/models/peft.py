@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from smart_jax.files import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
+from smart_jax.typing import JsonObject
 
 CHUNK = 2**22  # values of a weight that are merged at a time, which bounds the memory beside the weight's
 
@@ -54,7 +55,7 @@ class LowRank:
 
 @dataclasses.dataclass
 class Change:
-    """What an adapter does to one tensor of the base model: `whole` takes its place, then the others are added.
+    """Change that an adapter makes to one tensor of the base model: `whole` takes its place, then the others are added.
 
     Attributes:
       read: reads a tensor of the adapter's file.
@@ -209,7 +210,7 @@ def _check_factors(file: Path, factors: _Factors, tasks: Sequence[str], *, dora:
             raise ValueError(f"{file}: {', '.join(extra)} is not expected: {CONFIG_FILE} does not ask for it")
 
 
-def _low_rank(config: Mapping[str, Any], module: str, parts: Mapping[str, str]) -> LowRank:
+def _low_rank(config: JsonObject, module: str, parts: Mapping[str, str]) -> LowRank:
     rank = _by_pattern(config, "rank_pattern", module, "r", 8)
     alpha = _by_pattern(config, "alpha_pattern", module, "lora_alpha", 8)
     kind = "embedding_" if "embedding_A" in parts else ""
@@ -223,7 +224,7 @@ def _low_rank(config: Mapping[str, Any], module: str, parts: Mapping[str, str]) 
     )
 
 
-def _by_pattern(config: Mapping[str, Any], patterns: str, module: str, key: str, default: int) -> Any:  # int or float
+def _by_pattern(config: JsonObject, patterns: str, module: str, key: str, default: int) -> Any:  # int or float
     """Returns a module's value: that of the first regular expression which matches the end of its path, or `key`'s."""
     value = config.get(key, default)
     for pattern, of_pattern in (config.get(patterns) or {}).items():

@@ -17,7 +17,7 @@ Grid = tuple[int, int, int]  # frames, rows and columns of an image or video, in
 
 
 class PatchGeometry(NamedTuple):
-    """Where the patches of a tokenised item lie, see `patch_geometry`.
+    """Places of the patches of a tokenised item, see `patch_geometry`.
 
     Attributes:
       coords: row and column of each patch in its frame, int32.

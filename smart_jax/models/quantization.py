@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -23,9 +25,12 @@ NF4 = (
 class QuantizedKernel(nnx.Module):
     """A frozen kernel in 8 or 4 bits, see `quantize`."""
 
-    def __init__(self, kernel: Float[Array, "inputs outputs"], kind: str) -> None:
+    def __init__(self, kernel: Float[Array | jax.ShapeDtypeStruct, "inputs outputs"], kind: str) -> None:
         self.kind, self.dtype = kind, kernel.dtype
-        codes, scales = jax.jit(quantize, static_argnames="kind")(kernel, kind=kind)
+        if isinstance(kernel, jax.ShapeDtypeStruct):
+            codes, scales = jax.eval_shape(partial(quantize, kind=kind), kernel)
+        else:
+            codes, scales = jax.jit(quantize, static_argnames="kind")(kernel, kind=kind)
         if (sharding := mesh_sharding(kernel)) is not None:
             codes, scales = (place_beside(x, sharding.spec, kernel) for x in (codes, scales))
         self.codes, self.scales = nnx.Variable(codes), nnx.Variable(scales)

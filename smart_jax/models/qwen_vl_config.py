@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from smart_jax.models.layers import ACTIVATIONS
+from smart_jax.typing import JsonObject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class TextConfig:
 
 
 class Family(NamedTuple):
-    """What a model_type says beside its config.json.
+    """Facts that follow from a model_type, beside its config.json.
 
     Attributes:
       text, vision: fields of TextConfig and of VisionConfig that the file does not give.
@@ -84,10 +85,10 @@ class Family(NamedTuple):
       timestamps: see `QwenVLConfig.timestamps`.
     """
 
-    text: dict[str, Any]
-    vision: dict[str, Any]
-    text_missing: dict[str, Any]
-    vision_missing: dict[str, Any]
+    text: JsonObject
+    vision: JsonObject
+    text_missing: JsonObject
+    vision_missing: JsonObject
     equal_heads: bool
     timestamps: bool
 
@@ -181,7 +182,7 @@ class QwenVLConfig:
         return FAMILIES[self.model_type].timestamps
 
     @classmethod
-    def from_hf(cls, hf: Mapping[str, Any]) -> QwenVLConfig:
+    def from_hf(cls, hf: JsonObject) -> QwenVLConfig:
         """Returns the config that a parsed config.json describes.
 
         Raises:
@@ -204,27 +205,27 @@ class QwenVLConfig:
         )
 
 
-def _token_dim(hf: Mapping[str, Any]) -> int | None:
+def _token_dim(hf: JsonObject) -> int | None:
     dim = hf.get("multi_vector_projector_dim")
     if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
         raise ValueError(f"config.json: multi_vector_projector_dim is {dim!r}, expected a positive integer")
     return dim
 
 
-def _section(hf: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _section(hf: JsonObject, name: str) -> JsonObject:
     section = _get(hf, "config.json", name)
     if not isinstance(section, Mapping):
         raise ValueError(f"config.json: {name} is {type(section).__name__}, expected an object")
     return section
 
 
-def _get(section: Mapping[str, Any], where: str, key: str) -> Any:
+def _get(section: JsonObject, where: str, key: str) -> Any:
     if key not in section:
         raise ValueError(f"{where} lacks '{key}': is the file complete? It has {', '.join(sorted(section))}")
     return section[key]
 
 
-def _text(section: Mapping[str, Any], where: str, family: Family) -> TextConfig:
+def _text(section: JsonObject, where: str, family: Family) -> TextConfig:
     section = {**family.text_missing, **section}
     # v5 has rope_parameters with the theta inside; v4 has rope_scaling, and rope_theta beside it.
     rope = section.get("rope_parameters") or section.get("rope_scaling") or {}
@@ -252,14 +253,14 @@ def _text(section: Mapping[str, Any], where: str, family: Family) -> TextConfig:
     return config
 
 
-def _head_dim(section: Mapping[str, Any], where: str) -> int:
+def _head_dim(section: JsonObject, where: str) -> int:
     width, heads = _get(section, where, "hidden_size"), _get(section, where, "num_attention_heads")
     if width % heads or section.get("head_dim") not in (None, width // heads):
         raise ValueError(f"{where}: head_dim must be hidden_size / num_attention_heads = {width} / {heads}")
     return int(width // heads)
 
 
-def _vision(section: Mapping[str, Any], family: Family) -> VisionConfig:
+def _vision(section: JsonObject, family: Family) -> VisionConfig:
     old = {new: section[name] for name, new in _OLD_NAMES.items() if name in section}
     section = {**family.vision_missing, **old, **section}
     if "embed_dim" in family.vision_missing:  # Qwen2-VL: the tower's width, where hidden_size is the decoder's
@@ -281,7 +282,7 @@ def _vision(section: Mapping[str, Any], family: Family) -> VisionConfig:
 
 
 def _fields(
-    cls: type[TextConfig | VisionConfig], section: Mapping[str, Any], where: str, except_for: tuple[str, ...]
+    cls: type[TextConfig | VisionConfig], section: JsonObject, where: str, except_for: tuple[str, ...]
 ) -> dict[str, Any]:
     """Returns the values of a dataclass's fields, without those that have defaults and are not in the section.
 

@@ -10,8 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from smart_jax.models import layers as L
-from smart_jax.models.attention import attention
 from smart_jax.models.batch import Batch
+from smart_jax.models.heads import Heads
+from smart_jax.models.projected_attention import projected_attention
 from smart_jax.models.qwen_vl_config import TextConfig
 
 
@@ -19,7 +20,8 @@ class TextAttention(nnx.Module):
     """Causal attention, whose query heads share fewer heads of keys and values."""
 
     def __init__(self, c: TextConfig, *, rngs: nnx.Rngs) -> None:
-        self.head_dim, self.qk_norm = c.head_dim, c.qk_norm
+        self.qk_norm = c.qk_norm
+        self.heads = Heads(c.num_attention_heads, c.num_key_value_heads, c.head_dim, causal=True, eps=c.rms_norm_eps)
         linear = partial(L.linear, std=c.initializer_range, rngs=rngs)
         qkv_bias = c.attention_bias or c.qkv_bias
         self.q_proj = linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=qkv_bias)
@@ -34,13 +36,9 @@ class TextAttention(nnx.Module):
         self, x: Float[Array, "B L H"], rotation: L.Rotation, segment: Int[Array, "B L"]
     ) -> Float[Array, "B L H"]:
         """Returns attention to the same and earlier positions of each segment."""
-        heads = (*x.shape[:2], -1, self.head_dim)
-        q, k, v = (proj(x).reshape(heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = L.rotate(q, rotation), L.rotate(k, rotation)  # [B, L, A, C], [B, L, kv, C]
-        out = attention(q, k, v, segment, causal=True)
-        return self.o_proj(out.reshape(*x.shape[:2], -1))
+        scales = (self.q_norm.scale[...], self.k_norm.scale[...]) if self.qk_norm else None
+        projected = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return self.o_proj(projected_attention(projected, rotation, segment, self.heads, scales=scales))
 
 
 class DecoderLayer(nnx.Module):

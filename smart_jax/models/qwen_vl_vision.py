@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from smart_jax.models import layers as L
-from smart_jax.models.attention import attention, window_attention
 from smart_jax.models.batch import VisionBatch
+from smart_jax.models.heads import Heads
+from smart_jax.models.pixels import Normalisation, normalised
+from smart_jax.models.placement import split_by_rows
+from smart_jax.models.projected_attention import projected_attention
 from smart_jax.models.qwen_vl_config import VisionConfig
+from smart_jax.typing import HostOrDevice
 
 
 class VisionMLP(nnx.Module):
@@ -32,7 +36,7 @@ class VisionAttention(nnx.Module):
     def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs) -> None:
         self.qkv = L.linear(c.hidden_size, 3 * c.hidden_size, bias=True, std=c.initializer_range, rngs=rngs)
         self.proj = L.linear(c.hidden_size, c.hidden_size, bias=True, std=c.initializer_range, rngs=rngs)
-        self.heads = c.num_heads
+        self.heads = Heads(c.num_heads, c.num_heads, c.hidden_size // c.num_heads, causal=False)
 
     def __call__(
         self,
@@ -42,15 +46,7 @@ class VisionAttention(nnx.Module):
         longest: int | None = None,
     ) -> Float[Array, "G V W"]:
         """Returns attention within segments; with `longest`, each must be a run of at most so many patches."""
-        batch, patches, width = x.shape
-        qkv = self.qkv(x).reshape(batch, patches, 3, self.heads, width // self.heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [G, V, A, C]
-        q, k = L.rotate(q, rotation), L.rotate(k, rotation)
-        if longest is None:
-            out = attention(q, k, v, segment, causal=False)
-        else:
-            out = window_attention(q, k, v, segment, longest=longest)
-        return self.proj(out.reshape(batch, patches, width))
+        return self.proj(projected_attention((self.qkv(x),), rotation, segment, self.heads, longest=longest))
 
 
 class VisionBlock(nnx.Module):
@@ -96,14 +92,17 @@ class PatchMerger(nnx.Module):
 
 
 class PatchEmbed(nnx.Module):
-    """Projection of flattened patches: the reference's Conv3d, whose stride is its kernel, as one matrix product."""
+    """Projection of normalised patches: the reference's Conv3d, whose stride is its kernel, as one matrix product."""
 
     def __init__(self, c: VisionConfig, *, rngs: nnx.Rngs) -> None:
         self.proj = L.linear(c.patch_values, c.hidden_size, bias=c.patch_bias, std=c.initializer_range, rngs=rngs)
+        self.size, self.frames = c.patch_size, c.temporal_patch_size
 
-    def __call__(self, patches: Float[Array, "G V E"]) -> Float[Array, "G V W"]:
-        """Returns the patches' first states, in the parameters' dtype."""
-        return self.proj(patches.astype(self.proj.kernel.dtype))
+    def __call__(self, patches: UInt8[HostOrDevice, "G V E"], how: Normalisation) -> Float[Array, "G V W"]:
+        """Returns the patches' first states, in the parameters' dtype; `how` their bytes become values."""
+        dtype = self.proj.kernel.dtype
+        values = normalised(patches, how, size=self.size, frames=self.frames, dtype=dtype)
+        return self.proj(split_by_rows(values))
 
 
 class VisionModel(nnx.Module):
@@ -136,7 +135,8 @@ class VisionModel(nnx.Module):
         c = self.config
         if (c.grid_side is None, c.window_size is None) != (v.interp_w is None, v.window is None):
             raise ValueError("the batch's learned positions or attention windows are of another backbone")
-        x = self.patch_embed(jnp.asarray(v.patches))
+        # A backward pass with `remat` keeps the patches' bytes, an eighth or a quarter of their values.
+        x = L.run(self.patch_embed, v.patches, remat=remat, how=v.normalisation)
         if v.interp_idx is not None and v.interp_w is not None:
             weights = jnp.asarray(v.interp_w, x.dtype)
             x = x + jnp.einsum("gviw,gvi->gvw", self.pos_embed.embedding[v.interp_idx], weights)

@@ -16,10 +16,10 @@ ModelGraph: TypeAlias = nnx.GraphDef[Model]
 """A backbone without its parameters: what `nnx.merge` joins with `Params`."""
 
 Params: TypeAlias = nnx.State[Any, Any]
-"""A backbone's parameters: nested states, whose keys are names and numbers, and whose leaves are `nnx.Param`s."""
+"""A backbone's parameters: nested states, whose keys are names and numbers, and each leaf is an `nnx.Param`."""
 
 LeafPath: TypeAlias = tuple[str | int, ...]
-"""Where a parameter is, as attributes and numbers: `("visual", "blocks", 0, "norm1", "scale")`."""
+"""Place of a parameter, as attributes and numbers: `("visual", "blocks", 0, "norm1", "scale")`."""
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 

@@ -1,6 +1,7 @@
-"""Devices and processes: the mesh, several processes as one, and the compilation cache."""
+"""Devices and processes: the mesh, several processes as one, the compilation cache and the compiler's options."""
 
 from smart_jax.runtime import compilation_cache, distributed
+from smart_jax.runtime.compiler_options import compiler_options
 from smart_jax.runtime.distributed import (
     DistributedConfig,
     initialize,
@@ -30,6 +31,7 @@ __all__ = [
     "batch_part",
     "batch_sharding",
     "compilation_cache",
+    "compiler_options",
     "distributed",
     "initialize",
     "is_main",

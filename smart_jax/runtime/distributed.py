@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 import jax
@@ -12,10 +13,11 @@ from jax.experimental import multihost_utils
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    """How this process joins the others, see `initialize`.
+    """Settings by which this process joins the others, see `initialize`.
 
     Attributes:
-      enabled: whether it joins them; None = on TPU, whose machines tell jax of each other.
+      enabled: whether it joins them; None = on TPU, whose machines tell jax of each other, and in a Slurm job's step of
+        several tasks.
       coordinator: HOST:PORT of process 0, the same in every process; None, like the next two, where jax finds it out by
         itself: on TPU and Slurm.
       processes: number of processes.
@@ -41,13 +43,13 @@ def initialize(config: DistributedConfig) -> None:
     Example:
       >>> initialize(DistributedConfig(enabled=False))
     """
-    enabled = "tpu" in _platforms().split(",") if config.enabled is None else config.enabled
+    enabled = "tpu" in _platforms().split(",") or _in_slurm_step() if config.enabled is None else config.enabled
     if not enabled or jax.distributed.is_initialized():
         return
     try:
         jax.distributed.initialize(config.coordinator, config.processes, config.process)
     except (RuntimeError, TypeError, ValueError) as error:
-        if config.enabled is None and jax.process_count() == 1:
+        if config.enabled is None and not _in_slurm_step() and jax.process_count() == 1:
             return  # a TPU of one machine that nothing tells of others, such as a notebook's
         raise ValueError(
             f"this process cannot join others ({error}): set distributed.coordinator=HOST:PORT, distributed.processes "
@@ -58,6 +60,11 @@ def initialize(config: DistributedConfig) -> None:
 def _platforms() -> str:
     """Returns the platforms that jax will look for; on a machine with TPUs, importing it sets "tpu,cpu"."""
     return jax.config.jax_platforms or ""  # type: ignore[attr-defined]
+
+
+def _in_slurm_step() -> bool:
+    """Returns whether `srun` started this process beside others; the variables are those that jax looks at."""
+    return "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
 
 
 def is_main() -> bool:

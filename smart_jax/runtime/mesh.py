@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+from numpy.typing import ArrayLike
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))  # batch rows are split over every axis that is not tensor parallel
@@ -48,7 +49,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
-def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh, leading: int = 0) -> NamedSharding:
     """Returns the sharding of an array whose batch axis comes after `leading` replicated axes.
 
     Example:
@@ -59,7 +60,7 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*([None] * leading), *BATCH))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Returns the sharding of an array that every device has whole.
 
     Example:
@@ -70,7 +71,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def place(tree: Any, sharding: Any) -> Any:  # pytrees of one structure, of NumPy arrays and then of jax's
+def place(tree: PyTree, sharding: PyTree) -> PyTree:
     """Puts arrays that every process has whole on the devices; each process places the parts of its own devices.
 
     Args:
@@ -86,7 +87,7 @@ def place(tree: Any, sharding: Any) -> Any:  # pytrees of one structure, of NumP
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
-    def put(value: Any, sharding: NamedSharding) -> jax.Array:
+    def put(value: ArrayLike, sharding: NamedSharding) -> jax.Array:
         if sharding.is_fully_addressable or (isinstance(value, jax.Array) and not value.is_fully_addressable):
             placed: jax.Array = jax.device_put(value, sharding)
             return placed
@@ -99,7 +100,7 @@ def place(tree: Any, sharding: Any) -> Any:  # pytrees of one structure, of NumP
     return jax.tree.map(put, tree, sharding)
 
 
-def to_host(x: Any) -> np.ndarray:
+def to_host(x: ArrayLike) -> np.ndarray:
     """Returns the whole array. One that is split over processes is gathered, so every process must call this.
 
     Example:
@@ -138,7 +139,7 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
     return parts.index(tuple(sorted(owned[jax.process_index()]))), len(parts)
 
 
-def sharding_for(path: str, shape: Sequence[int], rules: Rules, mesh: Mesh) -> NamedSharding:
+def sharding_for(path: str, shape: Sequence[int], rules: Rules, mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Returns the sharding of a parameter: that of the first rule whose regular expression is found in its path.
 
     Axes of the mesh that do not divide the parameter's axis are left out.
@@ -147,7 +148,7 @@ def sharding_for(path: str, shape: Sequence[int], rules: Rules, mesh: Mesh) -> N
       path: names from the model to the parameter, with dots between them.
       shape: of the parameter.
       rules: see `smart_jax.models.Architecture`.
-      mesh: from `make_mesh`.
+      mesh: from `make_mesh`, or one of abstract devices.
 
     Example:
       >>> import jax
@@ -161,7 +162,7 @@ def sharding_for(path: str, shape: Sequence[int], rules: Rules, mesh: Mesh) -> N
     return replicated(mesh)
 
 
-def _fit(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def _fit(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     return PartitionSpec(
         *(
             axis if axis is not None and size % mesh.shape[axis] == 0 else None

@@ -1,0 +1,77 @@
+"""The tokenizer of a checkpoint, read by transformers without more of that library than it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+
+from smart_jax.files import read_json
+
+if TYPE_CHECKING:  # transformers takes a second to import: only where a tokenizer is read
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # one of them is there
+_PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that take tokenizer.json as it is
+
+
+def added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
+    """Returns the token ids that the tokenizer puts before and after every text; most put nothing."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return np.array(full[:start], np.int64), np.array(full[start + len(bare) :], np.int64)
+
+
+def read_tokenizer(folder: Path, *, added: str | None = None) -> PreTrainedTokenizerBase:
+    """Reads the checkpoint's tokenizer, and gives it the token `added` if it lacks it.
+
+    Raises:
+      FileNotFoundError: the folder has no tokenizer.
+      ValueError: its files are corrupt.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise FileNotFoundError(f"{folder} lacks tokenizer.json: copy it from the original checkpoint")
+    try:
+        tokenizer: PreTrainedTokenizerBase = _tokenizer_class(folder).from_pretrained(str(folder))
+        tokenizer("a")
+    except Exception as error:  # the Rust tokenizers raise a bare Exception
+        raise ValueError(
+            f"the tokenizer in {folder} (tokenizer.json, tokenizer_config.json) cannot be read ({error}): fetch the "
+            "checkpoint again"
+        ) from error
+    if added is not None:
+        tokenizer.add_tokens([added])
+    return tokenizer
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """Returns the class that reads a folder's tokenizer: the one that is nothing but tokenizer.json, if it names that.
+
+    Others are found by `AutoTokenizer`, which imports torch where that is installed, 1.5 s of CPU time.
+    """
+    with without_advice():
+        import transformers
+    path = folder / "tokenizer_config.json"
+    plain = path.is_file() and read_json(path).get("tokenizer_class") in _PLAIN
+    return transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+
+
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """Keeps transformers from saying, as it is imported, that there is no PyTorch: nothing here needs it."""
+    logger = logging.getLogger("transformers")
+
+    def needed(record: logging.LogRecord) -> bool:
+        return "PyTorch was not found" not in record.getMessage()
+
+    logger.addFilter(needed)
+    try:
+        yield
+    finally:
+        logger.removeFilter(needed)
