@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
+from functools import cache, partial
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from smart_jax.maxsim import pallas_gpu
-from smart_jax.maxsim.argmax import Forward, argmax_maxsim
+from smart_jax.maxsim import hopper
+from smart_jax.maxsim.argmax import Forward, Way, argmax_maxsim, way_of_pairs
 from smart_jax.maxsim.arrays import compute_dtype, like
-from smart_jax.maxsim.pallas_tpu import tpu_forward
+from smart_jax.maxsim.eager import HOST_DTYPES, is_hosts_turn
+from smart_jax.maxsim.fused import FUSED
+from smart_jax.maxsim.host import host_maxsim, host_maxsim_pairs
 from smart_jax.maxsim.reference import dense_maxsim
-from smart_jax.maxsim.xla import tiled_forward
+from smart_jax.maxsim.xla import CHUNKED, NARROW, TILED
 from smart_jax.typing import HostOrDevice
 
-Implementation = Literal["reference", "xla", "pallas_tpu", "pallas_gpu"]
+Implementation = Literal["reference", "xla", "xla_gpu", "xla_tpu", "pallas_gpu"]
 IMPLEMENTATIONS = get_args(Implementation)
-_FORWARD: dict[str, Forward] = {"xla": tiled_forward, "pallas_tpu": tpu_forward, "pallas_gpu": pallas_gpu.gpu_forward}
+_WAYS = {
+    "xla": TILED,
+    "xla_gpu": CHUNKED,
+    "xla_tpu": FUSED,
+    "pallas_gpu": hopper.HOPPER,
+}
 
 
 def maxsim(
@@ -60,24 +68,26 @@ def maxsim(
       >>> maxsim(q, d, reduction="sum")  # 0.5 + 0.25
       Array([[0.75]], dtype=float32)
     """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction {reduction!r}: choose 'mean' or 'sum'")
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"implementation {implementation!r}: choose None or one of {IMPLEMENTATIONS}")
+    _check_options(reduction, implementation)
     queries, documents = _tokens("q", q), _tokens("d", d)
-    if queries.shape[2] != documents.shape[2]:
-        raise ValueError(
-            f"q has width {queries.shape[2]} and d has width {documents.shape[2]}: use the same model for both"
-        )
+    _check_widths(queries, documents)
     kept, d_kept = _mask("q_mask", q_mask, queries), _mask("d_mask", d_mask, documents)
-    if implementation == "reference":
-        kept, d_kept = _all_where_none(kept, queries), _all_where_none(d_kept, documents)
-        return dense_maxsim(queries, documents, kept, d_kept, reduction == "mean")
-    # In shard_map all inputs must vary over the same mesh axes; doing it outside the custom VJP lets its transpose,
-    # a sum over devices, complete the gradient of a replicated input.
+    mean = reduction == "mean"
     arrays = queries, documents, kept, d_kept
-    forward = _FORWARD[_for_device(implementation, compute_dtype(queries, documents))]
-    return argmax_maxsim(*like(arrays, *arrays), reduction == "mean", forward)
+    products = queries.size * documents.size // queries.shape[2]
+    if implementation is None and is_hosts_turn(("maxsim", mean), arrays, products):
+        of_host: Array = jax.device_put(host_maxsim(*jax.device_get(arrays), mean=mean))
+        return of_host
+    if implementation == "reference":
+        queries, documents = jnp.asarray(queries), jnp.asarray(documents)
+        kept, d_kept = _all_where_none(kept, queries), _all_where_none(d_kept, documents)
+        return dense_maxsim(queries, documents, kept, d_kept, mean)
+    scores: Array = _compiled(*_alike(arrays), mean, way_of(implementation, queries, documents))
+    return scores
+
+
+# Called outside of a trace, it is compiled once for each shape; inside of one, it is as if it were not there.
+_compiled = jax.jit(argmax_maxsim, static_argnums=(4, 5), inline=True)
 
 
 def maxsim_pairs(
@@ -93,7 +103,8 @@ def maxsim_pairs(
 
         score[b, k] = (1 / P_b) * sum over kept p of  max over kept l of <q[b, p], d[b, k, l]>
 
-    It serves reranking, mined negatives and distillation. Queries are scored one after another.
+    It serves reranking, mined negatives and distillation. Queries are scored one after another, on a CPU together
+    where they have few tokens.
 
     Args:
       q: query tokens, usually L2-normalised, of a floating-point dtype.
@@ -120,52 +131,142 @@ def maxsim_pairs(
       Array([[0.5 , 0.25],
              [0.75, 1.  ]], dtype=float32)
     """
-    q, d = jnp.asarray(q), jnp.asarray(d)
+    q, d = _array(q), _array(d)
     if d.ndim != 4 or d.shape[:1] != q.shape[:1]:
         raise ValueError(
             f"d has shape {d.shape} for q of shape {q.shape}: it must be [queries, documents of each, tokens, width]"
         )
-    score = partial(maxsim, reduction=reduction, implementation=implementation)
-
-    def of_query(pair: tuple[Array, Array, Array | None, Array | None]) -> Float[Array, " K"]:
-        q, d, q_mask, d_mask = pair
-        return score(q[None], d, None if q_mask is None else q_mask[None], d_mask)[0]
-
-    scores: Array = lax.map(of_query, (q, d, q_mask, d_mask))  # one at a time: its documents are work enough
+    _check_options(reduction, implementation)
+    queries = _tokens("q", q)
+    _check_tokens("d", d)
+    _check_widths(queries, d)
+    arrays, mean = (queries, d, _mask("q_mask", q_mask, queries), _mask("d_mask", d_mask, d)), reduction == "mean"
+    if implementation is None and is_hosts_turn(("maxsim_pairs", mean), arrays, queries.shape[1] * d.size):
+        of_host: Array = jax.device_put(host_maxsim_pairs(*jax.device_get(arrays), mean=mean))
+        return of_host
+    if implementation == "reference":
+        of_reference: Array = _reference_pairs(*arrays, mean)
+        return of_reference
+    scores: Array = _compiled(*_alike(arrays), mean, way_of_pairs(way_of(implementation, queries, d)))
     return scores
 
 
-def _for_device(implementation: Implementation | None, dtype: jnp.dtype) -> Implementation:
-    """Returns what was chosen, or the best for the default device."""
-    if implementation is None and dtype == jnp.float64:
-        return "xla"
+@partial(jax.jit, static_argnums=4)
+def _reference_pairs(
+    q: Float[Array, "B P D"],
+    d: Float[Array, "B K L D"],
+    q_mask: Bool[Array, "B P"] | None,
+    d_mask: Bool[Array, "B K L"] | None,
+    mean: bool,
+) -> Float[Array, "B K"]:
+    def of_query(pair: tuple[Array, Array, Array, Array]) -> Float[Array, " K"]:
+        q, d, q_mask, d_mask = pair
+        return dense_maxsim(q[None], d, q_mask[None], d_mask, mean)[0]
+
+    scores: Array = lax.map(of_query, (q, d, _all_where_none(q_mask, q), _all_where_none(d_mask, d)))
+    return scores
+
+
+Arrays = tuple[HostOrDevice, HostOrDevice, HostOrDevice | None, HostOrDevice | None]
+
+
+def _alike(arrays: Arrays) -> Arrays:
+    """Returns the arrays, varying over the same mesh axes, as shard_map asks of them.
+
+    Done outside the custom VJP it lets its transpose, a sum over devices, complete the gradient of a replicated input.
+    """
+    return like(arrays, *arrays) if any(isinstance(x, jax.core.Tracer) for x in arrays) else arrays
+
+
+def way_of(
+    implementation: Implementation | None, q: Float[HostOrDevice, "B P D"], d: Float[HostOrDevice, "... L D"]
+) -> Way:
+    """Returns both passes of an implementation; None = those that suit the device which the program is compiled for."""
     if implementation is None:
-        return "pallas_tpu" if jax.default_backend() == "tpu" else "pallas_gpu" if pallas_gpu.available() else "xla"
-    if implementation == "pallas_gpu" and jax.default_backend() == "gpu" and not pallas_gpu.available():
-        warnings.warn("'pallas_gpu' is for Hopper GPUs (H100, H200): 'xla' takes its place here", stacklevel=3)
-        return "xla"
-    return implementation
+        return _on_tpu_fused(_elsewhere(compute_dtype(q, d), d.shape[-1]))
+    if implementation == "pallas_gpu" and jax.default_backend() == "gpu" and not hopper.available():
+        warnings.warn("'pallas_gpu' is for Hopper GPUs (H100, H200): 'xla_gpu' takes its place here", stacklevel=3)
+        return CHUNKED
+    return _WAYS[implementation]
 
 
-def _tokens(name: str, tokens: HostOrDevice) -> Float[Array, "N L D"]:
-    x = jnp.asarray(tokens)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name} has dtype {x.dtype}: tokens must be floating point (use .astype)")
-    if x.ndim != 3 or 0 in x.shape:
+def _elsewhere(dtype: jnp.dtype, width: int) -> Implementation:
+    """Returns the implementation for what is no TPU: for the default device if it is a GPU, else for CPUs."""
+    if hopper.available() and dtype != jnp.float64 and width <= NARROW:
+        return "pallas_gpu"
+    return "xla_gpu" if jax.default_backend() == "gpu" else "xla"
+
+
+@cache
+def _on_tpu_fused(elsewhere: Implementation) -> Way:
+    """Returns passes that are fused in programs for TPUs, which need not be here, and in others are another's."""
+    other = _WAYS[elsewhere]
+
+    def chosen(fused: Forward, default: Forward) -> Forward:
+        def forward(
+            q: Array, d: Array, d_mask: Array | None, weight: Array, with_index: bool
+        ) -> tuple[Array, Array | None]:
+            ways = {"tpu": partial(_forward, fused, with_index), "default": partial(_forward, default, with_index)}
+            result: tuple[Array, Array | None] = lax.platform_dependent(q, d, d_mask, weight, **ways)
+            return result
+
+        return forward
+
+    def gradients(*arrays: Array | None) -> tuple[Array, Array]:
+        result: tuple[Array, Array] = lax.platform_dependent(*arrays, tpu=FUSED.gradients, default=other.gradients)
+        return result
+
+    pairs = chosen(way_of_pairs(FUSED).forward, way_of_pairs(other).forward)
+    return Way(chosen(FUSED.forward, other.forward), gradients, pairs)
+
+
+def _forward(forward: Forward, with_index: bool, *arrays: Array | None) -> tuple[Array, Array | None]:
+    return forward(*arrays, with_index)  # type: ignore[arg-type, call-arg]
+
+
+def _array(x: HostOrDevice) -> HostOrDevice:
+    """Returns the array where it is, or on the device if it is of a type that only devices' arrays are scored in."""
+    as_it_is = isinstance(x, jax.Array) or (isinstance(x, np.ndarray) and x.dtype in HOST_DTYPES)
+    return x if as_it_is else jnp.asarray(x)
+
+
+def _tokens(name: str, tokens: HostOrDevice) -> Float[HostOrDevice, "N L D"]:
+    x = _array(tokens)
+    if x.ndim != 3:
         raise ValueError(f"{name} has shape {x.shape}: tokens are [items, tokens, width], no axis empty")
+    _check_tokens(name, x)
     return x
 
 
-def _mask(name: str, mask: HostOrDevice | None, x: Float[Array, "N L D"]) -> Bool[Array, "N L"] | None:
+def _check_tokens(name: str, x: HostOrDevice) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name} has dtype {x.dtype}: tokens must be floating point (use .astype)")
+    if 0 in x.shape:
+        raise ValueError(f"{name} has shape {x.shape}: tokens are [items, tokens, width], no axis empty")
+
+
+def _check_options(reduction: str, implementation: str | None) -> None:
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction {reduction!r}: choose 'mean' or 'sum'")
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(f"implementation {implementation!r}: choose None or one of {IMPLEMENTATIONS}")
+
+
+def _check_widths(q: HostOrDevice, d: HostOrDevice) -> None:
+    if q.shape[-1] != d.shape[-1]:
+        raise ValueError(f"q has width {q.shape[-1]} and d has width {d.shape[-1]}: use the same model for both")
+
+
+def _mask(name: str, mask: HostOrDevice | None, x: Float[HostOrDevice, "*N L D"]) -> Bool[HostOrDevice, "*N L"] | None:
     if mask is None:
         return None
-    kept = jnp.asarray(mask)
+    kept = _array(mask)
     if kept.dtype != bool:
         raise TypeError(f"{name} has dtype {kept.dtype}: a mask is boolean, True = kept (use .astype(bool))")
-    if kept.shape != x.shape[:2]:
-        raise ValueError(f"{name} has shape {kept.shape} for tokens of shape {x.shape}: it must be {x.shape[:2]}")
+    if kept.shape != x.shape[:-1]:
+        raise ValueError(f"{name} has shape {kept.shape} for tokens of shape {x.shape}: it must be {x.shape[:-1]}")
     return kept
 
 
-def _all_where_none(mask: Bool[Array, "N L"] | None, x: Float[Array, "N L D"]) -> Bool[Array, "N L"]:
-    return jnp.ones(x.shape[:2], bool) if mask is None else mask
+def _all_where_none(mask: Bool[HostOrDevice, "*N L"] | None, x: Float[HostOrDevice, "*N L D"]) -> Bool[Array, "*N L"]:
+    return jnp.ones(x.shape[:-1], bool) if mask is None else jnp.asarray(mask)

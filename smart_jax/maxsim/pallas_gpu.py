@@ -39,11 +39,7 @@ THREAD_BLOCKS = 4 * 132  # at most, about: a few for each multiprocessor, which 
 INTERPRETED_THREAD_BLOCKS = 1  # the interpreter compiles each anew
 
 Ref = Any  # an array in memory, or a barrier, that a kernel uses: Pallas has no public type for it
-
-
-def available() -> bool:
-    """Returns whether the default device is a Hopper GPU, the one that the kernel is for."""
-    return jax.default_backend() == "gpu" and getattr(jax.devices()[0], "compute_capability", None) == "9.0"
+Index = int | Array  # a number that is known when the kernel is compiled, or when it runs
 
 
 class _Tiling(NamedTuple):
@@ -108,7 +104,7 @@ def _best(
     dtypes = (jnp.float32, jnp.int32) if with_index else (jnp.float32,)
     layout = plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(2 * width)
     compiled = _compiled()
-    scratch: Any = {
+    scratch: dict[str, Any] = {  # shapes of memory and barriers
         "q_smem": plgpu.SMEM((slices if resident else slots, groups, terms, rows, width), q.dtype, transforms=layout),
         "d_smem": plgpu.SMEM((slots, terms, columns, width), d.dtype, transforms=layout),
         "keep_smem": None if keep is None else plgpu.SMEM((slots, columns), jnp.float32),
@@ -163,16 +159,16 @@ def _kernel(
         if groups == 2:
             plgpu.set_max_registers(56, action="decrease")
 
-        def fetch(source: Ref, row: tuple[Any, int], part: Any, target: Ref, barrier: Ref) -> None:
+        def fetch(source: Ref, row: tuple[Index, int], part: Index, target: Ref, barrier: Ref) -> None:
             for term in range(terms):
                 at = pl.ds(*row), pl.ds((term * slices + part) * width, width)
                 plgpu.copy_gmem_to_smem(source.at[at], target.at[term], barrier)
 
-        def fetch_queries(part: Any, slot: Any, barrier: Ref) -> None:
+        def fetch_queries(part: Index, slot: Index, barrier: Ref) -> None:
             for g in range(groups):
                 fetch(q, ((query + g) * rows, rows), part, q_smem.at[slot, g], barrier)
 
-        def fetch_step(step: Any, slot: Any) -> None:
+        def fetch_step(step: Index, slot: Index) -> None:
             block, part = first * blocks + lax.div(step, jnp.int32(slices)), lax.rem(step, jnp.int32(slices))
             fetch(d, (block * columns, columns), part, d_smem.at[slot], loaded.at[slot])
             if not resident:
@@ -187,7 +183,7 @@ def _kernel(
         steps = documents * blocks * slices
 
         @pl.loop(slots, steps + slots)  # to the last slot's release: the interpreter wants each awaited
-        def _(step: Any) -> None:
+        def _(step: Index) -> None:
             slot = lax.rem(step, jnp.int32(slots))
             plgpu.barrier_wait(consumed.at[slot])
             pl.when(step < steps)(lambda: fetch_step(step, slot))
@@ -199,10 +195,10 @@ def _kernel(
         if resident:
             plgpu.barrier_wait(q_loaded)
 
-        def multiply(block: Any, *sums: Ref) -> Array:
+        def multiply(block: Index, *sums: Ref) -> Array:
             """Returns the similarities [rows, columns] of a block, whose last slice is not released yet."""
 
-            def add(part: Any, _: None) -> None:
+            def add(part: Index, _: None) -> None:
                 step = block * slices + part
                 slot = lax.rem(step, jnp.int32(slots))
                 plgpu.barrier_wait(loaded.at[slot])
@@ -218,7 +214,7 @@ def _kernel(
             total: Array = sums[0][...] if terms == 1 else sums[0][...] + sums[1][...]
             return total
 
-        def fold(block: Any, carry: list[Array]) -> list[Array]:
+        def fold(block: Index, carry: list[Array]) -> list[Array]:
             sums = [plgpu.ACC((rows, columns), jnp.float32)] * min(terms, 2)  # type: ignore[attr-defined]
             similarity = pl.run_scoped(partial(multiply, block), *sums)
             slot = lax.rem((block + 1) * slices - 1, jnp.int32(slots))
@@ -227,9 +223,9 @@ def _kernel(
                 kept = lax.broadcast_in_dim(kept, similarity.shape, [1])
                 similarity = jnp.where(kept > 0, similarity, -jnp.inf)
             plgpu.barrier_arrive(consumed.at[slot])
-            top = jnp.max(similarity, axis=1)
+            top = _maximum(similarity)
             if len(carry) == 1:
-                return [jnp.maximum(carry[0], top)]
+                return [jnp.maximum(carry[0], top)]  # of which NaN is one, as in jax.numpy everywhere
             best, index = carry
             position = _cast(lax.broadcasted_iota(jnp.int32, similarity.shape, 1), plgpu.Layout.WGMMA)
             at_top = similarity == lax.broadcast_in_dim(top, similarity.shape, [0])
@@ -239,7 +235,7 @@ def _kernel(
             return [jnp.where(better, top, best), jnp.where(better, where, index)]
 
         @pl.loop(0, documents)
-        def _(document: Any) -> None:
+        def _(document: Index) -> None:
             empty = jnp.full((rows,), -jnp.inf, jnp.float32), jnp.zeros((rows,), jnp.int32)
             start = [_cast(x, plgpu.Layout.WGMMA.reduce(1)) for x in empty[: len(out)]]
             best = lax.fori_loop(document * blocks, (document + 1) * blocks, fold, start)
@@ -256,18 +252,24 @@ def _compiled() -> bool:
     return jax.default_backend() == "gpu"
 
 
-def _interpreter() -> Any:
+def _interpreter() -> object:
     from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # it has no public name yet
 
     return InterpretGPUParams()
 
 
-def _cast(x: Array, layout: Any) -> Array:
+def _cast(x: Array, layout: Any) -> Array:  # a Layout, or what its `reduce` returns, which has no public type
     """Returns the value spread over the warpgroup's threads as the layout says; the interpreter knows no layouts."""
     return plgpu.layout_cast(x, layout) if _compiled() else x
 
 
-def _transposed(tokens: Ref, turned: Ref, group: Any) -> Ref:
+def _maximum(x: Array) -> Array:
+    """Returns the largest values of rows, of which NaN is one; to the interpreter's, a CPU's, it is not."""
+    top = jnp.max(x, axis=1)
+    return top if _compiled() else jnp.where(jnp.any(x != x, axis=1), jnp.nan, top)
+
+
+def _transposed(tokens: Ref, turned: Ref, group: Index) -> Ref:
     """Returns document tokens as WGMMA's second operand; the interpreter's cannot read a transposed view of them."""
     if turned is None:
         return plgpu.transpose_ref(tokens, (1, 0))
