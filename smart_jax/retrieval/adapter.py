@@ -4,91 +4,117 @@ Source: "Your Embedding Model is SMARTer Than You Think" (arXiv:2605.24938). For
 chosen layers l:
 
     fused = sum_l softmax_l( <rms(h_l), rms(w)> / sqrt(H) ) h_l        (one layer: fused = h, and no w)
-    token = L2norm( W LayerNorm(fused) )                               (W: H -> D, no bias)
+    token = L2norm( f(fused) )
 
-The pooled vector stays the backbone's own, optionally cut to its first `pooled_dim` components.
+    linear          f(x) = W LayerNorm(x)                              (W: H -> D, no bias)
+    mlp             f(x) = W GELU(V LayerNorm(x))                      (V: H -> M, W: M -> D, no biases, exact GELU)
+    self_attention  f(x) = b_n(... b_1(W LayerNorm(x)))                (b(y) = LayerNorm(y + attention(y)), with biases)
+
+In self_attention the kept tokens of an item attend to each other. The pooled vector stays the backbone's own,
+optionally cut to its first `pooled_dim` components.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, UInt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from smart_jax.files import torch_file
+from smart_jax.models import checksum, segment_attention
+from smart_jax.notebook import abbreviated, facts_table
+from smart_jax.publishing import push_folder, write_card
+from smart_jax.retrieval.adapter_config import AdapterConfig, describe, read_config
 from smart_jax.typing import HostOrDevice
 from smart_jax.vectors import l2_normalise
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
-FORMAT, VERSION = "smart_jax.adapter", 1
+REFERENCE = "adapter.pt"  # the paper's
 LAYER_NORM_EPS = 1e-5
 RMS_EPS = 1e-6
+
+
+class AdapterDropout(NamedTuple):
+    """Dropout, in training, of the values between the two maps of kind "mlp".
+
+    Attributes:
+      rate: probability of a value.
+      keys: data of a random key for each item, from which its mask follows.
+
+    Example:
+      >>> adapter = Adapter(AdapterConfig(hidden_size=8, kind="mlp", mlp_dim=16), rngs=nnx.Rngs(0))
+      >>> keys = jax.random.key_data(jax.random.split(jax.random.key(0), 3))  # of three items
+      >>> adapter.project(jnp.ones((3, 5, 8)), dropout=AdapterDropout(0.1, keys)).shape
+      (3, 5, 8)
+    """
+
+    rate: float
+    keys: UInt[Array, "B 2"]
 
 
 def _rms_normalize(x: Float[Array, "... H"]) -> Float[Array, "... H"]:
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + RMS_EPS)
 
 
-@dataclasses.dataclass(frozen=True)
-class AdapterConfig:
-    """Sizes of an adapter and the layers it reads.
+def _standard(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+    """Returns vectors of mean 0 and variance 1: a LayerNorm without its scale and bias."""
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + LAYER_NORM_EPS)
 
-    Attributes:
-      hidden_size: H, width of the backbone's states.
-      dim: D, width of the token vectors; None = H.
-      layers: indices into the backbone's `hidden_states` (0 = embeddings, i = after block i - 1, -1 = after the final
-        norm), as `model(batch, layers)` takes them; `parse_layers` reads the paper's notation.
-      pooled_dim: number of components that the pooled vector is cut to; None = all.
 
-    Raises:
-      ValueError: a size is not a positive int, or a layer is named twice.
+def _value(parameter: Any) -> Array:  # flax declares that of a layer as optional
+    value: Array = parameter[...]
+    return value
 
-    Example:
-      >>> from smart_jax import AdapterConfig
-      >>> AdapterConfig(hidden_size=8, layers=(-2, -1)).token_dim
-      8
+
+def _along_last(vector: Float[Array, " D"], ndim: int) -> Float[Array, "... D"]:
+    return jnp.expand_dims(vector, tuple(range(ndim - 1)))
+
+
+class SelfAttention(nnx.Module):
+    """A block LayerNorm(y + attention(y)) over the tokens of an item, as torch's MultiheadAttention computes it.
+
+    Args:
+      width: of the tokens.
+      heads: number of heads, which divides the width.
+      rngs: random keys of the initial values.
     """
 
-    hidden_size: int
-    dim: int | None = None
-    layers: tuple[int, ...] = (-1,)
-    pooled_dim: int | None = None
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
+        xavier, self.heads = nnx.initializers.xavier_uniform(), heads
+        self.in_proj = nnx.Linear(width, 3 * width, kernel_init=xavier, rngs=rngs)
+        self.out_proj = nnx.Linear(width, width, kernel_init=xavier, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, epsilon=LAYER_NORM_EPS, rngs=rngs)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))
-        for name in ("hidden_size", "dim", "pooled_dim"):
-            value = getattr(self, name)
-            if (value is None and name != "hidden_size") or (type(value) is int and value > 0):
-                continue
-            raise ValueError(f"adapter {name}={value!r}: expected a positive int")
-        if self.pooled_dim is not None and self.pooled_dim > self.hidden_size:
-            raise ValueError(f"adapter pooled_dim={self.pooled_dim} exceeds hidden_size={self.hidden_size}")
-        if not self.layers or any(type(layer) is not int for layer in self.layers):
-            raise ValueError(f"adapter layers={self.layers!r}: expected at least one int, such as (-1,)")
-        if len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"adapter layers={self.layers!r} name a layer twice")
+    def __call__(self, y: Float[Array, "B L D"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Returns the block's tokens; those that are not kept are attended to by none that is."""
+        projected = _affine(y, self.in_proj).reshape(*y.shape[:2], 3, self.heads, -1)
+        q, k, v = (projected[:, :, i] for i in range(3))
+        attended = segment_attention(q, k, v, jnp.where(mask, 0, 1), causal=False).reshape(y.shape)
+        z = _standard(y + _affine(attended, self.out_proj))
+        return z * _along_last(_value(self.norm.scale), 3) + _along_last(_value(self.norm.bias), 3)
 
-    @property
-    def token_dim(self) -> int:
-        """Width of the token vectors."""
-        return self.hidden_size if self.dim is None else self.dim
+
+def _affine(x: Float[Array, "B L _"], linear: nnx.Linear) -> Float[Array, "B L _"]:
+    return x @ _value(linear.kernel) + _along_last(_value(linear.bias), 3)
 
 
 class Adapter(nnx.Module):
-    """Layer fusion, LayerNorm and a linear projection; parameters and arithmetic in float32.
+    """Layer fusion, LayerNorm and a projection of one of three kinds; parameters and arithmetic in float32.
 
     Args:
-      config: sizes and layers.
+      config: sizes, kind and layers.
       rngs: random keys of the initial values.
 
     Example:
@@ -103,12 +129,44 @@ class Adapter(nnx.Module):
 
     def __init__(self, config: AdapterConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        hidden_size = config.hidden_size
-        self.norm = nnx.LayerNorm(hidden_size, epsilon=LAYER_NORM_EPS, rngs=rngs)
+        width, dim = config.hidden_size, config.token_dim
+        self.norm = nnx.LayerNorm(width, epsilon=LAYER_NORM_EPS, rngs=rngs)
         xavier = nnx.initializers.xavier_uniform()
-        self.proj = nnx.Linear(hidden_size, config.token_dim, use_bias=False, kernel_init=xavier, rngs=rngs)
+        if config.kind == "mlp":
+            self.hidden = nnx.Linear(width, config.mlp_dim, use_bias=False, kernel_init=xavier, rngs=rngs)
+            width = config.mlp_dim
+        self.proj = nnx.Linear(width, dim, use_bias=False, kernel_init=xavier, rngs=rngs)
+        if config.kind == "self_attention":
+            self.blocks = nnx.List([SelfAttention(dim, config.heads, rngs=rngs) for _ in range(config.blocks)])
         if len(config.layers) > 1:
-            self.layer_vector = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (hidden_size,), jnp.float32))
+            vector = nnx.initializers.normal(0.02)(rngs.params(), (config.hidden_size,), jnp.float32)
+            self.layer_vector = nnx.Param(vector)
+
+    def __repr__(self) -> str:
+        return f"Adapter({self.config.kind}, {self._widths}, of {self._layers})"
+
+    def __str__(self) -> str:  # that of flax shows all parameters
+        return repr(self)
+
+    def _repr_html_(self) -> str:
+        parameters = sum(x.size for x in jax.tree.leaves(nnx.state(self, nnx.Param)))
+        facts = {
+            "kind": self.config.kind,
+            "tokens": self._widths,
+            "pooled vectors": None if self.config.pooled_dim is None else f"cut to {self.config.pooled_dim}",
+            "of": self._layers,
+            "parameters": abbreviated(parameters),
+        }
+        return facts_table("Adapter", facts)
+
+    @property
+    def _widths(self) -> str:
+        return f"width {self.config.hidden_size} to {self.config.token_dim}"
+
+    @property
+    def _layers(self) -> str:
+        layers = self.config.layers
+        return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
 
     def fuse(self, states: Float[HostOrDevice, "*batch layers H"]) -> Float[Array, "*batch H"]:
         """Returns one float32 state per token from the chosen layers' states, in the order of `config.layers`.
@@ -128,24 +186,70 @@ class Adapter(nnx.Module):
         logits = jnp.einsum("...lh,h->...l", _rms_normalize(x), vector) * self.config.hidden_size**-0.5
         return jnp.einsum("...l,...lh->...h", jax.nn.softmax(logits, axis=-1), x)
 
-    def project(self, fused: Float[HostOrDevice, "*batch H"]) -> Float[Array, "*batch D"]:
+    def project(
+        self,
+        fused: Float[HostOrDevice, "*batch H"],
+        mask: Bool[HostOrDevice, " *batch"] | None = None,
+        *,
+        dropout: AdapterDropout | None = None,
+    ) -> Float[Array, "*batch D"]:
         """Returns L2-normalised float32 token vectors of fused states.
+
+        Args:
+          fused: states along the last axis; for kind "self_attention" the axis before it has the tokens of an item.
+          mask: True for kept tokens, the only ones that the kept ones attend to; None = all. It matters to no other
+            kind.
+          dropout: of kind "mlp", for states [B, L, H]; None = nothing is dropped.
+
+        Raises:
+          ValueError: states without an axis of tokens, where these attend to each other.
+        """
+        y = self._projected(jnp.asarray(fused, jnp.float32), dropout)
+        if self.config.kind != "self_attention":
+            return l2_normalise(y)
+        if y.ndim < 2:
+            raise ValueError(
+                f"fused states have shape {tuple(fused.shape)}: tokens attend to each other, give [..., L, H]"
+            )
+        shape = y.shape
+        keep = jnp.ones(shape[:-1], bool) if mask is None else jnp.asarray(mask)
+        y, keep = y.reshape(-1, *shape[-2:]), keep.reshape(-1, shape[-2])
+        for block in self.blocks:
+            y = block(y, keep)
+        return l2_normalise(y).reshape(shape)
+
+    def _projected(self, x: Float[Array, "*batch H"], dropout: AdapterDropout | None) -> Float[Array, "*batch D"]:
+        """Returns the result of LayerNorm and linear maps.
 
         The norm's scale and bias act on the kernel, not on each token: W(s * x + b) = (W s) x + W b. The gradients of
         all three then follow from one product with the tokens; that with the kernel's transpose, as large as the
         forward pass's, is needed only where the states themselves are trained.
         """
-        x = fused.astype(jnp.float32)
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        standard = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + LAYER_NORM_EPS)
-        kernel, scale = self.proj.kernel[...], self.norm.scale[...]  # type: ignore[index]
-        bias = self.norm.bias[...]  # type: ignore[index]
-        shift = jnp.expand_dims(bias @ kernel, tuple(range(x.ndim - 1)))
-        return l2_normalise(standard @ (scale[:, None] * kernel) + shift)
+        is_mlp = self.config.kind == "mlp"
+        kernel = _value(self.hidden.kernel if is_mlp else self.proj.kernel)
+        scale, bias = _value(self.norm.scale), _value(self.norm.bias)
+        y = _standard(x) @ (scale[:, None] * kernel) + _along_last(bias @ kernel, x.ndim)
+        if not is_mlp:
+            return y
+        y = jax.nn.gelu(y, approximate=False)
+        if dropout is not None:
+            y = jnp.where(_kept(dropout, y.shape[1:]), y / (1 - dropout.rate), 0)
+        return y @ _value(self.proj.kernel)
 
-    def __call__(self, states: Float[HostOrDevice, "*batch layers H"]) -> Float[Array, "*batch D"]:
-        """Returns L2-normalised float32 token vectors of the chosen layers' states, of any floating-point dtype."""
-        return self.project(self.fuse(states))
+    def __call__(
+        self,
+        states: Float[HostOrDevice, "*batch layers H"],
+        mask: Bool[HostOrDevice, " *batch"] | None = None,
+        *,
+        dropout: AdapterDropout | None = None,
+    ) -> Float[Array, "*batch D"]:
+        """Returns L2-normalised float32 token vectors of the chosen layers' states, of any floating-point dtype.
+
+        Args:
+          states: of each token in each layer, in the order of `config.layers`.
+          mask, dropout: as in `project`.
+        """
+        return self.project(self.fuse(states), mask, dropout=dropout)
 
     def pooled(self, pooled: Float[HostOrDevice, "*batch H"]) -> Float[Array, "*batch pooled_dim"]:
         """Returns L2-normalised float32 pooled vectors, cut to `pooled_dim` components first.
@@ -156,6 +260,26 @@ class Adapter(nnx.Module):
         if pooled.shape[-1] != self.config.hidden_size:
             raise ValueError(f"pooled has shape {tuple(pooled.shape)}; this adapter's H is {self.config.hidden_size}")
         return l2_normalise(pooled[..., : self.config.pooled_dim])
+
+    def at_layer(self, layer: int) -> Adapter:
+        """Returns the adapter with the same parameters, applied to another layer than it was trained on.
+
+        Args:
+          layer: index into the backbone's `hidden_states`, the `late_interaction_layer` of the paper's code.
+
+        Raises:
+          ValueError: the adapter fuses several layers.
+
+        Example:
+          >>> from flax import nnx
+          >>> adapter = Adapter(AdapterConfig(hidden_size=8), rngs=nnx.Rngs(0))
+          >>> adapter.at_layer(24).config.layers
+          (24,)
+        """
+        if len(self.config.layers) > 1:
+            raise ValueError(f"the adapter fuses the layers {self.config.layers}: one cannot be put in their place")
+        moved = dataclasses.replace(self.config, layers=(layer,))
+        return build(moved, tensors(self), "the adapter")
 
     def check_matches(self, hidden_size: int, depth: int) -> None:
         """Refuses an adapter of another backbone.
@@ -174,20 +298,62 @@ class Adapter(nnx.Module):
         if len({layer % count for layer in layers}) != len(layers):
             raise ValueError(f"the adapter's layers {layers} name a layer of a backbone of {depth} blocks twice")
 
+    def fingerprint(self) -> str:
+        """Returns a text that is equal for adapters of the same config and the same values."""
+        return f"{self.config} {checksum(nnx.state(self))}"
+
+    def digest(self) -> str:
+        """Returns 16 hexadecimal digits of the fingerprint."""
+        return hashlib.blake2b(self.fingerprint().encode(), digest_size=8).hexdigest()
+
     def save(self, folder: str | Path) -> None:
         """Writes `adapter.safetensors` (float32, torch's [out, in] layout) and `adapter.json` into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        description = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self.config)}
         weights, text = folder / f"{WEIGHTS}.tmp", folder / f"{CONFIG}.tmp"
-        save_file(_tensors(self), weights)
-        text.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        save_file(tensors(self), weights)
+        text.write_text(describe(self.config), encoding="utf-8")
         weights.replace(folder / WEIGHTS)
         text.replace(folder / CONFIG)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        base_model: str | None = None,
+        results: str | Path | None = None,
+        license: str | None = None,
+        datasets: Sequence[str] = (),
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Uploads the adapter with a model card; `smart_jax.load(..., adapter=repo_id)` opens it.
+
+        Args:
+          repo_id: "owner/name" of the repository on the hub, which is made if it is not there.
+          base_model, results, license, datasets: what the card says, as in `smart_jax.publishing.write_card`.
+          private, revision, token, commit_message: as in `smart_jax.publishing.push_folder`.
+
+        Returns:
+          Address of the commit.
+
+        Raises:
+          PermissionError: the hub does not let this token write there.
+          ConnectionError: the hub is offline (HF_HUB_OFFLINE).
+          FileNotFoundError, ValueError: the results cannot be read, or repo_id is no name of a repository.
+        """
+        where: dict[str, Any] = {"private": private, "revision": revision, "token": token}
+        facts: dict[str, Any] = {"results": results, "base_model": base_model, "license": license, "datasets": datasets}
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            write_card(folder, repo_id=repo_id, **facts)
+            return push_folder(folder, repo_id, commit_message=commit_message, **where)
+
     @classmethod
     def load(cls, folder: str | Path) -> Adapter:
-        """Returns an adapter that `save` wrote.
+        """Returns an adapter that `save` wrote; `open_adapter` reads the paper's and those of the hub, too.
 
         Raises:
           FileNotFoundError: the folder or one of its two files is missing.
@@ -196,218 +362,81 @@ class Adapter(nnx.Module):
         folder = Path(folder)
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
-                reference = folder if folder.suffix == ".pt" else folder / "adapter.pt"
+                reference = folder if folder.suffix == ".pt" else folder / REFERENCE
                 hint = f"; read '{reference}' with import_reference" if reference.is_file() else ""
                 raise FileNotFoundError(f"no '{name}' in '{folder}': give the folder that Adapter.save wrote{hint}")
-        config = _read_config(folder / CONFIG)
+        config = read_config(folder / CONFIG)
         try:
-            tensors = load_file(folder / WEIGHTS)
+            read = load_file(folder / WEIGHTS)
         except (SafetensorError, OSError, ValueError) as error:
             raise ValueError(f"'{folder / WEIGHTS}' is truncated or corrupt ({error}): save it again") from error
-        return _build(config, tensors, str(folder / WEIGHTS))
+        return build(config, read, str(folder / WEIGHTS))
 
 
-def _read_config(path: Path) -> AdapterConfig:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"'{path}' is not valid JSON ({error}): copy or save the adapter again") from error
-    if not isinstance(settings, dict) or settings.pop("format", None) != FORMAT:
-        raise ValueError(f"'{path}' does not describe an adapter: 'format' must be '{FORMAT}'")
-    if (version := settings.pop("version", None)) != VERSION:
-        raise ValueError(f"'{path}' has version {version!r}, this release reads {VERSION}: update smart_jax")
-    fields = {field.name for field in dataclasses.fields(AdapterConfig)}
-    if unknown := sorted(settings.keys() - fields):
-        raise ValueError(f"'{path}' has unknown settings {unknown}; known are {sorted(fields)}")
-    if missing := sorted(fields - settings.keys()):
-        raise ValueError(f"'{path}' lacks the settings {missing}")
-    if not isinstance(settings["layers"], list):
-        raise ValueError(f"'{path}': layers={settings['layers']!r} is not a list of ints")
-    try:
-        return AdapterConfig(**settings)
-    except ValueError as error:
-        raise ValueError(f"'{path}': {error}") from error
+def _kept(dropout: AdapterDropout, shape: tuple[int, ...]) -> Bool[Array, "B ..."]:
+    """Returns True for values that stay, of each item; `shape` is that of one item's."""
+
+    kept = partial(jax.random.bernoulli, p=1 - dropout.rate, shape=shape)
+    return jax.vmap(lambda key: kept(jax.random.wrap_key_data(key)))(dropout.keys)
 
 
 def _parameters(adapter: Adapter) -> dict[str, Any]:
     """Returns the parameters by their tensors' names."""
     parameters = {"norm.weight": adapter.norm.scale, "norm.bias": adapter.norm.bias, "proj.weight": adapter.proj.kernel}
-    return parameters | ({"layer_vector": adapter.layer_vector} if len(adapter.config.layers) > 1 else {})
+    config = adapter.config
+    if config.kind == "mlp":
+        parameters["hidden.weight"] = adapter.hidden.kernel
+    if config.kind == "self_attention":
+        for i, block in enumerate(adapter.blocks):
+            for name in ("in_proj", "out_proj", "norm"):
+                layer = getattr(block, name)
+                parameters[f"blocks.{i}.{name}.weight"] = layer.scale if name == "norm" else layer.kernel
+                parameters[f"blocks.{i}.{name}.bias"] = layer.bias
+    return parameters | ({"layer_vector": adapter.layer_vector} if len(config.layers) > 1 else {})
 
 
-def _tensors(adapter: Adapter) -> dict[str, np.ndarray]:
+def tensors(adapter: Adapter) -> dict[str, np.ndarray]:
     """Returns float32 values in torch's layout: a matrix is [out, in], the transpose of the kernel."""
     values = {name: np.asarray(parameter[...], np.float32) for name, parameter in _parameters(adapter).items()}
     return {name: np.ascontiguousarray(value.T) for name, value in values.items()}
 
 
-def _build(config: AdapterConfig, tensors: dict[str, np.ndarray], origin: str) -> Adapter:
-    """Returns an adapter with the tensors, complete both ways; `origin` names their file in errors."""
-    width = config.hidden_size
-    wanted = {"norm.weight": (width,), "norm.bias": (width,), "proj.weight": (config.token_dim, width)}
-    if len(config.layers) > 1:
-        wanted["layer_vector"] = (width,)
-    if unknown := sorted(tensors.keys() - wanted.keys()):
+def _shapes(config: AdapterConfig, most: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors by name, of `most` blocks at most: a file can claim any number."""
+    width, dim = config.hidden_size, config.token_dim
+    inner = config.mlp_dim if config.kind == "mlp" else width
+    shapes: dict[str, tuple[int, ...]] = {"norm.weight": (width,), "norm.bias": (width,), "proj.weight": (dim, inner)}
+    if config.kind == "mlp":
+        shapes["hidden.weight"] = (inner, width)
+    for i in range(min(config.blocks, most) if config.kind == "self_attention" else 0):
+        for name, out in (("in_proj", 3 * dim), ("out_proj", dim), ("norm", dim)):
+            shapes[f"blocks.{i}.{name}.weight"] = (out,) if name == "norm" else (out, dim)
+            shapes[f"blocks.{i}.{name}.bias"] = (out,)
+    return shapes | ({"layer_vector": (width,)} if len(config.layers) > 1 else {})
+
+
+def build(config: AdapterConfig, given: Mapping[str, np.ndarray], origin: str) -> Adapter:
+    """Returns an adapter with the tensors, complete both ways.
+
+    Args:
+      config: of the adapter.
+      given: tensors by name, in torch's layout.
+      origin: names their file in errors.
+
+    Raises:
+      ValueError: a tensor is missing or unknown, or has another shape or dtype.
+    """
+    wanted = _shapes(config, most=len(given) + 1)
+    if unknown := sorted(given.keys() - wanted.keys()):
         raise ValueError(f"'{origin}' has unknown tensors {unknown}; an adapter of {config} has {sorted(wanted)}")
-    if missing := sorted(wanted.keys() - tensors.keys()):
+    if missing := sorted(wanted.keys() - given.keys()):
         raise ValueError(f"'{origin}' lacks the tensors {missing} of an adapter of {config}")
     for name, shape in wanted.items():
-        if tensors[name].shape != shape:
-            raise ValueError(f"'{origin}': tensor '{name}' has shape {tensors[name].shape}, expected {shape}")
-        if not jnp.issubdtype(tensors[name].dtype, jnp.floating):
-            raise ValueError(f"'{origin}': tensor '{name}' has dtype {tensors[name].dtype}, expected floating point")
+        if given[name].shape != shape:
+            raise ValueError(f"'{origin}': tensor '{name}' has shape {given[name].shape}, expected {shape}")
+        if not jnp.issubdtype(given[name].dtype, jnp.floating):
+            raise ValueError(f"'{origin}': tensor '{name}' has dtype {given[name].dtype}, expected floating point")
     adapter = Adapter(config, rngs=nnx.Rngs(0))
     for name, parameter in _parameters(adapter).items():
-        parameter.set_value(jnp.asarray(np.asarray(tensors[name], np.float32).T))
+        parameter.set_value(jnp.asarray(np.asarray(given[name], np.float32).T))
     return adapter
-
-
-def parse_layers(text: str, depth: int) -> tuple[int, ...]:
-    """Returns layers in the paper's notation as indices for `AdapterConfig.layers`.
-
-    Args:
-      text: "last 4", or indices and inclusive ranges separated by commas: "-1,-3", "20-24,-1". It counts transformer
-        blocks 0 .. depth - 1, and -1 is the last one.
-      depth: number of the backbone's blocks.
-
-    Returns:
-      Negative indices into `hidden_states`, which mean the same in both countings: block 20 of 28 is -8.
-
-    Raises:
-      ValueError: the text is not in this notation, a block is out of range or named twice, or a range descends.
-
-    Example:
-      >>> parse_layers("last 3", depth=28)
-      (-3, -2, -1)
-      >>> parse_layers("20-22,-1", depth=28)
-      (-8, -7, -6, -1)
-    """
-    if last := re.fullmatch(r"\s*last\s*(\d+)\s*", text):
-        count = int(last[1])
-        if not 1 <= count <= depth:
-            raise ValueError(f"layers '{text}': the backbone has {depth} blocks, choose 1 to {depth} of them")
-        return tuple(range(-count, 0))
-    blocks: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(-?\d+)\s*(?:-\s*(-?\d+)\s*)?", part)
-        if match is None:
-            raise ValueError(f"layers '{text}': '{part}' is neither a block, a range a-b, nor 'last N'")
-        bounds = [int(bound) for bound in match.groups() if bound is not None]
-        for bound in bounds:
-            if not -depth <= bound < depth:
-                raise ValueError(f"layers '{text}': no block {bound}; there are -{depth} to {depth - 1}")
-        first, final = bounds[0] % depth, bounds[-1] % depth
-        if final < first:
-            raise ValueError(f"layers '{text}': range '{part.strip()}' runs backwards")
-        blocks.extend(range(first, final + 1))
-    if len(set(blocks)) != len(blocks):
-        raise ValueError(f"layers '{text}' name a block of the {depth} twice: {blocks}")
-    return tuple(block - depth for block in blocks)
-
-
-_MAX_LAYERS = 1024  # more than any backbone has; a file can claim any number
-_REFERENCE_NAMES = {
-    "proj.0.weight": "norm.weight",
-    "proj.0.bias": "norm.bias",
-    "proj.1.weight": "proj.weight",
-    "layer_weight_vectors": "layer_vector",
-}
-
-
-def import_reference(path: str | Path) -> Adapter:
-    """Reads an adapter from an `adapter.pt` of the paper's implementation.
-
-    It takes no torch, and no objects are unpickled. The reference counts blocks from 0, where `AdapterConfig.layers`
-    counts `hidden_states`: its block i is layer i + 1 here, and negative indices are equal.
-
-    Args:
-      path: the file, or the folder it lies in.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is no such checkpoint or holds a variant other than the linear projection (the reference also
-        has MLP and self-attention ones), or a tensor's shape differs from the settings.
-
-    Example:
-      >>> import tempfile
-      >>> from flax import nnx
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     export_reference(Adapter(AdapterConfig(hidden_size=8, dim=4), rngs=nnx.Rngs(0)), folder)
-      ...     import_reference(folder).config
-      AdapterConfig(hidden_size=8, dim=4, layers=(-1,), pooled_dim=None)
-    """
-    path = Path(path)
-    path = path / "adapter.pt" if path.is_dir() else path
-    checkpoint = torch_file.load(path)
-    state = checkpoint.get("token_projection_module") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, np.ndarray) for value in state.values()):
-        raise ValueError(f"'{path}' is no adapter of the reference: it has no state dict 'token_projection_module'")
-    if unknown := sorted(map(str, state.keys() - _REFERENCE_NAMES.keys())):
-        raise ValueError(f"'{path}' has tensors {unknown}: only adapters with a linear projection are supported")
-    tensors = {_REFERENCE_NAMES[name]: value for name, value in state.items()}
-    if "layer_vector" in tensors:
-        if (shape := tensors["layer_vector"].shape)[:1] != (1,):
-            raise ValueError(f"'{path}': layer_weight_vectors has shape {shape}, expected (1, H)")
-        tensors["layer_vector"] = tensors["layer_vector"][0]
-    return _build(_reference_config(checkpoint, tensors, path), tensors, str(path))
-
-
-def _reference_config(checkpoint: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> AdapterConfig:
-    if "proj.weight" not in tensors or tensors["proj.weight"].ndim != 2:
-        raise ValueError(f"'{path}' lacks the matrix 'proj.1.weight' of the projection")
-    dim, width = tensors["proj.weight"].shape
-    hidden_size: Any = checkpoint.get("hidden_size", width)
-    anchor_dim = checkpoint.get("anchor_dim")
-    selected, last = checkpoint.get("selected_layers"), checkpoint.get("use_last_n_layers", 1)
-    if selected is None:
-        if type(last) is not int or not 1 <= last <= _MAX_LAYERS:
-            raise ValueError(f"'{path}': use_last_n_layers={last!r} is not an int from 1 to {_MAX_LAYERS}")
-        layers = tuple(range(-last, 0))
-    elif isinstance(selected, (list, tuple)) and all(type(layer) is int for layer in selected):
-        layers = tuple(layer + 1 if layer >= 0 else layer for layer in selected)
-    else:
-        raise ValueError(f"'{path}': selected_layers={selected!r} is not a list of ints")
-    pooled_dim = None if anchor_dim == hidden_size else anchor_dim
-    try:
-        return AdapterConfig(hidden_size, None if dim == hidden_size else dim, layers, pooled_dim)
-    except ValueError as error:
-        raise ValueError(f"'{path}': {error}") from error
-
-
-def export_reference(adapter: Adapter, path: str | Path) -> None:
-    """Writes an adapter as an `adapter.pt` for the paper's implementation.
-
-    Args:
-      adapter: as trained or loaded.
-      path: the file, or a folder for it.
-
-    Raises:
-      ValueError: the adapter reads the embedding layer (index 0), which the reference cannot select.
-
-    Example:
-      >>> import os, tempfile
-      >>> from flax import nnx
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     export_reference(Adapter(AdapterConfig(hidden_size=8), rngs=nnx.Rngs(0)), folder)
-      ...     os.listdir(folder)
-      ['adapter.pt']
-    """
-    path, config = Path(path), adapter.config
-    if 0 in config.layers:
-        raise ValueError("layer 0, the embeddings, cannot be written: the reference selects among blocks only")
-    ours = _tensors(adapter)
-    state = {theirs: ours[name] for theirs, name in _REFERENCE_NAMES.items() if name in ours}
-    if "layer_weight_vectors" in state:
-        state["layer_weight_vectors"] = state["layer_weight_vectors"][None]
-    last = config.layers == tuple(range(-len(config.layers), 0))
-    checkpoint = {
-        "token_projection_module": state,
-        "adapter_type": "token_projection",
-        "use_last_n_layers": len(config.layers) if last else 1,
-        "selected_layers": None if last else [layer - 1 if layer > 0 else layer for layer in config.layers],
-        "anchor_dim": config.pooled_dim or config.hidden_size,
-        "hidden_size": config.hidden_size,
-        "residual_dim": config.token_dim,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch_file.save(checkpoint, path / "adapter.pt" if path.is_dir() else path)

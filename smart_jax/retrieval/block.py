@@ -7,6 +7,7 @@ memory uses them where they are.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -98,7 +99,7 @@ def _window(items: Embeddings, bounds: Int[np.ndarray, " bounds"], size: int, sl
     tokens, first, last = items.tokens, int(bounds[0]), int(bounds[-1])
     skip: Int[np.ndarray, ""] | None = None
     if in_place:
-        start, values, skip = _values(tokens, first, last, size)
+        start, values, skip = values_in_place(tokens, first, last, size)
     else:
         start = max(0, min(first, len(tokens) - size))
         values = _padded(tokens[start : start + size], size)
@@ -109,7 +110,7 @@ def _window(items: Embeddings, bounds: Int[np.ndarray, " bounds"], size: int, sl
     return Window(values, skip, scales, owner, used)
 
 
-def _values(
+def values_in_place(
     tokens: Num[np.ndarray, "T D"], first: int, last: int, size: int
 ) -> tuple[int, Num[np.ndarray, " values"], Int[np.ndarray, ""]]:
     """Returns a window's first token, its values and some more, aligned, and how many of these come before its own.
@@ -124,15 +125,16 @@ def _values(
         begin = start * width - skip
         if begin >= 0 and begin + count + slack <= flat.size and start <= first and last <= start + size:
             return start, flat[begin : begin + count + slack], np.asarray(skip, np.int32)
-    values = _aligned_zeros(count + slack, tokens.dtype)
+    values = aligned_zeros((count + slack,), tokens.dtype)
     values[: (last - first) * width] = flat[first * width : last * width]
     return first, values, np.zeros((), np.int32)
 
 
-def _aligned_zeros(size: int, dtype: np.dtype) -> Num[np.ndarray, " size"]:
-    """Returns zeros that XLA on a CPU uses in place."""
-    room = np.zeros(size * dtype.itemsize + ALIGNMENT, np.uint8)
-    return room[-room.ctypes.data % ALIGNMENT :][: size * dtype.itemsize].view(dtype)
+def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns zeros that XLA on a CPU uses in place; what is not written takes no memory."""
+    count = math.prod(shape) * dtype.itemsize
+    room = np.zeros(count + ALIGNMENT, np.uint8)
+    return room[-room.ctypes.data % ALIGNMENT :][:count].view(dtype).reshape(shape)
 
 
 def _padded(values: np.ndarray, size: int) -> np.ndarray:

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from smart_jax.retrieval.block import Block, Parts, Run, cut
 from smart_jax.retrieval.embeddings import Embeddings
+from smart_jax.retrieval.gathered import Gathered
 
 QUERY_TOKENS = 2048  # of the queries that are scored together
 DEVICE_BYTES = 2**28  # of a device's memory that scoring takes, unless it is told
@@ -21,6 +22,7 @@ DOCUMENT_TOKENS = 2**16  # of a block of documents at most, however narrow they 
 ITEMS = 1024  # queries, or documents, of a block
 LEAST_TOKENS = 32  # smallest window: a short query's
 COPIED_BYTES = 2**22  # of tokens at most, where they are used in place
+PACKED_BYTES = 2**24  # of a block that is packed in the host's memory, which its processor's cache may hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +44,16 @@ class Plan:
       window: number of tokens of a block's window.
       slots: number of a block's slots for items.
       in_place: whether devices use the host's tokens where they are.
+      allow: which items may be found; None = all.
     """
 
-    items: Embeddings
+    items: Embeddings | Gathered
     parts: Parts
     runs: list[list[Run]]
     window: int
     slots: int
     in_place: bool
+    allow: Bool[np.ndarray, " N"] | None = None
 
     @property
     def rounds(self) -> int:
@@ -62,16 +66,35 @@ class Plan:
 
     def block(self, run: Run) -> Block:
         """Returns the block of a run of items."""
-        return cut(self.items, run, self.parts, window=self.window, slots=self.slots, in_place=self.in_place)
+        shape: dict[str, int] = {"window": self.window, "slots": self.slots}
+        if isinstance(self.items, Embeddings):
+            block = cut(self.items, run, self.parts, in_place=self.in_place, **shape)
+        else:
+            packed = self.items.pack(run, self.parts, self.window)
+            block = cut(packed, (0, len(packed.offsets) - 1), self.parts, in_place=False, **shape)
+            block = dataclasses.replace(block, first=np.asarray(run[0], np.int32))
+        if self.allow is not None:
+            block.lengths[: run[1] - run[0]] *= self.allow[slice(*run)]  # without tokens, as an unused slot
+        return block
 
 
 def query_plan(queries: Embeddings, parts: Parts) -> Plan:
     """Returns the blocks of queries; their windows have few tokens that are no query's."""
-    return make_plan(queries, parts, Limits(QUERY_TOKENS, ITEMS), window=eighths)
+    offsets, limits = _bounds(queries, parts), Limits(QUERY_TOKENS, ITEMS)
+    count = len(runs(offsets, (0, len(queries)), limits))
+    if count < 2:
+        return make_plan(queries, parts, limits, window=eighths)
+    # Of nearly equal sizes: the last one, which has the shape of the others, would be mostly padding.
+    equal = -(-int(offsets[-1]) // count)
+    for tokens in (equal, equal + int(np.diff(offsets).max())):
+        closer = Limits(min(QUERY_TOKENS, tokens), ITEMS)
+        if len(runs(offsets, (0, len(queries)), closer)) == count:
+            return make_plan(queries, parts, closer, window=sixteenths)
+    return make_plan(queries, parts, limits, window=eighths)
 
 
 def document_plan(
-    documents: Embeddings, parts: Parts, platform: str, *, devices: int = 1, device_bytes: int | None = None
+    documents: Embeddings | Gathered, parts: Parts, platform: str, *, devices: int = 1, device_bytes: int | None = None
 ) -> Plan:
     """Returns the blocks of documents, of which each device gets about the same number of tokens.
 
@@ -86,12 +109,12 @@ def document_plan(
       ValueError: a document does not fit in so many bytes.
     """
     in_place = usable_in_place(documents, parts, platform)
-    limits = document_limits(documents, parts, in_place=in_place, device_bytes=device_bytes)
+    limits = document_limits(documents, parts, in_place=in_place, device_bytes=device_bytes, platform=platform)
     return make_plan(documents, parts, limits, devices=devices, in_place=in_place)
 
 
 def make_plan(
-    items: Embeddings,
+    items: Embeddings | Gathered,
     parts: Parts,
     limits: Limits,
     *,
@@ -118,14 +141,21 @@ def make_plan(
     return Plan(items, parts, device_runs, window=size, slots=power_of_two(slots), in_place=in_place)
 
 
-def usable_in_place(items: Embeddings, parts: Parts, platform: str) -> bool:
+def usable_in_place(items: Embeddings | Gathered, parts: Parts, platform: str) -> bool:
     """Returns whether the platform's devices can use the tokens where they are."""
+    if isinstance(items, Gathered):
+        return False
     flags = items.tokens.flags
     return platform == "cpu" and parts.late and flags.c_contiguous and flags.aligned
 
 
 def document_limits(
-    documents: Embeddings, parts: Parts, *, in_place: bool = False, device_bytes: int | None = None
+    documents: Embeddings | Gathered,
+    parts: Parts,
+    *,
+    in_place: bool = False,
+    device_bytes: int | None = None,
+    platform: str = "cpu",
 ) -> Limits:
     """Returns the limits of a block of documents.
 
@@ -134,6 +164,8 @@ def document_limits(
     """
     # Two blocks take half of the memory; the maxima of an item's query tokens and the rest take the other.
     block = (DEVICE_BYTES if device_bytes is None else device_bytes) // 4
+    if device_bytes is None and platform == "cpu" and isinstance(documents, Gathered):
+        block = PACKED_BYTES
     tokens, pooled = documents.tokens, documents.pooled
     token = tokens.shape[1] * tokens.itemsize + 8 if parts.late else 0  # with its owner and scale
     item = 4 * QUERY_TOKENS + (pooled.shape[1] * pooled.itemsize if parts.pooled else 0)
@@ -152,7 +184,7 @@ def document_limits(
     return Limits(min(DOCUMENT_TOKENS, power_of_two_within(block // max(token, 1))), items)
 
 
-def _bounds(items: Embeddings, parts: Parts) -> Int[np.ndarray, " bounds"]:
+def _bounds(items: Embeddings | Gathered, parts: Parts) -> Int[np.ndarray, " bounds"]:
     """Returns the offsets that blocks are planned by: of the tokens, or of one for each item where none are scored."""
     return items.offsets if parts.late else np.arange(len(items) + 1)
 
@@ -170,7 +202,7 @@ def runs(offsets: Int[np.ndarray, " bounds"], share: Run, limits: Limits, *, in_
     """Returns the share's items in runs, each as long as both limits allow.
 
     The limit of tokens grows to hold the longest item. Used in place, the first and the last of all items are runs of
-    their own, since these are copied (see `block._values`).
+    their own, since these are copied (see `block.values_in_place`).
     """
     (first, stop), most = share, limits.tokens
     if first < stop:
@@ -200,5 +232,14 @@ def power_of_two_within(n: int) -> int:
 
 def eighths(n: int) -> int:
     """Returns the next of eight sizes between two powers of two."""
-    unit = max(LEAST_TOKENS, power_of_two(n) // 16)
+    return _stepped(n, 8)
+
+
+def sixteenths(n: int) -> int:
+    """Returns the next of sixteen sizes between two powers of two."""
+    return _stepped(n, 16)
+
+
+def _stepped(n: int, steps: int) -> int:
+    unit = max(LEAST_TOKENS, power_of_two(n) // (2 * steps))
     return -(-n // unit) * unit

@@ -22,7 +22,7 @@ from smart_jax.typing import HostOrDevice
 
 TILE_SCORES = 2**18  # similarities at once, 1 MiB in float32
 TILE_VALUES = 2**19  # of a tile's tokens, 2 MiB in float32
-TOKENS_IN_TILE = 128, 2048  # least: smaller products run slower; most: more would be computed beyond a block's tokens
+TOKENS_IN_TILE = 512, 2048  # least: smaller products run slower; most: more would be computed beyond a block's tokens
 
 
 def block_scores(q: Block, d: Block, weights: Float[Array, " 2"]) -> Float[Array, "queries documents"]:
@@ -33,6 +33,9 @@ def block_scores(q: Block, d: Block, weights: Float[Array, " 2"]) -> Float[Array
     if q.window is not None and d.window is not None:
         total += weights[1] * late_scores(q.window, q.lengths, d.window, len(d.lengths))
     return total
+
+
+score_block = jax.jit(block_scores)
 
 
 def late_scores(
@@ -59,6 +62,13 @@ def late_scores(
 
     best = jnp.full((documents, len(q.owner)), -jnp.inf, jnp.float32)
     best = lax.fori_loop(d.used[0] // tile, -(-d.used[1] // tile), step, best)
+    return late_means(best, q, q_lengths)
+
+
+def late_means(
+    best: Float[Array, "documents P"], q: Window, q_lengths: Int[HostOrDevice, " queries"]
+) -> Float[Array, "queries documents"]:
+    """Returns the means over each query's tokens of their maxima over each document's tokens."""
     if q.scales is not None:
         best *= q.scales[None]  # positive: the maxima stay where they are
     # Tokens of no slot have a number that is out of range, and are left out of the sum as of the maximum.

@@ -12,16 +12,22 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike, DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from smart_jax.dtypes import known_dtype
 from smart_jax.files import flush_file, map_tensors, write_tensors
+from smart_jax.notebook import facts_table, memory_size
+from smart_jax.retrieval.provenance import Provenance, join
+from smart_jax.retrieval.quantize import quantize
+from smart_jax.typing import JsonObject
 
 DTYPES = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16))
 INT8 = np.dtype(np.int8)
 FORMAT, VERSION = "smart_jax.embeddings", 1
 INDEX = "embeddings.json"
-CHECKED_AT_ONCE = 2**20  # values summed at a time when looking for NaN: stays in the cache
+CHECKED_AT_ONCE = 2**19  # bytes looked at twice for NaN: they stay in the cache
 
 Array = np.ndarray
 
@@ -39,6 +45,8 @@ class Embeddings:
       tokens: token vectors [T, D] of all items, of the same dtype, or int8.
       offsets: integers [N + 1], stored as int64: 0 first, never falling, T last.
       scales: float32 [T], of int8 tokens only: a token is its scale times its integers. `astype(np.int8)` makes them.
+      provenance: what made them, which stays through all that is done with them; None = it is not known. Scores of
+        what does not belong together are refused by it.
 
     Raises:
       TypeError: a dtype is not one of these.
@@ -63,6 +71,7 @@ class Embeddings:
     tokens: Float[Array, "T D"] | Int[Array, "T D"]
     offsets: Int[Array, " N+1"]
     scales: Float[Array, " T"] | None = None
+    provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
         pooled, tokens = _matrix("pooled", self.pooled), _matrix("tokens", self.tokens, (*DTYPES, INT8))
@@ -75,21 +84,35 @@ class Embeddings:
             check_finite("tokens", tokens, lambda row: token_name(offsets, row))
         else:
             check_finite("its scale", scales[:, None], lambda row: token_name(offsets, row))
-        self._set(pooled, *_fill_empty(pooled, tokens, offsets, scales))
+        self._set(pooled, *_fill_empty(pooled, tokens, offsets, scales), self.provenance)
 
-    def _set(self, pooled: Array, tokens: Array, offsets: Array, scales: Array | None = None) -> None:
+    def _set(
+        self, pooled: Array, tokens: Array, offsets: Array, scales: Array | None, provenance: Provenance | None
+    ) -> None:
         for name, array in (("pooled", pooled), ("tokens", tokens), ("offsets", offsets), ("scales", scales)):
             if array is not None:
                 array = array.view()
                 array.flags.writeable = False  # what was checked once stays checked
             object.__setattr__(self, name, array)
+        object.__setattr__(self, "provenance", provenance)
 
     @classmethod
-    def from_checked(cls, pooled: Array, tokens: Array, offsets: Array, scales: Array | None = None) -> Embeddings:
+    def from_checked(
+        cls,
+        pooled: Array,
+        tokens: Array,
+        offsets: Array,
+        scales: Array | None = None,
+        provenance: Provenance | None = None,
+    ) -> Embeddings:
         """Returns embeddings of values that were checked before, without a second pass over them."""
         new = object.__new__(cls)
-        new._set(pooled, tokens, offsets, scales)
+        new._set(pooled, tokens, offsets, scales, provenance)
         return new
+
+    def with_provenance(self, provenance: Provenance | None) -> Embeddings:
+        """Returns the same embeddings, of another provenance, or of one that is not known."""
+        return self.from_checked(self.pooled, self.tokens, self.offsets, self.scales, provenance)
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -98,6 +121,26 @@ class Embeddings:
         return (
             f"Embeddings({len(self)} items, {len(self.tokens)} tokens, pooled width {self.pooled.shape[1]}, "
             f"token width {self.tokens.shape[1]}, {self.dtype})"
+        )
+
+    def _repr_html_(self) -> str:
+        lengths = self.lengths if len(self) else np.zeros(1, int)
+        made = self.provenance
+        facts = {
+            "items": len(self),
+            "tokens": len(self.tokens),
+            "tokens of an item": f"{lengths.min()} to {lengths.max()}, median {np.median(lengths):g}",
+            "widths": f"{self.pooled.shape[1]} pooled, {self.tokens.shape[1]} tokens",
+            "dtype": self.dtype,
+            "size": memory_size(self.nbytes),
+            "side": None if made is None else made.side,
+            "reductions": ", ".join(made.reductions) or None if made is not None else None,
+        }
+        return facts_table("Embeddings", facts)
+
+    def __array__(self, *_: object, **__: object) -> Array:
+        raise TypeError(
+            "Embeddings are several arrays: take .pooled [items, width], or .tokens of all items with .offsets"
         )
 
     @property
@@ -149,16 +192,16 @@ class Embeddings:
         first, last = self.offsets[start], self.offsets[stop]
         scales = None if self.scales is None else self.scales[first:last]
         offsets = self.offsets[start : stop + 1] - first
-        return self.from_checked(self.pooled[start:stop], self.tokens[first:last], offsets, scales)
+        return self.from_checked(self.pooled[start:stop], self.tokens[first:last], offsets, scales, self.provenance)
 
     def _take(self, items: Int[Array, " M"]) -> Embeddings:
         lengths = self.lengths[items]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         rows = np.arange(offsets[-1]) + np.repeat(self.offsets[items] - offsets[:-1], lengths)
         scales = None if self.scales is None else self.scales[rows]
-        return self.from_checked(self.pooled[items], self.tokens[rows], offsets, scales)
+        return self.from_checked(self.pooled[items], self.tokens[rows], offsets, scales, self.provenance)
 
-    def astype(self, dtype: Any) -> Embeddings:
+    def astype(self, dtype: DTypeLike) -> Embeddings:
         """Returns the same embeddings stored as float32, float16 or bfloat16, or with int8 tokens.
 
         int8: each token's largest component becomes 127 or -127, the others are rounded in that proportion, and its
@@ -168,23 +211,25 @@ class Embeddings:
           TypeError: the dtype is another one.
           ValueError: a value does not fit the dtype.
         """
-        dtype = np.dtype(dtype)
+        dtype = known_dtype(dtype)
         if dtype not in (*DTYPES, INT8):
             raise TypeError(f"dtype {dtype}: embeddings are stored as {_names((*DTYPES, INT8))}")
         if dtype == self.dtype:
             return self
         if dtype == INT8:
-            tokens, scales = _quantize(self.tokens)
-            return self.from_checked(self.pooled, tokens, self.offsets, scales)
+            tokens, scales = quantize(self.tokens)
+            return self.from_checked(self.pooled, tokens, self.offsets, scales, self.provenance)
         tokens = self.tokens if self.scales is None else self.tokens * self.scales[:, None]
-        return Embeddings(_cast(self.pooled, dtype), _cast(tokens, dtype), self.offsets)
+        return Embeddings(_cast(self.pooled, dtype), _cast(tokens, dtype), self.offsets, provenance=self.provenance)
 
     @staticmethod
     def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
         """Returns the items of all parts, in order.
 
+        Their provenance is that of all; where one part's is not known, it is not known either.
+
         Raises:
-          ValueError: there are no parts, or their widths or dtypes differ.
+          ValueError: there are no parts, or their widths, dtypes, models, adapters or components differ.
         """
         parts = list(parts)
         if not parts:
@@ -195,7 +240,8 @@ class Embeddings:
                 raise ValueError(f"part {i} is {part!r}, but part 0 is {parts[0]!r}: widths and dtype must be equal")
         offsets = np.concatenate([[0], np.cumsum(np.concatenate([p.lengths for p in parts]))]).astype(np.int64)
         arrays = {name: np.concatenate([p._arrays()[name] for p in parts]) for name in parts[0]._arrays()}
-        return Embeddings.from_checked(**(arrays | {"offsets": offsets}))
+        provenance = join([part.provenance for part in parts])
+        return Embeddings.from_checked(**(arrays | {"offsets": offsets}), provenance=provenance)
 
     def save(self, folder: str | Path) -> None:
         """Writes `embeddings.json` and the safetensors file that it names.
@@ -205,7 +251,9 @@ class Embeddings:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"embeddings-{secrets.token_hex(4)}.safetensors"
-        index = {"format": FORMAT, "version": VERSION, "file": name, **self._description()}
+        index: dict[str, Any] = {"format": FORMAT, "version": VERSION, "file": name, **self._description()}
+        if self.provenance is not None:
+            index["provenance"] = self.provenance.to_dict()
         former = _former_file(folder)
         tensors, text = folder / name, folder / f"{name}.json"
         try:
@@ -234,13 +282,17 @@ class Embeddings:
           ValueError: a file is corrupt, truncated, of an unknown format, or does not match the other.
         """
         folder = Path(folder)
-        index = _read_index(folder / INDEX)
+        index = read_index(folder / INDEX)
         path = folder / index["file"]
         if not path.is_file():
             raise FileNotFoundError(f"no '{path}', which '{folder / INDEX}' names: copy the folder as a whole")
         try:
+            provenance = None if (made := index.get("provenance")) is None else Provenance.from_dict(made)
+        except ValueError as error:
+            raise ValueError(f"'{folder / INDEX}': {error}; remove it there, or encode again") from error
+        try:
             tensors = map_tensors(path)[0] if mmap else load_file(path)
-            parts = tensors["pooled"], tensors["tokens"], tensors["offsets"], tensors.get("scales")
+            parts = tensors["pooled"], tensors["tokens"], tensors["offsets"], tensors.get("scales"), provenance
             if mmap:
                 check_offsets(parts[2], items=len(parts[0]), tokens=len(parts[1]))
                 _check_scales(parts[3], parts[1])
@@ -254,7 +306,7 @@ class Embeddings:
                 )
         return loaded
 
-    def _description(self) -> dict[str, Any]:
+    def _description(self) -> dict[str, int | str]:
         return {
             "items": len(self),
             "tokens": len(self.tokens),
@@ -264,7 +316,7 @@ class Embeddings:
         }
 
 
-def check_offsets(offsets: Any, *, items: int, tokens: int) -> Int[Array, " bounds"]:
+def check_offsets(offsets: ArrayLike, *, items: int, tokens: int) -> Int[Array, " bounds"]:
     """Returns the offsets as int64, or raises an error that names the item where they go wrong."""
     array: Array = np.asarray(offsets)
     if not np.issubdtype(array.dtype, np.integer):
@@ -285,16 +337,25 @@ def check_offsets(offsets: Any, *, items: int, tokens: int) -> Int[Array, " boun
 
 def check_finite(what: str, vectors: Float[Array, "vectors width"], name: Callable[[int], str]) -> None:
     """Raises ValueError if a vector holds NaN or infinity; `name(index)` says which item that is."""
-    step = max(1, CHECKED_AT_ONCE // max(1, vectors.shape[1]))
+    step = max(1, CHECKED_AT_ONCE // max(1, vectors[:1].nbytes))
     for start in range(0, len(vectors), step):
         chunk = vectors[start : start + step]
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = chunk.sum(dtype=np.float32)  # one pass without a temporary; NaN and infinity survive a sum
-        if np.isfinite(total):
+        if _all_finite(chunk):
             continue
         bad = np.flatnonzero(~np.isfinite(chunk.astype(np.float32)).all(axis=1))
-        if bad.size:
-            raise ValueError(f"{name(start + int(bad[0]))}: {what} holds NaN or infinity; drop or encode it again")
+        raise ValueError(f"{name(start + int(bad[0]))}: {what} holds NaN or infinity; drop or encode it again")
+
+
+def _all_finite(vectors: Float[Array, "vectors width"]) -> bool:
+    """Tells whether no value is NaN or infinite, by the bits: the exponents of all others are smaller.
+
+    As signed integers, values grow with their bits from 0 up; as unsigned ones, those with a minus follow all others.
+    Two maxima of integers are read at the speed of memory, which a sum of float16, converted one by one, is not.
+    """
+    bits = vectors.dtype.itemsize * 8
+    infinity = int(np.asarray(np.inf, vectors.dtype).view(f"u{vectors.dtype.itemsize}"))
+    largest = int(vectors.view(f"i{bits // 8}").max(initial=0)), int(vectors.view(f"u{bits // 8}").max(initial=0))
+    return largest[0] < infinity and largest[1] < infinity + 2 ** (bits - 1)
 
 
 def token_name(offsets: Int[Array, " bounds"], token: int) -> str:
@@ -325,18 +386,6 @@ def _check_scales(scales: Array | None, tokens: Array) -> Array | None:
     return scales
 
 
-def _quantize(tokens: Float[Array, "T D"]) -> tuple[Int[Array, "T D"], Float[Array, " T"]]:
-    integers, scales = np.empty(tokens.shape, np.int8), np.empty(len(tokens), np.float32)
-    step = max(1, CHECKED_AT_ONCE // tokens.shape[1])
-    for start in range(0, len(tokens), step):
-        part = tokens[start : start + step].astype(np.float32)
-        scale = np.abs(part).max(axis=1, initial=0) / 127
-        scale[scale == 0] = 1  # a token of zeros
-        integers[start : start + step] = np.rint(part / scale[:, None])
-        scales[start : start + step] = scale
-    return integers, scales
-
-
 def _fill_empty(
     pooled: Array, tokens: Array, offsets: Array, scales: Array | None
 ) -> tuple[Array, Array, Array | None]:
@@ -351,7 +400,7 @@ def _fill_empty(
         )
     new, at = pooled[empty], offsets[empty]
     if scales is not None:
-        new, new_scales = _quantize(new)
+        new, new_scales = quantize(new)
         scales = np.insert(scales, at, new_scales)
     tokens = np.insert(tokens, at, new, axis=0)
     return tokens, np.concatenate([[0], np.cumsum(np.maximum(np.diff(offsets), 1))]), scales
@@ -368,12 +417,13 @@ def _names(dtypes: Sequence[np.dtype] = DTYPES) -> str:
 
 def _former_file(folder: Path) -> Path | None:
     try:
-        return folder / str(_read_index(folder / INDEX)["file"])
+        return folder / str(read_index(folder / INDEX)["file"])
     except (OSError, ValueError):
         return None  # nothing there, or nothing of ours to remove
 
 
-def _read_index(path: Path) -> dict[str, Any]:
+def read_index(path: Path) -> JsonObject:
+    """Reads `embeddings.json`; raises FileNotFoundError or ValueError where it is missing or of another kind."""
     if not path.is_file():
         raise FileNotFoundError(f"no '{path}': give the folder that Embeddings.save wrote")
     try:

@@ -23,6 +23,7 @@ def maxsim(
     *,
     reduction: Literal["mean", "sum"] = "mean",
     implementation: Implementation | None = None,
+    force: bool = False,
 ) -> Float[Array, "B N"]:
     """Returns the late-interaction score of every query with every document.
 
@@ -32,7 +33,10 @@ def maxsim(
     (ColBERT, arXiv:2004.12832). Products and sums are float32 whatever the inputs, float64 for float64 inputs.
 
     Scores of arrays are differentiable in q and d (in reverse mode) and work under jit, grad, vmap, jax.checkpoint and
-    shard_map. `Embeddings`, ragged and on the host, are scored block by block, without padding and without gradients.
+    shard_map. The gradient of bfloat16 tokens is bfloat16; on a TPU so are the weights that it sums. Outside of jit, on
+    a CPU, a shape's first call is done in NumPy and later ones by a compiled program, so that changing shapes compile
+    nothing; the last bit may differ. `Embeddings`, ragged and on the host, are scored as `score` does it, without
+    padding and without gradients.
 
     Args:
       q: query tokens [B, P, D], usually L2-normalised, of a floating-point dtype; or `Embeddings`, of which the tokens
@@ -41,11 +45,15 @@ def maxsim(
       q_mask: which query tokens are kept, True = kept; None keeps all. For arrays only, like `d_mask`.
       d_mask: which document tokens are kept. A dropped token never wins, however low the others are.
       reduction: "mean" or "sum" over the query's kept tokens.
-      implementation: how arrays are scored. "xla" runs on any device; "pallas_tpu" and "pallas_gpu" are kernels for
-        TPUs and for Hopper GPUs (interpreted, slowly, without such a device; another GPU takes "xla" for "pallas_gpu",
-        with a warning). None of these ever holds [B, P, N, L], and their backward pass keeps one index per query token
-        and document. "reference" holds everything at once, for tests. None = the device's kernel, or "xla" where there
-        is none or tokens are float64.
+      implementation: how arrays are scored. None = what suits the device that the program is compiled for: "xla", by
+        tiles, on a CPU; "xla_gpu", by larger ones, on a GPU; "pallas_gpu", a kernel for Hopper GPUs, on these up to
+        width 512 but for float64; and on a TPU "xla_tpu", whose products XLA fuses with the maximum there (a tenth
+        faster on v5e and v5p with `smart_jax.runtime.compiler_options` in the outermost `jax.jit`). On its device none
+        of them holds [B, P, N, L], but for few query tokens (B * P at most D / 4) on a CPU; the backward pass keeps one
+        index per query token and document. On another device the kernel is interpreted, slowly ("xla_gpu" takes its
+        place on other GPUs, with a warning), and "xla_tpu" holds everything at once, as "reference", which is for
+        tests, does anywhere.
+      force: of `Embeddings`, as in `score`.
 
     Returns:
       Scores [B, N], float32 (float64 for float64 inputs). A document without kept tokens scores -1e30 with a zero
@@ -54,7 +62,7 @@ def maxsim(
 
     Raises:
       ValueError: ranks, widths or shapes of masks do not fit; an axis is empty; an option is unknown; masks or another
-        implementation than "xla" are given with `Embeddings`.
+        implementation than "xla" are given with `Embeddings`, or these do not belong together.
       TypeError: tokens are not floating point, masks are not boolean, or only one side is `Embeddings`.
 
     Example:
@@ -68,12 +76,12 @@ def maxsim(
       Array([[-0.5]], dtype=float32)
     """
     if isinstance(q, Embeddings) or isinstance(d, Embeddings):
-        return _of_embeddings(q, d, q_mask, d_mask, reduction, implementation)
+        return _of_embeddings(q, d, q_mask, d_mask, reduction, implementation, force)
     return maxsim_of_arrays(q, d, q_mask, d_mask, reduction=reduction, implementation=implementation)
 
 
 def _of_embeddings(
-    q: object, d: object, q_mask: object, d_mask: object, reduction: str, implementation: str | None
+    q: object, d: object, q_mask: object, d_mask: object, reduction: str, implementation: str | None, force: bool
 ) -> Float[Array, "B N"]:
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction {reduction!r}: choose 'mean' or 'sum'")
@@ -88,5 +96,5 @@ def _of_embeddings(
     assert isinstance(q, Embeddings) and isinstance(d, Embeddings)
     if q.tokens.shape[1] != d.tokens.shape[1]:
         raise ValueError(f"tokens of q have width {q.tokens.shape[1]}, of d {d.tokens.shape[1]}: use the same model")
-    scores = score(q, d, pooled_weight=0.0)
+    scores = score(q, d, pooled_weight=0.0, force=force)
     return jnp.asarray(scores * q.lengths.astype(np.float32)[:, None] if reduction == "sum" else scores)

@@ -1,4 +1,4 @@
-"""What `score` and `search` are given, checked: embeddings of both sides, and the weights of the parts that they hold.
+"""Operands of `score` and `search`, checked: embeddings of both sides, and the weights of the parts that they hold.
 
 Arrays hold one part only. Pooled vectors become embeddings in which each is its item's single token, as in items
 without tokens; tokens become embeddings with pooled vectors of width 0. What stands in for the other part is never
@@ -8,16 +8,24 @@ scored: its weight is 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
+from PIL import Image
 
 from smart_jax.retrieval.block import Parts
+from smart_jax.retrieval.block_plan import COPIED_BYTES
 from smart_jax.retrieval.embeddings import DTYPES, Embeddings, check_finite, token_name
+from smart_jax.retrieval.gathered import Gathered
+from smart_jax.retrieval.provenance import check_sides
+from smart_jax.retrieval.reductions import BinaryEmbeddings
+from smart_jax.retrieval.states import States
 from smart_jax.typing import HostOrDevice
 
+_ITEMS = (str, bytes, Path, Mapping, Image.Image)  # what `Encoder.encode_query` takes
 Items = Embeddings | HostOrDevice | Sequence[HostOrDevice]
 
 
@@ -28,8 +36,12 @@ def operands(
     late_weight: float,
     q_mask: Bool[HostOrDevice, "Nq P"] | None = None,
     d_mask: Bool[HostOrDevice, "Nd L"] | None = None,
-) -> tuple[Embeddings, Embeddings, Float[np.ndarray, " 2"]]:
+    *,
+    force: bool = False,
+) -> tuple[Embeddings, Embeddings | Gathered, Float[np.ndarray, " 2"]]:
     """Returns queries, documents and the weights, of which one is 0 where the sides are arrays without that part.
+
+    Documents in a list stay where they are, if they are large.
 
     Raises:
       TypeError, ValueError: as `smart_jax.score` says.
@@ -41,12 +53,15 @@ def operands(
     if not any(asked):
         raise ValueError("pooled_weight and late_weight are both 0: nothing is left to score")
     queries, parts = _side("q", q, q_mask, asked)
+    assert isinstance(queries, Embeddings)
     documents, d_parts = _side("d", d, d_mask, asked)
     if parts != d_parts:
         raise ValueError(
             f"q has {_names(parts)}, d has {_names(d_parts)}: pass the same kind on both sides, or weight 0 for the "
             "part that one lacks"
         )
+    if isinstance(q, Embeddings) and isinstance(d, Embeddings) and not force:
+        check_sides(q.provenance, d.provenance, late=parts.late)
     if parts.pooled:
         _check_widths("pooled vectors", queries.pooled, documents.pooled)
     if parts.late:
@@ -54,11 +69,15 @@ def operands(
     return queries, documents, np.asarray([pooled_weight * parts.pooled, late_weight * parts.late], np.float32)
 
 
-def _side(side: str, x: Items, mask: Bool[HostOrDevice, "N L"] | None, asked: Parts) -> tuple[Embeddings, Parts]:
+def _side(
+    side: str, x: Items, mask: Bool[HostOrDevice, "N L"] | None, asked: Parts
+) -> tuple[Embeddings | Gathered, Parts]:
     """Returns the embeddings and which of the parts that are asked for they hold."""
+    _check_kind(side, x)
     if mask is not None and (isinstance(x, Embeddings | list | tuple) or np.ndim(x) != 3):
         raise ValueError(f"{side}_mask is for tokens [N, L, D]: {side} is not such an array")
     holds = Parts(pooled=False, late=True)
+    items: Embeddings | Gathered
     if isinstance(x, Embeddings):
         items, holds = x, Parts(pooled=True, late=True)
     elif isinstance(x, list | tuple):
@@ -72,6 +91,16 @@ def _side(side: str, x: Items, mask: Bool[HostOrDevice, "N L"] | None, asked: Pa
         lacking = "tokens: late_weight" if holds.late else "pooled vectors: pooled_weight"
         raise ValueError(f"{side} holds only {lacking} must not be 0")
     return items, parts
+
+
+def _check_kind(side: str, x: object) -> None:
+    """Refuses, with what to do, items that are not encoded, and vectors in a form that is not scored."""
+    first = x[0] if isinstance(x, list | tuple) and x else x
+    if isinstance(first, _ITEMS):
+        call = {"q": "model.encode_query", "d": "model.encode_document"}[side]
+        raise TypeError(f"{side} holds a {type(first).__name__}: encode items first, {call}(...)")
+    if isinstance(first, BinaryEmbeddings | States):
+        raise TypeError(f"{side} is {type(first).__name__}: pass its embeddings(), of which scores are taken")
 
 
 def _names(parts: Parts) -> str:
@@ -89,7 +118,9 @@ def _of_pooled(side: str, pooled: Float[np.ndarray, "N H"]) -> Embeddings:
 
 
 def _of_padded(side: str, x: Float[np.ndarray, "N L D"], mask: Bool[HostOrDevice, "N L"] | None) -> Embeddings:
-    keep = np.ones(x.shape[:2], bool) if mask is None else np.asarray(mask)
+    if mask is None:
+        return _of_tokens(side, x.reshape(-1, x.shape[2]), np.full(len(x), x.shape[1]))
+    keep = np.asarray(mask)
     if keep.dtype != bool:
         raise TypeError(f"{side}_mask has dtype {keep.dtype}: a mask is boolean, True = kept (use .astype(bool))")
     if keep.shape != x.shape[:2]:
@@ -97,7 +128,7 @@ def _of_padded(side: str, x: Float[np.ndarray, "N L D"], mask: Bool[HostOrDevice
     return _of_tokens(side, x[keep], keep.sum(axis=1))
 
 
-def _of_ragged(side: str, items: list[Float[np.ndarray, "_ _"]]) -> Embeddings:
+def _of_ragged(side: str, items: list[Float[np.ndarray, "_ _"]]) -> Embeddings | Gathered:
     if not items:
         raise ValueError(f"{side} is an empty list: its width is unknown; pass an array of shape (0, L, D)")
     for i, item in enumerate(items):
@@ -106,19 +137,33 @@ def _of_ragged(side: str, items: list[Float[np.ndarray, "_ _"]]) -> Embeddings:
                 f"{side}[{i}] has width {item.shape[1]} and dtype {item.dtype}, {side}[0] has {items[0].shape[1]} and "
                 f"{items[0].dtype}: they must be equal"
             )
-    return _of_tokens(side, np.concatenate(items), np.asarray([len(item) for item in items]))
+    lengths = np.asarray([len(item) for item in items])
+    if side == "q" or sum(item.nbytes for item in items) <= COPIED_BYTES:
+        return _of_tokens(side, np.concatenate(items), lengths)
+    _check_lengths(side, lengths)
+    for i, item in enumerate(items):
+        _check_item(f"{side}, item {i}", item)
+    return Gathered.of(items, np.arange(len(items)))
 
 
 def _of_tokens(side: str, tokens: Float[np.ndarray, "T D"], lengths: Int[np.ndarray, " N"]) -> Embeddings:
-    empty = np.flatnonzero(lengths == 0)
-    if empty.size:
-        raise ValueError(f"{side}, item {int(empty[0])} has no token: keep at least one, or pass Embeddings")
+    _check_lengths(side, lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     check_finite("it", tokens, lambda token: f"{side}, {token_name(offsets, token)}")
     return Embeddings.from_checked(np.empty((len(lengths), 0), tokens.dtype), tokens, offsets)
 
 
-def _array(name: str, x: Any, ndim: int) -> np.ndarray:
+def _check_item(name: str, tokens: Float[np.ndarray, "_ _"]) -> None:
+    check_finite("it", tokens, lambda token: f"{name}, token {token}")
+
+
+def _check_lengths(side: str, lengths: Int[np.ndarray, " N"]) -> None:
+    empty = np.flatnonzero(lengths == 0)
+    if empty.size:
+        raise ValueError(f"{side}, item {int(empty[0])} has no token: keep at least one, or pass Embeddings")
+
+
+def _array(name: str, x: ArrayLike, ndim: int) -> np.ndarray:
     array = np.asarray(x)
     if array.dtype not in DTYPES:
         raise TypeError(f"{name} has dtype {array.dtype}: use .astype(np.float32) (float16 and bfloat16 also work)")

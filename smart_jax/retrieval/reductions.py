@@ -7,16 +7,18 @@ last. Pooled vectors stay as they are. Half precision and int8 are `Embeddings.a
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 
+from smart_jax.notebook import facts_table, memory_size
 from smart_jax.retrieval.embeddings import INT8, Embeddings, check_offsets
+from smart_jax.retrieval.provenance import Provenance
 from smart_jax.retrieval.states import States
 from smart_jax.vectors import l2_normalise_on_host
 
@@ -46,7 +48,7 @@ def keep_tokens(e: Embeddings, keep: Bool[np.ndarray, " T"]) -> Embeddings:
         raise ValueError(f"keep is {keep.dtype} {keep.shape}: it must be bool, one for each of {len(e.tokens)} tokens")
     before = np.concatenate([[0], np.cumsum(keep)])
     scales = None if e.scales is None else e.scales[keep]
-    return Embeddings(e.pooled, e.tokens[keep], before[e.offsets], scales)
+    return Embeddings(e.pooled, e.tokens[keep], before[e.offsets], scales, _reduced(e, "keep"))
 
 
 def pool_tokens(e: Embeddings, factor: float, method: str = "hierarchical") -> Embeddings:
@@ -77,22 +79,64 @@ def pool_tokens(e: Embeddings, factor: float, method: str = "hierarchical") -> E
       array([[0.707, 0.707],
              [0.707, 0.707]], dtype=float32)
     """
+    return pool_groups(e, group_tokens(e, factor, method))
+
+
+def group_tokens(e: Embeddings, factor: float, method: str = "hierarchical") -> Int[np.ndarray, " T"]:
+    """Returns the groups of tokens that `pool_tokens` makes means of: for each token the number of its group.
+
+    Args:
+      e, factor, method: as in `pool_tokens`.
+
+    Returns:
+      int64 [T]: 0, 1, ..., each item's after those of the item before.
+
+    Raises:
+      ValueError, TypeError: as `pool_tokens`.
+
+    Example:
+      >>> import numpy as np
+      >>> e = Embeddings(np.float32([[1, 0]]), np.float32([[1, 0], [0, 1], [1, 0], [0, 1]]), np.array([0, 4]))
+      >>> group_tokens(e, factor=2)
+      array([0, 1, 0, 1])
+    """
     if not math.isfinite(factor) or factor < 1:
         raise ValueError(f"factor is {factor}: it must be at least 1")
     if method not in _GROUPINGS:
         raise ValueError(f"method is {method!r}: choose one of {', '.join(_GROUPINGS)}")
     _check_float(e, "pool_tokens")
-    groups = np.empty(len(e.tokens), np.int64)
-    offsets = np.zeros(len(e) + 1, np.int64)
-    for i, (first, last) in enumerate(itertools.pairwise(e.offsets)):
+    groups, before = np.empty(len(e.tokens), np.int64), 0
+    for first, last in itertools.pairwise(e.offsets):
         count = math.ceil((last - first) / factor)
         of_item = np.arange(count) if count == last - first else _GROUPINGS[method](e.tokens[first:last], count)
-        offsets[i + 1] = offsets[i] + of_item.max() + 1
-        groups[first:last] = offsets[i] + of_item
-    return Embeddings(e.pooled, _means(e.tokens, groups, unit=True), offsets)
+        groups[first:last] = before + of_item
+        before += int(of_item.max()) + 1
+    return groups
+
+
+def pool_groups(e: Embeddings, groups: Int[np.ndarray, " T"]) -> Embeddings:
+    """Returns embeddings in which groups of an item's tokens became their means, L2-normalised.
+
+    Args:
+      e: tokens [T, D] float32, float16 or bfloat16.
+      groups: from `group_tokens`.
+
+    Example:
+      >>> import numpy as np
+      >>> e = Embeddings(np.float32([[1, 0]]), np.float32([[1, 0], [1, 0], [0, 1]]), np.array([0, 3]))
+      >>> pool_groups(e, np.array([0, 0, 1])).tokens
+      array([[1., 0.],
+             [0., 1.]], dtype=float32)
+    """
+    last = np.maximum.reduceat(groups, e.offsets[:-1]) if len(e) else np.zeros(0, np.int64)
+    offsets = np.concatenate([np.zeros(1, np.int64), last + 1])
+    return Embeddings(e.pooled, _means(e.tokens, groups, unit=True), offsets, provenance=_reduced(e, "pool"))
 
 
 def _ward(tokens: Float[np.ndarray, "L D"], count: int) -> Int[np.ndarray, " L"]:
+    from scipy.cluster.hierarchy import fcluster, linkage  # which takes 0.25 s to import
+    from scipy.spatial.distance import squareform
+
     unit = l2_normalise_on_host(tokens)
     distances = np.maximum(1 - unit @ unit.T, 0)
     tree = linkage(squareform(distances, checks=False), "ward")
@@ -179,10 +223,12 @@ def truncate(e: Embeddings, width: int, *, pooled_width: int | None = None) -> E
     if pooled_width is not None:
         _check_width(pooled_width, pooled.shape[1])
         pooled = l2_normalise_on_host(pooled[:, :pooled_width]).astype(e.dtype)
-    return Embeddings(pooled, l2_normalise_on_host(e.tokens[:, :width]).astype(e.dtype), e.offsets)
+    tokens = l2_normalise_on_host(e.tokens[:, :width]).astype(e.dtype)
+    name = f"truncate {width}" + (f", pooled {pooled_width}" if pooled_width is not None else "")
+    return Embeddings(pooled, tokens, e.offsets, provenance=_reduced(e, name))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PCA:
     """Principal components of token vectors: narrower tokens, rotated so that the first components matter most.
 
@@ -207,6 +253,23 @@ class PCA:
     mean: Float[np.ndarray, " D"]
     components: Float[np.ndarray, "D width"]
     strengths: Float[np.ndarray, " width"]
+
+    def __repr__(self) -> str:
+        width, kept = self.components.shape
+        return f"PCA(width {width} to {kept}, {self._kept} of the sample kept{self._centred})"
+
+    def _repr_html_(self) -> str:
+        width, kept = self.components.shape
+        facts = {"tokens": f"width {width} to {kept}", "kept": f"{self._kept} of the sample{self._centred}"}
+        return facts_table("PCA", facts)
+
+    @property
+    def _kept(self) -> str:
+        return f"{self.strengths.sum():.1%}"
+
+    @property
+    def _centred(self) -> str:
+        return ", centred" if self.mean.any() else ""
 
     @classmethod
     def fit(cls, e: Embeddings, width: int, *, centred: bool = False, sample: int = SAMPLE, seed: int = 0) -> PCA:
@@ -258,10 +321,17 @@ class PCA:
         parts = [
             l2_normalise_on_host((chunk - self.mean) @ self.components).astype(e.dtype) for chunk in _chunks(e.tokens)
         ]
-        return Embeddings(e.pooled, np.concatenate(parts), e.offsets)
+        provenance = None if e.provenance is None else _reduced(e, f"pca {self.components.shape[1]} {self._digest}")
+        return Embeddings(e.pooled, np.concatenate(parts), e.offsets, provenance=provenance)
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        """Digits that tell it from others."""
+        values = self.mean.tobytes() + self.components.tobytes()
+        return hashlib.blake2b(values, digest_size=4).hexdigest()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class BinaryEmbeddings:
     """Embeddings that keep only the sign of each token's components: a bit each, eight to a byte.
 
@@ -273,6 +343,7 @@ class BinaryEmbeddings:
       bits: uint8 [T, ceil(D / 8)], as from `numpy.packbits`: 1 = above 0.
       offsets: int64 [N + 1].
       width: D.
+      provenance: as of `Embeddings`.
 
     Example:
       >>> import numpy as np
@@ -288,6 +359,7 @@ class BinaryEmbeddings:
     bits: UInt8[np.ndarray, "T bytes"]
     offsets: Int[np.ndarray, " N+1"]
     width: int
+    provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
         check_offsets(self.offsets, items=len(self.pooled), tokens=len(self.bits))
@@ -297,10 +369,29 @@ class BinaryEmbeddings:
                 f"with {-(-self.width // 8)} bytes for each token"
             )
 
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def __repr__(self) -> str:
+        return (
+            f"BinaryEmbeddings({len(self)} items, {len(self.bits)} tokens of {self.width} bits, pooled width "
+            f"{self.pooled.shape[1]}, {self.pooled.dtype})"
+        )
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "items": len(self),
+            "tokens": f"{len(self.bits):,} of {self.width} bits",
+            "pooled vectors": f"{self.pooled.shape[1]} wide, {self.pooled.dtype}",
+            "size": memory_size(self.nbytes),
+        }
+        return facts_table("BinaryEmbeddings", facts)
+
     @classmethod
     def of(cls, e: Embeddings) -> BinaryEmbeddings:
         """Returns the signs of any embeddings."""
-        return cls(e.pooled, np.packbits(e.tokens > 0, axis=1), e.offsets, e.tokens.shape[1])
+        bits = np.packbits(e.tokens > 0, axis=1)
+        return cls(e.pooled, bits, e.offsets, e.tokens.shape[1], _reduced(e, "binary"))
 
     @property
     def nbytes(self) -> int:
@@ -311,7 +402,11 @@ class BinaryEmbeddings:
         """Returns `Embeddings` with int8 tokens of 1 and -1 and scales 1 / sqrt(D): vectors of length 1."""
         signs = np.unpackbits(self.bits, axis=1, count=self.width).astype(np.int8) * np.int8(2) - np.int8(1)
         scales = np.full(len(signs), 1 / math.sqrt(self.width), np.float32)
-        return Embeddings(self.pooled, signs, self.offsets, scales)
+        return Embeddings(self.pooled, signs, self.offsets, scales, self.provenance)
+
+
+def _reduced(e: Embeddings, name: str) -> Provenance | None:
+    return None if e.provenance is None else e.provenance.reduced(name)
 
 
 def _check_float(e: Embeddings, what: str) -> None:

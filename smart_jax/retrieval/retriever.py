@@ -1,8 +1,8 @@
-"""What training, evaluation and integrations ask of a model: items in, embeddings or states out."""
+"""Protocol of a model for training, evaluation and integrations: items in, embeddings or states out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -79,10 +79,24 @@ class Retriever(Protocol):
         items: Sequence[Any],
         *,
         instruction: str | None = None,
-        query: bool = False,
+        query: bool | None = None,
         layers: Sequence[int] | None = None,
         batch_size: int | None = None,
         dtype: DTypeLike = np.float16,
         progress: bool | None = None,
     ) -> States:
         """Returns the backbone's states of items, from which embeddings of any kind follow."""
+
+    def states_by_part(
+        self,
+        items: Sequence[Any],
+        parts: Sequence[slice],
+        *,
+        instruction: str | None = None,
+        query: bool | None = None,
+        layers: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        dtype: DTypeLike = np.float16,
+        progress: bool | None = None,
+    ) -> Iterator[Callable[[], States]]:
+        """Yields what makes the states of one part of the items after another; the next is encoded meanwhile."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,16 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from smart_jax.files import map_tensors, write_tensors
+from smart_jax.notebook import facts_table, memory_size
 from smart_jax.retrieval.adapter import Adapter
 from smart_jax.retrieval.embeddings import Embeddings, check_finite, check_offsets, token_name
+from smart_jax.retrieval.provenance import Provenance, join
+from smart_jax.typing import HostOrDevice
 
 FORMAT, VERSION = "smart_jax.states", "1"
 ARRAYS = ("pooled", "states", "norms", "ids", "offsets", "grids")
 TOKENS_AT_ONCE = 4096  # projected by an adapter
+SHORTEST = 16  # length to which the tokens of a short item are padded where an adapter takes items
 LAST = -1  # the layer after the final norm
 
 
@@ -44,6 +48,7 @@ class States:
       visual_ids: token ids of the visual placeholders.
       layers: the distinct layers, as negative indices into transformers' `hidden_states`; -1 = after the final norm.
       depth: number of the backbone's blocks; there are depth + 1 layers.
+      provenance: what made them; None = it is not known.
 
     Raises:
       TypeError, ValueError: shapes or dtypes do not fit together.
@@ -80,6 +85,7 @@ class States:
     visual_ids: tuple[int, ...]
     layers: tuple[int, ...]
     depth: int
+    provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
         for name in ("visual_ids", "layers"):
@@ -115,6 +121,17 @@ class States:
             f"States({len(self)} items, {len(self.ids)} tokens, layers {self.layers} of {self.depth} blocks, width "
             f"{self.states.shape[2]}, {self.states.dtype})"
         )
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "items": len(self),
+            "tokens": len(self.ids),
+            "layers": f"{', '.join(map(str, self.layers))} of {self.depth} blocks",
+            "width": self.states.shape[2],
+            "dtype": self.states.dtype,
+            "size": memory_size(self.states.nbytes),
+        }
+        return facts_table("States", facts)
 
     @property
     def lengths(self) -> Int[np.ndarray, " N"]:
@@ -166,12 +183,15 @@ class States:
             ids=np.concatenate([part.ids for part in parts]),
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             grids=np.concatenate(grids),
+            provenance=join([part.provenance for part in parts]),
         )
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, whole or not at all."""
         facts = {name: getattr(self, name) for name in ("visual_ids", "layers", "depth")}
         metadata = {"format": FORMAT, "version": VERSION} | {name: json.dumps(value) for name, value in facts.items()}
+        if self.provenance is not None:
+            metadata["provenance"] = json.dumps(self.provenance.to_dict())
         write_tensors(Path(path), {name: getattr(self, name) for name in ARRAYS}, metadata)
 
     @staticmethod
@@ -190,6 +210,8 @@ class States:
             if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
                 raise ValueError(f"its format is {metadata.get('format')} {metadata.get('version')}")
             facts: dict[str, Any] = {name: json.loads(metadata[name]) for name in ("visual_ids", "layers", "depth")}
+            if "provenance" in metadata:
+                facts["provenance"] = Provenance.from_dict(json.loads(metadata["provenance"]))
             return States(**facts | {name: arrays[name] for name in ARRAYS})
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is corrupt or truncated ({error}): remove it and encode again") from error
@@ -201,7 +223,7 @@ class States:
           ValueError: the layer is not among the stored ones.
         """
         tokens = np.ascontiguousarray(self.states[:, self._place(layer)])
-        return Embeddings.from_checked(self.pooled, tokens, self.offsets)
+        return Embeddings.from_checked(self.pooled, tokens, self.offsets, provenance=self.provenance)
 
     def adapted(self, adapter: Adapter) -> Embeddings:
         """Returns what the backbone with this adapter embeds, of the same dtype, but for rounding of the stored states.
@@ -213,15 +235,41 @@ class States:
         places = [self._place(layer) for layer in adapter.config.layers]
         graphdef, params = nnx.split(adapter)
         tokens = np.empty((len(self.ids), adapter.config.token_dim), self.states.dtype)
-        for start in range(0, len(tokens), TOKENS_AT_ONCE):
-            part = slice(start, start + TOKENS_AT_ONCE)
-            states = self.states[part][:, places].astype(np.float32) * self.norms[part][:, places, None]
-            count = len(states)
-            padded = np.zeros((TOKENS_AT_ONCE, *states.shape[1:]), np.float32)  # one shape, compiled once
-            padded[:count] = states
-            tokens[part] = np.asarray(_project(graphdef, params, padded))[:count]
+        for index in self._padded(by_item=adapter.config.kind == "self_attention"):
+            kept = index >= 0
+            states = self.states[index[kept]][:, places].astype(np.float32)
+            padded = np.zeros((*index.shape, *states.shape[1:]), np.float32)
+            padded[kept] = states * self.norms[index[kept]][:, places, None]
+            tokens[index[kept]] = np.asarray(_project(graphdef, params, padded, kept))[kept]
         pooled = np.asarray(adapter.pooled(jnp.asarray(self.pooled)))
-        return Embeddings(pooled.astype(self.pooled.dtype), tokens, self.offsets)
+        made = self.provenance
+        if made is not None:
+            made = dataclasses.replace(made, adapter=adapter.digest())
+        return Embeddings(pooled.astype(self.pooled.dtype), tokens, self.offsets, provenance=made)
+
+    def _padded(self, *, by_item: bool) -> Iterator[Int[np.ndarray, "rows L"]]:
+        """Yields the numbers of all tokens, -1 = padding, in few shapes, each of which is compiled once.
+
+        Args:
+          by_item: whether each row has the tokens of one item, or as many as there are.
+        """
+        if not by_item:
+            for start in range(0, len(self.ids), TOKENS_AT_ONCE):
+                index = np.arange(start, start + TOKENS_AT_ONCE)
+                yield np.where(index < len(self.ids), index, -1)[None]
+            return
+        lengths = self.lengths
+        sizes = 2 ** np.ceil(np.log2(np.maximum(lengths, SHORTEST))).astype(int)
+        for size in np.unique(sizes).tolist():
+            items, rows = np.flatnonzero(sizes == size), max(1, TOKENS_AT_ONCE // size)
+            for start in range(0, len(items), rows):
+                chosen = items[start : start + rows]
+                index = np.full((rows, size), -1)
+                places = np.arange(size)
+                index[: len(chosen)] = np.where(
+                    places[None] < lengths[chosen, None], self.offsets[chosen, None] + places[None], -1
+                )
+                yield index
 
     def _place(self, layer: int) -> int:
         count = self.depth + 1
@@ -232,7 +280,10 @@ class States:
 
 @partial(jax.jit, static_argnames=("graphdef",))
 def _project(
-    graphdef: nnx.GraphDef[Adapter], params: nnx.State[Any, Any], states: Float[jax.Array, "T layers H"]
-) -> Float[jax.Array, "T D"]:
-    tokens: jax.Array = nnx.merge(graphdef, params)(states)
+    graphdef: nnx.GraphDef[Adapter],
+    params: nnx.State[Any, Any],
+    states: Float[HostOrDevice, "B L layers H"],
+    mask: Bool[HostOrDevice, "B L"],
+) -> Float[jax.Array, "B L D"]:
+    tokens: jax.Array = nnx.merge(graphdef, params)(states, mask)
     return tokens

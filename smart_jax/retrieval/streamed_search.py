@@ -6,24 +6,27 @@ reads only the shares of its own devices, so that the documents may be memory-ma
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from smart_jax.retrieval.block import Block, Parts
-from smart_jax.retrieval.block_plan import Plan, document_plan, query_plan
-from smart_jax.retrieval.block_scores import block_scores
+from smart_jax.retrieval.block import Block, Parts, Run
+from smart_jax.retrieval.block_plan import Plan, document_plan, power_of_two, query_plan
+from smart_jax.retrieval.block_scores import block_scores, score_block
 from smart_jax.retrieval.embeddings import Embeddings
+from smart_jax.retrieval.gathered import Gathered
+from smart_jax.retrieval.top_k import TopK
 from smart_jax.runtime import place
 
 AXIS = "documents"
+LEAST_KEPT = 128  # of each query on several devices: up to there, k is not compiled
 SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
 
 # Scores, float32, and indices, int32, of the k best so far: [devices, queries, k] or [queries, k].
@@ -32,29 +35,34 @@ Best = tuple[Float[Array, "*devices queries k"], Int[Array, "*devices queries k"
 
 def streamed_search(
     q: Embeddings,
-    d: Embeddings,
+    d: Embeddings | Gathered,
     weights: Float[np.ndarray, " 2"],
     k: int,
     *,
+    allow: Bool[np.ndarray, " Nd"] | None = None,
     mesh: Mesh | None = None,
     device_bytes: int | None = None,
 ) -> tuple[Float[np.ndarray, "Nq k"], Int[np.ndarray, "Nq k"]]:
-    """Returns scores and indices of the k (1 .. documents) best of each query; see `smart_jax.search`.
+    """Returns scores and indices of the k (1 .. documents that are allowed) best of each query; see `smart_jax.search`.
 
     Args:
       q, d: of the same widths in the parts that are scored.
       weights: of the pooled and the late part; one of 0 leaves the part out.
-      k, mesh, device_bytes: as in `smart_jax.search`.
+      k, allow, mesh, device_bytes: as in `smart_jax.search`.
     """
-    scores, indices = np.empty((len(q), k), np.float32), np.empty((len(q), k), np.int64)
     parts, devices = Parts.of(weights), document_mesh(mesh)
+    if devices.size == 1 and jax.process_count() == 1:
+        return _search_on_one(q, d, weights, k, devices.devices[0], device_bytes, allow)
+    scores, indices = np.empty((len(q), k), np.float32), np.empty((len(q), k), np.int64)
     platform = devices.devices[0].platform
     documents = document_plan(d, parts, platform, devices=devices.size, device_bytes=device_bytes)
+    documents = dataclasses.replace(documents, allow=allow)
     queries = query_plan(q, parts)
     (query_runs,) = queries.runs
     query_blocks = [replicate(queries.block(run), devices) for run in query_runs]
     on_devices = replicate(weights, devices)
-    best = [_nothing_yet(devices, queries.slots, k) for _ in query_runs]
+    most = max(LEAST_KEPT, power_of_two(k))
+    best = [_nothing_yet(devices, queries.slots, most) for _ in query_runs]
     for block in stream(documents, devices):
         jax.block_until_ready(best)  # no more than two blocks at a time: the one before was scored meanwhile
         best = [
@@ -63,8 +71,48 @@ def streamed_search(
         ]
     for (first, last), of_devices in zip(query_runs, best, strict=True):
         values, positions = jax.device_get(_merge(of_devices, devices))
-        scores[first:last], indices[first:last] = values[: last - first], positions[: last - first]
+        scores[first:last], indices[first:last] = values[: last - first, :k], positions[: last - first, :k]
     return scores, indices
+
+
+def _search_on_one(
+    q: Embeddings,
+    d: Embeddings | Gathered,
+    weights: Float[np.ndarray, " 2"],
+    k: int,
+    device: jax.Device,
+    device_bytes: int | None,
+    allow: Bool[np.ndarray, " Nd"] | None,
+) -> tuple[Float[np.ndarray, "Nq k"], Int[np.ndarray, "Nq k"]]:
+    """Returns what `streamed_search` does: one device scores, and the host keeps the best, whatever the k."""
+    parts = Parts.of(weights)
+    documents = document_plan(d, parts, device.platform, device_bytes=device_bytes)
+    queries = query_plan(q, parts)
+    ((query_runs,), (document_runs,)) = queries.runs, documents.runs
+    query_blocks = [jax.device_put(queries.block(run), device) for run in query_runs]
+    on_device = jax.device_put(weights, device)
+    best = [TopK(last - first, k) for first, last in query_runs]
+
+    def keep(run: Run, scores: list[Array]) -> None:
+        of_run = None if allow is None else allow[slice(*run)]
+        for found, of_queries in zip(best, jax.device_get(scores), strict=True):
+            found.add(of_queries[: found.queries, : run[1] - run[0]], run[0], of_run)
+
+    before: tuple[Run, list[Array]] | None = None
+    for run in document_runs:
+        block = jax.device_put(documents.block(run), device)
+        if before:
+            jax.block_until_ready(before[1])  # no more than two blocks at a time: this one was on its way meanwhile
+        scores = [score_block(query_block, block, on_device) for query_block in query_blocks]
+        if before:
+            keep(*before)  # while the device scores
+        before = run, scores
+    if before:
+        keep(*before)
+    found = [x.result() for x in best]
+    if not found:
+        return np.empty((0, k), np.float32), np.empty((0, k), np.int64)
+    return np.concatenate([x[0] for x in found]), np.concatenate([x[1] for x in found])
 
 
 def document_mesh(mesh: Mesh | None) -> Mesh:
@@ -81,7 +129,7 @@ def stream(documents: Plan, mesh: Mesh) -> Iterator[Block]:
         yield _put(mesh, {i: documents.block(documents.run(i, number)) for i in own})
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Returns a copy of the arrays on every device; every process has them whole."""
     return place(tree, NamedSharding(mesh, WHOLE))
 
