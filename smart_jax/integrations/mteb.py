@@ -9,22 +9,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
-from smart_jax.encoder import Encoder, load
-from smart_jax.files import EMBEDDED
+from smart_jax.checkpoint_encoder import load
+from smart_jax.encoder import Encoder
+from smart_jax.encoding import Pipeline
+from smart_jax.files import snapshot_of
+from smart_jax.inputs import ItemLike
 from smart_jax.models import checksum
-from smart_jax.retrieval import Embeddings, score, search
+from smart_jax.retrieval import Adapter, Embeddings, score, search
 
 INSTALL = "pip install 'smart_jax[mteb]'"
 EMPTY = "NULL"  # the text of an item without content, as in the reference of arXiv:2605.24938
 MODALITIES = ("text", "image")  # of the tasks that are taken here
 STORAGE_DTYPES = ("float32", "float16")
 _ENCODE_KWARGS = ("batch_size", "show_progress_bar")
+
+# Classes of mteb and datasets, which are imported only where they are used.
+Records: TypeAlias = Any  # a datasets.Dataset, or what mteb makes of one
+TaskMetadata: TypeAlias = Any
 
 
 def mteb_model(
@@ -38,14 +46,25 @@ def mteb_model(
     batch_size: int | None = None,
     storage_dtype: str = "float32",
     device_bytes: int | None = None,
-    **options: Any,
+    adapter: str | Path | Adapter | None = None,
+    dtype: Any | None = None,
+    mesh: Mesh | None = None,
+    revision: str | None = None,
+    head: str | None = None,
+    pooling: str | None = None,
+    prompt: str | Sequence[Sequence[str]] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    task: str | None = None,
+    pipeline: Pipeline | None = None,
 ) -> MtebModel:
     """Makes a model for mteb's retrieval and reranking tasks of texts and images (ViDoRe, BEIR, LIMIT, ...).
 
     Queries get the first of these instructions that exists, and so do documents with `document_instruction`:
+
       1. `instruction`, in every task;
       2. with task_prompts the task's, `metadata.prompt`: its "query" or "document" entry; a plain text is for queries;
       3. the model's default.
+
     mteb's generic prompt for tasks that have none is never used. What a task asks for query by query
     (InstructionRetrieval) is part of the query's text, as mteb writes it.
 
@@ -62,7 +81,8 @@ def mteb_model(
       batch_size: number of items in a batch; None = mteb's, `encode_kwargs={"batch_size": 32}`.
       storage_dtype: dtype of the embeddings in memory, "float32" or "float16".
       device_bytes: as in `smart_jax.search`.
-      **options: arguments of `smart_jax.load`: adapter, dtype, mesh, head, ...; the mesh also shares the search.
+      adapter, dtype, mesh, revision, head, pooling, prompt, settings, task, pipeline: as of `smart_jax.load`; the mesh
+        also shares the search.
 
     Raises:
       ModuleNotFoundError: mteb is not installed; the message says how to.
@@ -80,6 +100,9 @@ def mteb_model(
         raise ValueError(f"storage_dtype is {storage_dtype!r}: use one of {', '.join(STORAGE_DTYPES)}")
     if not pooled_weight and not late_weight:
         raise ValueError("pooled_weight and late_weight are both 0: nothing is left to score")
+    given = {"adapter": adapter, "dtype": dtype, "mesh": mesh, "revision": revision, "head": head, "pooling": pooling}
+    given |= {"prompt": prompt, "settings": settings, "task": task, "pipeline": pipeline}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if isinstance(model, Encoder) and options:
         raise ValueError(f"an Encoder is loaded already: pass {', '.join(options)} to smart_jax.load")
     encoder = model if isinstance(model, Encoder) else load(model, **options)
@@ -128,14 +151,14 @@ class MtebModel:
 
     def index(
         self,
-        corpus: Any,
+        corpus: Records,
         *,
-        task_metadata: Any,
+        task_metadata: TaskMetadata,
         hf_split: str,
         hf_subset: str,
         encode_kwargs: Mapping[str, Any],
         num_proc: int | None = None,
-        **_: Any,
+        **_: object,
     ) -> None:
         """Encodes a corpus, which takes the place of the one before.
 
@@ -158,16 +181,16 @@ class MtebModel:
 
     def search(
         self,
-        queries: Any,
+        queries: Records,
         *,
-        task_metadata: Any,
+        task_metadata: TaskMetadata,
         hf_split: str,
         hf_subset: str,
         top_k: int,
         encode_kwargs: Mapping[str, Any],
         top_ranked: Mapping[str, Sequence[str]] | None = None,
         num_proc: int | None = None,
-        **_: Any,
+        **_: object,
     ) -> dict[str, dict[str, float]]:
         """Returns the best documents of every query and their scores.
 
@@ -212,7 +235,12 @@ class MtebModel:
         return {candidates[i]: float(values[i]) for i in best.tolist()}
 
     def _encode(
-        self, records: Any, kind: str, task_metadata: Any, encode_kwargs: Mapping[str, Any], num_proc: int | None
+        self,
+        records: Records,
+        kind: str,
+        task_metadata: TaskMetadata,
+        encode_kwargs: Mapping[str, Any],
+        num_proc: int | None,
     ) -> Embeddings:
         if unknown := [key for key in encode_kwargs if key not in _ENCODE_KWARGS]:
             raise ValueError(
@@ -228,7 +256,7 @@ class MtebModel:
             progress=None if encode_kwargs.get("show_progress_bar", True) else False,
         )
 
-    def _instruction(self, task_metadata: Any, kind: str) -> str | None:
+    def _instruction(self, task_metadata: TaskMetadata, kind: str) -> str | None:
         given = self._instructions[kind]
         if given is not None or kind not in self._prompted:
             return given
@@ -238,10 +266,10 @@ class MtebModel:
         return prompt or None if kind == "query" else None
 
 
-class _Items(Sequence[Any]):
+class _Items(Sequence[ItemLike]):
     """Records of a data set as items, read one by one."""
 
-    def __init__(self, records: Any):
+    def __init__(self, records: Records):
         self._records = records
 
     def __len__(self) -> int:
@@ -256,7 +284,9 @@ class _Items(Sequence[Any]):
         return item or {"text": EMPTY}
 
 
-def _prepared(records: Any, kind: str, task_metadata: Any, num_proc: int | None, modalities: Sequence[str]) -> Any:
+def _prepared(
+    records: Records, kind: str, task_metadata: TaskMetadata, num_proc: int | None, modalities: Sequence[str]
+) -> Records:
     """Returns the data set with the texts that mteb gives to every model, with titles, conversations, instructions."""
     _import_mteb()
     from mteb._create_dataloaders import create_dataloader
@@ -290,7 +320,7 @@ def _meta(model: MtebModel, name: str) -> Any:
     return ModelMeta.create_empty(
         {
             "name": name,
-            "revision": _snapshot(encoder.folder)[1] or encoder.fingerprint(),
+            "revision": snapshot_of(encoder.folder)[1] or encoder.fingerprint(),
             "modalities": model.modalities,
             "framework": ["JAX"],
             "model_type": ["late-interaction"] if model._weights["late_weight"] else ["dense"],
@@ -304,18 +334,10 @@ def _meta(model: MtebModel, name: str) -> Any:
 def _name(model: str | Path | Encoder) -> str:
     """Returns a name with one slash, as mteb wants it: a hub id as it is."""
     if isinstance(model, Encoder):
-        return _snapshot(model.folder)[0] or f"smart_jax/{model.folder.name if model.folder else 'encoder'}"
-    if Path(model).is_dir() or str(model) in EMBEDDED or "/" not in str(model):
+        return snapshot_of(model.folder)[0] or f"smart_jax/{model.folder.name if model.folder else 'encoder'}"
+    if Path(model).is_dir() or "/" not in str(model):
         return f"smart_jax/{Path(model).name}"
     return str(model)
-
-
-def _snapshot(folder: Path | None) -> tuple[str | None, str | None]:
-    """Returns hub id and revision of a folder models--OWNER--NAME/snapshots/REVISION of the hub's cache."""
-    parts = folder.absolute().parts if folder is not None else ()
-    if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
-        return parts[-3].removeprefix("models--").replace("--", "/"), parts[-1]
-    return None, None
 
 
 def _import_mteb() -> None:

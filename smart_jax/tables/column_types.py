@@ -1,4 +1,4 @@
-"""What kind of values a column of a table holds, told from its Arrow type."""
+"""Kinds of values in a column of a table, told from its Arrow type."""
 
 from __future__ import annotations
 

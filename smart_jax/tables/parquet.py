@@ -100,7 +100,7 @@ class Table:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def column(self, name: str) -> list[Any]:
+    def column(self, name: str) -> list[object]:
         """Returns all values of a column.
 
         Raises:
@@ -198,7 +198,7 @@ def read_in_order(file: Path, columns: Sequence[str], *, at_once: int = 32) -> I
                 raise ValueError(f"'{file}' is corrupt in row group {group} ({error}): download it again") from error
 
 
-def _read(file: Path, parquet: pq.ParquetFile, name: str) -> list[Any]:
+def _read(file: Path, parquet: pq.ParquetFile, name: str) -> list[object]:
     try:
         return list(parquet.read([name])[name].to_pylist())
     except (pa.ArrowException, OSError) as error:
