@@ -15,6 +15,8 @@ from eval.benchmarks import Benchmark
 from eval.config import default_config
 from recipes.tiny import MIN_FILL, Canvas, held_out, make_benchmark
 
+FOR_EMBEDDED = True  # its pages are those of the embedded model
+
 
 def get_config(arg: str = "128x256") -> ConfigDict:
     """Returns the settings; the argument is the size of the pages, HEIGHTxWIDTH in pixels."""

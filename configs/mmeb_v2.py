@@ -10,7 +10,8 @@ the commands that get what it lacks. A task that lacks something is reported as 
 `eval/benchmarks/mmeb_v2/table.py` has all that is read. The archive of document images may be left out: pages that it
 lacks are read from their sets.
 
-Prints and writes to results/mmeb_v2 a table of the whole benchmark, of each modality and of each of its categories, in
+Prints and writes to results/mmeb_v2 a table of the whole benchmark, of the 41 retrieval tasks that the paper of SMART
+evaluates (arXiv:2605.24938), of each modality and of each of its categories, in
 hit@1 (images, videos) and nDCG@5 (visual documents), with the average over the tasks that were run and the published
 figures of the model, if `eval/reports/published.toml` has some; then that of every task. The folder `leaderboard` there
 has each method in the format of the MMEB leaderboard: with the metrics that were measured, which are all of its metrics
@@ -64,7 +65,7 @@ def get_benchmarks(config: ConfigDict) -> list[Deferred]:
 
 
 def get_groups(config: ConfigDict) -> list[Group]:
-    """Returns all tasks, then each modality and its categories; those without a chosen task are left out.
+    """Returns all tasks, the paper's 41, each modality and its categories; those without a chosen task are left out.
 
     What is published is left out where only a sample is evaluated.
     """

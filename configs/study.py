@@ -4,13 +4,17 @@
     python -m eval.study --config configs/study.py
     python -m eval.study --config configs/study.py --config.path=manual.pdf,other.pdf --config.subjects=pdf
     python -m eval.study --config configs/study.py --config.model=MODEL --config.benchmarks=FOLDER,FOLDER
+    python -m eval.study --config configs/study.py --config.subjects=docstrings,instructed,untrained \\
+      --config.sections=words --config.layers=-1      # how much of late an instruction's tokens carry
 
 Subjects: "tiny" = the embedded model on images of pages (the wording benchmarks of configs/eval_tiny.py), "docstrings"
 = all-MiniLM-L6-v2 on the texts of docstrings, "pdf" = the same on the text layer of PDFs' pages
-(configs/minilm_pages.py). Any other model is tried on folders that `Benchmark.load` opens; all its hidden layers
+(configs/minilm_pages.py), "instructed" = the docstrings with an instruction before every query and page, "untrained" =
+that with random weights. Any other model is tried on folders that `Benchmark.load` opens; all its hidden layers
 are held in memory, in float16, unless `--config.layers=-1,-2` names some. docs/study.md has the results.
 """
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -22,8 +26,9 @@ from eval.benchmarks import Benchmark
 from eval.config import default_config
 from eval.studies import SEPARATOR, Subject
 from recipes.tiny import Canvas, held_out, make_benchmark
+from smart_jax.models import init_weights
 
-SUBJECTS = ("tiny", "docstrings", "pdf")
+SUBJECTS = ("tiny", "docstrings", "pdf", "instructed", "untrained")
 TOKENS = ("pool 2", "pool 3", "pool 4", "pool 8", "pool 16")
 SINGLE = (
     *("runs 2", "runs 4", "runs 8", "grid 2", "grid 3", "grid 4"),
@@ -44,13 +49,15 @@ def settings() -> tuple[str, ...]:
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the settings; the argument is `path`."""
     config = default_config()
-    unused = ("adapter", "rows", "layers", "storage_dtype", "mesh", "distributed", "query_block")
+    unused = ("adapter", "adapter_layer", "rows", "layers", "storage_dtype", "mesh", "distributed", "query_block")
     for name in (*unused, "pooled_weight", "late_weight"):
         del config[name]  # settings of python -m eval.run alone
     config.model = ""  # another model, with `benchmarks`; "" = the subjects below
     config.benchmarks = ""  # folders, separated by commas
     config.path = arg  # of the PDFs of "pdf", or folders of them, separated by commas
     config.subjects = "tiny,docstrings,pdf" if arg else "tiny,docstrings"
+    config.instruction = "Find a documentation page that matches the given query. "  # of the last two subjects
+    config.sections = ""  # storage, late weight, layers, words; "" = all
     config.layers = "all"  # or some of transformers' hidden_states, the last among them
     config.settings = settings()
     config.weights = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
@@ -70,7 +77,7 @@ def get_subjects(config: ConfigDict) -> list[Subject]:
         how = {name: config[name] for name in ("head", "pooling", "prompt", "task", "dtype")}
         name = Path(config.model).name
         return [Subject(name, lambda: smart_jax.load(config.model, **how), [Benchmark.load(x) for x in folders])]
-    makers = {"tiny": tiny, "docstrings": docstrings, "pdf": pdf}
+    makers = dict(zip(SUBJECTS, (tiny, docstrings, pdf, instructed, untrained), strict=True))
     chosen = [name for name in config.subjects.split(",") if name]
     if unknown := [name for name in chosen if name not in makers]:
         raise ValueError(f"unknown subjects {', '.join(unknown)}: there are {', '.join(SUBJECTS)}")
@@ -89,6 +96,27 @@ def docstrings(config: ConfigDict) -> Subject:
     canvas = Canvas(512, 512)  # 2,048 characters at most
     made = make_benchmark(held_out(), "meaning", canvas, count=config.pages, fill=0.2, name="docstrings-meaning")
     return Subject("MiniLM, docstrings as texts", _minilm, [minilm_pages.as_texts(made)])
+
+
+def instructed(config: ConfigDict) -> Subject:
+    """Returns the same with an instruction before queries and documents."""
+    (plain,) = docstrings(config).benchmarks
+    name = f"{plain.name}-instructed"
+    before = dataclasses.replace(
+        plain, name=name, instruction=config.instruction, document_instruction=config.instruction
+    )
+    return Subject("MiniLM, docstrings with an instruction", _minilm, [before])
+
+
+def untrained(config: ConfigDict) -> Subject:
+    """Returns the same with random weights."""
+
+    def load() -> smart_jax.Encoder:
+        encoder = _minilm()
+        graphdef, params = init_weights(encoder.config, seed=0)
+        return encoder.with_params(params, graphdef=graphdef)
+
+    return dataclasses.replace(instructed(config), name="MiniLM untrained, docstrings with an instruction", load=load)
 
 
 def pdf(config: ConfigDict) -> Subject:

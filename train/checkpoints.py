@@ -141,6 +141,8 @@ class Checkpoints:
     ) -> None:
         """Writes a checkpoint and, when it is complete, deletes those that are no longer kept.
 
+        One of the same step is replaced: metrics may be known only after it was written first.
+
         Args:
           step: number of updates made.
           params: pytree of arrays.
@@ -163,6 +165,8 @@ class Checkpoints:
         before = set(threading.enumerate())
         self._tidy()
         try:
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(

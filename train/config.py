@@ -23,14 +23,18 @@ from train.optimizer import OptimizerConfig
 
 TRAINABLE = ("adapter", "lora", "full", "adapter+lora", "adapter+full")
 OBJECTIVES = ("pooled", "late", "hybrid")
+BANKS = ("global", "local")
 DISTILLATIONS = ("none", "kl", "margin_mse")
+TOKENS = ("kept", "all")
+CLEANINGS = ("none", "placeholders", "sentence")
 DTYPES = ("auto", "float32", "bfloat16")
+STATES_DTYPES = ("auto", "float32", "bfloat16", "int8")
 T = typing.TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Settings of the loss, see `train.objective.losses`; CE is InfoNCE over the documents of the global batch.
+    """Settings of the loss, see `train.objective.losses`; CE is InfoNCE over the documents of the bank.
 
         pooled  CE(pooled)
         late    CE(late)
@@ -43,14 +47,15 @@ class LossConfig:
     matryoshka all of it is the weighted mean over the widths, each with its own scores.
     """
 
-    objective: str = "late"
+    objective: str = "late"  # pooled | late | hybrid: by which score the loss ranks
+    bank: str = "global"  # a query's candidates: of all devices | local = of its own device, the loss being the mean
     pooled_weight: float = 1.0  # of the two scores in the hybrid score
-    late_weight: float = 1.0
+    late_weight: float = 1.0  # of the late score in the hybrid score
     hybrid_loss_weight: float = 1.0  # of the losses of objective hybrid
-    pooled_loss_weight: float = 0.0
-    late_loss_weight: float = 0.0
+    pooled_loss_weight: float = 0.0  # of the loss of the pooled score, in objective hybrid
+    late_loss_weight: float = 0.0  # of the loss of the late score, likewise
     late_loss_weight_end: float | None = None  # reached linearly at the last step; None = no ramp
-    temperature: float = 0.03
+    temperature: float = 0.03  # that scores are divided by
     late_temperature: float | None = None  # of the late score; None = `temperature`
     learn_temperature: bool = False  # both start there; learned as a logarithm
     min_temperature: float = 0.01  # floor of a learned temperature
@@ -59,17 +64,20 @@ class LossConfig:
     false_negative_margin: float | None = None  # documents above the positive by more are no negatives; None = off
     contrastive_weight: float = 1.0  # 0 = distillation alone
     distillation: str = "none"  # none | kl | margin_mse: of the data's scores of each query's positive and negatives
-    distillation_weight: float = 1.0
+    distillation_weight: float = 1.0  # of the distillation beside the contrastive loss
     distillation_temperature: float | None = None  # of the student; None = the contrastive one, of hybrid `temperature`
     teacher_temperature: float | None = None  # None = the student's: right for cosines, which `train.data.mine` writes
     matryoshka: str = ""  # widths to which vectors are cut, "64,128" or with weights "64=0.5,128": the full one has 1
+    tokens: str = "kept"  # of the late score in training: kept = those of the model | all = special ones, too
     pool_factor: float = 1.0  # documents' tokens are pooled as by `reductions.pool_tokens(..., "sequential")`
-    diversity_weight: float = 0.0
-    overlap_weight: float = 0.0
+    diversity_weight: float = 0.0  # of the regulariser that keeps the tokens of an item apart
+    overlap_weight: float = 0.0  # of the regulariser that keeps tokens apart from their pooled state
 
     def __post_init__(self) -> None:
         _one_of("loss.objective", self.objective, OBJECTIVES)
+        _one_of("loss.bank", self.bank, BANKS)
         _one_of("loss.distillation", self.distillation, DISTILLATIONS)
+        _one_of("loss.tokens", self.tokens, TOKENS)
         temperatures = ("temperature", "late_temperature", "distillation_temperature", "teacher_temperature")
         for name in (*temperatures, "min_temperature"):
             if (value := getattr(self, name)) is not None and value <= 0:
@@ -107,6 +115,17 @@ class AdapterOptions:
     dim: int | None = None  # token width; None = the backbone's
     layers: str = "-1"  # "-1", "last 4", "20-24,-1"
     pooled_dim: int | None = None  # truncates the pooled vector; None = unchanged
+    kind: str = "linear"  # linear | mlp | self_attention: the tokens of an item attend to each other
+    mlp_dim: int = 4096  # of kind mlp: width between its two maps
+    dropout: float = 0.0  # of kind mlp: share of the values between its two maps that is dropped in training
+    heads: int = 8  # of kind self_attention, as the next
+    blocks: int = 1  # of kind self_attention: number of its blocks
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"adapter.dropout is {self.dropout}: it is a probability, at least 0 and below 1")
+        if self.dropout and self.kind != "mlp":
+            raise ValueError(f"adapter.dropout is {self.dropout}, but only kind 'mlp' has it, not '{self.kind}'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,23 +142,30 @@ class LoraOptions(LoraConfig):
 class DataConfig:
     """Names of the data sets that `python -m train.data` wrote, and settings of how their items are prepared."""
 
-    dir: str = ""
+    dir: str = ""  # folder of the data sets
     name: str = ""  # of a data set, or of several with weights, "pages=2,charts=1": each batch is of one of them
-    split: str = "train"
-    validation_split: str = "validation"
+    split: str = "train"  # that is trained on
+    validation_split: str = "validation"  # that is held out
     negatives: int = 0  # explicit negatives of each example that join the bank
     query_instruction: str | None = None  # None = the checkpoint's
-    document_instruction: str | None = None
-    min_pixels: int | None = None  # None = the checkpoint's, here and in the next two
-    max_pixels: int | None = None
-    max_length: int | None = None
-    query_length: int | None = None  # fixed shapes take one compilation; None = one for each bucket of lengths
-    document_length: int | None = None
-    document_patches: int | None = None
-    query_patches: int | None = None  # 0 with several processes, whose queries are then texts
+    document_instruction: str | None = None  # likewise, before documents
+    clean_queries: str = "none"  # none | placeholders | sentence, see `train.data.clean_query`
+    min_pixels: int | None = None  # None = the checkpoint's, here and in the next three
+    max_pixels: int | None = None  # of an image, at most; None = the checkpoint's
+    max_length: int | None = None  # tokens of an item, at most; None = the checkpoint's
+    resize: str | None = None  # "fast": by OpenCV (the extra `fast`), nearly the same pixels
+    query_length: int | None = None  # fixed shapes take one compilation; None, here and in the next three, = each batch
+    document_length: int | None = None  # has the bucket of its items, with several processes of those of all
+    document_patches: int | None = None  # patches of a document
+    query_patches: int | None = None  # patches of a query
     max_skipped: int = 0  # number of times that an unreadable example may be met; another of its batch stands in for it
-    workers: int = 2  # threads that prepare items
-    prefetch: int = 2  # batches prepared ahead of the step
+    cache_states: str = "off"  # of a frozen backbone: off | auto = computed once where that pays | a folder of them
+    cache_dtype: str = "auto"  # of these: auto = the backbone's | float32 | bfloat16 | int8 with a scale for each token
+    workers: int = 2  # threads that read and prepare examples
+    prefetch: int = 2  # batches that are prepared ahead in host memory, beside one that is begun
+
+    def __post_init__(self) -> None:
+        _one_of("data.clean_queries", self.clean_queries, CLEANINGS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +186,7 @@ class CheckpointConfig:
     every: int = 500  # steps
     keep: int = 2  # number of the newest that are kept
     best_metric: str | None = None  # keep the best by this metric of the evaluation, too
-    best_mode: str = "max"
+    best_mode: str = "max"  # max | min: which of its values is the best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +201,9 @@ class LogConfig:
 class MeshConfig:
     """Sizes of the mesh, see `smart_jax.make_mesh`; the batch is split over data * fsdp devices."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = -1  # devices that share the batch; -1 = those that are left
+    fsdp: int | None = None  # None = as the devices' memory asks for, where it is known, and else 1
+    tensor: int = 1  # devices that each layer is split over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,25 +211,27 @@ class TrainConfig:
     """Settings of a run."""
 
     model: str = ""  # what `smart_jax.load` takes, as in the next four, of which None = the checkpoint's
-    head: str | None = None
-    pooling: str | None = None
-    prompt: str | None = None
-    task: str | None = None
+    head: str | None = None  # published model that the checkpoint is or comes from
+    pooling: str | None = None  # how states become the pooled vector
+    prompt: str | None = None  # a Jinja template
+    task: str | None = None  # which of a checkpoint's adapters is used
     output: str = ""  # run directory
     resume: bool = False  # go on with the run that is there (or start it)
     overwrite: bool = False  # delete the run that is there
     trainable: str = "adapter"  # adapter | lora | full (the backbone's own weights) | adapter+lora | adapter+full
     weights: str = r"^(?!visual\.)"  # full only: regex of the parameters that are trained; "." = all, vision, too
     batch_size: int = 64  # queries in the global batch, over all devices: it is the number of in-batch candidates
-    epochs: float = 1.0
+    epochs: float = 1.0  # passes over the training split
     steps: int | None = None  # number of batches; overrides epochs
     accumulate: int = 1  # number of batches whose gradients are averaged to an update; each has its own candidates
-    seed: int = 0
+    seed: int = 0  # of initial weights, order and dropout
     dtype: str = "auto"  # of the backbone's computation: auto = bfloat16 on accelerators, float32 on CPU
-    remat: bool = False  # compute again in the backward pass, to save memory: the adapter's projection, or all layers
+    # Compute again in the backward pass, to save memory: the adapter's projection, or all layers. None, here and of the
+    # next but one: as the devices' memory asks for, where it is known.
+    remat: bool | None = None  # compute layers again in the backward pass; None = where memory asks for it
     remat_policy: str = "full"  # what of a layer: full = all of it | dots = all except for products with weights
-    chunk_size: int | None = None  # GradCache: number of items that pass through the backbone at a time; None = all
-    log_every: int = 10
+    chunk_size: int | None = None  # GradCache: number of items that pass through the backbone at a time
+    log_every: int = 10  # steps
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     adapter: AdapterOptions = dataclasses.field(default_factory=AdapterOptions)
@@ -219,6 +247,14 @@ class TrainConfig:
         _one_of("trainable", self.trainable, TRAINABLE)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("remat_policy", self.remat_policy, tuple(REMAT_POLICIES))
+        _one_of("data.cache_dtype", self.data.cache_dtype, STATES_DTYPES)
+        if self.data.cache_states not in ("off", "auto") and self.trainable != "adapter":
+            raise ValueError(
+                f"data.cache_states is '{self.data.cache_states}', but trainable = '{self.trainable}' changes the "
+                "states: set it to off, or train the adapter alone"
+            )
+        if not self.data.cache_states:
+            raise ValueError("data.cache_states is empty: set it to off, auto or a folder")
         if self.batch_size < 2:
             raise ValueError(f"batch_size is {self.batch_size}: a contrastive loss needs at least 2 queries")
         if self.chunk_size is not None and self.chunk_size < 1:
@@ -261,7 +297,7 @@ class TrainConfig:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What is trained: some of "adapter", "lora" and "full"."""
+        """Trained parts: some of "adapter", "lora" and "full"."""
         return tuple(self.trainable.split("+"))
 
 

@@ -3,19 +3,58 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
 from smart_jax import Encoder
-from smart_jax.files import CONFIG_FILE
-from smart_jax.inputs import SETTINGS_FILE, TOKENIZER_FILES, read_settings
-from smart_jax.models import save_lora, save_weights
+from smart_jax.inputs import SETTINGS_FILE, read_settings
+from smart_jax.models import save_lora
 from smart_jax.runtime import is_main
 from train.config import TrainConfig
+from train.run_directory import write_whole
 from train.setup import preprocessing_overrides, source
+
+MARK = "exported.json"  # in the run directory: of which step the exported folders are
+
+
+def exports(config: TrainConfig) -> list[str]:
+    """Returns the names of the folders that a run exports, in the order in which they are written.
+
+    Example:
+      >>> exports(TrainConfig(trainable="adapter+lora"))
+      ['adapter', 'lora', 'model']
+    """
+    names = ["adapter"] if "adapter" in config.parts else []
+    if "lora" in config.parts:
+        names.append("lora")
+    if "full" in config.parts or ("lora" in config.parts and config.lora.merge):
+        names.append("model")
+    return names
+
+
+def mark_exported(folder: Path, names: Sequence[str], step: int) -> None:
+    """Notes, in a run directory, that these folders in it are whole and of this step; raises UnwrittenError."""
+    write_whole(folder / MARK, json.dumps({"step": step, "bytes": _sizes(folder, names)}) + "\n")
+
+
+def is_exported(folder: Path, names: Sequence[str], step: int) -> bool:
+    """Returns whether `mark_exported` noted these folders and this step, and no file of them has changed its size.
+
+    Example:
+      >>> is_exported(Path("no_such_run"), ["adapter"], step=8)
+      False
+    """
+    mark = folder / MARK
+    noted = {"step": step, "bytes": _sizes(folder, names)}
+    return mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == noted
+
+
+def _sizes(folder: Path, names: Sequence[str]) -> dict[str, int]:
+    files = [file for name in names for file in sorted((folder / name).rglob("*")) if file.is_file()]
+    return {str(file.relative_to(folder)): file.stat().st_size for file in files}
 
 
 def export_lora(folder: Path, encoder: Encoder, params: nnx.State, config: TrainConfig) -> Path:
@@ -49,28 +88,8 @@ def export_model(folder: Path, encoder: Encoder, params: nnx.State, config: Trai
     Returns:
       The folder.
     """
-    if is_main():
-        _copy_files(folder, encoder, config)
-    save_weights(folder, params, encoder.config)
+    encoder.with_adapter(None).with_params(params).save(folder)
     return folder
-
-
-def _copy_files(folder: Path, encoder: Encoder, config: TrainConfig) -> None:
-    """Copies everything except the weights, and writes the run's settings."""
-    checkpoint = source(encoder)
-    words = checkpoint.having(*TOKENIZER_FILES)
-    for root in reversed(checkpoint.folders):  # a PEFT adapter's files replace its base's
-        # Weights are written anew, with an adapter merged into them; the template comes with the tokenizer.
-        left_out = (".", "model", CONFIG_FILE, *(() if root == words else ("chat_template",)))
-        for file in sorted((*root.iterdir(), *root.glob("*/config.json"))):  # the latter of sentence-transformers
-            if file.is_file() and not file.name.startswith(left_out) and file.suffix != ".safetensors":
-                target = folder / file.relative_to(root)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
-    hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if hf.pop("task_names", None):  # names of adapters, one of which is merged
-        (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
-    _write_settings(folder, encoder, config, read_settings(folder))
 
 
 def _write_settings(folder: Path, encoder: Encoder, config: TrainConfig, known: dict[str, Any]) -> None:

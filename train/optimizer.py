@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import optax
@@ -31,10 +32,11 @@ class OptimizerConfig:
     warmup_ratio: float = 0.03  # share of the steps with a linearly growing rate
     decay_ratio: float = 0.4  # wsd only: share of the steps, at the end, over which the rate falls linearly
     final_ratio: float = 0.0  # rate after the last step, as a share of the peak
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
+    b1: float = 0.9  # decay of the mean of the gradients
+    b2: float = 0.999  # decay of the mean of their squares
+    eps: float = 1e-8  # added to the root of that
+    weight_decay: float = 0.01  # of kernels
+    decay_norms: bool = False  # adamw only: of the gains of norms, too, as in the paper's adapter run
     clip_norm: float = 1.0  # global norm of the gradient; 0 = no clipping
     skip_nonfinite: int = 0  # updates in a row that are left out where their gradient is not finite; then the run stops
     momentum: float = 0.95  # muon only: of the linear maps, Nesterov's; b1, b2 and eps are the rest's
@@ -88,11 +90,12 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(1, warmup)), after], [warmup])
 
 
-def decay_mask(params: Mapping[str, object]) -> dict[str, bool]:
+def decay_mask(params: Mapping[str, object], *, norms: bool = False) -> dict[str, bool]:
     """Says which parameters are decayed: those of linear maps, and an adapter's layer vector.
 
     Args:
       params: by dotted name.
+      norms: whether the gains of norms are, too.
 
     Returns:
       True or False by name.
@@ -101,7 +104,7 @@ def decay_mask(params: Mapping[str, object]) -> dict[str, bool]:
       >>> decay_mask({"adapter.proj.kernel": 0, "adapter.norm.scale": 0})
       {'adapter.proj.kernel': True, 'adapter.norm.scale': False}
     """
-    return {name: not _NOT_DECAYED.search(name) for name in params}
+    return {name: (norms and name.endswith(".scale")) or not _NOT_DECAYED.search(name) for name in params}
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, accumulate: int = 1) -> optax.GradientTransformation:
@@ -132,10 +135,10 @@ def make_optimizer(config: OptimizerConfig, steps: int, accumulate: int = 1) -> 
       >>> print(f"{updates['adapter.proj.kernel'][0, 0]:.4f}")  # Adam's first update is the learning rate
       -0.0010
     """
-    rate = make_schedule(config, steps // accumulate)
+    rate, mask = make_schedule(config, steps // accumulate), partial(decay_mask, norms=config.decay_norms)
     if config.name == "adamw":
         update = optax.adamw(
-            rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decay_mask
+            rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask
         )
     else:
         update = muon(

@@ -18,6 +18,8 @@ PARTS = (
     "metrics.jsonl",
     "tensorboard",
     "checkpoints",
+    "exported.json",
+    "states",
     "adapter",
     "lora",
     "model",

@@ -10,16 +10,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.typing import DTypeLike
 
 from smart_jax import Encoder, load
 from smart_jax.files import Checkpoint
-from smart_jax.models import add_lora
+from smart_jax.models import ModelConfig, add_lora
 from smart_jax.retrieval import Adapter, AdapterConfig, parse_layers
 from smart_jax.runtime import place, replicated
 from train.config import TrainConfig
-from train.objective import Objective, Params, Part, Partition, Place, start_temperatures, take_apart, temperature_name
+from train.objective import (
+    Objective,
+    Params,
+    Part,
+    Partition,
+    Place,
+    Structure,
+    start_temperatures,
+    take_apart,
+    temperature_name,
+)
 
 
 def load_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:
@@ -44,11 +54,16 @@ def load_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:
 
 def load_backbone(model: str | Path, config: TrainConfig, mesh: Mesh, task: str | None = None) -> Encoder:
     """Loads a checkpoint in the run's dtype, with its preprocessing."""
-    dtypes = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
-    # Weights that are trained are kept, and updated, in float32.
-    dtype = jnp.float32 if "full" in config.parts else dtypes[config.dtype]
     overrides = preprocessing_overrides(config)
-    return load(model, dtype=dtype, mesh=mesh, task=task, pooling=config.pooling, settings=overrides)
+    return load(model, dtype=weight_dtype(config), mesh=mesh, task=task, pooling=config.pooling, settings=overrides)
+
+
+def weight_dtype(config: TrainConfig) -> DTypeLike:
+    """Returns the dtype of the backbone's weights; those that are trained are kept, and updated, in float32."""
+    if config.dtype == "auto":
+        on_accelerator = jax.default_backend() != "cpu"
+        return jnp.bfloat16 if on_accelerator and "full" not in config.parts else jnp.float32
+    return jnp.bfloat16 if config.dtype == "bfloat16" and "full" not in config.parts else jnp.float32
 
 
 def source(encoder: Encoder) -> Checkpoint:
@@ -67,7 +82,7 @@ def weight_folders(encoder: Encoder) -> list[Path]:
 def preprocessing_overrides(config: TrainConfig) -> dict[str, Any]:
     """Returns the settings of the checkpoint that the config changes."""
     asked = {name: getattr(config, name) for name in ("head", "pooling", "prompt")}
-    asked |= {name: getattr(config.data, name) for name in ("min_pixels", "max_pixels", "max_length")}
+    asked |= {name: getattr(config.data, name) for name in ("min_pixels", "max_pixels", "max_length", "resize")}
     return {name: value for name, value in asked.items() if value is not None}
 
 
@@ -81,16 +96,51 @@ def make_objective(config: TrainConfig, encoder: Encoder, mesh: Mesh, steps: int
     backbone, weights = take_apart(Part.BACKBONE, encoder.graphdef, encoder.params)
     adapter = None
     if "adapter" in config.parts:
-        module = Adapter(adapter_config(config, encoder), rngs=nnx.Rngs(config.seed))
-        adapter, projection = take_apart(Part.ADAPTER, *nnx.split(module))
+        adapter, projection = take_apart(Part.ADAPTER, *nnx.split(make_adapter(config, encoder.config)))
         weights |= place(projection, replicated(mesh))
-    start = start_temperatures(config.loss) if config.loss.learn_temperature else {}
-    logarithms = {temperature_name(score): jnp.log(jnp.float32(t)) for score, t in start.items()}
+    logarithms = {
+        temperature_name(score): jnp.log(jnp.float32(t)) for score, t in _learned_temperatures(config).items()
+    }
     weights |= place(logarithms, replicated(mesh))
-    partition = Partition.of([backbone, adapter], _chosen(config), temperatures=start)
+    objective = put_together(config, encoder.config, mesh, steps, backbone, adapter)
+    params, frozen = objective.partition.split(weights)
+    return params, objective.cast(frozen), objective
+
+
+def make_adapter(config: TrainConfig, model: ModelConfig) -> Adapter:
+    """Returns the projection before training."""
+    return Adapter(adapter_config(config, model), rngs=nnx.Rngs(config.seed))
+
+
+def _learned_temperatures(config: TrainConfig) -> dict[str, float]:
+    return start_temperatures(config.loss) if config.loss.learn_temperature else {}
+
+
+def put_together(
+    config: TrainConfig,
+    model: ModelConfig,
+    mesh: Mesh | AbstractMesh,
+    steps: int,
+    backbone: Structure,
+    adapter: Structure | None,
+) -> Objective:
+    """Returns the loss of a run, with the `Partition` of the parameters.
+
+    Args:
+      config: of the run.
+      model: its backbone's.
+      mesh: where the batch is; one of abstract devices does for counting.
+      steps: batches of the whole run.
+      backbone: structure of the backbone, with its branches.
+      adapter: structure of the projection; None = there is none.
+
+    Raises:
+      ValueError: as `make_objective`.
+    """
+    partition = Partition.of([backbone, adapter], _chosen(config), temperatures=_learned_temperatures(config))
     _check_weights(config, partition)
-    _check_widths(config, encoder)
-    objective = Objective(
+    _check_widths(config, model)
+    return Objective(
         config.loss,
         steps,
         mesh,
@@ -98,13 +148,19 @@ def make_objective(config: TrainConfig, encoder: Encoder, mesh: Mesh, steps: int
         backbone,
         adapter,
         dtype=_dtype(config),
-        remat=config.remat,
+        remat=bool(config.remat),
         remat_policy=config.remat_policy,
-        dropout_seed=config.seed if "lora" in config.parts and config.lora.dropout else None,
+        dropout_seed=config.seed if _drops(config) else None,
+        adapter_dropout=config.adapter.dropout if adapter is not None else 0.0,
         chunk_size=config.chunk_size,
     )
-    params, frozen = partition.split(weights)
-    return params, objective.cast(frozen), objective
+
+
+def _drops(config: TrainConfig) -> bool:
+    """Returns whether there is dropout, of low-rank branches or of an adapter."""
+    return bool(
+        ("lora" in config.parts and config.lora.dropout) or ("adapter" in config.parts and config.adapter.dropout)
+    )
 
 
 def _chosen(config: TrainConfig) -> Callable[[str, Place], bool]:
@@ -135,13 +191,14 @@ def _dtype(config: TrainConfig) -> DTypeLike | None:
     return jnp.bfloat16 if "full" in config.parts and (on_accelerator or config.dtype == "bfloat16") else None
 
 
-def adapter_config(config: TrainConfig, encoder: Encoder) -> AdapterConfig:
+def adapter_config(config: TrainConfig, model: ModelConfig) -> AdapterConfig:
     """Returns the shape of the projection.
 
     Raises:
-      ValueError: the backbone does not have these layers, or a regulariser acts on nothing that is trained.
+      ValueError: the backbone does not have these layers, a setting is of another kind, or a regulariser acts on
+        nothing that is trained.
     """
-    text = encoder.config.text
+    text = model.text
     layers = parse_layers(config.adapter.layers, text.num_hidden_layers)
     frozen = config.trainable == "adapter"
     if frozen and len(layers) == 1 and (config.loss.diversity_weight or config.loss.overlap_weight):
@@ -149,13 +206,15 @@ def adapter_config(config: TrainConfig, encoder: Encoder) -> AdapterConfig:
             "diversity_weight and overlap_weight act on the fused states, which one layer of a frozen backbone leaves "
             "without a trainable part: set them to 0 or fuse more layers (config.adapter.layers)"
         )
-    return AdapterConfig(text.hidden_size, config.adapter.dim, layers, config.adapter.pooled_dim)
+    asked = config.adapter
+    kind = {name: getattr(asked, name) for name in ("kind", "mlp_dim", "heads", "blocks")}
+    return AdapterConfig(text.hidden_size, asked.dim, layers, asked.pooled_dim, **kind)
 
 
-def _check_widths(config: TrainConfig, encoder: Encoder) -> None:
+def _check_widths(config: TrainConfig, model: ModelConfig) -> None:
     """Raises ValueError where a width of `loss.matryoshka` would cut nothing."""
-    hidden = encoder.config.text.hidden_size
-    vectors = {"pooled vectors": hidden, "tokens": getattr(encoder.config, "token_dim", None) or hidden}
+    hidden = model.text.hidden_size
+    vectors = {"pooled vectors": hidden, "tokens": getattr(model, "token_dim", None) or hidden}
     if "adapter" in config.parts:
         vectors = {"pooled vectors": config.adapter.pooled_dim or hidden, "tokens": config.adapter.dim or hidden}
     if config.loss.objective == "pooled":

@@ -9,10 +9,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from smart_jax.runtime import place
+from smart_jax.runtime import compiler_options, place
 from smart_jax.typing import register_arrays
 from train.objective import Metrics, Objective, Params, Part, TrainBatch
 from train.optimizer import updates_made
@@ -73,7 +73,7 @@ def make_train_step(
     floor, partition = jnp.log(objective.config.min_temperature), objective.partition
     places = jax.tree.map(lambda x: x.sharding, like)
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=(places, None))
+    @partial(jax.jit, donate_argnums=0, out_shardings=(places, None), compiler_options=_options(objective.mesh))
     def train_step(state: TrainState, frozen: Params, batch: TrainBatch) -> tuple[TrainState, Metrics]:
         step = state.step + 1
         (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params, frozen, batch, step)
@@ -97,12 +97,16 @@ def make_train_step(
 def make_eval_step(objective: Objective) -> Callable[[TrainState, Params, TrainBatch], Metrics]:
     """Makes the compiled evaluation of a batch `(state, frozen, batch) -> metrics`, without gradient and dropout."""
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=_options(objective.mesh))
     def eval_step(state: TrainState, frozen: Params, batch: TrainBatch) -> Metrics:
         loss, metrics = objective(state.params, frozen, batch, jnp.maximum(state.step, 1), training=False)
         return metrics | {"loss": loss}
 
     return eval_step
+
+
+def _options(mesh: Mesh | AbstractMesh) -> dict[str, str]:
+    return compiler_options(mesh.devices.flat[0]) if isinstance(mesh, Mesh) else {}
 
 
 def _on_mesh(x: jax.Array, everywhere: NamedSharding) -> jax.Array:

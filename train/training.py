@@ -1,4 +1,4 @@
-"""What a run trains: its state, and how that is updated, evaluated, saved and exported."""
+"""Training of a run: its state, and how that is updated, evaluated, saved and exported."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from safetensors import SafetensorError
 
 from smart_jax import Encoder
 from smart_jax.retrieval import Adapter
-from smart_jax.runtime import is_main, wait_for_all
+from smart_jax.runtime import is_main, on_any, wait_for_all
 from train.checkpoints import Checkpoints, fingerprint, weights_fingerprint
 from train.config import TrainConfig
-from train.data import Batcher
-from train.export import export_lora, export_model
+from train.data import Batcher, parse_names
+from train.export import export_lora, export_model, exports, is_exported, mark_exported
 from train.monitor import Cost, Sample, training_cost
 from train.objective import Metrics, Params, TrainBatch
 from train.optimizer import make_optimizer, make_schedule
 from train.run_directory import UnwrittenError
 from train.setup import adapter_config, load_backbone, load_encoder, make_objective, weight_folders
+from train.states import StatesBatcher, StatesCache, keep_states
 from train.step import TrainState, init_state, make_train_step
 from train.validation import EvalFn, Validation
 
@@ -29,6 +30,7 @@ class Training:
     """The model of a run with the state of its training.
 
     Attributes:
+      config: of the run.
       encoder: the model as it was loaded, with the preprocessing of the run.
       objective: the loss.
       frozen: parameters that do not change.
@@ -49,12 +51,13 @@ class Training:
         Raises:
           ValueError: the settings do not fit the model; the message names them.
         """
-        self._config, self._mesh = config, mesh
+        self.config, self._mesh = config, mesh
         self.encoder = load_encoder(config, mesh)
         params, self.frozen, self.objective = make_objective(config, self.encoder, mesh, steps)
         teacher = config.loss.distillation != "none"
-        self.batcher = Batcher(self.encoder.preprocessor, config.data, mesh, teacher=teacher)
-        self._validation = Validation(config, self.batcher, self.objective, eval_fn)
+        batcher = Batcher(self.encoder.preprocessor, config.data, mesh, teacher=teacher)
+        self.batcher: Batcher | StatesBatcher = batcher
+        self._validation = Validation(config, batcher, self.objective, eval_fn)
         self.cost: Cost = training_cost(self.objective.partition, params | self.frozen, self.encoder.config)
         optimizer = make_optimizer(config.optimizer, steps, config.accumulate)
         schedule = make_schedule(config.optimizer, steps // config.accumulate)
@@ -71,6 +74,50 @@ class Training:
         self.state, metrics = self._train_step(self.state, self.frozen, batch)
         return metrics
 
+    def keep_states(self, folder: Path, steps: int) -> StatesCache | None:
+        """Has the frozen states computed once where `data.cache_states` asks for it, and trains with them from then on.
+
+        Args:
+          folder: the run directory.
+          steps: that are left.
+
+        Returns:
+          The states; the examples of batches are then those of `StatesCache.items`. None = they are not kept.
+
+        Raises:
+          ValueError, UnwrittenError: as `train.states.keep_states`.
+        """
+        config, adapter = self.config, self.objective.adapter
+        if adapter is None:
+            return None
+        data, every = config.data, config.eval.every
+        evaluations = 1 + (steps - 1) // every if every else 1
+        searched = config.eval.validation_batches * config.batch_size + config.eval.validation_documents
+        once = data.cache_states == "auto" and evaluations == 1
+        splits = [data.split] if once or not searched else [data.split, data.validation_split]
+        cache = keep_states(
+            config,
+            self.encoder,
+            self.objective,
+            self.frozen,
+            adapter_config(config, self.encoder.config).layers,
+            splits=[(name, split) for split in splits for name in parse_names(data.name)],
+            read=steps * config.batch_size * (1 + data.negatives) + (evaluations - 1) * searched,
+            run=folder,
+            started=self.step > 0,
+        )
+        if cache is not None:
+            teacher = config.loss.distillation != "none"
+            batcher = StatesBatcher(cache, self.encoder.preprocessor, data, self.objective, teacher=teacher)
+            self.batcher = batcher
+            self._validation.use_states(batcher)
+            self.cost = training_cost(self.objective.partition, self.state.params, self.encoder.config)
+        return cache
+
+    def check_evaluation(self) -> None:
+        """Refuses settings at which `evaluate` would fail, see `Validation.check`."""
+        self._validation.check(self.state, self.frozen, self.trained)
+
     def evaluate(self) -> tuple[dict[str, float], list[Sample]]:
         """Returns metrics of the state, and the best and worst queries of its search, see `Validation`."""
         return self._validation(self.state, self.frozen, self.trained)
@@ -85,17 +132,17 @@ class Training:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint's parameters belong to: architecture, what is trained, and the weights that are not."""
-        adapter = self.objective.adapter
+        """Identity of a checkpoint's parameters: architecture, what is trained, and the weights that are not."""
+        adapter, model = self.objective.adapter, self.encoder.config
         identity = {
-            "architecture": fingerprint(self.encoder.config),
-            "trainable": self._config.trainable,
-            "adapter": None if adapter is None else dataclasses.asdict(adapter_config(self._config, self.encoder)),
+            "architecture": fingerprint(model),
+            "trainable": self.config.trainable,
+            "adapter": None if adapter is None else adapter_config(self.config, model).settings(),
             # What is trained belongs to weights that are not; training of all weights holds them itself.
             "weights": weights_fingerprint(*weight_folders(self.encoder)) if self.frozen else None,
         }
-        if "lora" in self._config.parts:
-            identity["lora"] = dataclasses.asdict(dataclasses.replace(self._config.lora, merge=False))
+        if "lora" in self.config.parts:
+            identity["lora"] = dataclasses.asdict(dataclasses.replace(self.config.lora, merge=False))
         return identity
 
     def resume(self, checkpoints: Checkpoints) -> dict[str, Any] | None:
@@ -121,18 +168,23 @@ class Training:
     def export(self, folder: Path, checkpoints: Checkpoints) -> list[Path]:
         """Writes adapter/, lora/ and model/ into the run directory: the best checkpoint's, where a metric chooses it.
 
-        Of several processes all take part, and the first writes.
+        Of several processes all take part, and the first writes. What is there, whole and of the same step, is left.
 
         Returns:
-          The folders that were written.
+          The folders.
 
         Raises:
           UnwrittenError: they cannot be written.
         """
-        best = checkpoints.best_step()
+        best, names = checkpoints.best_step(), exports(self.config)
+        step = self.step if best is None else best
+        if not on_any(is_main() and not is_exported(folder, names, step)):
+            return [folder / name for name in names]
         params = self.state.params if best is None else checkpoints.restore_params(best, params=self.state.params)
         try:
             written = self._write(folder, params)
+            if is_main():
+                mark_exported(folder, names, step)
         except (OSError, SafetensorError) as error:
             raise UnwrittenError(
                 f"what was trained cannot be written to {folder} ({error}): make room on that disk, or set the "
@@ -142,7 +194,7 @@ class Training:
         return written
 
     def _write(self, folder: Path, params: Params) -> list[Path]:
-        written, config = [], self._config
+        written, config = [], self.config
         if self.objective.adapter is not None:
             adapter: Adapter = self.objective.adapter.merge(params)
             if is_main():

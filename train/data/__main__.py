@@ -9,6 +9,7 @@ writes data/colpali, a tensorflow-datasets data set in ArrayRecord format with t
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -33,6 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shards", type=int, help="files per split (default: by size)")
     parser.add_argument("--skip_unreadable", action="store_true", help="leave out rows without a readable document")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set of this name")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="that convert side by side (default: one a core)",
+    )
     options = vars(parser.parse_args(arguments))
     try:
         result = convert(options.pop("source"), options.pop("name"), options.pop("out"), **options)

@@ -1,32 +1,34 @@
-"""Batches of examples as an update takes them: tokenised, collated, on the mesh."""
+"""Batches of examples as an update takes them: tokenised and collated on the host, and put on the mesh."""
 
 from __future__ import annotations
 
-import dataclasses
+import collections
+import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import UInt
 
-from smart_jax.inputs import Preprocessor, TokenizedItem
+from smart_jax.inputs import Preprocessor
 from smart_jax.models import batch_axes
 from smart_jax.runtime import batch_sharding, sum_over_processes
 from train.config import DataConfig
-from train.data.dataset import Example, Item, content_hash
+from train.data.dataset import Example
 from train.data.examples import Examples
 from train.data.mixture import Mixture
+from train.data.rows import Row, RowReader, Skipped, Unreadable, readable
+from train.data.shapes import BatchShapes
 from train.data.work import Work, count_work
 from train.objective import TrainBatch
 
-UNREADABLE = (ValueError, TypeError, OSError)  # raised by `preprocessor.tokenize` where the item is at fault
+T = TypeVar("T")
 
 
 class Prepared(NamedTuple):
-    """Batch on the devices, with what is known of it on the host.
+    """Batch with what is known of it on the host.
 
     Example:
       >>> prepared = Prepared(["0", "1"], None, {"batches": 1}, Work(examples=2), skipped=1, skipped_before=2)
@@ -35,11 +37,15 @@ class Prepared(NamedTuple):
     """
 
     ids: list[str]  # of its examples
-    batch: TrainBatch
+    batch: TrainBatch  # in host memory, until `put`
     position: dict[str, Any]  # state of the data iterator after it
     work: Work  # of this process
     skipped: int  # examples left out by this process since it started, up to this batch
     skipped_before: int  # by all processes before that
+
+    def put(self, mesh: Mesh) -> Prepared:
+        """Puts the batch on the mesh and waits until it is there: then nothing holds its host memory."""
+        return self._replace(batch=jax.block_until_ready(put_batch(self.batch, mesh)))
 
     def count_skipped(self, limit: int) -> int:
         """Returns the examples left out so far by all processes, each of which has to call it.
@@ -53,38 +59,11 @@ class Prepared(NamedTuple):
         return count
 
 
-class Skipped:
-    """Count of examples that could not be read, each time one is met."""
-
-    def __init__(self, limit: int, before: int = 0):
-        """Starts to count.
-
-        Args:
-          limit: more are an error; at 0 that of the first example is raised itself.
-          before: examples that were counted before this process started.
-        """
-        self.limit, self.count, self._names = limit, before, list[str]()
-
-    def add(self, example: Example, error: Exception) -> None:
-        """Counts an example and prints why it is left out.
-
-        Raises:
-          ValueError: there are too many; the message names those of this process.
-        """
-        if not self.limit:
-            raise error
-        self.count += 1
-        self._names.append(f"'{example.id}'" + (f" ({example.source})" if example.source else ""))
-        if self.count > self.limit:
-            raise ValueError(
-                f"{self.count} examples could not be read, data.max_skipped allows {self.limit}: "
-                f"{', '.join(dict.fromkeys(self._names))}. The last: {error}. Repair the data, or raise the limit"
-            ) from error
-        print(f"\nexample {self._names[-1]} is left out, {self.count} of at most {self.limit}: {error}")
+_Reading = list[Future[Row | Unreadable]]  # of a batch's examples
 
 
 class Batcher:
-    """Makes batches of examples: a process's examples become its part of the global batch, on the mesh.
+    """Makes batches of examples: a process's examples become its part of the global batch.
 
     Example:
       >>> import smart_jax
@@ -104,38 +83,45 @@ class Batcher:
           config: instructions, shapes and number of negatives.
           mesh: batches are split over its data axes.
           teacher: whether batches have the data's scores, for distillation.
-
-        Raises:
-          ValueError: there are several processes but no fixed shapes; they would disagree about the bucket.
         """
-        if jax.process_count() > 1:
-            if None in (config.query_length, config.document_length, config.document_patches):
-                raise ValueError(
-                    "with several processes the shapes must be fixed: set config.data.query_length, document_length "
-                    "and document_patches"
-                )
-            if config.query_patches is None:
-                config = dataclasses.replace(config, query_patches=0)
-        self.preprocessor, self._config, self._mesh, self._teacher = preprocessor, config, mesh, teacher
+        self.preprocessor, self._config, self._mesh = preprocessor, config, mesh
+        self._read = RowReader(preprocessor, config, teacher=teacher)
+        self._shapes = BatchShapes(preprocessor, config)
         self._threads = ThreadPoolExecutor(max(1, config.workers), thread_name_prefix="items")
 
-    def prepare(self, examples: Examples | Mixture, skipped: int = 0) -> Iterator[Prepared]:
-        """Yields the batches of examples, each with the position after it.
+    def prepare(self, examples: Examples | Mixture, skipped: int = 0, count: int | None = None) -> Iterator[Prepared]:
+        """Yields the batches of examples in host memory, each with the position after it.
+
+        While a batch is collated, and until it is taken, the threads read the next one's examples.
 
         Args:
           examples: batches of this process's examples.
           skipped: examples that were left out before, by all processes.
+          count: number of batches; None = all.
 
         Raises:
           ValueError: as `arrays`.
         """
         tally = Skipped(self._config.max_skipped, skipped)
-        for batch in examples:
-            arrays = self.arrays(batch, tally)
-            work = count_work(arrays.queries, len(batch)) + count_work(arrays.documents)
-            ids = [example.id for example in batch]
-            batch_on_mesh, position = put_batch(arrays, self._mesh), examples.get_state()
-            yield Prepared(ids, batch_on_mesh, position, work, tally.count - skipped, skipped)
+        begun: collections.deque[tuple[Sequence[Example], _Reading, dict[str, Any]]] = collections.deque()
+
+        def finish() -> Prepared:
+            some, reading, position = begun.popleft()
+            ids, batch = self._join(some, reading, tally)
+            work = count_work(batch.queries, len(ids)) + count_work(batch.documents)
+            return Prepared(ids, batch, position, work, tally.count - skipped, skipped)
+
+        try:
+            for some in itertools.islice(examples, count):
+                begun.append((some, self._begin(some), examples.get_state()))
+                if len(begun) > 1:
+                    yield finish()
+            while begun:
+                yield finish()
+        finally:
+            for _, reading, _ in begun:
+                for future in reading:
+                    future.cancel()
 
     def __call__(self, examples: Sequence[Example]) -> TrainBatch:
         """Returns the batch of some examples on the mesh; as `arrays`, but nothing is left out."""
@@ -154,97 +140,55 @@ class Batcher:
 
         Raises:
           ValueError, TypeError, OSError: an item cannot be read and `skipped` allows no more, none of the examples can
-            be read, or one lacks negatives or a teacher's scores; the message names the example.
+            be read, or one lacks negatives or a teacher's scores; the message names the example. Or there are several
+            processes, and the data do not tell what shape the batch has in all of them.
         """
-        config = self._config
-        queries, documents = [], []
-        names: list[str] = []
-        for example in examples:
-            if len(example.negatives) < config.negatives:
-                raise ValueError(
-                    f"example '{example.id}' has {len(example.negatives)} negatives, data.negatives asks for "
-                    f"{config.negatives}: lower it, or convert the data with negatives"
-                )
-            queries.append(example.query)
-            documents.extend([example.document, *example.negatives[: config.negatives]])
-            names.extend(f"document {k} of example '{example.id}'" for k in range(1 + config.negatives))
-        query_names = [f"query of example '{example.id}'" for example in examples]
-        tokenised = self._tokenised(queries, config.query_instruction, query_names, query=True)
-        tokenised_documents = self._tokenised(documents, config.document_instruction, names)
-        # The example that stands at each place of the batch, and the numbers of its documents.
-        places = _readable(examples, tokenised, tokenised_documents, skipped)
-        at = [i * (1 + config.negatives) + k for i in places for k in range(1 + config.negatives)]
-        teacher = np.stack([self._scores(examples[i]) for i in places]) if self._teacher else None
-        return TrainBatch(
-            queries=self.preprocessor.collate(
-                _without_errors(tokenised, places), length=config.query_length, patches=config.query_patches
-            ),
-            documents=self.preprocessor.collate(
-                _without_errors(tokenised_documents, at), length=config.document_length, patches=config.document_patches
-            ),
-            document_ids=np.stack([_id_words(documents[i]) for i in at]),
-            teacher=teacher,
+        return self._join(examples, self._begin(examples), skipped)[1]
+
+    def _begin(self, examples: Sequence[Example]) -> _Reading:
+        return [self._threads.submit(self._read, examples, i) for i in range(len(examples))]
+
+    def _join(self, examples: Sequence[Example], reading: _Reading, skipped: Skipped) -> tuple[list[str], TrainBatch]:
+        """Returns the examples' ids and their batch."""
+        shape = self._shapes(examples)
+        read = [future.result() for future in reading]
+        rows = readable(read, skipped)
+        collate = self.preprocessor.collate
+        queries = collate(
+            [row.query for row in rows],
+            length=shape.query_length,
+            patches=shape.query_patches,
+            videos=shape.query_videos,
+        )
+        documents = [document for row in rows for document in row.documents]
+        scores = [row.scores for row in rows if row.scores is not None]
+        return [row.id for row in read], TrainBatch(
+            queries=queries,
+            documents=collate(documents, length=shape.document_length, patches=shape.document_patches),
+            document_ids=np.concatenate([row.document_ids for row in rows]),
+            teacher=np.stack(scores) if scores else None,
         )
 
-    def _scores(self, example: Example) -> np.ndarray:
-        """Returns a teacher's scores of the example's documents in the batch, float32 [K], NaN = not scored."""
-        scores = np.array(example.scores[: 1 + self._config.negatives], np.float32)
-        if len(scores) <= self._config.negatives or np.isnan(scores[0]) or np.isnan(scores[1:]).all():
-            raise ValueError(
-                f"example '{example.id}' lacks a teacher's scores, of its document and of at least one of its first "
-                f"{self._config.negatives} negatives: convert the data with a column 'scores', write one with "
-                "`python -m train.data.mine`, or set loss.distillation to none"
-            )
-        return scores
 
-    def _tokenised(
-        self, items: Sequence[Item], instruction: str | None, names: Sequence[str], *, query: bool = False
-    ) -> list[TokenizedItem | Exception]:
-        """Returns tokenised items, or the errors that were raised instead."""
+def put_batch(batch: T, mesh: Mesh) -> T:
+    """Puts this process's rows on the mesh, as its part of global arrays that are split over the data axes.
 
-        def tokenize(item: Item, name: str) -> TokenizedItem | Exception:
-            try:
-                return self.preprocessor.tokenize(item, instruction=instruction, query=query, name=name)
-            except UNREADABLE as error:
-                return error
+    Args:
+      batch: a `TrainBatch`, or a side of it.
+      mesh: of devices.
 
-        return list(self._threads.map(tokenize, items, names))
-
-
-def _readable(
-    examples: Sequence[Example],
-    queries: Sequence[TokenizedItem | Exception],
-    documents: Sequence[TokenizedItem | Exception],
-    skipped: Skipped,
-) -> list[int]:
-    """Returns for each example its number or, where one of its items is an error, that of the next without."""
-    count, each = len(examples), len(documents) // len(examples)
-    good = []
-    for i, example in enumerate(examples):
-        items = (queries[i], *documents[i * each : (i + 1) * each])
-        error = next((item for item in items if isinstance(item, Exception)), None)
-        good.append(error is None)
-        if error is not None:
-            skipped.add(example, error)
-    if not any(good):
-        names = ", ".join(f"'{example.id}'" for example in examples)
-        raise ValueError(f"none of a batch's examples can be read: {names}. Repair the data")
-    return [next(j % count for j in range(i, i + count) if good[j % count]) for i in range(count)]
-
-
-def _without_errors(items: Sequence[TokenizedItem | Exception], numbers: Sequence[int]) -> list[TokenizedItem]:
-    """Returns these items, none of which is an error."""
-    return [item for i in numbers if not isinstance(item := items[i], Exception)]
-
-
-def _id_words(item: Item) -> UInt[np.ndarray, " 4"]:
-    """Returns the digest of an item's content as numbers, which fit into arrays."""
-    return np.frombuffer(bytes.fromhex(content_hash(item)), np.uint32)
-
-
-def put_batch(batch: TrainBatch, mesh: Mesh) -> TrainBatch:
-    """Puts this process's rows on the mesh, as its part of global arrays that are split over the data axes."""
+    Example:
+      >>> from smart_jax.models import Batch
+      >>> from smart_jax.runtime import make_mesh
+      >>> ids, mask = np.zeros((2, 3), np.int32), np.ones((2, 3), bool)
+      >>> texts = Batch(ids, mask, np.zeros((3, 2, 3), np.int32), mask, ids, None)
+      >>> batch = TrainBatch(texts, texts, np.array([[0], [1]], np.uint32))
+      >>> put_batch(batch, make_mesh(devices=jax.devices()[:1])).queries.input_ids.devices() == {jax.devices()[0]}
+      True
+    """
     where = jax.tree.map(lambda axis: batch_sharding(mesh, leading=axis), batch_axes(batch))
     if jax.process_count() == 1:
-        return jax.device_put(batch, where)
-    return jax.tree.map(lambda x, s: jax.make_array_from_process_local_data(s, np.asarray(x)), batch, where)
+        placed: T = jax.device_put(batch, where)
+        return placed
+    whole: T = jax.tree.map(lambda x, s: jax.make_array_from_process_local_data(s, np.asarray(x)), batch, where)
+    return whole

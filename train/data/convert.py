@@ -6,24 +6,27 @@ See `train.data.parquet` for the layout of a source.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import math
+import multiprocessing
 import os
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
+from train.data.outlines import Item, Outline, outline_of
 from train.data.parquet import ParquetFolder, find_source
+from train.data.writer import VERSION, DataSetWriter, check_name, join
 
-VERSION = "1.0.0"
 SHARD_BYTES = 256 * 2**20
 WRITE_AT_ONCE = 32  # examples
 Content = bytes | str | list[bytes]  # an image, a text or a video's path, a video's frames
@@ -62,6 +65,7 @@ def convert(
     shards: int | None = None,
     skip_unreadable: bool = False,
     overwrite: bool = False,
+    processes: int = 1,
 ) -> Conversion:
     """Writes `out`/`name`, which `open_split` reads, from a folder or hub data set of parquet files.
 
@@ -88,6 +92,8 @@ def convert(
       skip_unreadable: whether records whose document is missing or is no image or video are left out and counted; False
         = they are errors.
       overwrite: whether a data set of this name is replaced.
+      processes: largest number that convert files of the source side by side; what is written does not depend on it.
+        With more than one, a script needs the usual `if __name__ == "__main__":`.
 
     Returns:
       Where the data set is, and how many examples it has.
@@ -121,15 +127,16 @@ def convert(
         raise FileExistsError(f"'{target}' exists: pass overwrite (--overwrite) to replace it, or choose another name")
     if max_negatives is not None and max_negatives < 0:
         raise ValueError(f"max_negatives={max_negatives}: expected at least 0, or None")
+    if processes < 1:
+        raise ValueError(f"processes={processes}: expected at least 1")
     records = ParquetFolder(find_source(source, revision, subset), split, videos=Path(source).is_dir())
-    skipped: collections.Counter[str] = collections.Counter()
     shards = shards or max(1, sum(file.stat().st_size for file in records.files) // SHARD_BYTES)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         by_id = ImagesById(records, partial) if records.negatives == "id" else None
-        pairs = _pairs(records, target, by_id, max_negatives, skip_unreadable, skipped)
-        size = math.ceil(len(records) / shards)
-        examples = _write(pairs, records, partial / VERSION, name, validation_ratio, seed, size)
+        splits = ("train", "validation") if validation_ratio else ("train",)
+        job = _Job(records, name, target, by_id, splits, validation_ratio, seed, max_negatives, skip_unreadable)
+        examples, skipped = _write(job, partial, shards, processes)
         for key, count in examples.items():
             if not count:
                 raise ValueError(
@@ -146,53 +153,75 @@ def convert(
     return Conversion(target, examples, dict(skipped))
 
 
-def _write(
-    pairs: Iterator[tuple[Content, dict[str, Any]]],
-    records: ParquetFolder,
-    folder: Path,
-    name: str,
-    validation_ratio: float,
-    seed: int,
-    examples_per_shard: int,
-) -> dict[str, int]:
-    """Writes in one pass, in the source's order (reading shuffles); returns the number of examples by split."""
-    counts = {"train": 0, "validation": 0} if validation_ratio else {"train": 0}
-    writer = open_writer(folder, name, _features(records), list(counts), examples_per_shard)
-    while some := list(itertools.islice(pairs, WRITE_AT_ONCE)):  # each call rewrites the metadata
-        parts: dict[str, list[dict[str, Any]]] = {split: [] for split in counts}
-        for content, example in some:
-            fraction = _fraction(content, seed)
-            parts["validation" if fraction < validation_ratio else "train"].append(example)
-        writer.add_examples({split: part for split, part in parts.items() if part})
-        counts = {split: counts[split] + len(part) for split, part in parts.items()}
-    writer.close_all()
-    return counts
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """Settings of a conversion, the same for all parts of a source."""
+
+    records: ParquetFolder
+    name: str
+    target: Path
+    by_id: ImagesById | None
+    splits: tuple[str, ...]
+    validation_ratio: float
+    seed: int
+    max_negatives: int | None
+    skip_unreadable: bool
 
 
-def open_writer(
-    folder: Path, name: str, features: tfds.features.FeaturesDict, splits: list[str], examples_per_shard: int
-) -> tfds.core.SequentialWriter:
-    """Returns a writer of a new data set; the folder is that of its version, and is made.
+class _Part(NamedTuple):
+    """Some files of a source, in order, and what comes of them."""
 
-    The GeneratorBasedBuilder of tensorflow_datasets would shuffle what it writes, and for that it needs tensorflow as
-    soon as a split exceeds 1 GB.
-    """
-    folder.mkdir(parents=True)
-    identity = tfds.core.DatasetIdentity(
-        name=name, version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=__name__
-    )
-    info = tfds.core.DatasetInfo(
-        builder=identity, description="Query-document pairs for contrastive training.", features=features
-    )
-    writer = tfds.core.SequentialWriter(info, examples_per_shard, file_format="array_record")
-    writer.initialize_splits(splits)
-    return writer
+    files: tuple[Path, ...]
+    folder: Path
+    shards: int  # largest number of files per split
 
 
-def check_name(name: str) -> None:
-    """Raises ValueError where a data set cannot have this name."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ValueError(f"data set name '{name}': use lower-case letters, digits and underscores, a letter first")
+def _write(job: _Job, partial: Path, shards: int, processes: int) -> tuple[dict[str, int], collections.Counter[str]]:
+    """Writes part by part, and joins the parts; returns the number of examples by split, and what is left out."""
+    runs = _runs(job.records.files, min(shards, len(job.records.files)))
+    parts = [_Part(files, partial / f"part-{i}", shards // len(runs)) for i, files in enumerate(runs)]
+    if len(parts) == 1:
+        return _write_part(job, parts[0]._replace(folder=partial / VERSION))
+    skipped: collections.Counter[str] = collections.Counter()
+    with _runner(min(processes, len(parts))) as run:
+        done = run(_write_part, itertools.repeat(job), parts)
+        for _, left_out in tqdm(done, total=len(parts), desc="converting", unit=" files", disable=processes == 1):
+            skipped += left_out
+    examples = join([part.folder for part in parts], partial / VERSION, job.name, _features(job.records))
+    for part in parts:
+        shutil.rmtree(part.folder)
+    return examples, skipped
+
+
+def _runs(files: Sequence[Path], count: int) -> list[tuple[Path, ...]]:
+    """Returns the files in `count` runs of neighbours, of about as many files each."""
+    return [tuple(files[i * len(files) // count : (i + 1) * len(files) // count]) for i in range(count)]
+
+
+@contextlib.contextmanager
+def _runner(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yields `map`, or one that runs in so many other processes."""
+    if processes == 1:
+        yield map
+        return
+    # Forking a process whose libraries run threads is not safe.
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool.map
+
+
+def _write_part(job: _Job, part: _Part) -> tuple[dict[str, int], collections.Counter[str]]:
+    """Writes a part in one pass, in the source's order (reading shuffles); returns as `_write`."""
+    skipped: collections.Counter[str] = collections.Counter()
+    size = max(1, math.ceil(job.records.count(part.files) / part.shards))
+    writer = DataSetWriter(part.folder, job.name, _features(job.records), job.splits, size)
+    pairs = _pairs(job, part, skipped)
+    while some := list(itertools.islice(pairs, WRITE_AT_ONCE)):
+        by_split: dict[str, list[tuple[dict[str, Any], Outline]]] = {split: [] for split in job.splits}
+        for content, example, outline in some:
+            held_out = _fraction(content, job.seed) < job.validation_ratio
+            by_split["validation" if held_out else "train"].append((example, outline))
+        writer.add(by_split)
+    return writer.close(), skipped
 
 
 def _features(records: ParquetFolder) -> tfds.features.FeaturesDict:
@@ -248,33 +277,44 @@ class ImagesById:
 
 
 def _pairs(
-    records: ParquetFolder,
-    target: Path,
-    by_id: ImagesById | None,
-    max_negatives: int | None,
-    skip_unreadable: bool,
-    skipped: collections.Counter[str],
-) -> Iterator[tuple[Content, dict[str, Any]]]:
-    """Yields each document's content and the example as the writer takes it; counts in `skipped` what is left out."""
-    for number, where, record in tqdm(records, total=len(records), desc="converting", unit=" rows"):
+    job: _Job, part: _Part, skipped: collections.Counter[str]
+) -> Iterator[tuple[Content, dict[str, Any], Outline]]:
+    """Yields each document's content, the example as the writer takes it, and its outline.
+
+    What is left out is counted in `skipped`.
+    """
+    records, by_id = job.records, job.by_id
+    alone = multiprocessing.parent_process() is None
+    rows = tqdm(
+        records.read(part.files), total=records.count(part.files), desc="converting", unit=" rows", disable=not alone
+    )
+    for number, where, record in rows:
         query = (record["query"] or "").strip()
         if not query and not records.has_video("query_video", record):
             skipped["no query"] += 1
             continue
         try:
-            content, items = _items(records, record, target)
+            content, items = _items(records, record, job.target)
             if records.negatives:
-                listed = (record["negatives"] or [])[:max_negatives]
+                listed = (record["negatives"] or [])[: job.max_negatives]
                 items["negatives"] = [by_id[x] if by_id else _document(records, records.negatives, x) for x in listed]
         except ValueError as error:
-            if not skip_unreadable:
+            if not job.skip_unreadable:
                 remedy = "repair or drop the row, or skip such rows (skip_unreadable, --skip_unreadable)"
                 raise ValueError(f"{where} {error}: {remedy}") from error
             skipped["unreadable document"] += 1
             continue
         if records.has_scores:
-            items["scores"] = records.scores(record, where)[: None if max_negatives is None else 1 + max_negatives]
-        yield content, {"id": f"{number:08d}", "query": query, "source": record.get("source") or "", **items}
+            scores = records.scores(record, where)
+            items["scores"] = scores[: None if job.max_negatives is None else 1 + job.max_negatives]
+        outline = outline_of(query, _documents(records, items))
+        yield content, {"id": f"{number:08d}", "query": query, "source": record.get("source") or "", **items}, outline
+
+
+def _documents(records: ParquetFolder, items: dict[str, Any]) -> list[Item]:
+    """Returns the document and the negatives of an example's columns."""
+    kind = "text" if records.negatives == "text" else "image"
+    return [{records.document: items[records.document]}, *({kind: x} for x in items.get("negatives", ()))]
 
 
 def _items(records: ParquetFolder, record: dict[str, Any], target: Path) -> tuple[Content, dict[str, Any]]:

@@ -6,7 +6,6 @@ Neither writing nor reading them needs tensorflow.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.json_format import ParseError
 
-Item = dict[str, Any]  # what `smart_jax.inputs.parse_item` takes
+from smart_jax.files import files_fingerprint
+from train.data.outlines import Item, Outline, Outlines, content_hash, outlines_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Example:
       negatives: other documents of the same form, possibly none.
       source: where the pair comes from, possibly "".
       scores: a teacher's scores of the document and then of each negative, NaN where there is none; or none at all.
+      hashes: `content_hash` of the document and then of each negative where it is stored; "" or none where it is not.
 
     Example:
       >>> Example("0", {"text": "What is a page?"}, {"text": "One side of a leaf."}).negatives
@@ -44,31 +45,12 @@ class Example:
     negatives: tuple[Item, ...] = ()
     source: str = ""
     scores: tuple[float, ...] = ()
+    hashes: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
-
-def content_hash(item: Item) -> str:
-    """Computes a digest of an item's text, image bytes, and path or frames of a video.
-
-    Equal documents of a batch are no negatives of each other. A video is the same one however it is sampled, so fps and
-    max_frames do not count.
-
-    Args:
-      item: query or document.
-
-    Returns:
-      32 hexadecimal digits (128 bits).
-
-    Example:
-      >>> content_hash({"video": "a.mp4", "fps": 1}) == content_hash({"video": "a.mp4", "fps": 2})
-      True
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for key in sorted(item.keys() - {"fps", "max_frames"}):
-        for value in item[key] if isinstance(item[key], list) else [item[key]]:
-            data = str(value).encode() if isinstance(value, str | Path) else value
-            data = data if isinstance(data, bytes) else data.tobytes()  # an array or a Pillow image
-            digest.update(f"{key}\0{len(data)}\0".encode() + data)
-    return digest.hexdigest()
+    def document_hashes(self, count: int = 1) -> list[str]:
+        """Returns `content_hash` of the first `count` of the document and the negatives, which is read or computed."""
+        stored = dict(enumerate(self.hashes))
+        return [stored.get(k) or content_hash(item) for k, item in enumerate((self.document, *self.negatives)[:count])]
 
 
 @runtime_checkable
@@ -96,13 +78,25 @@ class _Encoded(tfds.decode.SkipDecoding):
 class Split:
     """Converted split, of which one example at a time is read from ArrayRecord files; `open_split` opens it.
 
+    Attributes:
+      has_videos: whether documents or queries may be videos.
+
     Example:
       >>> record = {"id": b"0", "query": b"a query", "text": b"a document", "source": b""}
       >>> Split([record], "text", None, Path("data/pages"))[0].document
       {'text': 'a document'}
     """
 
-    def __init__(self, source: Sequence[dict[str, Any]], document: str, negatives: str | None, folder: Path) -> None:
+    def __init__(
+        self,
+        source: Sequence[dict[str, Any]],
+        document: str,
+        negatives: str | None,
+        folder: Path,
+        outlines: Outlines | None = None,
+        numbers: range | Sequence[int] | None = None,
+        has_videos: bool = False,
+    ) -> None:
         """Takes the opened records.
 
         Args:
@@ -110,8 +104,13 @@ class Split:
           document: "image", "video" or "text", what documents are.
           negatives: "image" or "text", what negatives are; None = there are none.
           folder: where relative paths of videos start.
+          outlines: of the whole split; None = a data set of an earlier version, which has none.
+          numbers: of the records in the whole split; None = these are all.
+          has_videos: whether documents or queries may be videos.
         """
         self._source, self._document, self._negatives, self._folder = source, document, negatives, folder
+        self._outlines, self._numbers = outlines, range(len(source)) if numbers is None else numbers
+        self.has_videos = has_videos
 
     def __len__(self) -> int:
         return len(self._source)
@@ -131,7 +130,12 @@ class Split:
             negatives=tuple(_item(self._negatives, value) for value in negatives),
             source=record["source"].decode(),
             scores=tuple(float(score) for score in record.get("scores", ())),  # not in data sets of earlier versions
+            hashes=() if (outline := self.outline(index)) is None else outline.hashes,
         )
+
+    def outline(self, index: int) -> Outline | None:
+        """Returns what is known of an example without reading it; None in a data set of an earlier version."""
+        return None if self._outlines is None else self._outlines[self._numbers[index]]
 
     def _video(self, record: dict[str, Any], prefix: str = "") -> Item:
         """Returns the video in the column "video" or "query_video" as an item, {} if there is none."""
@@ -195,7 +199,52 @@ def open_split(data_dir: str | Path, name: str, split: str = "train") -> Split:
     for path, count in zip(info.filepaths, info.shard_lengths, strict=True):
         _check_file(Path(path), count)
     folder = (Path(data_dir) / name).resolve()
-    return Split(builder.as_data_source(split, decoders=decoders), document, negatives, folder)
+    outlines = _outlines(Path(builder.data_path), part, info.num_examples)
+    records = builder.as_data_source(split, decoders=decoders)
+    has_videos = bool({"video", "query_video"} & set(features))
+    return Split(records, document, negatives, folder, outlines, _numbers(builder, split), has_videos)
+
+
+def _outlines(folder: Path, split: str, examples: int) -> Outlines | None:
+    """Returns the outlines of a split's examples, None where none are stored."""
+    if not (file := outlines_file(folder, split)).is_file():
+        return None
+    outlines = Outlines.read([file])
+    if len(outlines) != examples:
+        raise ValueError(f"'{file}' is of {len(outlines)} examples, the split has {examples}: convert the data again")
+    return outlines
+
+
+def _numbers(builder: tfds.core.DatasetBuilder, split: str) -> list[int]:
+    """Returns the numbers, in the whole split, of the records that a slice such as "train[:100]" has."""
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
+    return [i for part in parts for i in range(builder.info.splits[part.splitname].num_examples)[part.from_ : part.to]]
+
+
+def split_fingerprint(data_dir: str | Path, name: str, split: str) -> str:
+    """Returns what tells a split from others: its name and 16 hexadecimal digits of the data set's files.
+
+    Args:
+      data_dir: folder of all data sets.
+      name: of a data set that `convert` wrote.
+      split: of it.
+
+    Raises:
+      FileNotFoundError: there is no such data set.
+
+    Example:
+      >>> import tempfile
+      >>> import pyarrow as pa
+      >>> from pyarrow import parquet
+      >>> from train.data import convert
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> parquet.write_table(pa.table({"query": ["q"], "text": ["a document"]}), folder / "train.parquet")
+      >>> _ = convert(folder, "pairs", folder / "data", validation_ratio=0)
+      >>> split_fingerprint(folder / "data", "pairs", "train").startswith("train of ")
+      True
+    """
+    folder = Path(_open(data_dir, name).data_path)
+    return f"{split} of {files_fingerprint(sorted(file for file in folder.iterdir() if file.is_file()))}"
 
 
 def split_names(data_dir: str | Path, name: str) -> list[str]:

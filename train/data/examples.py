@@ -2,21 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, overload
 
 import grain
 import jax
-from absl import flags
 
-from train.data.dataset import Example, Source
+from train.data.dataset import Example, Source, Split
+from train.data.outlines import Outline
+
+
+class Share(Sequence[Example]):
+    """A process's examples of a batch, each of which is read where it is asked for.
+
+    Example:
+      >>> source = [Example(str(i), {"text": "a query"}, {"text": f"page {i}"}) for i in range(9)]
+      >>> share = Share(source, numbers=[4, 8, 2, 6], part=slice(2, 4))
+      >>> [example.id for example in share]
+      ['2', '6']
+    """
+
+    def __init__(self, source: Source, numbers: Sequence[int], part: slice) -> None:
+        """Takes the numbers of the whole batch's examples, and which of them are this process's."""
+        self._source, self._numbers, self._own = source, numbers, numbers[part]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether these are all examples of the batch."""
+        return len(self._own) == len(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self._source[i] for i in self._own[index]]
+        return self._source[self._own[index]]
+
+    @property
+    def has_videos(self) -> bool:
+        """Whether documents or queries of the data may be videos."""
+        return isinstance(self._source, Split) and self._source.has_videos
+
+    def of_batch(self, index: int) -> Example:
+        """Reads an example of the whole batch."""
+        return self._source[self._numbers[index]]
+
+    def outlines(self) -> list[Outline] | None:
+        """Returns outlines of the whole batch's examples; None where they do not tell what there is to see."""
+        if not isinstance(self._source, Split) or self.has_videos:
+            return None
+        outlines = [self._source.outline(i) for i in self._numbers]
+        known = [outline for outline in outlines if outline is not None]
+        return known if len(known) == len(outlines) else None
 
 
 class Examples:
     """Iterator over batches of a source, shuffled anew each epoch; its position can be saved and restored.
 
-    What is in batch k depends on `seed` alone, not on the number of processes or workers; each process reads its part
-    of it. Examples that do not fill a batch at the end of an epoch are left out of that epoch, so no batch spans two
-    epochs and none has an example twice.
+    What is in batch k depends on `seed` alone, not on the number of processes; each process reads its part of it.
+    Examples that do not fill a batch at the end of an epoch are left out of that epoch, so no batch spans two epochs
+    and none has an example twice.
 
     Attributes:
       batches_per_epoch: number of batches in a pass over the source.
@@ -39,7 +91,6 @@ class Examples:
         shuffle: bool = True,
         process_index: int | None = None,
         process_count: int | None = None,
-        workers: int = 0,
     ) -> None:
         """Starts before the first batch.
 
@@ -51,7 +102,6 @@ class Examples:
           shuffle: False = the source's order, as for a validation split.
           process_index: number of the part of each batch that this process reads; None = jax's number of the process.
           process_count: number of parts; None = jax's number of processes.
-          workers: processes that read; 0 = this one, with two threads.
 
         Raises:
           ValueError: a batch of fewer than 2 examples, which has no negatives; one that does not divide among the
@@ -62,36 +112,25 @@ class Examples:
         _check_batch(len(source), batch_size, index, count)
         self.batches_per_epoch = len(source) // batch_size
         self._settings = {"examples": len(source), "batch_size": batch_size, "seed": seed, "shuffle": shuffle}
-        self._workers = workers
-        # Batches of numbers, not of examples: a process reads its part alone. The parts are runs of neighbours, so that
-        # the rows of the global batch are in the same order however many processes there are.
+        # The parts are runs of neighbours, so that the rows of the global batch are in the same order however many
+        # processes there are.
+        size = batch_size // count
+        self._source, self._part = source, slice(index * size, (index + 1) * size)
         numbers = grain.MapDataset.range(len(source)).seed(seed)
         numbers = numbers.shuffle() if shuffle else numbers
-        numbers = numbers[: self.batches_per_epoch * batch_size].batch(batch_size)
-        size = batch_size // count
-        part = slice(index * size, (index + 1) * size)
-        self._batches = numbers.map(lambda batch: [source[int(i)] for i in batch[part]]).repeat(epochs)
-        self._start(0)
-
-    def _start(self, position: int) -> None:
-        self._position = position
-        # A few batches ahead: the library's own default of 500 would hold gigabytes of page images.
-        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-        dataset = self._batches[position:].to_iter_dataset(options)
-        if self._workers:
-            if not flags.FLAGS.is_parsed():  # grain reads absl's flags; outside of absl's app they keep their defaults
-                flags.FLAGS.mark_as_parsed()
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
-        self._iterator = iter(dataset)
+        self._numbers = numbers[: self.batches_per_epoch * batch_size].batch(batch_size).repeat(epochs)
+        self._position = 0
 
     def __iter__(self) -> Examples:
         return self
 
-    def __next__(self) -> list[Example]:
+    def __next__(self) -> Share:
         """Returns this process's examples of the next batch."""
-        batch = next(self._iterator)
+        if self._position >= len(self._numbers):
+            raise StopIteration
+        numbers = self._numbers[self._position]
         self._position += 1
-        return batch
+        return Share(self._source, [int(i) for i in numbers], self._part)
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position after the last batch given out, in values that JSON can hold."""
@@ -117,7 +156,7 @@ class Examples:
                 f"the saved data position does not fit ({'; '.join(changed) or f'batches: {position!r}'}): resume with "
                 "the data and settings of the first start, or start a new run"
             )
-        self._start(position)
+        self._position = position
 
 
 def _check_batch(examples: int, batch_size: int, index: int, count: int) -> None:

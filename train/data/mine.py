@@ -28,12 +28,14 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float, Int
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import smart_jax
+from smart_jax.config_files import meanings_of
 from smart_jax.retrieval import Embeddings, Retriever
-from train.data.convert import VERSION, check_name, open_writer
 from train.data.dataset import Example, Item, Source, content_hash, open_split, split_names
+from train.data.outlines import outline_of
+from train.data.writer import VERSION, DataSetWriter, check_name
 
 PART = 256  # documents encoded, scored and forgotten at a time
 EXAMPLES_PER_SHARD = 2**12
@@ -136,17 +138,18 @@ def mine(
     counts, drawn = {}, 0
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        writer = open_writer(partial / VERSION, out, _features(kind), list(sources), EXAMPLES_PER_SHARD)
+        writer = DataSetWriter(partial / VERSION, out, _features(kind), list(sources), EXAMPLES_PER_SHARD)
         for split, source in sources.items():
             corpus = Corpus(source, f"{name}, split {split}")
             ranked = search(encoder, source, corpus, config)
             chosen, random = choose(ranked, corpus, config)
             scores = score_chosen(encoder, corpus, config, ranked, chosen)
             for i in tqdm(range(len(source)), desc=f"write {split}", unit=" examples"):
-                record = _record(source[i], kind, [corpus.item(d) for d in chosen[i]], scores[i])
-                writer.add_examples({split: [record]})
+                example, negatives = source[i], [corpus.item(d) for d in chosen[i]]
+                outline = outline_of(example.query["text"], [example.document, *negatives])
+                writer.add({split: [(_record(example, kind, negatives, scores[i]), outline)]})
             counts[split], drawn = len(source), drawn + random
-        writer.close_all()
+        writer.close()
         if target.exists():
             shutil.rmtree(target)
         partial.replace(target)
@@ -184,7 +187,7 @@ class Corpus:
             example = source[i]
             if "video" in example.document or "video" in example.query:
                 raise ValueError(f"{name}: example '{example.id}' has a video: mine among images or texts")
-            document = place.setdefault(content_hash(example.document), len(place))
+            document = place.setdefault(example.document_hashes()[0], len(place))
             if document == len(self._examples):
                 self._examples.append(i)
             queries.append(content_hash(example.query))
@@ -334,9 +337,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", required=True, help="of the data set that is searched")
     parser.add_argument("--out", required=True, help="name of the data set that is written")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set of that name")
+    meanings = meanings_of(MineConfig)
     for field in dataclasses.fields(MineConfig):
         kind = {"int": int, "int | None": int, "float": float, "str | None": str}[str(field.type)]
-        parser.add_argument(f"--{field.name}", type=kind, default=field.default, help="default: %(default)s")
+        parser.add_argument(
+            f"--{field.name}", type=kind, default=field.default, help=f"{meanings[field.name]} (default: %(default)s)"
+        )
     options = vars(parser.parse_args(arguments))
     try:
         config = MineConfig(**{field.name: options[field.name] for field in dataclasses.fields(MineConfig)})

@@ -6,12 +6,12 @@ Retrieval training needs batches of one task: documents of another are negatives
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from train.data.dataset import Example, open_split
-from train.data.examples import Examples
+from train.data.dataset import Source, open_split
+from train.data.examples import Examples, Share
 
 
 def parse_names(text: str) -> dict[str, float | None]:
@@ -46,7 +46,14 @@ def parse_names(text: str) -> dict[str, float | None]:
 
 
 def open_examples(
-    data_dir: str | Path, names: str, split: str, batch_size: int, *, seed: int = 0, **options: Any
+    data_dir: str | Path,
+    names: str,
+    split: str,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    opened: Callable[[str], Source] | None = None,
+    **options: Any,
 ) -> Examples | Mixture:
     """Opens one data set, or several as a mixture.
 
@@ -58,6 +65,7 @@ def open_examples(
       split: of each of them.
       batch_size: examples of the global batch, over all processes.
       seed: of the shuffling.
+      opened: returns the split of a data set by its name; None = it is opened.
       **options: of `Examples`.
 
     Returns:
@@ -85,7 +93,8 @@ def open_examples(
     parts = {}
     for name in weights:
         try:
-            parts[name] = Examples(open_split(data_dir, name, split), batch_size, seed=seed, **options)
+            source = open_split(data_dir, name, split) if opened is None else opened(name)
+            parts[name] = Examples(source, batch_size, seed=seed, **options)
         except ValueError as error:
             raise ValueError(f"data set '{name}': {error}") from error
     if len(parts) == 1:
@@ -103,6 +112,7 @@ class Mixture:
       batches_per_epoch: number of batches in an epoch of each source together.
 
     Example:
+      >>> from train.data import Example
       >>> a, b = ([Example(f"{n}{i}", {"text": n}, {"text": f"{n}{i}"}) for i in range(2)] for n in "ab")
       >>> mixture = Mixture({"a": Examples(a, 2), "b": Examples(b, 2)}, {"a": 2.0, "b": 1.0})
       >>> [next(mixture)[0].query["text"] for _ in range(3)]
@@ -124,7 +134,7 @@ class Mixture:
     def __iter__(self) -> Mixture:
         return self
 
-    def __next__(self) -> list[Example]:
+    def __next__(self) -> Share:
         """Returns this process's examples of the next batch."""
         drawn = sum(self._given.values()) + 1
         name = max(self._parts, key=lambda n: self._shares[n] * drawn - self._given[n])

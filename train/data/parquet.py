@@ -24,7 +24,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ import pyarrow as pa
 from PIL import Image
 
 from smart_jax.files import download
-from smart_jax.inputs import check_sampling, check_video_file
+from smart_jax.inputs import check_sampling, check_video_file, open_image
 from smart_jax.tables import is_binary, is_list, is_number, is_text, open_parquet, read_in_order
 
 LARGEST = float(np.finfo(np.float32).max)  # of a score
@@ -89,7 +89,7 @@ class ParquetFolder:
           videos: whether the files of videos are there; those of the hub are not.
         """
         self.root, self.files = root, _split_files(root, split)
-        self._count = 0
+        self._counts: dict[Path, int] = {}
         layouts = {file: self._layout(file) for file in self.files}
         self.document, self.negatives, self.videos, self.has_scores, self._columns = layouts[self.files[0]]
         for file, layout in layouts.items():
@@ -107,7 +107,7 @@ class ParquetFolder:
     def _layout(self, file: Path) -> _Layout:
         with open_parquet(file) as parquet:
             schema = parquet.schema_arrow
-            self._count += parquet.metadata.num_rows
+            self._counts[file] = parquet.metadata.num_rows
         document = next((column for column in ("image", "video", "text") if column in schema.names), None)
         if "query" not in schema.names or document is None:
             missing = "'query'" if "query" not in schema.names else "'image' (or 'video' or 'text')"
@@ -135,15 +135,22 @@ class ParquetFolder:
         return _Layout(document, negatives, videos, scores, columns)
 
     def __len__(self) -> int:
-        return self._count
+        return self.count(self.files)
 
     def __iter__(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """Yields the number of each record over all files, a name for messages, and its columns."""
-        number = 0
-        for file in self.files:
+        """Yields as `read` all records."""
+        return self.read(self.files)
+
+    def count(self, files: Sequence[Path]) -> int:
+        """Returns the number of records of some of the files."""
+        return sum(self._counts[file] for file in files)
+
+    def read(self, files: Sequence[Path]) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        """Yields, of some of the files, each record's number over all files, a name for messages, and its columns."""
+        for file in files:
+            first = self.count(self.files[: self.files.index(file)])
             for in_file, record in enumerate(read_in_order(file, self._columns)):
-                yield number, f"row {in_file} of '{file}'", record
-                number += 1
+                yield first + in_file, f"row {in_file} of '{file}'", record
 
     def image(self, value: Any) -> bytes:
         """Returns the encoded bytes of an image column's value; raises ValueError where they are no readable image."""
@@ -158,7 +165,7 @@ class ParquetFolder:
         if not data:
             raise ValueError("has no image")
         try:
-            with Image.open(io.BytesIO(data)) as image:  # the header; Pillow's guard against decompression bombs is on
+            with open_image(io.BytesIO(data)) as image:  # the header; Pillow's guard against decompression bombs is on
                 image.size  # noqa: B018
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"has {len(data)} bytes that are no readable image ({error})") from error

@@ -1,4 +1,4 @@
-"""How much a batch holds: its examples, tokens and patches, without padding."""
+"""Amount that a batch holds: its examples, tokens and patches, without padding."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from smart_jax.models import Batch
+from train.objective import StatesBatch
 
 
 class Work(NamedTuple):
@@ -28,11 +29,11 @@ class Work(NamedTuple):
         return Work(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def count_work(batch: Batch, examples: int = 0) -> Work:
+def count_work(batch: Batch | StatesBatch, examples: int = 0) -> Work:
     """Counts what is in the queries, or in the documents, of a batch.
 
     Args:
-      batch: of NumPy arrays.
+      batch: of NumPy arrays; states that are there take no work but that of their kept tokens.
       examples: number of examples to count with it.
 
     Returns:
@@ -44,6 +45,8 @@ def count_work(batch: Batch, examples: int = 0) -> Work:
       >>> count_work(batch, examples=2)
       Work(examples=2, tokens=5, token_pairs=13, patches=0, patch_pairs=0, window_pairs=0)
     """
+    if isinstance(batch, StatesBatch):
+        return Work(examples, int(np.asarray(batch.keep_mask).sum()))
     lengths = np.asarray(batch.attention_mask).sum(axis=1, dtype=np.int64)
     pairs, (patches, patch_pairs), window_pairs = int((lengths**2).sum()), (0, 0), 0
     if batch.vision is not None:

@@ -1,4 +1,4 @@
-"""What ends a run before its last step: a loss that is not finite, and SIGTERM."""
+"""Guards that end a run before its last step: a loss that is not finite, and SIGTERM."""
 
 from __future__ import annotations
 

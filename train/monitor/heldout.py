@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,14 +11,16 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from smart_jax import Encoder
-from smart_jax.retrieval import Retriever, compute_metrics, score
+from smart_jax.retrieval import Embeddings, Retriever, compute_metrics, score
 from train.config import TrainConfig
-from train.data import Example, Item, Source, content_hash
+from train.data import Example, Item, Source, clean_query
 from train.monitor.tensorboard import Sample
 
 METRICS = ("ndcg@5", "recall@1", "recall@10")
+SCORES = ("pooled", "late", "hybrid")
 CHUNK = 64  # documents whose tokens are held at a time
 PICTURE_HEIGHT = 512
+Embed = Callable[[Sequence[int], bool], Embeddings]
 
 
 class Scored(NamedTuple):
@@ -62,7 +64,7 @@ class HeldOut:
             example = source[i]
             if not readable(example):
                 continue
-            key = content_hash(example.document)
+            key = example.document_hashes()[0]
             if key not in known:
                 if len(known) == limit:
                     break
@@ -77,20 +79,34 @@ class HeldOut:
                 "with more, or set config.eval.validation_documents=0"
             )
 
-    def search(self, encoder: Retriever, config: TrainConfig) -> Scored:
-        """Scores every query with every document, exactly."""
-        data, loss = config.data, config.loss
-        items = [self._source[i].query for i in self._queries]
-        queries = encoder.encode_query(items, instruction=data.query_instruction, progress=False)
+    def search(self, encoder: Retriever, config: TrainConfig, embed: Embed | None = None) -> Scored:
+        """Scores every query with every document, exactly.
+
+        Args:
+          encoder: the model.
+          config: instructions, and weights of the hybrid score.
+          embed: makes the embeddings of some examples' queries (True) or documents; None = the encoder does.
+        """
+        loss, embed = config.loss, embed or self._encoded_by(encoder, config)
+        queries = embed(self._queries, True)
         pooled, late = [], []
         for start in range(0, len(self._documents), CHUNK):
-            items = [self._source[i].document for i in self._documents[start : start + CHUNK]]
-            documents = encoder.encode_document(items, instruction=data.document_instruction, progress=False)
+            documents = embed(self._documents[start : start + CHUNK], False)
             pooled.append(score(queries, documents, late_weight=0.0))
             late.append(score(queries, documents, pooled_weight=0.0))
         scores = {"pooled": np.concatenate(pooled, axis=1), "late": np.concatenate(late, axis=1)}
         scores["hybrid"] = loss.pooled_weight * scores["pooled"] + loss.late_weight * scores["late"]
         return Scored(scores, self._positives)
+
+    def _encoded_by(self, encoder: Retriever, config: TrainConfig) -> Embed:
+        def embed(numbers: Sequence[int], query: bool) -> Embeddings:
+            if query:
+                items = [clean_query(self._source[i].query, config.data.clean_queries) for i in numbers]
+                return encoder.encode_query(items, instruction=config.data.query_instruction, progress=False)
+            items, instruction = [self._source[i].document for i in numbers], config.data.document_instruction
+            return encoder.encode_document(items, instruction=instruction, progress=False)
+
+        return embed
 
     def samples(self, scored: Scored, by: str, count: int, encoder: Encoder, prefix: str = "samples") -> list[Sample]:
         """Shows the best and worst queries by the margin of the positive's score over the best other document's.

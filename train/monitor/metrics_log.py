@@ -17,11 +17,14 @@ from train.run_directory import unwritten, write_whole
 class MetricsLog:
     """Log of a run: each logged step is a line of metrics.jsonl and a point of every TensorBoard curve.
 
+    What is written of the last step once more is added to its line.
+
     Records after `last_step`, of a run that was cut off, are dropped: a resumed run writes those steps again. Of
     several processes one writes.
 
     Attributes:
       path: of metrics.jsonl.
+      last: record of the last step that was written, {} = none; of an earlier start of the run, too.
 
     Example:
       >>> import tempfile
@@ -44,10 +47,11 @@ class MetricsLog:
           UnwrittenError: the files cannot be written.
         """
         self.path, self._mirror = folder / "metrics.jsonl", mirror
+        kept = [record for record in read_metrics(self.path) if record["step"] <= last_step]
+        self.last: dict[str, Any] = kept[-1] if kept else {}
         if not is_main():
             return
-        kept = [record for record in read_metrics(self.path) if record["step"] <= last_step]
-        write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._rewrite(kept)
         self._events = EventFile(folder / "tensorboard", last_step + 1)
 
     def write(self, step: int, values: Mapping[str, float], samples: Sequence[Sample] = ()) -> None:
@@ -61,16 +65,24 @@ class MetricsLog:
         Raises:
           UnwrittenError: the disk is full, for example; the message names the folder and the remedy.
         """
+        again = step == self.last.get("step")
+        self.last = (self.last if again else {"step": step}) | dict(values)
         if not is_main():
             return
+        if again:
+            self._rewrite([*read_metrics(self.path)[:-1], self.last])
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+            if not again:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(self.last) + "\n")
             self._events.write(step, values, samples)
         except OSError as error:
             raise unwritten(self.path.parent, error) from error
         if self._mirror is not None:
             self._mirror.write(step, values, samples)
+
+    def _rewrite(self, records: Sequence[Mapping[str, Any]]) -> None:
+        write_whole(self.path, "".join(json.dumps(record) + "\n" for record in records))
 
     def close(self) -> None:
         """Closes the files."""

@@ -1,11 +1,11 @@
-"""What a run prints: a bar, single lines, a table of metrics."""
+"""Output of a run: a bar, single lines, a table of metrics."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from smart_jax.runtime import is_main
 

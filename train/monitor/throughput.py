@@ -65,7 +65,9 @@ class Cost(NamedTuple):
         return sum(cost * count for cost, count in zip(self, work[1:], strict=True))
 
 
-def training_cost(partition: Partition, weights: Mapping[str, jax.Array], config: ModelConfig) -> Cost:
+def training_cost(
+    partition: Partition, weights: Mapping[str, jax.Array | jax.ShapeDtypeStruct], config: ModelConfig
+) -> Cost:
     """Returns what an update of a backbone and, where there is one, an adapter costs.
 
     Args:
@@ -88,12 +90,16 @@ def training_cost(partition: Partition, weights: Mapping[str, jax.Array], config
         "visual": partition.trains_vision,
         "adapter": partition.trains_backbone or any("layer_vector" in name for name in partition.trained),
     }
+    # The first of an adapter's maps; what the others take follows from it.
+    first = next((name for name in ("adapter.hidden.kernel", "adapter.proj.kernel") if name in weights), None)
     token = patch = 0.0
+    adapter_alone = {_tower(partition.place(name)) for name in weights} == {"adapter"}  # the backbone's states are kept
     for name, x in weights.items():
         if x.ndim != 2 or name.endswith(("embedding", "scales")):
             continue
         tower = _tower(partition.place(name))
         to_input = backward[tower] and "patch_embed" not in name  # pixels need no gradient
+        to_input |= tower == "adapter" and name != first
         flops = 2.0 * x.size * (1 + to_input + (name in partition.trained))
         if name.endswith("codes") and x.dtype == np.uint8:
             flops *= 2  # two codes in a byte
@@ -102,8 +108,12 @@ def training_cost(partition: Partition, weights: Mapping[str, jax.Array], config
         else:
             token += flops
     # Each pair takes part in two products: one makes its score, the other its share of the sum of values.
+    in_adapter = sum(4.0 * x.shape[0] * 3 for name, x in weights.items() if _is_adapters_attention(name))
+    if adapter_alone:
+        return Cost(token, in_adapter)
     if vision is None or not isinstance(config, QwenVLConfig):
-        return Cost(token, 4.0 * config.text.hidden_size * config.text.num_hidden_layers * (1 + 2 * backward["text"]))
+        in_text = 4.0 * config.text.hidden_size * config.text.num_hidden_layers * (1 + 2 * backward["text"])
+        return Cost(token, in_text + in_adapter)
     text = config.text
     width = text.num_attention_heads * text.head_dim
     token_pair = (
@@ -111,7 +121,11 @@ def training_cost(partition: Partition, weights: Mapping[str, jax.Array], config
     )  # a token attends to those before
     block = 4.0 * vision.hidden_size * (1 + 2 * backward["visual"])
     windowed = 0 if vision.window_size is None else vision.depth - len(vision.fullatt_block_indexes)
-    return Cost(token, token_pair, patch, block * (vision.depth - windowed), block * windowed)
+    return Cost(token, token_pair + in_adapter, patch, block * (vision.depth - windowed), block * windowed)
+
+
+def _is_adapters_attention(name: str) -> bool:
+    return name.startswith("adapter.blocks.") and name.endswith(".out_proj.kernel")
 
 
 def _tower(place: Place) -> str:

@@ -1,4 +1,4 @@
-"""What is minimised: losses of arrays, and the objective that encodes a batch, scores it and compares."""
+"""Objective that is minimised: losses of arrays, and the objective that encodes a batch, scores it and compares."""
 
 from train.objective import losses
 from train.objective.objective import (
@@ -12,6 +12,7 @@ from train.objective.objective import (
     start_temperatures,
 )
 from train.objective.partition import Params, Part, Partition, Place, Structure, take_apart, temperature_name
+from train.objective.states_batch import StatesBatch
 
 __all__ = [
     "Encoded",
@@ -21,6 +22,7 @@ __all__ = [
     "Part",
     "Partition",
     "Place",
+    "StatesBatch",
     "Structure",
     "TrainBatch",
     "contrastive",

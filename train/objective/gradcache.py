@@ -15,7 +15,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from smart_jax.models import Batch, Hidden, batch_axes
@@ -31,7 +31,7 @@ def in_chunks(
     batch: Batch,
     *,
     size: int | None,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     trained: bool,
     kept: tuple[str, ...] = (),
 ) -> Hidden:
@@ -71,10 +71,17 @@ def in_chunks(
         parts = jnp.moveaxis(x.reshape(count // chunk, devices, chunk // devices, *x.shape[2:]), 0, 1)
         return _placed(parts.reshape(count, *x.shape[2:]), mesh, 0)
 
+    def of_chunk(weights: Params, batch: Batch, rows: Int[Array, " c"]) -> Hidden:
+        if mesh.shape["fsdp"] > 1:
+            # Weights that are split come from the other devices for each chunk. Without the barrier all of them would
+            # come once, before the loop, and stay.
+            weights, _ = lax.optimization_barrier((weights, rows[0].astype(jnp.float32)))
+        return compute(weights, batch, rows)
+
     parts = jax.tree.map(split, batch, batch_axes(batch))
     # In a scan, nothing can merge the second pass with the first: no barrier is needed against it.
     policy = jax.checkpoint_policies.save_only_these_names(*kept)
-    function = partial(jax.checkpoint, prevent_cse=False, policy=policy)(compute) if trained else compute
+    function = partial(jax.checkpoint, prevent_cse=False, policy=policy)(of_chunk) if trained else of_chunk
     return jax.tree.map(join, lax.map(lambda part: function(weights, *part), (parts, split(rows, 0))))
 
 
@@ -86,5 +93,5 @@ def _largest(count: int, size: int, devices: int) -> int:
     return sizes[-1]
 
 
-def _placed(x: Array, mesh: Mesh, axis: int) -> Array:
+def _placed(x: Array, mesh: Mesh | AbstractMesh, axis: int) -> Array:
     return lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*[None] * axis, *BATCH)))

@@ -16,7 +16,7 @@ T = TypeVar("T")  # an array, or its shape
 
 
 class Part(enum.Enum):
-    """What a parameter belongs to; the value is the first word of its name.
+    """Part of the model that a parameter belongs to; the value is the first word of its name.
 
     Example:
       >>> Part("lora")
@@ -30,7 +30,7 @@ class Part(enum.Enum):
 
 
 class Place(NamedTuple):
-    """Where a parameter stands: in which part of the model, and whether in its vision tower.
+    """Place of a parameter: its part of the model, and whether it is in the vision tower.
 
     Example:
       >>> Place(Part.BACKBONE, vision=True).part.value
