@@ -1,4 +1,4 @@
-"""What a result was made on: devices, machine and versions."""
+"""Environment in which a result was made: devices, machine and versions."""
 
 from __future__ import annotations
 

@@ -18,8 +18,9 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from eval.config import default_config
 from eval.studies import geometry_markdown, run_geometry
-from smart_jax.cli import run_config_file
+from smart_jax.config_files import run_config_file
 
 
 def main() -> None:
@@ -30,7 +31,8 @@ def main() -> None:
         print(f"\n{geometry_markdown(report)}")
         print(*files.values(), sep="\n")
 
-    run_config_file(run, needs="get_benchmarks", example="python -m eval.geometry --config configs/geometry.py")
+    example = "python -m eval.geometry --config configs/geometry.py"
+    run_config_file(run, needs="get_benchmarks", example=example, defaults=default_config)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a model's frozen states give, and what they cost: python -m eval.study --config configs/study.py
+"""Study of what a model's frozen states give and cost: python -m eval.study --config configs/study.py
 
 For each model and its benchmarks, from states that are encoded once:
   storage       late and hybrid of every setting of `eval.studies.settings`, beside the bytes that a page takes
@@ -16,8 +16,9 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from eval.config import default_config
 from eval.studies import run_study, study_markdown
-from smart_jax.cli import run_config_file
+from smart_jax.config_files import run_config_file
 
 
 def main() -> None:
@@ -28,7 +29,8 @@ def main() -> None:
         print(f"\n{study_markdown(report)}")
         print(*files.values(), sep="\n")
 
-    run_config_file(run, needs="get_subjects", example="python -m eval.study --config configs/study.py")
+    example = "python -m eval.study --config configs/study.py"
+    run_config_file(run, needs="get_subjects", example=example, defaults=default_config)
 
 
 if __name__ == "__main__":

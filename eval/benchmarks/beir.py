@@ -27,7 +27,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from eval.benchmarks.judgements import QRELS_HEADER, SPLIT, read_qrels
 from eval.benchmarks.lazy_items import LazyItems, batches

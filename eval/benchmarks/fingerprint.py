@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from eval.benchmarks.lazy_items import LazyItems
-from smart_jax.inputs import parse_item
+from smart_jax.inputs import item_parts, parse_item
 
 
 def of_items(items: Sequence[Any], ids: Sequence[str], instruction: str | None) -> str:
@@ -33,26 +29,6 @@ def of_items(items: Sequence[Any], ids: Sequence[str], instruction: str | None) 
         digest.update(items.source.encode())
         return digest.hexdigest()
     for i, item in enumerate(items):
-        parsed = parse_item(item, name=f"item {i}, '{ids[i]}'")
-        digest.update(repr((parsed.texts, parsed.instruction, parsed.fps, parsed.max_frames)).encode())
-        for medium in (*parsed.images, *parsed.videos):
-            for part in _parts(medium):
-                digest.update(part)
+        for part in item_parts(parse_item(item, name=f"item {i}, '{ids[i]}'")):
+            digest.update(part)
     return digest.hexdigest()
-
-
-def _parts(medium: Any) -> Iterable[bytes]:
-    """Yields the bytes that tell an image, or a video and its frames, from others."""
-    if isinstance(medium, list | tuple):
-        yield f"{len(medium)} frames\0".encode()
-        for frame in medium:
-            yield from _parts(frame)
-    elif isinstance(medium, str | Path):
-        path = Path(medium)
-        yield f"{path.name}\0{path.stat().st_size}\0".encode(errors="surrogatepass")
-    elif isinstance(medium, bytes):
-        yield medium
-    else:
-        pixels = np.asarray(medium.convert("RGB") if isinstance(medium, Image.Image) else medium)
-        yield f"{pixels.shape} {pixels.dtype}\0".encode()
-        yield np.ascontiguousarray(pixels).tobytes()

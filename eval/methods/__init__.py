@@ -1,6 +1,7 @@
 """Scoring methods, and the evaluation of one encoder on one benchmark by each of them."""
 
-from eval.methods.evaluate import METRICS, QUERY_BLOCK, Options, make_eval_fn, run_benchmark
+from eval.methods.eval_fn import EvalFn, make_eval_fn
+from eval.methods.evaluate import METRICS, QUERY_BLOCK, Options, run_benchmark
 from eval.methods.names import ADAPTER_METHODS, METHODS, MODEL_METHODS
 from eval.methods.result import Result
 
@@ -10,6 +11,7 @@ __all__ = [
     "METRICS",
     "MODEL_METHODS",
     "QUERY_BLOCK",
+    "EvalFn",
     "Options",
     "Result",
     "make_eval_fn",

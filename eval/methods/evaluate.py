@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 from numpy.typing import DTypeLike
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import smart_jax
 from eval.benchmarks import Benchmark
 from eval.methods.embed import embed, embed_from_cache
-from eval.methods.names import ADAPTER_METHODS, MODEL_METHODS, adapter_methods, choose_methods
+from eval.methods.names import ADAPTER_METHODS, MODEL_METHODS, choose_methods
 from eval.methods.result import Result
 from eval.methods.scorers import ModelScorer, ScoreFunction, Scorer, bm25_scorer, chance_scorer
 from eval.ranking import Block, Judge
@@ -29,7 +29,7 @@ SHARE_OF_SCORES = 4  # of the cache's memory
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How items are encoded and scored.
+    """Settings by which items are encoded and scored.
 
     Attributes:
       batch_size, dtype: as in `Encoder.encode`.
@@ -110,48 +110,6 @@ def run_benchmark(
     if "chance" in methods:
         evaluation.add(["chance"], chance_scorer(benchmark))
     return evaluation.result(methods)
-
-
-def make_eval_fn(
-    benchmarks: Sequence[Benchmark],
-    *,
-    metrics: Sequence[str] = ("ndcg@5", "hit@1"),
-    cache: Cache | None = None,
-    options: Options = Options(),
-) -> Callable[[Retriever], dict[str, float]]:
-    """Returns what a trainer calls with its encoder for {"<benchmark>/<method>/<metric>": mean}.
-
-    An encoder with an adapter gives the adapter's methods, one without gives pooled, late and hybrid; chance and BM25
-    are left out.
-
-    Args:
-      benchmarks: to evaluate, each time.
-      metrics, cache, options: as in `run_benchmark`.
-
-    Example:
-      >>> evaluate = make_eval_fn([])
-      >>> evaluate(smart_jax.load("tiny"))  # without a benchmark there is no figure
-      {}
-    """
-
-    def evaluate(encoder: Retriever) -> dict[str, float]:
-        adapted = encoder.adapter is not None
-        methods = adapter_methods(encoder) if adapted else MODEL_METHODS
-        means: dict[str, float] = {}
-        for benchmark in benchmarks:
-            result = run_benchmark(
-                None if adapted else encoder,
-                benchmark,
-                methods=methods,
-                adapter_encoder=encoder if adapted else None,
-                metrics=metrics,
-                cache=cache,
-                options=options,
-            )
-            means |= {f"{benchmark.name}/{m}/{metric}": result.mean(m, metric) for m in methods for metric in metrics}
-        return means
-
-    return evaluate
 
 
 class _Evaluation:

@@ -1,9 +1,11 @@
-"""What an evaluation of one benchmark gives: the metrics of every query by every method."""
+"""Result of an evaluation of one benchmark: the metrics of every query by every method."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Real
@@ -36,6 +38,24 @@ class Result:
     values: Mapping[str, Mapping[str, Real[np.ndarray, " Nq"]]]
     seconds: Mapping[str, float]
     bytes_per_document: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Writes a JSON file, whole or not at all."""
+        described = dataclasses.asdict(self) | {
+            "query_ids": list(self.query_ids),
+            "values": {m: {name: x.tolist() for name, x in of.items()} for m, of in self.values.items()},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".tmp")
+        partial.write_text(json.dumps(described) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """Reads what `save` wrote; raises OSError or ValueError where it cannot."""
+        described = json.loads(path.read_text(encoding="utf-8"))
+        values = {m: {name: np.array(x) for name, x in of.items()} for m, of in described.pop("values").items()}
+        return cls(**described, values=values)
 
     def mean(self, method: str, metric: str) -> float:
         """Returns a method's mean over the queries."""

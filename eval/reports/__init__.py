@@ -6,6 +6,7 @@
 from eval.reports import leaderboard, published
 from eval.reports.comparison import Comparison, compare
 from eval.reports.comparison_tables import markdown as comparison_markdown
+from eval.reports.drawing import save as save_figure
 from eval.reports.groups import Group, check_groups
 from eval.reports.published import Published
 from eval.reports.report import (
@@ -40,6 +41,7 @@ __all__ = [
     "markdown",
     "published",
     "read_results",
+    "save_figure",
     "summarise",
     "table_line",
     "write",

@@ -93,7 +93,7 @@ class GroupComparison:
     unmatched: Unmatched
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
     """All differences b - a.
 
@@ -121,6 +121,14 @@ class Comparison:
     unmatched_benchmarks: Unmatched
     unmatched_metrics: Unmatched
     unmatched_groups: Unmatched
+
+    def __repr__(self) -> str:
+        return f"Comparison({len(self.benchmarks)} benchmarks, {len(self.groups)} groups, {', '.join(self.metrics)})"
+
+    def _repr_markdown_(self) -> str:
+        from eval.reports.comparison_tables import markdown  # which takes comparisons
+
+        return markdown(self)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the comparison as an object of JSON, the average after the benchmarks; `rows` are by method."""

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval.ranking import Estimate
+from eval.reports.drawing import label_points, save
 from eval.reports.report import AverageReport, BenchmarkReport, Pair, Report
 
 MOST_PANELS = 12  # benchmarks with a panel of their own
-DPI = 150
 Colour: TypeAlias = tuple[float, float, float, float]
 
 
@@ -34,7 +34,7 @@ def write(report: Report, folder: Path) -> dict[str, Path]:
         path = folder / name
         path.unlink(missing_ok=True)
         if (figure := draw(report)) is not None:
-            figure.savefig(path, dpi=DPI)
+            save(figure, path)
             paths[kind] = path
     return paths
 
@@ -50,7 +50,8 @@ def methods(report: Report) -> Figure | None:
     axes = figure.subplots(len(panels), 1, squeeze=False)
     for axis, panel in zip(axes[:, 0], panels, strict=True):
         _draw_methods(axis, panel, report.metrics, _colours(names))
-    axes[0, 0].legend(fontsize=8, ncols=min(len(names), 4), frameon=False)
+    shown = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*shown, loc="outside upper center", fontsize=8, ncols=min(len(names), 4), frameon=False)
     return figure
 
 
@@ -120,12 +121,12 @@ def hybrid_against_pooled(report: Report) -> Figure | None:
     figure = Figure(figsize=(5, 5), layout="constrained")
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="grey", lw=0.8, ls="--")
-    for name, pooled, hybrid in points:
+    for _, pooled, hybrid in points:
         axis.plot(pooled, hybrid, "o", ms=4, color="tab:green" if hybrid > pooled else "tab:red")
-        axis.annotate(name, (pooled, hybrid), fontsize=5, xytext=(3, -2), textcoords="offset points")
     _finish(axis, "pooled", "hybrid")
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1)
+    label_points(axis, points)
     return figure
 
 

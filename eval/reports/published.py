@@ -22,6 +22,7 @@ class Published:
       figures: in [0, 1], by metric, then benchmark.
       averages: likewise by metric, then group of benchmarks; a group of several metrics is under all of them, "hit@1,
         ndcg@5".
+      claims: what a source states of a group in words, by group; such an entry is for whatever model is evaluated.
 
     Example:
       >>> day = datetime.date(2026, 1, 2)
@@ -34,6 +35,7 @@ class Published:
     date: datetime.date
     figures: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     averages: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    claims: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def load(path: str | Path = FILE) -> list[Published]:
@@ -58,7 +60,7 @@ def choose(entries: Sequence[Published], names: str, model: str) -> list[Publish
 
     Args:
       entries: to choose from.
-      names: of models, separated by commas; "all" = every entry; "" = those of `model`.
+      names: of models, separated by commas; "all" = every entry; "" = those of `model`, and those with claims.
       model: a hub id or folder; the last part of its name counts, in capitals or not.
 
     Raises:
@@ -72,7 +74,7 @@ def choose(entries: Sequence[Published], names: str, model: str) -> list[Publish
     if names == "all":
         return list(entries)
     if not names:
-        return [entry for entry in entries if entry.model.lower() == Path(model).name.lower()]
+        return [entry for entry in entries if entry.claims or entry.model.lower() == Path(model).name.lower()]
     wanted = [name.strip().lower() for name in names.split(",") if name.strip()]
     known = {entry.model.lower(): entry.model for entry in entries}
     if unknown := [name for name in wanted if name not in known]:
@@ -98,4 +100,7 @@ def _entry(number: int, fields: Mapping[str, Any], path: str | Path) -> Publishe
                         f"{path}, entry {number} ({fields['model']}), {kind}, {metric}, {name}: {value!r} is "
                         "no number in [0, 1]"
                     )
+    for name, claim in fields.get("claims", {}).items():
+        if not isinstance(claim, str):
+            raise ValueError(f"{path}, entry {number} ({fields['model']}), claims, {name}: {claim!r} is no text")
     return Published(**fields)

@@ -94,7 +94,7 @@ class AverageReport:
 
     @property
     def name(self) -> str:
-        """What stands in the place of a benchmark's name."""
+        """Label that stands in the place of a benchmark's name."""
         return AVERAGE
 
 
@@ -106,6 +106,7 @@ class PublishedFigures:
       model, source, date: as in `Published`.
       figures: in the primary metric, by benchmark.
       average: over the same benchmarks; None where that cannot be told.
+      claim: what the source states of them in words; None = nothing.
 
     Example:
       >>> PublishedFigures("rival", "a paper", "2026-01-02", figures={"pages": 0.5}, average=0.5).average
@@ -117,6 +118,7 @@ class PublishedFigures:
     date: str
     figures: Mapping[str, float]
     average: float | None
+    claim: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +160,7 @@ class Failure:
     error: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Report:
     """All figures of an evaluation, and what it was.
 
@@ -185,6 +187,16 @@ class Report:
     failed: Sequence[Failure] = ()
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # values of JSON, here and below
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        methods = dict.fromkeys(name for benchmark in self.benchmarks for name in benchmark.estimates)
+        said = f"{len(self.benchmarks)} benchmarks by {', '.join(methods) or 'no method'}"
+        return f"Report({said}, {len(self.failed)} failed, metrics {', '.join(self.metrics)})"
+
+    def _repr_markdown_(self) -> str:
+        from eval.reports.tables import markdown  # which takes reports
+
+        return markdown(self)
 
     def primary_metric(self, benchmark: str) -> str:
         """Returns the metric by which a benchmark is reported: its last group's, or the first of all."""
@@ -307,7 +319,7 @@ def _estimates(drawn: Mapping[Any, Mapping[str, Drawn]], level: float) -> dict[A
 
 
 def _published(group: Group, run: Mapping[str, str]) -> list[PublishedFigures]:
-    """Returns what is published for the benchmarks that were run; entries without any figure of them are left out."""
+    """Returns what is published for the benchmarks that were run; entries that say nothing of them are left out."""
     published = []
     for entry in group.published:
         figures = {name: x for name, m in run.items() if (x := entry.figures.get(m, {}).get(name)) is not None}
@@ -315,6 +327,7 @@ def _published(group: Group, run: Mapping[str, str]) -> list[PublishedFigures]:
         if average is None and len(run) == len(group.metrics):
             metrics = ", ".join(sorted(set(group.metrics.values())))
             average = entry.averages.get(metrics, {}).get(group.name)
-        if figures or average is not None:
-            published.append(PublishedFigures(entry.model, entry.source, str(entry.date), figures, average))
+        claim = entry.claims.get(group.name) if run else None
+        if figures or average is not None or claim is not None:
+            published.append(PublishedFigures(entry.model, entry.source, str(entry.date), figures, average, claim))
     return published

@@ -57,24 +57,25 @@ def _group_table(group: GroupReport, benchmarks: Mapping[str, BenchmarkReport]) 
     lines += [f"- {pair}, average: {gain.signed()}" for pair, gain in group.differences.items()]
     if group.missing:
         lines.append(f"- missing: {', '.join(group.missing)}")
-    lines += [f"- {entry.model}: {entry.source} ({entry.date})" for entry in group.published]
+    for entry in group.published:
+        claim = "" if entry.claim is None else f" states: {entry.claim}"
+        lines.append(f"- {entry.model}: {entry.source} ({entry.date}){claim}")
     return "\n".join(lines).rstrip()
 
 
 def _group_lines(group: GroupReport, benchmarks: Mapping[str, BenchmarkReport]) -> list[str]:
     """Returns the lines of a group's table: its benchmarks, then their average."""
     methods = list(dict.fromkeys(method for name in group.benchmarks for method in benchmarks[name].estimates))
-    head = ["benchmark", "metric", *methods, *(f"{entry.model}, published" for entry in group.published)]
+    published = [entry for entry in group.published if entry.figures or entry.average is not None]
+    head = ["benchmark", "metric", *methods, *(f"{entry.model}, published" for entry in published)]
     lines = [table_line(head), "|---" * len(head) + "|"]
     for name, metric in group.benchmarks.items():
         estimates = benchmarks[name].estimates
         cells = [str(estimates[method][metric]) if method in estimates else "" for method in methods]
-        lines.append(
-            table_line([name, metric, *cells, *(_share(entry.figures.get(name)) for entry in group.published)])
-        )
+        lines.append(table_line([name, metric, *cells, *(_share(entry.figures.get(name)) for entry in published)]))
     cells = [str(group.estimates[method]) if method in group.estimates else "" for method in methods]
     title = f"average of {len(group.benchmarks)}"
-    return [*lines, table_line([title, "", *cells, *(_share(entry.average) for entry in group.published)])]
+    return [*lines, table_line([title, "", *cells, *(_share(entry.average) for entry in published)])]
 
 
 def _share(figure: float | None) -> str:

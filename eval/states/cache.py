@@ -17,7 +17,9 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64
 from numpy.typing import DTypeLike
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from eval.benchmarks import Side, fingerprint
 from eval.states.workers import Worker
@@ -36,7 +38,7 @@ GIB = 2**30
 MEMORY = 8 * GIB
 SHARD_ITEMS = 256  # in a shard, at most
 SHARE = (
-    8  # parts of the memory: a shard while it is made (and its copy), a run of the corpus, a run of the queries, ...
+    8  # parts of the memory: a shard while it is made, one while it is saved (and its copy), a run of the corpus, ...
 )
 
 _logger = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Where states are kept, and how much memory embeddings may take on this host.
+    """Place where states are kept, and the memory that embeddings may take on this host.
 
     Attributes:
       folder: made where it is missing; all processes see it.
@@ -52,6 +54,7 @@ class Cache:
       memory: bytes that embeddings may take, whatever the size of the corpus.
       worker: this process.
       layers: to encode beside those that are needed, for adapters to come.
+      opened: folders of this run's states, by benchmark.
 
     Example:
       >>> Cache(Path("states"), "a fingerprint", memory=4 * GIB).memory
@@ -63,6 +66,24 @@ class Cache:
     memory: int = MEMORY
     worker: Worker = dataclasses.field(default_factory=Worker)
     layers: Sequence[int] = ()
+    opened: dict[str, set[Path]] = dataclasses.field(default_factory=dict)
+
+    def folder_of(self, benchmark: str) -> Path:
+        """Returns where a benchmark's states, and what else is kept of it, are."""
+        return self.folder / re.sub(r"[^\w.-]", "_", benchmark)
+
+    def drop(self, benchmark: str) -> None:
+        """Deletes the states of a benchmark that this run has used, when no process reads them any longer.
+
+        Those of other models, instructions or layers stay.
+
+        Raises:
+          RuntimeError: another process failed on this benchmark.
+        """
+        folders = self.opened.pop(benchmark, set())
+        self.worker.exchange(benchmark, "done with the states", {"done": np.ones(1)})
+        for folder in folders if self.worker.index == 0 else ():
+            shutil.rmtree(folder, ignore_errors=True)
 
     def encode(
         self,
@@ -88,17 +109,18 @@ class Cache:
         """
         shards = self._open(encoder, side, layers, np.dtype(dtype))
         numbers = self.worker.own(shards.count)
+        missing = [number for number in numbers if not shards.has(number)]
         options: dict[str, Any] = {"layers": layers, "dtype": np.dtype(dtype), "batch_size": batch_size}
+        total = sum(map(shards.items_of, numbers))
         with tqdm(
-            total=sum(shards.items_of(number) for number in numbers),
+            total=total,
+            initial=total - sum(map(shards.items_of, missing)),
             desc=f"encode {side.name}",
             unit="item",
             delay=2.0 if progress is None else 0,
             disable=progress is False,
         ) as bar:
-            for number in numbers:
-                if not shards.has(number):
-                    _encode(encoder, side, shards.bounds(number), options).save(shards.path(number))
+            for number in _encode(encoder, side, shards, missing, options):
                 bar.update(shards.items_of(number))
         self.worker.wait_for(map(shards.path, range(shards.count)), side.benchmark)
         return shards
@@ -115,7 +137,8 @@ class Cache:
             "dtype": dtype.name,
         }
         key = hashlib.blake2b(json.dumps(description).encode(), digest_size=8).hexdigest()
-        folder = self.folder / re.sub(r"[^\w.-]", "_", side.benchmark) / f"{side.name}-{key}"
+        folder = self.folder_of(side.benchmark) / f"{side.name}-{key}"
+        self.opened.setdefault(side.benchmark, set()).add(folder)
         folder.mkdir(parents=True, exist_ok=True)
         manifest = folder / "manifest.json"
         if not manifest.exists() and self.worker.index == 0:
@@ -130,15 +153,34 @@ class Cache:
         return Shards(folder, len(side.items), size, self.memory // SHARE)
 
 
-def _encode(encoder: Retriever, side: Side, part: slice, options: dict[str, Any]) -> States:
-    """Returns the states of some items; an error says where the items are in the side."""
-    try:
-        return encoder.states(
-            side.items[part], instruction=side.instruction, query=side.query, progress=False, **options
-        )
-    except Exception as error:
-        error.add_note(f"(item 0 is here number {part.start} of the {side.name}, '{side.ids[part.start]}')")
-        raise
+def _encode(
+    encoder: Retriever, side: Side, shards: Shards, numbers: Sequence[int], options: dict[str, Any]
+) -> Iterator[int]:
+    """Encodes shards and yields their numbers; each is saved while the next is encoded.
+
+    An error says which side its items are of; what was encoded before is saved.
+    """
+    if not numbers:
+        return
+    how: dict[str, Any] = {"instruction": side.instruction, "query": side.query, "progress": False, **options}
+    with ThreadPoolExecutor(1, thread_name_prefix="save") as saver:
+        saving: Future[None] | None = None
+        try:
+            parts = encoder.states_by_part(side.items, [shards.bounds(number) for number in numbers], **how)
+            for number, states in zip(numbers, parts, strict=True):
+                if saving is not None:
+                    saving.result()  # one at a time is in memory
+                saving = saver.submit(_save, states, shards.path(number))
+                yield number
+        except Exception as error:
+            error.add_note(f"(of the {side.name} of {side.benchmark})")
+            raise
+        if saving is not None:
+            saving.result()
+
+
+def _save(states: Callable[[], States], path: Path) -> None:
+    states().save(path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from matplotlib.figure import Figure
 
-from eval.reports import table_line
-from eval.studies.panels import DPI, finish
+from eval.reports import save_figure, table_line
+from eval.studies.panels import finish
 
 METHODS = ("pooled", "late", "late, own words", "hybrid")
 STATISTICS = ("token cosine", "pooled cosine", "gap", "gap in sd")
@@ -107,4 +107,4 @@ def plot(report: GeometryReport, path: Path) -> None:
         axis.set_xticks(np.arange(len(ticks)), ticks, rotation=30, ha="right", fontsize=8)
         finish(axis, y=label)
         axis.legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)

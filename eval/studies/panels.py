@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-DPI = 110
-
 
 def panels(titles: Sequence[str], *, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Returns a figure with a row of axes, one of each title; width and height of each are in inches."""

@@ -1,4 +1,4 @@
-"""Which tokens are words of the prompt, known from what all items share."""
+"""Tokens that are words of the prompt, known from what all items share."""
 
 from __future__ import annotations
 

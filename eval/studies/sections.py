@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
+from eval.studies.maxima import maxima, shares
 from eval.studies.prompt_words import prompt_words
 from eval.studies.scores import late_scores, pooled_scores
 from eval.studies.settings import UNREDUCED, Reducer
@@ -91,20 +92,27 @@ def layers(queries: States, corpus: States) -> Iterator[Variant]:
 
 
 def words(queries: States, corpus: States) -> Iterator[Variant]:
-    """Yields late interaction of some tokens only: those of the prompt, or those of the items themselves."""
+    """Yields late interaction of some tokens only: those of the prompt, or those of the items themselves.
+
+    Facts are the numbers of tokens, and where the maxima land, see `eval.studies.maxima.shares`.
+    """
     q, d = queries.embeddings(), corpus.embeddings()
-    pooled = pooled_scores(q, d)
-    prompts = {"query": prompt_words(queries), "page": prompt_words(corpus)}
-    chosen = {ALL_WORDS: (q, d)}
-    if prompts["query"].any():
-        chosen["queries' own words"] = keep_tokens(q, ~prompts["query"]), d
-        chosen["queries' prompt"] = keep_tokens(q, prompts["query"]), d
-    if prompts["page"].any():
-        chosen["pages' own tokens"] = q, keep_tokens(d, ~prompts["page"])
-    if prompts["query"].any() and prompts["page"].any():
-        chosen["own on both sides"] = keep_tokens(q, ~prompts["query"]), keep_tokens(d, ~prompts["page"])
-    for name, (kept_q, kept_d) in chosen.items():
+    pooled, found = pooled_scores(q, d), maxima(queries, corpus)
+    asked, shown = prompt_words(queries), prompt_words(corpus)
+    every = np.ones(len(asked), bool), np.ones(len(shown), bool)
+    chosen = {ALL_WORDS: every}
+    if asked.any():
+        chosen["queries' own words"] = ~asked, every[1]
+        chosen["queries' prompt"] = asked, every[1]
+    if shown.any():
+        chosen["pages' own tokens"] = every[0], ~shown
+    if asked.any() and shown.any():
+        chosen["own on both sides"] = ~asked, ~shown
+    for name, (of_queries, of_pages) in chosen.items():
+        kept_q, kept_d = (x if mask.all() else keep_tokens(x, mask) for x, mask in ((q, of_queries), (d, of_pages)))
         facts = {"query tokens": len(kept_q.tokens) / len(q), "page tokens": len(kept_d.tokens) / len(d)}
+        # Without the pages' words of the prompt no maximum lands on them.
+        facts |= shares(found, of_queries & of_pages.all(), queries)
         yield Variant(name, facts, _with_pooled(pooled, late_scores(kept_q, kept_d)))
 
 

@@ -44,7 +44,7 @@ class Subject:
 
 
 class _Scored(NamedTuple):
-    """What metrics are of: a variant of a section, by one kind of score."""
+    """Subject of metrics: a variant of a section, by one kind of score."""
 
     variant: str
     kind: str
@@ -88,13 +88,17 @@ def run_study(config: ConfigDict, subjects: Sequence[Subject]) -> tuple[StudyRep
 
 
 def sections_of(config: ConfigDict) -> dict[str, Section]:
-    """Returns the sections with a config's settings and late weights.
+    """Returns the sections that a config names, all by default, with its settings and late weights.
 
     Raises:
-      ValueError: a setting that `eval.studies.settings` does not know.
+      ValueError: a section is unknown, or a setting that `eval.studies.settings` does not know.
     """
     settings = {name: parse(name) for name in dict.fromkeys([UNREDUCED, *config.settings])}
-    return make_sections(settings, sorted({*map(float, config.weights), 1.0}))
+    sections = make_sections(settings, sorted({*map(float, config.weights), 1.0}))
+    chosen = [name.strip() for name in config.sections.split(",") if name.strip()] or list(sections)
+    if unknown := [name for name in chosen if name not in sections]:
+        raise ValueError(f"unknown sections {', '.join(unknown)}: there are {', '.join(sections)}")
+    return {name: sections[name] for name in chosen}
 
 
 def _run_subject(subject: Subject, sections: Mapping[str, Section], config: ConfigDict) -> SubjectReport:

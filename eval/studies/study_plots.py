@@ -8,8 +8,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from eval.reports import save_figure
 from eval.studies.lines import Line, SubjectReport, front
-from eval.studies.panels import DPI, finish, panels
+from eval.studies.panels import finish, panels
 from eval.studies.settings import SEPARATOR, UNREDUCED
 
 COLOURS = {UNREDUCED: "tab:blue", "int8": "tab:orange", "binary": "tab:green", "binary both": "tab:red"}
@@ -29,7 +30,7 @@ def plot_storage(subjects: Sequence[SubjectReport], metric: str, path: Path) -> 
     for name, marker, colour in keys:
         axes[-1].plot([], [], ls="", ms=5, label=name, marker=marker, color=colour)
     axes[-1].legend(fontsize=7, frameon=False, loc="lower right", ncols=2)
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)
 
 
 def _draw_storage(axis: Axes, lines: Sequence[Line], metric: str) -> None:
@@ -64,7 +65,7 @@ def plot_late_weight(subjects: Sequence[SubjectReport], metric: str, path: Path)
         axis.fill_between(weights, *bounds, color=drawn.get_color(), alpha=0.12, lw=0)
     finish(axis, x="late weight (pooled weight 1)", y=metric)
     axis.legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)
 
 
 def _is_number(text: str) -> bool:
@@ -88,4 +89,4 @@ def plot_layers(subjects: Sequence[SubjectReport], metric: str, path: Path) -> N
         axis.set_xticks(numbers)
         finish(axis, x="hidden layer (-1 = after the final norm)", y=metric)
     axes[0].legend(fontsize=7, frameon=False)
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)

@@ -15,6 +15,11 @@ from eval.studies import study_plots
 from eval.studies.lines import Compared, Line, SubjectReport, front
 
 ON_FRONT = "•"
+PLOTS = {
+    "storage": study_plots.plot_storage,
+    "late weight": study_plots.plot_late_weight,
+    "layers": study_plots.plot_layers,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,14 +131,15 @@ def _number(value: float) -> str:
 def write(report: StudyReport, folder: Path) -> dict[str, Path]:
     """Writes study.json, study.csv, study.md and plots to the folder (made if missing), and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = ("study.json", "study.csv", "study.md", "storage.png", "late_weight.png", "layers.png")
-    paths = {name: folder / name for name in names}
+    paths = {name: folder / name for name in ("study.json", "study.csv", "study.md")}
     paths["study.json"].write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     paths["study.md"].write_text(markdown(report), encoding="utf-8")
     _write_csv(report, paths["study.csv"])
-    study_plots.plot_storage(report.subjects, report.metrics[0], paths["storage.png"])
-    study_plots.plot_late_weight(report.subjects, report.metrics[0], paths["late_weight.png"])
-    study_plots.plot_layers(report.subjects, report.metrics[0], paths["layers.png"])
+    for section, plot in PLOTS.items():
+        if all(section in subject.sections for subject in report.subjects):
+            path = folder / f"{section.replace(' ', '_')}.png"
+            plot(report.subjects, report.metrics[0], path)
+            paths[path.name] = path
     return paths
 
 

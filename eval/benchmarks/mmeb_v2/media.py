@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from eval.benchmarks.messages import abridged
 from eval.benchmarks.mmeb_v2.table import Task, how_to_unpack
+from smart_jax.inputs import open_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+SMALLEST, ENLARGED = 28, (56, 56)  # an image with a shorter side becomes one of this size, in VLM2Vec's loader
 
 
 class Media:
@@ -27,17 +30,24 @@ class Media:
         self._folders = [folder for name in task.media if (folder := self._root / name).is_dir()]
         self._missing: list[str] = []
         self._videos: dict[str, list[str]] = {}
+        self._small: dict[Path, Image.Image | None] = {}
         if not self._folders:
             looked = " or ".join(f"'{self._root / name}'" for name in task.media)
             raise FileNotFoundError(f"there is no folder {looked}. {self._remedy()}")
 
-    def image(self, name: str) -> str:
-        """Returns the path of an image."""
+    def image(self, name: str) -> str | Image.Image:
+        """Returns the path of an image, or an image of 56 x 56 where one of its sides is below 28 pixels.
+
+        That is what VLM2Vec's loader does, with which the leaderboard's figures were made.
+        """
         paths = [folder / name for folder in self._folders]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
             self._missing.append(str(paths[0]))
-        return str(path or paths[0])
+            return str(paths[0])
+        if path not in self._small:
+            self._small[path] = _enlarged(path)
+        return self._small[path] or str(path)
 
     def frames(self, name: str, count: int) -> list[str]:
         """Returns paths of a video's frames in order, `count` of them evenly spread, or all if there are fewer."""
@@ -78,6 +88,15 @@ class Media:
 
     def _remedy(self) -> str:
         return f"`{how_to_unpack(self._task.archive, self._root)}` gets them"
+
+
+def _enlarged(path: Path) -> Image.Image | None:
+    """Returns a small image enlarged, None of others; of these only the header is read."""
+    try:
+        with open_image(path) as image:
+            return image.convert("RGB").resize(ENLARGED) if min(image.size) < SMALLEST else None
+    except OSError:  # no image: the encoder names it
+        return None
 
 
 def _natural(name: str) -> list[Any]:

@@ -130,7 +130,8 @@ def read_clips(annotations: Iterable[Record], media: Media, out: Collector) -> N
     """Reads MomentSeeker's queries and clips."""
     folder = out.task.media[0]
     for record in annotations:
-        query, asked = {"text": record.filled("query")}, record.text("input_frames", optional=True)
+        query: Item = {"text": record.filled("query")}
+        asked = record.text("input_frames", optional=True)
         if asked.endswith(".mp4"):
             query |= _video(media, _clip(asked))
         elif asked.endswith(".jpg"):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pypdfium2 as pdfium
 from PIL import Image, ImageDraw
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from eval.benchmarks.benchmark import Benchmark
 from eval.benchmarks.lazy_items import LazyItems

@@ -180,7 +180,7 @@ def _page_texts(entry: VidoreSet, table: Table) -> list[str] | None:
     if column not in table.schema.names or pa.types.is_null(table.schema.field(column).type):
         return None
     _field(entry, table, column, is_text, "string")
-    texts = [text or "" for text in table.column(column)]
+    texts = [str(text or "") for text in table.column(column)]
     return texts if any(texts) else None
 
 

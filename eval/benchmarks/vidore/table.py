@@ -93,7 +93,7 @@ def select(names: Sequence[str] = (), versions: Sequence[str] = ()) -> list[Vido
     """Returns sets of the table, in its order.
 
     Args:
-      names: of sets, "ViDoRe_" may be left out; none = all sets of the versions.
+      names: of sets, `"ViDoRe_"` may be left out; none = all sets of the versions.
       versions: keys of `VERSIONS`; none = `DEFAULT_VERSIONS`, or with names those of the named sets.
 
     Raises:
