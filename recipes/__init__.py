@@ -1,1 +1,1 @@
-"""How models and data of this project are made; run from a checkout."""
+"""Recipes of models and data of this project; run from a checkout."""

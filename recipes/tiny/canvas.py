@@ -15,7 +15,7 @@ _PRINT_CELL = 22 * 9  # pixels of a character of a middling font, spaces between
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-    """How a page looks.
+    """Look of a page.
 
     Attributes:
       height, width: in pixels; for the style "grid" multiples of 16 and of 8.

@@ -64,9 +64,9 @@ class Step(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; None = the arguments of the process."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.tiny.pretrain")
-    parser.add_argument("--out", default=str(ROOT))
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(prog="python -m recipes.tiny.pretrain", description="Make the embedded model.")
+    parser.add_argument("--out", default=str(ROOT), help="folder of all steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: %(default)s)")
     parser.add_argument("--only", default="", help="comma-separated steps: new, warmup, data-STAGE, STAGE, finish")
     options = parser.parse_args(arguments)
     only = set(filter(None, options.only.split(",")))
@@ -101,7 +101,7 @@ def make_warmup(root: Path, seed: int) -> None:
     """Makes the backbone that the reading warm-up leaves."""
     encoder, docstrings = smart_jax.load(root / "new"), corpus(root)
     made = reading_batches(encoder, docstrings, canvas=READING.canvas, batch_size=READING.batch_size, seed=seed)
-    batches = Prefetch(made, depth=4)
+    batches = Prefetch(made, lambda batch: batch, depth=4)
     weights = piece_weights(encoder, docstrings)
     encoder = warm_up(encoder, batches, steps=READING.steps, piece_weights=weights, seed=seed)
     batches.close()

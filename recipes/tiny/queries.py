@@ -24,6 +24,21 @@ def wording_query(shown: str, rng: np.random.Generator) -> str:
       >>> wording_query("Return the value number seven of the table.", np.random.default_rng(1))
       'the number seven of the'
     """
+    return wording_run(shown, rng)[0]
+
+
+def wording_run(shown: str, rng: np.random.Generator) -> tuple[str, tuple[int, int]]:
+    """Draws a `wording_query`, and returns the characters start:stop of the page's text whose words it is of, too.
+
+    Raises:
+      ValueError: the page shows no word.
+
+    Example:
+      >>> shown = "Return the value number seven of the table."
+      >>> query, (start, stop) = wording_run(shown, np.random.default_rng(1))
+      >>> query, shown[start:stop]
+      ('the number seven of the', 'the value number seven of the')
+    """
     words = shown.split()
     if not words:
         raise ValueError("a page without words has no wording query")
@@ -31,7 +46,8 @@ def wording_query(shown: str, rng: np.random.Generator) -> str:
     start = int(rng.integers(0, len(words) - count + 1))
     run = words[start : start + count]
     kept = [word for word in run if rng.random() >= DROPPED] or run[:1]
-    return " ".join(kept)[:QUERY_CHARACTERS].strip()
+    first = len(" ".join(words[:start])) + (start > 0)
+    return " ".join(kept)[:QUERY_CHARACTERS].strip(), (first, first + len(" ".join(run)))
 
 
 def meaning_texts(docstring: Docstring) -> tuple[str, str]:

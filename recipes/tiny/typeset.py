@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 CELL_HEIGHT, CELL_WIDTH = 16, 8  # pixels of one character of the grid: two characters side by side fill a 16 x 16 patch
@@ -127,6 +127,23 @@ def typeset_grid(
     return np.repeat(gray[..., None], 3, axis=-1), printable(text)[:shown]
 
 
+def grid_places(text: str, rows: int, columns: int) -> Int[np.ndarray, "shown 2"]:
+    """Returns row and column of each character that a grid page shows of a text; -1 of a space that a line ends with.
+
+    Example:
+      >>> grid_places("one two", rows=2, columns=4).tolist()
+      [[0, 0], [0, 1], [0, 2], [-1, -1], [1, 0], [1, 1], [1, 2]]
+    """
+    lines, shown = wrap(text, rows, columns)
+    text, at = printable(text), 0
+    places = np.full((shown, 2), -1)
+    for row, line in enumerate(lines):
+        at = text.index(line, at)
+        places[at : at + len(line)] = [(row, column) for column in range(len(line))]
+        at += len(line)
+    return places
+
+
 def draw_codes(
     codes: UInt8[np.ndarray, "*batch rows columns"], font: str = "DejaVuSansMono"
 ) -> UInt8[np.ndarray, "*batch height width"]:
@@ -138,7 +155,7 @@ def draw_codes(
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one proportional page is laid out; lengths are in pixels."""
+    """Layout of one proportional page; lengths are in pixels."""
 
     font: str
     size: int
