@@ -18,11 +18,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import time
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import NamedSharding
 
-from benchmarks.abstract import GIB, Work, abstract_batch, abstract_params, abstract_step
+from benchmarks.abstract import GIB, Work, abstract_step
 from benchmarks.shapes import QWEN3_VL_2B
 from smart_jax.models import QwenVLConfig
 from smart_jax.runtime import batch_sharding, make_mesh
@@ -45,19 +42,16 @@ def report(name: str, lowered: jax.stages.Lowered, started: float) -> None:
 def main() -> None:
     """The command line."""
     mesh = make_mesh(data=1, fsdp=8)
-    config = QwenVLConfig.from_hf(QWEN3_VL_2B)
-    graphdef, params = abstract_params(config, mesh, jnp.bfloat16)
-    count = sum(x.size for x in jax.tree.leaves(params))
+    started = time.time()
+    step, run = abstract_step(QwenVLConfig.from_hf(QWEN3_VL_2B), mesh, Work("adapter", rows=1))
+    training = step.lower(*run.arguments)
+    count = sum(x.size for x in run.frozen.values())
     print(f"Qwen3-VL-2B: {count / 1e9:.2f} billion parameters, {count * 2 / GIB:.2f} GiB in bfloat16")
-    batch = abstract_batch(config, mesh, rows=8, tokens=512, patches=1024)
+    report("adapter training step", training, started)
     started = time.time()
-    encode = jax.jit(
-        lambda p, b: nnx.merge(graphdef, p)(b), out_shardings=NamedSharding(mesh, batch_sharding(mesh).spec)
-    )
-    report("encode", encode.lower(params, batch), started)
-    started = time.time()
-    step, arguments = abstract_step(config, mesh, Work("adapter", rows=1))
-    report("adapter training step", step.lower(*arguments), started)
+    backbone = run.objective.backbone
+    encode = jax.jit(lambda p, b: backbone.merge(p)(b), out_shardings=batch_sharding(mesh))
+    report("encode", encode.lower(run.frozen, run.batch.documents), started)
 
 
 if __name__ == "__main__":

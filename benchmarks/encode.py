@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.processes import ENVIRONMENT, answer_request, in_process, keep_freed_memory, peak_growth
 
-# The rows of a batch, and the bins that `Preprocessor.collate` gives them; see `encode_models.Spec`.
+# The rows of a batch, and the bins that `collate` gives them where settings have `patch_buckets`; see `encode_models`.
 Workload = tuple[list[list[int | tuple[int, int, int]]], int]
 WORKLOADS: dict[str, Workload] = {
     "text 8 x 128": ([[128]] * 8, 8),

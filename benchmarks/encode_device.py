@@ -25,6 +25,7 @@ from smart_jax.models import (
     Batch,
     Grid,
     ModelGraph,
+    Normalisation,
     Params,
     QwenVLConfig,
     VisionBatch,
@@ -88,7 +89,7 @@ def page_batch(config: QwenVLConfig, pages: int) -> Batch:
     geometry = patch_geometry([GRID], merge=merge, side=vision.grid_side, window=vision.window_patches)
     positions = mrope_positions(ids, [GRID], image_token_id=config.image_token_id, merge=merge)
     visual = ids == config.image_token_id
-    values = np.random.default_rng(1).normal(size=(int(np.prod(GRID)), vision.patch_values)).astype(np.float32)
+    pixels = np.random.default_rng(1).integers(0, 256, (int(np.prod(GRID)), 3 * vision.patch_size**2), np.uint8)
 
     def row(x: np.ndarray, fill: Any = 0) -> np.ndarray:
         padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, length - n)], constant_values=fill)
@@ -99,10 +100,9 @@ def page_batch(config: QwenVLConfig, pages: int) -> Batch:
 
     mask = row(np.ones(n, bool))
     index = row(np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32), -1)
-    bins = {name: of_each(x) for name, x in geometry._asdict().items()}
-    return Batch(
-        row(ids.astype(np.int32)), mask, row(positions), mask, index, VisionBatch(patches=of_each(values), **bins)
-    )
+    bins = {name: of_each(x) for name, x in {"patches": pixels, **geometry._asdict()}.items()}
+    batch = VisionBatch(**bins, normalisation=Normalisation())
+    return Batch(row(ids.astype(np.int32)), mask, row(positions), mask, index, batch)
 
 
 def random_params(config: QwenVLConfig) -> tuple[ModelGraph, Params]:

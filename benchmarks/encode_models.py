@@ -121,7 +121,7 @@ def inputs(config: ModelConfig, spec: Spec) -> Texts | qwen3_vl.Inputs:
         rng = np.random.default_rng(0)
         return Texts([(rng.integers(20, 180, length),) for (length,) in spec])
     ids = (config.vision_start_token_id, config.image_token_id, config.vision_end_token_id)
-    return qwen3_vl.Inputs.random(spec, ids=ids, values=config.vision.patch_values)
+    return qwen3_vl.Inputs.random(spec, ids=ids, size=config.vision.patch_size)
 
 
 def config_of(folder: Path) -> ModelConfig:

@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.maxsim_workloads import WORKLOADS, Workload, judge, oracle, oracle_train
 from benchmarks.processes import RunError, answer_request, cpu_seconds, in_process, keep_freed_memory, peak_growth
 
-DEFAULT = "W1,W2,W3,W4,W5,W6"
+DEFAULT = "W1,W2,W3,W4,W5,W6,W8,W9"
 
 
 def probe(request: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def wanted(name: str, only: list[str]) -> bool:
 
 
 def choose(workload: Workload, name: str, core: int, saved: Path) -> dict[str, dict[str, Any]]:
-    """What probes found of an implementation's fastest right way, and of the way that is its default."""
+    """Probes' results of an implementation's fastest right way, and of the way that is its default."""
     from benchmarks.maxsim_peers import IMPLEMENTATIONS
 
     found, failed = {}, RunError("no way")
@@ -163,10 +163,10 @@ def compare(workload: Workload, only: list[str], repeats: int, core: int) -> Non
     print(flush=True)
 
 
-def spread(seconds: list[float]) -> str:
+def spread(seconds: list[float], digits: int = 1) -> str:
     """Writes median, minimum and maximum in milliseconds."""
     ms = [t * 1e3 for t in seconds]
-    return f"{statistics.median(ms):.1f} [{min(ms):.1f}, {max(ms):.1f}]"
+    return f"{statistics.median(ms):.{digits}f} [{min(ms):.{digits}f}, {max(ms):.{digits}f}]"
 
 
 def print_compiled_memory(workload: Workload, core: int) -> None:
@@ -205,7 +205,7 @@ def machine() -> str:
             break
     versions = []
     names = ("jax", "numpy", "torch", "maxsim-cpu", "pylate", "late-interaction-kernels", "colpali-engine")
-    for name in (*names, "lancedb", "qdrant-client"):
+    for name in (*names, "lancedb", "qdrant-edge-py"):
         try:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
@@ -231,7 +231,7 @@ TASKS = {
 def main() -> None:
     """Runs the workloads that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", default=DEFAULT, help="of W1 to W7, by commas; W7 is left out by default")
+    parser.add_argument("--workloads", default=DEFAULT, help="of W1 to W9, by commas; W7 is left out by default")
     parser.add_argument("--only", default="", help="implementations, by commas: ours, blas, maxsim-cpu, pylate, ...")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of documents, to try it out")

@@ -1,4 +1,4 @@
-"""What `benchmarks.maxsim` runs: ours, plain BLAS, and other libraries, each in the form that it asks for.
+"""Implementations for `benchmarks.maxsim`: ours, plain BLAS, and other libraries, each in the form that it asks for.
 
 Each implementation offers ways (API, batch size) to do a kind of work; a way is a function that takes the data, puts
 them into the form in which a user of that library would store them, and returns the call to measure. Scores are means
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import tempfile
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -435,20 +436,33 @@ def lance_search(data: Data) -> Call:
 
 
 def qdrant_search(data: Data) -> Call:
-    """Prepares Qdrant's exact search of multi-vectors, in memory."""
-    from qdrant_client import QdrantClient, models
+    """Prepares the exact search of multi-vectors of Qdrant's engine, which `qdrant-edge-py` embeds in the process."""
+    from qdrant_edge import (
+        Distance,
+        EdgeConfig,
+        EdgeShard,
+        EdgeVectorParams,
+        MultiVectorComparator,
+        MultiVectorConfig,
+        Point,
+        Query,
+        QueryRequest,
+        SearchParams,
+        UpdateOperation,
+    )
 
-    client = QdrantClient(":memory:")
-    comparator = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
-    size = data.tokens.shape[1]
-    params = models.VectorParams(size=size, distance=models.Distance.DOT, multivector_config=comparator)
-    client.create_collection("documents", vectors_config=params)
+    folder = tempfile.TemporaryDirectory()
+    comparator = MultiVectorConfig(MultiVectorComparator.MaxSim)
+    vectors = EdgeVectorParams(data.tokens.shape[1], Distance.Dot, multivector_config=comparator)
+    shard = EdgeShard.create(folder.name, EdgeConfig(vectors))
     for i, document in enumerate(data.documents):
-        client.upsert("documents", [models.PointStruct(id=i, vector=document.tolist())])
-    query, length = data.queries[0].tolist(), data.queries.shape[1]
+        shard.update(UpdateOperation.upsert_points([Point(i, document.tolist())]))
+    query, length = Query.Nearest(data.queries[0].tolist()), data.queries.shape[1]
+    request = QueryRequest(K, query=query, params=SearchParams(exact=True), with_payload=False, with_vector=False)
 
     def run():
-        points = client.query_points("documents", query=query, limit=K).points
+        assert folder.name  # the shard's files live as long as the call does
+        points = shard.query(request)
         return np.asarray([p.score for p in points]) / length, np.asarray([p.id for p in points])
 
     return run
@@ -491,7 +505,7 @@ IMPLEMENTATIONS = {
         default="batch 128",
     ),
     "lancedb": Implementation("LanceDB, flat", search={"": lance_search}),
-    "qdrant": Implementation("Qdrant, local mode", search={"": qdrant_search}),
+    "qdrant": Implementation("Qdrant Edge", search={"": qdrant_search}),
 }
 ROOFLINE = {"GEMM, numpy": gemm_numpy, "GEMM, torch": gemm_torch}
 ROWS = (128, 256, 512, 1024)

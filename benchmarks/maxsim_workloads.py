@@ -61,6 +61,8 @@ WORKLOADS = {
     "W5": Workload("train", 32, 32, 32, (256, 256), 2048),
     "W6": Workload("train", 128, 32, 128, (256, 256), 2048),
     "W7": Workload("search", 1, 32, 20000, (1030, 1030), 128),
+    "W8": Workload("search", 1, 32, 1000, (225, 225), 128),
+    "W9": Workload("search", 1, 32, 60, (1000, 1000), 2048),
 }
 
 

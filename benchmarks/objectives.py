@@ -103,6 +103,7 @@ def run_config(run: str, seed: int, settings: Settings, *, data: Path, output: P
     config.model, config.output, config.overwrite, config.data.dir = settings.model, str(output), True, str(data)
     config.data.max_length = config.data.query_length = config.data.document_length  # one compilation
     config.seed, config.steps, config.batch_size = seed, settings.steps, settings.batch_size
+    config.data.cache_states = "off"  # a step then has the work that it has on data which do not come again
     config.eval.every = settings.every
     config.eval.validation_batches = config.eval.validation_documents = 0  # the clock would count them
     config.checkpoint.every = settings.steps
@@ -215,7 +216,10 @@ def time_updates(request: dict[str, Any]) -> None:
             output, mesh = run_folder(Path(folder), name, 0), make_mesh()
             config = run_config(name, SEEDS[0], settings, data=out / "data", output=output)
             training = Training(config, mesh, settings.steps)
-            updates[name] = training, next(training.batcher.prepare(open_data(config, mesh))).batch
+            updates[name] = (
+                training,
+                next(training.batcher.prepare(open_data(config, mesh))).put(mesh).batch,
+            )
         times: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
         for _ in range(1 + settings.timed):  # the first compiles
             for name, (training, batch) in updates.items():

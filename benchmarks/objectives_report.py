@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from eval.environment import environment
 from eval.methods import Result
 from eval.ranking import Estimate
+from eval.reports import save_figure
 from eval.reports import summarise as summarise_results
 
 SCORES = ("pooled", "late", "hybrid")
@@ -289,4 +290,4 @@ def plot(summary: Mapping[str, Any], path: Path) -> None:
         if score == SCORES[0]:
             axis.set_ylabel(metric)
             axis.legend(fontsize=7, frameon=False)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

@@ -24,6 +24,7 @@ ENVIRONMENT = {  # LanceDB hangs with a single I/O thread, so that its number of
     "PJRT_NPROC": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+QUIET = 0.1  # cores that other processes may have in a round that counts
 LONGEST = 1800  # seconds of a process, after which it is taken to hang
 
 
@@ -129,3 +130,20 @@ def cpu_seconds(run: Callable[[], Any]) -> float:
     started = time.process_time()
     run()
     return time.process_time() - started
+
+
+def watched(run: Callable[[], object]) -> tuple[float, float]:
+    """Returns the seconds that a run takes, and how many cores other processes had meanwhile."""
+    start, own, all_before = time.perf_counter(), time.process_time(), _all_cpu_seconds()
+    run()
+    seconds = time.perf_counter() - start
+    return seconds, (_all_cpu_seconds() - all_before - (time.process_time() - own)) / seconds
+
+
+def _all_cpu_seconds() -> float:
+    """Returns what all processes of the machine have taken; 0 where the system does not say."""
+    path = Path("/proc/stat")
+    if not path.is_file():
+        return 0.0
+    user, nice, system, _, _, *others = map(int, path.read_text().split("\n")[0].split()[1:9])
+    return float(user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK")

@@ -74,19 +74,19 @@ def temporary(shape: dict[str, Any], mesh: Any, work: Any, compiler: str) -> int
     from benchmarks.abstract import abstract_step
     from smart_jax.models import QwenVLConfig
 
-    step, arguments = abstract_step(QwenVLConfig.from_hf(shape), mesh, work)
-    lowered = step.trace(*arguments).lower(lowering_platforms=(compiler,))
+    step, run = abstract_step(QwenVLConfig.from_hf(shape), mesh, work)
+    lowered = step.trace(*run.arguments).lower(lowering_platforms=(compiler,))
     return lowered.compile(COMPILER_OPTIONS[compiler]).memory_analysis().temp_size_in_bytes
 
 
 def measure(shape: dict[str, Any], work: Any, count: int, compiler: str) -> Memory:
     """Returns the memory of one of `count` devices."""
-    from benchmarks.abstract import abstract_step, device_bytes
     from smart_jax.models import QwenVLConfig
     from smart_jax.runtime import make_mesh
+    from train.plan import device_bytes
 
     mesh = make_mesh(data=1, fsdp=count, devices=devices_of(count, compiler))
-    state, frozen, batch = abstract_step(QwenVLConfig.from_hf(shape), mesh, work)[1]
+    state, frozen, batch = work.run(QwenVLConfig.from_hf(shape), mesh).arguments
     arrays = (device_bytes(part) for part in ((state.params, frozen), state.opt_state, batch))
     return Memory(*arrays, temporary(with_vision_layers(shape, VISION_LAYERS), mesh, work, compiler))
 

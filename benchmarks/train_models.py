@@ -37,7 +37,7 @@ STEPS = 1000  # steps of the run that a step is taken from
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What is trained, and how: the paper's settings except for the rank, which is 128 of a width of 2,048 there."""
+    """Trained part, and settings: the paper's settings except for the rank, which is 128 of a width of 2,048 there."""
 
     trainable: str  # "adapter" or "lora"
     loss: LossConfig
@@ -71,7 +71,7 @@ class Pairs:
         page: list[int | tuple[int, int, int]] = [before, self.grid, self.page_words - before]
         return (
             Inputs.random([[self.query_tokens]] * self.count, seed=0, ids=ids),
-            Inputs.random([page] * self.count, seed=1, ids=ids, values=config.vision.patch_values),
+            Inputs.random([page] * self.count, seed=1, ids=ids, size=config.vision.patch_size),
         )
 
 
