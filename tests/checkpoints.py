@@ -20,6 +20,8 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 VOCABULARY = 520
+# Mean and deviation of a channel's values: those of CLIP, which Qwen2-VL took with its patches of 14 pixels.
+CLIP = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 # The word splitting of Qwen's tokenizers.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -86,13 +88,14 @@ def write_processor(folder: Path, *, patch_size: int = 16, temporal_patch_size: 
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=1))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    mean, std = ([0.5] * 3, [0.5] * 3) if patch_size == 16 else CLIP
     preprocessor_config = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "patch_size": patch_size,
         "temporal_patch_size": temporal_patch_size,
         "merge_size": merge_size,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
+        "image_mean": mean,
+        "image_std": std,
         # Qwen3-VL-Embedding ships bounds that its own pipeline overrides: they must not be used.
         "size": {"shortest_edge": 65536, "longest_edge": 16777216},
     }

@@ -16,7 +16,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that do not spin beside torch's
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 
+import importlib.util
 import shutil
 
 import hypothesis
@@ -32,6 +34,8 @@ for name, cases in {"suite": 200, "thorough": 20_000}.items():
     hypothesis.settings.register_profile(name, max_examples=cases, deadline=None, database=None)
 hypothesis.settings.load_profile("suite")
 
+# Tests that LangChain writes for its components, which `make test-langchain` installs and runs.
+collect_ignore = [] if importlib.util.find_spec("langchain_tests") else ["langchain"]
 COMPILED_BYTES = 2 * 2**30  # after which the folder of compiled programs is emptied
 
 

@@ -56,7 +56,13 @@ class FakeEncoder:
         return f"fake-{self.width}-{self.noise}"
 
     def states(
-        self, items: Any, *, instruction: str | None = None, query: bool = False, layers: Any = None, **options: Any
+        self,
+        items: Any,
+        *,
+        instruction: str | None = None,
+        query: bool | None = None,
+        layers: Any = None,
+        **options: Any,
     ) -> States:
         assert layers is None and self.adapter is None
         self.calls.append(("states of queries" if query else "states of documents", len(items), instruction))
@@ -73,6 +79,11 @@ class FakeEncoder:
             layers=(-1,),
             depth=1,
         )
+
+    def states_by_part(self, items: Any, parts: Any, **options: Any) -> Any:
+        for part in parts:
+            states = self.states(items[part], **options)
+            yield lambda states=states: states
 
     def _encode(self, items: Any, *, dtype: Any, batch_size: Any = None, progress: Any = None) -> Embeddings:
         tokens = [self.tokens(item) for item in items]

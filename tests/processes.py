@@ -41,11 +41,12 @@ def run_main(module: str, *arguments: str) -> subprocess.CompletedProcess:
     from absl import flags
     from absl.testing import flagsaver
 
+    main = importlib.import_module(module).main  # which may define flags
     before, (output, errors) = flagsaver.save_flag_values(), (io.StringIO(), io.StringIO())
     argv = mock.patch.object(sys, "argv", [module, *arguments])
     try:
         with argv, redirect_stdout(output), redirect_stderr(errors):
-            importlib.import_module(module).main()
+            main()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -1,4 +1,4 @@
-"""The adapter against float64 NumPy, torch and the layout of the reference's checkpoint."""
+"""The adapter against float64 NumPy; tests/test_reference_adapter.py has torch and the reference's checkpoints."""
 
 import json
 
@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 
-from smart_jax.retrieval.adapter import Adapter, AdapterConfig, export_reference, import_reference, parse_layers
+from smart_jax.retrieval import Adapter, AdapterConfig, AdapterDropout, parse_layers
 
 
 def make(seed=0, **config) -> Adapter:
@@ -141,6 +140,11 @@ def test_states_of_another_shape_are_refused(shape):
         ({"hidden_size": 8, "layers": ()}, "layers"),
         ({"hidden_size": 8, "layers": (-1, -1)}, "twice"),
         ({"hidden_size": 8, "layers": ("a",)}, "layers"),
+        ({"hidden_size": 8, "kind": "cnn"}, "kind='cnn': choose one of linear, mlp, self_attention"),
+        ({"hidden_size": 8, "kind": "mlp", "mlp_dim": 0}, "mlp_dim=0"),
+        ({"hidden_size": 8, "mlp_dim": 16}, "mlp_dim=16 is of kind 'mlp', but kind='linear'"),
+        ({"hidden_size": 8, "kind": "mlp", "blocks": 2}, "blocks=2 is of kind 'self_attention'"),
+        ({"hidden_size": 8, "kind": "self_attention", "dim": 12}, "heads=8 do not divide the 12 components"),
     ],
 )
 def test_bad_settings_are_refused(config, message):
@@ -185,18 +189,64 @@ def test_parse_layers_refuses(text):
 
 
 def test_save_and_load_are_exact(tmp_path):
-    for number, config in enumerate([{}, {"layers": (-3, 1), "dim": 5, "pooled_dim": 3}]):
+    configs = [
+        ({}, 3),
+        ({"layers": (-3, 1), "dim": 5, "pooled_dim": 3}, 4),
+        ({"kind": "mlp", "mlp_dim": 7}, 4),
+        ({"kind": "self_attention", "dim": 6, "heads": 3, "blocks": 2}, 3 + 2 * 6),
+    ]
+    for number, (config, count) in enumerate(configs):
         adapter = make(seed=number, hidden_size=12, **config)
         adapter.save(tmp_path / str(number))
         assert {p.name for p in (tmp_path / str(number)).iterdir()} == {"adapter.safetensors", "adapter.json"}
         loaded = Adapter.load(tmp_path / str(number))
         assert loaded.config == adapter.config
         ours, theirs = (dict(nnx.to_flat_state(nnx.state(a))) for a in (adapter, loaded))
-        assert ours.keys() == theirs.keys() and len(ours) == 3 + number
+        assert ours.keys() == theirs.keys() and len(ours) == count
         for name in ours:
             np.testing.assert_array_equal(ours[name][...], theirs[name][...], err_msg=str(name))
     adapter.save(tmp_path / "0")  # saving over another adapter replaces it
     assert Adapter.load(tmp_path / "0").config == adapter.config
+
+
+def test_a_linear_adapter_is_written_as_before_there_were_kinds(tmp_path):
+    make(hidden_size=6).save(tmp_path)
+    described = {"format": "smart_jax.adapter", "version": 1, "hidden_size": 6, "dim": None, "layers": [-1]}
+    assert json.loads((tmp_path / "adapter.json").read_text()) == described | {"pooled_dim": None}
+
+
+def test_another_layer_may_be_chosen():
+    adapter = make(hidden_size=6, dim=4)
+    moved = adapter.at_layer(24)
+    assert moved.config == AdapterConfig(6, 4, (24,)) and adapter.config.layers == (-1,)
+    states = jnp.asarray(np.random.default_rng(0).normal(size=(3, 1, 6)), jnp.float32)
+    np.testing.assert_array_equal(moved(states), adapter(states))
+    with pytest.raises(ValueError, match=r"fuses the layers \(-2, -1\)"):
+        make(hidden_size=6, layers=(-2, -1)).at_layer(3)
+
+
+@pytest.mark.compiles
+def test_dropout_follows_from_each_items_key():
+    """As many values are dropped as asked, the rest weighs more, and a row has its mask wherever it stands."""
+    adapter = make(hidden_size=6, kind="mlp", mlp_dim=400)
+    states = jnp.asarray(np.random.default_rng(0).normal(size=(3, 50, 6)), jnp.float32)
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0), 3))
+    whole, dropped = adapter.project(states), adapter.project(states, dropout=AdapterDropout(0.25, keys))
+    assert np.abs(whole - dropped).max() > 0.01
+    again = adapter.project(states[1:2], dropout=AdapterDropout(0.25, keys[1:2]))
+    np.testing.assert_allclose(again[0], dropped[1], atol=1e-6)
+    np.testing.assert_allclose(adapter.project(states, dropout=AdapterDropout(0.0, keys)), whole, atol=1e-6)
+    # One value between the maps: a token is dropped whole, with the rate's frequency.
+    single = make(hidden_size=6, kind="mlp", mlp_dim=1)
+    many = jnp.broadcast_to(jnp.arange(6.0), (3, 4000, 6))
+    found = single.project(many, dropout=AdapterDropout(0.25, keys))
+    assert np.mean(np.asarray(found) == 0) == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_tokens_that_attend_to_each_other_need_an_axis():
+    with pytest.raises(ValueError, match=r"give \[\.\.\., L, H\]"):
+        make(hidden_size=8, kind="self_attention").project(jnp.zeros(8))
 
 
 def edit(change):
@@ -244,113 +294,3 @@ def test_unknown_tensors_are_refused(tmp_path):
     edit(lambda s: s.update(layers=[-1]))(tmp_path)
     with pytest.raises(ValueError, match=r"unknown tensors \['layer_vector'\]"):
         Adapter.load(tmp_path)
-
-
-class ReferenceModule(torch.nn.Module):
-    """The parameters, their names and the arithmetic of the reference's projection module."""
-
-    def __init__(self, hidden_size, dim, count):
-        super().__init__()
-        self.proj = torch.nn.Sequential(torch.nn.LayerNorm(hidden_size), torch.nn.Linear(hidden_size, dim, bias=False))
-        torch.nn.init.normal_(self.proj[0].weight)
-        torch.nn.init.normal_(self.proj[0].bias)
-        if count > 1:
-            self.layer_weight_vectors = torch.nn.Parameter(torch.randn(1, hidden_size))
-
-    def forward(self, states):  # [B, L, N, H]
-        fused = states[:, :, 0]
-        if states.shape[2] > 1:
-            rms = [
-                x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() for x in (states, self.layer_weight_vectors[0])
-            ]
-            weights = (rms[0] @ rms[1] / states.shape[-1] ** 0.5).softmax(-1)
-            fused = (weights[..., None] * states).sum(2)
-        return torch.nn.functional.normalize(self.proj(fused), dim=-1)
-
-
-def reference_checkpoint(module, **settings):
-    defaults = {"adapter_type": "token_projection", "use_last_n_layers": 1, "selected_layers": None, "anchor_dim": 10}
-    return {"token_projection_module": module.state_dict(), **defaults, "hidden_size": 10, **settings}
-
-
-@pytest.mark.parametrize(
-    ("settings", "layers"),
-    [
-        ({}, (-1,)),
-        ({"use_last_n_layers": 3}, (-3, -2, -1)),
-        ({"selected_layers": [0, 2, -1]}, (1, 3, -1)),
-        ({"selected_layers": [-1], "use_last_n_layers": 4}, (-1,)),
-    ],
-)
-@pytest.mark.parametrize(("dim", "anchor_dim"), [(10, 10), (6, 4)])
-def test_reference_round_trip_in_torch(tmp_path, settings, layers, dim, anchor_dim):
-    torch.manual_seed(0)
-    module = ReferenceModule(10, dim, len(layers))
-    torch.save(reference_checkpoint(module, anchor_dim=anchor_dim, **settings), tmp_path / "adapter.pt")
-    adapter = import_reference(tmp_path)
-    expected = AdapterConfig(10, None if dim == 10 else dim, layers, None if anchor_dim == 10 else anchor_dim)
-    assert adapter.config == expected
-
-    states = torch.randn(2, 5, len(layers), 10)
-    with torch.no_grad():
-        wanted = module(states).numpy()
-    np.testing.assert_allclose(adapter(jnp.asarray(states.numpy())), wanted, atol=2e-6)
-
-    export_reference(adapter, tmp_path / "back.pt")
-    back = torch.load(tmp_path / "back.pt", weights_only=True)
-    fresh = ReferenceModule(10, dim, len(layers))
-    fresh.load_state_dict(back["token_projection_module"], strict=True)
-    for name, value in module.state_dict().items():
-        assert torch.equal(fresh.state_dict()[name], value), name
-    selected = settings.get("selected_layers")
-    if selected == [-1]:
-        selected = None  # the same as the last one layer
-    assert back["selected_layers"] == selected and back["anchor_dim"] == anchor_dim and back["hidden_size"] == 10
-    assert back["use_last_n_layers"] == (len(layers) if selected is None else 1)
-    assert import_reference(tmp_path / "back.pt").config == adapter.config
-
-
-def test_reference_in_bfloat16_becomes_float32(tmp_path):
-    module = ReferenceModule(10, 10, 1).to(torch.bfloat16)
-    torch.save(reference_checkpoint(module), tmp_path / "adapter.pt")
-    kernel = np.asarray(import_reference(tmp_path / "adapter.pt").proj.kernel[...])
-    assert kernel.dtype == np.float32
-    np.testing.assert_array_equal(kernel.T, module.proj[1].weight.detach().float().numpy())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda c: c.pop("token_projection_module"), "token_projection_module"),
-        (lambda c: c["token_projection_module"].pop("proj.1.weight"), r"proj\.1\.weight"),
-        (lambda c: c["token_projection_module"].pop("proj.0.bias"), r"norm\.bias"),
-        (lambda c: c["token_projection_module"].update({"proj.4.weight": torch.ones(2)}), r"proj\.4\.weight"),
-        (lambda c: c["token_projection_module"].update({"proj.0.bias": torch.ones(2)}), r"expected \(10,\)"),
-        (lambda c: c["token_projection_module"].update({"proj.0.bias": torch.ones(10).int()}), "int32"),
-        (lambda c: c.update(hidden_size=12), r"expected \(12,\)"),
-        (lambda c: c.update(anchor_dim=11), "pooled_dim=11"),
-        (lambda c: c.update(use_last_n_layers=0), "use_last_n_layers=0"),
-        (lambda c: c.update(use_last_n_layers=10**15), "use_last_n_layers=10"),
-        (lambda c: c.update(use_last_n_layers=2), "layer_vector"),
-        (lambda c: c.update(selected_layers="0,1"), "selected_layers='0,1'"),
-        (lambda c: c.update(selected_layers=[]), "layers"),
-    ],
-)
-def test_bad_reference_checkpoints_are_refused(tmp_path, change, message):
-    checkpoint = reference_checkpoint(ReferenceModule(10, 10, 1))
-    change(checkpoint)
-    torch.save(checkpoint, tmp_path / "adapter.pt")
-    with pytest.raises(ValueError, match=message):
-        import_reference(tmp_path / "adapter.pt")
-
-
-def test_reference_files_that_are_missing_or_cannot_be_written(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"adapter\.pt"):
-        import_reference(tmp_path)
-    torch.save(reference_checkpoint(ReferenceModule(10, 10, 1)), tmp_path / "adapter.pt")
-    with pytest.raises(FileNotFoundError, match="import_reference"):
-        Adapter.load(tmp_path)
-    with pytest.raises(ValueError, match="layer 0"):
-        export_reference(make(hidden_size=8, layers=(0, -1)), tmp_path / "x.pt")
-    export_reference(make(hidden_size=8), tmp_path)  # a folder
-    assert import_reference(tmp_path).config == AdapterConfig(8)

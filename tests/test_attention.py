@@ -1,5 +1,6 @@
 """Every way to compute attention against NumPy in float64; those of accelerators interpreted or lowered."""
 
+import re
 from functools import partial
 
 import jax
@@ -50,13 +51,14 @@ def value_and_gradients(way, q, k, v, segment, **options):
     return out, *gradients
 
 
-def check(way, q, k, v, segment, causal, atol=3e-6):
-    """The value against NumPy, the gradients against those of attention in one piece."""
+def check(way, q, k, v, segment, causal, atol=3e-6, padding=True):
+    """The value against NumPy, with that of padding or without; the gradients against attention in one piece."""
     segment = jnp.asarray(segment, jnp.int32)
     whole = partial(A._attend, q_segment=segment, k_segment=segment, q_index=jnp.arange(q.shape[1]), causal=causal)
     out, *gradients = value_and_gradients(way, q, k, v, segment, causal=causal)
     assert np.isfinite(np.asarray(out, np.float32)).all()
-    np.testing.assert_allclose(out, oracle(q, k, v, segment, causal), atol=atol)
+    compared = np.asarray(segment) > (-1 if padding else 0)
+    np.testing.assert_allclose(np.asarray(out)[compared], oracle(q, k, v, segment, causal)[compared], atol=atol)
     _, *expected = value_and_gradients(lambda q, k, v, _: whole(q, k, v), q, k, v, segment)
     for a, b in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=10 * atol)
@@ -140,26 +142,65 @@ def test_scores_of_windows_grow_with_the_length():
 
 @pytest.mark.compiles
 @pytest.mark.parametrize("causal", [False, True])
-def test_arguments_for_cudnn(padding, causal):
-    """The same call of the same function, computed by XLA instead."""
-    q, k, v = arrays(40)
+@pytest.mark.parametrize("longest", [0, 512])
+def test_arguments_for_cudnn(monkeypatch, padding, causal, longest):
+    """The same calls of the same function, computed by XLA instead; a whole mask, or of 10 queries at a time."""
+    monkeypatch.setattr(A, "CUDNN_MASK", longest)
+    monkeypatch.setattr(A, "SCORES_AT_ONCE", 400)
     with jax.numpy_rank_promotion("allow"):  # jax's own code gives a causal mask its first axes that way
-        check(partial(A._by_cudnn, implementation="xla"), q, k, v, padding(40), causal)
+        check(partial(A._by_cudnn, implementation="xla"), *arrays(40), padding(40), causal, padding=False)
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+
+
+def for_cudnn(length, heads, width, batch=2, sharding=None):
+    rows = None if sharding is None else NamedSharding(sharding, BATCH)
+    shapes = [jax.ShapeDtypeStruct((batch, length, h, width), jnp.bfloat16, sharding=rows) for h in heads]
+    return *shapes, jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=rows)
+
+
+def loss(*x, causal):
+    return jnp.sum(jax.checkpoint(partial(A._by_cudnn_on_each_device, causal=causal))(*x).astype(jnp.float32))
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_cudnn_is_called(monkeypatch, causal):
+@pytest.mark.parametrize("mesh", [None, (2, 4, 1)])
+def test_cudnn_is_called(cudnn, causal, mesh):
     """Lowered for CUDA, with the gradient, as where cuDNN is found; head widths of Qwen3-VL's two towers."""
-    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    sharding = None if mesh is None else make_mesh(*mesh)
+    gradient = jax.jit(jax.grad(partial(loss, causal=causal), (0, 1, 2)))
+    for length, ways in ((64, ["ScaleBiasSoftmax"]), (640, ["Softmax", "ScaleBiasSoftmax"])):  # by lengths, by a mask
+        shapes = for_cudnn(length, (4, 2, 2), 128 if causal else 72, batch=8, sharding=sharding)
+        text = gradient.trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
+        calls = {f"__cudnn$fmha{way}{passed}(" for way in ways for passed in ("", "Backward")}
+        assert {call + "(" for call in re.findall(r"__cudnn\$fmha\w+", text)} == calls
+        assert "all_reduce" not in text
 
-    def loss(*x):
-        return jnp.sum(jax.checkpoint(partial(A._by_cudnn, causal=causal))(*x).astype(jnp.float32))
 
-    width = 128 if causal else 72
-    shapes = [jax.ShapeDtypeStruct((2, 64, h, width), jnp.bfloat16) for h in (4, 2, 2)]
-    shapes.append(jax.ShapeDtypeStruct((2, 64), jnp.int32))
-    text = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
-    assert "__cudnn$fmhaScaleBiasSoftmax(" in text and "__cudnn$fmhaScaleBiasSoftmaxBackward(" in text
+def every_array(jaxpr):
+    """Shapes and dtypes of all arrays of a program, and of the programs inside."""
+    for equation in jaxpr.eqns:
+        yield from (x.aval for x in (*equation.invars, *equation.outvars))
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                yield from every_array(getattr(inner, "jaxpr", inner))
+
+
+@pytest.mark.parametrize(
+    ("causal", "length", "heads", "width"), [(False, 7200, (16, 16, 16), 64), (True, 1848, (16, 8, 8), 128)]
+)
+def test_no_mask_of_all_by_all(cudnn, causal, length, heads, width):
+    """In value and gradient; the largest mask is of so many queries that it has 2^21 elements a row, in 16 bits."""
+    for function in (partial(loss, causal=causal), jax.grad(partial(loss, causal=causal), (0, 1, 2))):
+        shapes = [x for x in every_array(jax.make_jaxpr(function)(*for_cudnn(length, heads, width)).jaxpr) if x.shape]
+        by_key = [x for x in shapes if x.shape[-1] == length and len(x.shape) > 2]
+        assert by_key and max(x.size for x in by_key) <= 2 * 1.01 * A.SCORES_AT_ONCE
+        assert not any(x.shape.count(length) > 1 for x in shapes)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +221,7 @@ def test_cudnn_is_called(monkeypatch, causal):
 def test_what_cudnn_takes(monkeypatch, capability, dtype, shape, taken):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [type("Device", (), {"compute_capability": capability})])
-    assert A._choose(shape, jnp.dtype(dtype)) is (A._by_cudnn if taken else A._by_rows)
+    assert A._choose(shape, jnp.dtype(dtype)) is (A._by_cudnn_on_each_device if taken else A._by_rows)
 
 
 # --- TPU ------------------------------------------------------------------------------------------------------------
@@ -200,6 +241,11 @@ def test_what_cudnn_takes(monkeypatch, capability, dtype, shape, taken):
 def test_choice(monkeypatch, backend, length, dtype, way):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert A._choose((2, length, 4, 64), jnp.dtype(dtype)) is getattr(A, way)
+
+
+def test_flash_takes_large_blocks():
+    lengths = {512: 512, 600: 384, 640: 384, 768: 384, 900: 512, 1048: 384, 1824: 512, 2304: 512, 7200: 512}
+    assert {length: A.block_size(length, A.FLASH_BLOCKS) for length in lengths} == lengths
 
 
 @pytest.mark.slow

@@ -96,6 +96,41 @@ def test_a_shard_that_is_missing_or_damaged_is_encoded_again(tmp_path, caplog):
     assert "00002.safetensors' is corrupt or truncated" in caplog.text
 
 
+def test_states_are_dropped_task_by_task(tmp_path, monkeypatch):
+    """Those of the run, once it is done with a benchmark: another model's stay, and those of one that failed.
+
+    A run that was cut off goes on after the benchmarks that are done.
+    """
+    cache = tmp_path / "cache"
+    kept, _ = evaluate(config(tmp_path, cache=str(cache)), [made(), made(name="second")], FakeEncoder())
+    before = set(cache.rglob("*.safetensors"))
+    settings = config(tmp_path / "dropped", cache=str(cache), keep_states=False)
+    evaluate(settings, [made(), made(name="second")], FakeEncoder(noise=1.0))
+    assert set(cache.rglob("*.safetensors")) == before
+
+    def broken(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eval.methods.evaluate.ModelScorer.mean_bytes", broken)
+        with pytest.raises(OSError, match="No space left"):
+            evaluate(settings, [made()], FakeEncoder())
+    assert set(cache.rglob("*.safetensors")) == before
+    dropped, _ = evaluate(settings, [made(), made(name="second")], FakeEncoder())
+    assert dropped.benchmarks == kept.benchmarks and not list(cache.rglob("*.safetensors"))
+    encoder = FakeEncoder()
+    again, _ = evaluate(settings, [made(), made(name="second"), made(name="third")], encoder)
+    assert again.benchmarks[:2] == kept.benchmarks[:2] and {kind for kind, *_ in encoder.calls} == {
+        "states of queries",
+        "states of documents",
+    }
+    assert len(encoder.calls) == 2  # of the third
+    settings.late_weight = 2.0
+    encoder = FakeEncoder()
+    evaluate(settings, [made()], encoder)
+    assert len(encoder.calls) == 2
+
+
 def test_an_item_that_can_not_be_encoded_is_named(tmp_path):
     texts = made().texts
 
@@ -107,7 +142,7 @@ def test_an_item_that_can_not_be_encoded_is_named(tmp_path):
     cache = Cache(tmp_path, "f", memory=FEW_ITEMS)
     with pytest.raises(OSError, match="truncated") as found:
         run(cache, benchmark=made(corpus=LazyItems(23, item, source="x")))
-    assert found.value.__notes__ == ["(item 0 is here number 10 of the corpus, 'd10')"]
+    assert found.value.__notes__ == ["(of the corpus of made)"]
     encoder = FakeEncoder()
     run(cache, encoder, benchmark=made(corpus=LazyItems(23, texts.__getitem__, source="x")))
     assert len(encoder.calls) == 2  # the queries and the first shard are kept
@@ -140,8 +175,8 @@ def test_adapter_rows_come_from_the_same_states(tmp_path, checkpoint, layers, mo
     benchmark, adapted, encoded = made(queries=6, documents=9), model.with_adapter(adapter), []
     options = {"adapter_encoder": adapted, "methods": ["pooled", "late", "adapter-pooled", "adapter-hybrid"]}
     expected = run(None, model, benchmark, **options)
-    states = Encoder.states
-    monkeypatch.setattr(Encoder, "states", lambda *a, **k: encoded.append(k["layers"]) or states(*a, **k))
+    parts = Encoder.states_by_part
+    monkeypatch.setattr(Encoder, "states_by_part", lambda *a, **k: encoded.append(k["layers"]) or parts(*a, **k))
     assert_equal(run(Cache(tmp_path, "f"), model, benchmark, **options), expected)
     assert encoded == [None if layers == (-1,) else (-3, -1)] * 2  # once a side
     found = run(Cache(tmp_path, "f", layers=(1, -1)), model, benchmark, **options)
@@ -290,6 +325,10 @@ worker = Worker(index, 2, folder / "cache" / "runs" / "x")
 settings = config(folder / "two", cache=str(folder / "cache"), memory_gib=2**-9, query_block=4)
 report, files = evaluate(settings, [made(), made(name="local", local=True)], model, worker=worker)
 assert bool(files) == (index == 0)
+if index == 0:
+    assert len(list(folder.glob("cache/made/corpus-*/*.safetensors"))) > 1  # both had something to do
+settings.keep_states, settings.output = False, str(folder / "three")
+evaluate(settings, [made()], model, worker=worker)
 worker.finish()
 """
 
@@ -324,7 +363,7 @@ def test_devices_and_processes_give_the_same_figures(tmp_path, checkpoint):
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors.decode()
     assert figures(tmp_path / "one") == figures(tmp_path / "eight") == figures(tmp_path / "two")
-    assert len(list(tmp_path.glob("cache/made/corpus-*/*.safetensors"))) > 1  # both had something to do
+    assert not list(tmp_path.glob("cache/made/*/*"))  # the last run has dropped its states
     assert not list((tmp_path / "cache" / "runs").iterdir())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+import smart_jax
 from smart_jax.runtime import compilation_cache
 from smart_jax.runtime.mesh import make_mesh
 from tests.processes import run_python
@@ -329,23 +331,35 @@ def test_fingerprints(tmp_path):
     assert weights_fingerprint(tmp_path) != first
 
 
-def test_compilation_cache_is_switchable(tmp_path, monkeypatch):
-    before = jax.config.jax_compilation_cache_dir
-    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    try:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        monkeypatch.delenv(compilation_cache.VARIABLE, raising=False)
-        jax.config.update("jax_compilation_cache_dir", None)
-        monkeypatch.setenv(compilation_cache.VARIABLE, "off")
+@pytest.fixture
+def compiled_in(tmp_path, monkeypatch):
+    """Has jax keep no programs, and the user's caches be in a folder; jax's settings are afterwards those of before."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_enable_compilation_cache")
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(compilation_cache.VARIABLE, raising=False)
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield tmp_path / "smart_jax" / "xla"
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_compilation_cache_is_switchable(tmp_path, monkeypatch, compiled_in):
+    monkeypatch.setenv(compilation_cache.VARIABLE, "off")
+    assert compilation_cache.enable() is None and jax.config.jax_compilation_cache_dir is None
+    monkeypatch.setenv(compilation_cache.VARIABLE, str(tmp_path / "mine"))
+    assert compilation_cache.enable(tmp_path / "other") == tmp_path / "mine"
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.delenv(compilation_cache.VARIABLE)
+    with monkeypatch.context() as read_only_home:
+        read_only_home.setattr(os, "access", lambda *_: False)
         assert compilation_cache.enable() is None and jax.config.jax_compilation_cache_dir is None
-        monkeypatch.setenv(compilation_cache.VARIABLE, str(tmp_path / "mine"))
-        assert compilation_cache.enable(tmp_path / "other") == tmp_path / "mine"
-        jax.config.update("jax_compilation_cache_dir", None)
-        monkeypatch.delenv(compilation_cache.VARIABLE)
-        assert compilation_cache.enable() == tmp_path / "smart_jax" / "xla"
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "smart_jax" / "xla")
-        jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
-        assert compilation_cache.enable() == tmp_path / "own"  # the user's own choice stays
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    assert compilation_cache.enable() == tmp_path / "own"  # the user's own choice stays
+    jax.config.update("jax_enable_compilation_cache", False)
+    assert compilation_cache.enable() is None
+
+
+def test_loading_a_model_keeps_compiled_programs(compiled_in):
+    smart_jax.load("tiny")
+    assert jax.config.jax_compilation_cache_dir == str(compiled_in)

@@ -1,5 +1,6 @@
 """The Python blocks of README.md and of docs/ run, from top to bottom, where what they name exists."""
 
+import re
 from pathlib import Path
 
 import mteb
@@ -12,6 +13,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 from smart_jax import Adapter, AdapterConfig
 from tests.backbone import CONFIG
+from tests.small_pdf import write_pdf
 from tests.test_mteb import image_task
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +28,8 @@ def named(tmp_path, monkeypatch, checkpoint):
         (tmp_path / name).symlink_to(checkpoint)
     for name in ("page", "page1", "page2", "page3"):
         Image.fromarray(np.full((64, 64, 3), 255, np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "papers").mkdir()
+    write_pdf(tmp_path / "papers" / "old.pdf", [[(20, 300, 12, "Revenue by region")]] * 2, [])
     config = AdapterConfig(hidden_size=CONFIG["text_config"]["hidden_size"], dim=16)
     Adapter(config, rngs=nnx.Rngs(0)).save(tmp_path / "runs/vidore/adapter")
     monkeypatch.setattr(mteb, "get_benchmark", lambda _: mteb.Benchmark("local", tasks=[image_task()[0]]))
@@ -37,3 +41,12 @@ def named(tmp_path, monkeypatch, checkpoint):
 def test_python_blocks_run(page):
     for example in Sybil([PythonCodeBlockParser()]).parse(page).examples():
         example.evaluate()
+
+
+def test_the_readme_prints_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shown = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert shown
+    for code, output in shown:
+        exec(code, {})
+        assert capsys.readouterr().out == output

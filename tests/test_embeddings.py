@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from smart_jax.retrieval import quantize
 from smart_jax.retrieval.embeddings import INDEX, Embeddings
 
 LENGTHS = (3, 1, 5, 2)
@@ -140,7 +141,7 @@ def test_bad_parts(pooled, tokens, offsets, error, message):
         Embeddings(pooled, tokens, offsets)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.copysign(np.nan, -1), np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_values_that_are_not_finite_are_named(value, dtype):
     tokens, pooled = np.ones((5, 3), dtype), np.ones((2, 3), dtype)
@@ -159,8 +160,11 @@ def test_infinities_that_cancel_are_found():
         Embeddings(np.ones((1, 3), np.float32), tokens, np.array([0, 4]))
 
 
-def test_large_finite_values_are_accepted():
-    big = np.full((1, 3), 3e38, np.float32)  # their sum overflows
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_large_finite_values_are_accepted(dtype):
+    """Of both signs, whose bits are those next to infinity's, and whose sum overflows."""
+    largest = ml_dtypes.finfo(dtype).max
+    big = np.asarray([[largest, largest, -largest, -0.0]], dtype)
     assert len(Embeddings(big, big, np.array([0, 1]))) == 1
 
 
@@ -203,6 +207,19 @@ def test_int8_tokens():
         Embeddings.concatenate([small, e])
     filled = Embeddings(small.pooled[:, :4], small.tokens[:, :4], np.array([0, 3, 4, 11, 11]), small.scales)
     np.testing.assert_allclose(filled.astype(np.float32).tokens[-1], small.pooled[3], atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_int8_tokens_do_not_depend_on_the_array_that_they_are_in(dtype, monkeypatch):
+    """Large arrays are quantised by XLA, small ones and the rest by NumPy."""
+    monkeypatch.setattr(quantize, "VALUES", 5 * 256)
+    tokens = np.random.default_rng(0).normal(size=(13, 256)).astype(dtype)
+    tokens[3], tokens[4] = 0, 1e-38
+    e = Embeddings(np.ones((13, 2), dtype), tokens, np.arange(14))
+    together, alone = e.astype(np.int8), Embeddings.concatenate([e[i].astype(np.int8) for i in range(13)])
+    np.testing.assert_array_equal(together.tokens, alone.tokens)
+    np.testing.assert_array_equal(together.scales, alone.scales)
+    assert np.abs(together.tokens.astype(int)).max(axis=1).tolist() == [0 if i in (3, 4) else 127 for i in range(13)]
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import threading
 import weakref
 
 import jax
@@ -14,8 +15,8 @@ from flax import nnx
 from PIL import Image
 
 import smart_jax
-from smart_jax import forward
-from smart_jax.inputs import batching
+from smart_jax import Pipeline, forward
+from smart_jax.encoding import encoding
 from smart_jax.retrieval.adapter import Adapter, AdapterConfig
 from tests.checkpoints import noise_page
 
@@ -79,7 +80,7 @@ def test_independent_of_order(model, items, embedded):
 
 
 def test_independent_of_windows(model, items, embedded, monkeypatch):
-    monkeypatch.setattr(batching, "WINDOW", 1)
+    monkeypatch.setattr(encoding, "PLANNED", 4)
     assert_close(model.encode_document(items, batch_size=2), embedded)
 
 
@@ -109,19 +110,13 @@ def test_compilations_are_bounded_by_buckets(checkpoint):
     pages = [noise_page(32 * w, 32 * h) for w in range(2, 7) for h in range(2, 7)]
     texts = ["word " * n for n in range(1, 60)]
     rows = [model.preprocessor.tokenize(item) for item in [*pages, *texts]]
-    buckets = {
-        (
-            model.preprocessor.length_bucket(len(r.input_ids)),
-            len(r.patches) and model.preprocessor.patch_bucket(len(r.patches)),
-        )
-        for r in rows
-    }
-    before = forward.compute._cache_size()
+    buckets = {model.preprocessor.padded_sizes(len(r.input_ids), len(r.patches)) for r in rows}
+    forward.compute.clear_cache()  # other tests have some of the shapes
     model.encode_document([*pages, *texts], batch_size=1)
-    compiled = forward.compute._cache_size() - before
+    compiled = forward.compute._cache_size()
     assert 0 < compiled <= len(buckets) < len(rows) / 3
     model.encode_document([*pages, *texts][::-1], batch_size=1)
-    assert forward.compute._cache_size() - before == compiled
+    assert forward.compute._cache_size() == compiled
 
 
 def test_adapter_projects_tokens_and_truncates_pooled(model, items, embedded):
@@ -159,6 +154,41 @@ def test_scores_end_to_end(model, items, embedded):
         ]
     )
     np.testing.assert_allclose(scores, q.pooled @ embedded.pooled.T + late, atol=1e-5)
+
+
+def test_threads_change_no_bit(model, items):
+    """Nor does anything else of the pipeline: every batch is computed as if it were the only one."""
+    found = dataclasses.replace(model, pipeline=Pipeline(workers=4)).encode_document(items, batch_size=3)
+    alone = dataclasses.replace(model, pipeline=Pipeline(workers=1, memory=1, ahead=0))
+    by_number = {}
+    order = sorted(range(len(items)), key=lambda i: (*model.preprocessor.measure(items[i])[::-1], i), reverse=True)
+    for chosen in (order[i : i + 3] for i in range(0, len(order), 3)):
+        rows = [model.preprocessor.tokenize(items[i]) for i in chosen]
+        pooled, tokens = map(np.asarray, model.embed(model.preprocessor.collate(rows, batch_size=3, shards=1)))
+        by_number |= {i: (pooled[b], tokens[b, : len(rows[b])][rows[b].keep]) for b, i in enumerate(chosen)}
+    for other in (alone.encode_document(items, batch_size=3), found):
+        for i, (pooled, tokens) in by_number.items():
+            np.testing.assert_array_equal(other[i].pooled[0], pooled)
+            np.testing.assert_array_equal(other[i].tokens, tokens)
+
+
+def test_programs_are_compiled_in_threads(checkpoint, items, embedded):
+    """Before the first batch is computed; a second call has them."""
+    model, compiled = smart_jax.load(checkpoint), []
+
+    def listen(event, _, **__):
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            compiled.append(threading.current_thread().name.partition("_")[0])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        assert_close(model.encode_document(items, batch_size=5), embedded)  # of rows that no other test has
+        first = [name for name in compiled if name in ("MainThread", "compile")]
+        compiled.clear()
+        assert_close(model.encode_document(items, batch_size=5), embedded)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert first.count("compile") > 1 and not compiled
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------
@@ -232,7 +262,6 @@ def test_items_do_not_keep_their_pixels(model, monkeypatch):
         return found
 
     monkeypatch.setattr(type(model.preprocessor), "tokenize", watched)
-    monkeypatch.setattr(batching, "WINDOW", 1)
     alive = []
     collate = type(model.preprocessor).collate
 
@@ -242,5 +271,6 @@ def test_items_do_not_keep_their_pixels(model, monkeypatch):
         return collate(*args, **options)
 
     monkeypatch.setattr(type(model.preprocessor), "collate", counted)
-    model.states([noise_page(64, 96, i) for i in range(12)], batch_size=2)
-    assert len(rows) == 12 and max(alive) <= 6  # of the batch, the one being computed and the one before
+    pages = [noise_page(64, 96, i) for i in range(12)]
+    dataclasses.replace(model, pipeline=Pipeline(memory=1)).states(pages, batch_size=2)
+    assert len(rows) == 12 and max(alive) == 2  # of a batch that is prepared alone

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import encode, encode_device, encode_models
+from benchmarks import encode, encode_device, encode_models, encoder_tpu
 from benchmarks.shapes import QWEN3_VL_2B
 from smart_jax.models import attention
 from smart_jax.models.qwen_vl_config import QwenVLConfig
@@ -89,3 +89,9 @@ def test_pages_a_second_of_both():
 )
 def test_peaks(kind, peak):
     assert encode_device.peak_flops(kind) == peak
+
+
+def test_estimates_of_a_program_are_those_of_its_entry():
+    inner = '%fused (p: f32[8]) -> f32[8] {\n  %a = f32[8] add(), backend_config={"estimated_cycles":"7"}\n}\n'
+    entry = "\nENTRY %main {\n" + "".join(f'  %b = fusion(), config={{"estimated_cycles":"{n}"}}\n' for n in (5, 30))
+    assert encoder_tpu.estimated_cycles(inner + entry + "  %c = custom-call()\n}") == 35

@@ -3,19 +3,25 @@
 import dataclasses
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
 
+import smart_jax
+from configs import eval_pdf, eval_tiny
+from eval import run as eval_run
 from eval.benchmarks import Benchmark, LazyItems
 from eval.config import default_config
 from eval.methods import METRICS, Options, make_eval_fn, run_benchmark
 from eval.methods.bm25 import BM25, words
 from eval.reports import read_results
 from eval.run import evaluate
+from smart_jax.config_files import meanings_of, run_config_file
 from smart_jax.retrieval.metrics import compute_metrics
 from tests.fake_encoder import FakeEncoder
 from tests.processes import run_main, run_python
+from train.config import TrainConfig
 
 VOCABULARY = [f"word{i}" for i in range(60)]
 
@@ -136,6 +142,8 @@ def test_eval_fn_for_a_trainer():
     evaluate_fn = make_eval_fn(benchmarks, metrics=("ndcg@5", "mrr"))
     encoder = FakeEncoder(noise=1.0)
     plain, adapted = evaluate_fn(encoder), evaluate_fn(encoder.with_adapter("turn"))
+    assert [*plain] == evaluate_fn.metric_names(encoder)
+    assert [*adapted] == evaluate_fn.metric_names(encoder.with_adapter("turn"))
     ends = ("made", "local"), ("ndcg@5", "mrr")
     assert set(plain) == {f"{b}/{r}/{m}" for b in ends[0] for r in ("pooled", "late", "hybrid") for m in ends[1]}
     assert set(adapted) == {f"{b}/adapter-{r}/{m}" for b in ends[0] for r in ("late", "hybrid") for m in ends[1]}
@@ -228,6 +236,7 @@ from eval.config import default_config
 from tests.test_eval_run import made
 from tests.fake_encoder import FakeEncoder
 from tests.processes import run_main, run_python
+from train.config import TrainConfig
 
 def get_config(arg=""):
     config = default_config()
@@ -280,3 +289,55 @@ def test_command_on_a_saved_folder(tmp_path):
     assert "### made (12 queries, 23 documents, global ranking)" in done.stdout
     mean = run_benchmark(None, made(), methods=["bm25"]).mean("bm25", "ndcg@5")
     assert f"| bm25 | {mean:.3f} [" in done.stdout
+
+
+def test_two_commands_in_one_process(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["show"])
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="give a config file: python -m show"):
+            run_config_file(lambda config, module: None, example="python -m show --config my.py")
+
+
+def test_help_lists_keys_with_defaults_and_meanings():
+    said = run_main("eval.run", "--config=configs/limit.py", "--help").stdout
+    assert "LIMIT: can every pair of documents be the answer to a query?" in said  # the file's docstring
+    assert "--config.model=minilm  or what `smart_jax.load` takes" in said  # its comment goes before that of all
+    assert "--config.liked=40  attributes of a document" in said
+    assert "--config.cache=None  folder of states; None = OUTPUT/embeddings" in said  # of all evaluations
+    assert said.index("--config.head=None") < said.index("--config.pooling=None") < said.index("--config.adapter=None")
+
+
+def test_help_of_a_training():
+    said = run_main("train.posttrain", "--help").stdout
+    assert "--sweep  KEY=VALUE,VALUE,...: a run for each value" in said
+    assert "--config.loss.min_temperature=0.01  floor of a learned temperature" in said  # a comment
+    assert "--config.distributed.process=None  number of this one, from 0" in said  # a docstring
+    assert "--config.lora.merge=True  export model/, too" in said and "lora.r=128  " in said  # and that of its base
+    meanings = meanings_of(TrainConfig) | meanings_of(default_config)
+    assert [key for key, meaning in meanings.items() if not meaning] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/limit.py", "--config.modle=x"], 'Did you mean "model" instead of "modle"?'),
+        (
+            ["--config", "configs/limits.py"],
+            "there is no config file configs/limits.py: did you mean configs/limit.py?",
+        ),
+        (["--config=nowhere/a.py"], "there is no config file nowhere/a.py (from "),
+    ],
+)
+def test_a_mistyped_key_or_file_ends_with_a_message(arguments, message):
+    done = run_main("eval.run", *arguments)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_embedded_model_is_not_for_other_pages(caplog, monkeypatch):
+    monkeypatch.setattr(smart_jax, "load", lambda *_, **__: None)
+    monkeypatch.setattr(smart_jax, "make_mesh", lambda *_, **__: None)
+    eval_run._load_encoder(default_config(), eval_pdf)
+    assert "it will be at chance. Take --config.model=minilm" in caplog.text
+    caplog.clear()
+    eval_run._load_encoder(default_config(), eval_tiny)
+    assert not caplog.text

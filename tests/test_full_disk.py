@@ -157,7 +157,7 @@ def test_a_run_that_can_not_start(small_disk):
 def test_a_run_goes_on_when_there_is_room_again(small_disk, inputs, tmp_path):
     settings = {"steps": 6, "trainable": "lora", "lora__r": 4}
     train(make_config(inputs, tmp_path / "whole", **settings))
-    size = used(tmp_path / "whole" / "checkpoints") // 2  # two are kept
+    size = used(tmp_path / "whole" / "checkpoints" / "6")  # two are kept, and an older one may be there for a moment
     run = small_disk(size * 2 + size // 2) / "run"
     # Two fit, and not always beside what orbax needs while it writes the second.
     with pytest.raises(OSError, match=r"checkpoint of step [46] cannot be written to .*\[2(, 4)?\] are whole"):

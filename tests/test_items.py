@@ -137,11 +137,14 @@ def test_no_items(items):
         parse_items(items)
 
 
-@pytest.mark.parametrize("single", ["a", b"a", Path("a.png"), {"text": "a"}, PAGE, ARRAY])
-def test_a_single_item_is_not_a_list(single):
-    with pytest.raises(TypeError, match="pass a list, even for one item"):
-        parse_items(single)
-    with pytest.raises(TypeError, match="items is a int, expected a list"):
+@pytest.mark.parametrize("single", ["a", b"a", {"text": "a"}, PAGE, ARRAY])
+def test_a_single_item_is_a_list_of_one(single):
+    (item,) = parse_items(single)
+    assert item == parse_item(single)
+
+
+def test_neither_an_item_nor_a_list():
+    with pytest.raises(TypeError, match="items is a int, expected a text, an image or a dict, or a list of such"):
         parse_items(3)
 
 

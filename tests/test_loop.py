@@ -29,10 +29,21 @@ def test_prefetch_keeps_order_and_stays_at_most_depth_ahead():
             made.append(i)
             yield i
 
-    batches = Prefetch(source(), depth=3)
+    placed = []
+
+    def place(number):
+        placed.append((number, threading.current_thread()))
+        return number
+
+    batches = Prefetch(source(), place, depth=3)
     time.sleep(0.3)
-    assert len(made) <= 4  # three wait in the queue, one waits to enter it
+    assert made == [0, 1, 2] and not placed
+    batches.advance()
+    batches.advance()  # it is placed already
+    assert [number for number, _ in placed] == [0]
     assert list(batches) == list(range(20))
+    assert placed == [(i, threading.current_thread()) for i in range(20)]
+    batches.advance()  # there is nothing left
     with pytest.raises(StopIteration):
         next(batches)  # an exhausted iterator stays exhausted
 
@@ -42,8 +53,10 @@ def test_prefetch_raises_the_sources_error_in_its_place():
         yield 1
         raise ValueError("item 2 is bad")
 
-    batches = Prefetch(source())
-    assert next(batches) == 1
+    batches = Prefetch(source(), str)
+    assert next(batches) == "1"
+    time.sleep(0.1)
+    batches.advance()  # which is no place for it
     for _ in range(2):
         with pytest.raises(ValueError, match="item 2 is bad"):
             next(batches)
@@ -54,7 +67,7 @@ def test_prefetch_ends_its_thread():
         while True:
             yield 0
 
-    batches = Prefetch(endless())
+    batches = Prefetch(endless(), str)
     next(batches)
     batches.close()
     assert not any(thread.name == "prefetch" and thread.is_alive() for thread in threading.enumerate())
@@ -68,12 +81,15 @@ def test_the_log_drops_what_comes_after_the_checkpoint(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # the process was killed here
     log = MetricsLog(tmp_path, last_step=2)
+    assert log.last == {"step": 2, "loss": 1.0}
     log.write(3, {"loss": 9.0})
+    log.write(3, {"eval/ndcg": 0.5})  # added to its line
     log.close()
+    assert log.last == {"step": 3, "loss": 9.0, "eval/ndcg": 0.5}
     assert read_metrics(tmp_path / "metrics.jsonl") == [
         {"step": 1, "loss": 0.5},
         {"step": 2, "loss": 1.0},
-        {"step": 3, "loss": 9.0},
+        {"step": 3, "loss": 9.0, "eval/ndcg": 0.5},
     ]
 
 
@@ -196,6 +212,15 @@ def test_the_papers_configs_hold_its_values():
         assert (config.adapter.layers, config.adapter.dim, config.data.negatives) == ("-1", None, 0)
         assert config.batch_size == 8 * 64
 
+        reference = from_config_dict(module.get_config("reference"))
+        loss = dataclasses.replace(config.loss, bank="local", mask_false_negatives=False)
+        optimizer = dataclasses.replace(optimizer, decay_norms=True)
+        data = dataclasses.replace(config.data, clean_queries="placeholders")
+        changed = dataclasses.replace(config, loss=loss, optimizer=optimizer, data=data, output=reference.output)
+        assert reference == changed and reference.output == f"{config.output}-reference"
+        with pytest.raises(ValueError, match="the argument is 'x': give none, or reference"):
+            module.get_config("x")
+
 
 @pytest.mark.parametrize("arg", ["hybrid", "late", "pooled", "tiny,hybrid", "tiny,late"])
 def test_the_papers_lora_config_holds_its_values(arg):
@@ -212,9 +237,27 @@ def test_the_papers_lora_config_holds_its_values(arg):
     assert not re.search(config.lora.modules, "visual.blocks.0.attn.proj")
     if arg == objective:
         assert (config.lora.r, config.lora.alpha, optimizer.learning_rate) == (128, 256.0, 1e-4)
-        assert (config.epochs, config.steps, config.batch_size, config.remat) == (1.0, None, 8 * 64, True)
+        assert (config.epochs, config.steps, config.batch_size, config.remat) == (1.0, None, 8 * 64, None)
         assert config.data.max_length == 1024 and config.data.max_pixels // 32**2 < 1000
     assert (config.model == "tiny") == (arg != objective)
+
+
+@pytest.mark.parametrize("objective", ["hybrid", "late", "pooled"])
+def test_the_lora_reference_is_the_papers(objective):
+    from configs import lora_visdoc
+
+    ours, config = (from_config_dict(lora_visdoc.get_config(f"{x}{objective}")) for x in ("", "reference,"))
+    assert (config.model, config.head) == ("Qwen/Qwen3-VL-2B-Instruct", "lamra_qwen3_vl")
+    assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (128, 256.0, 0.05)
+    assert (config.loss.tokens, config.loss.bank, config.loss.mask_false_negatives) == ("all", "global", False)
+    assert (config.data.min_pixels, config.data.max_pixels, config.data.max_length) == (200_704, 802_816, 1024)
+    assert config.data.clean_queries == "sentence"
+    assert (config.optimizer, config.batch_size, config.epochs) == (ours.optimizer, ours.batch_size, 1.0)
+    assert dataclasses.replace(config.loss, tokens="kept", mask_false_negatives=True) == ours.loss
+    for name in ("language_model.layers.9.mlp.down_proj", "visual.blocks.0.attn.qkv", "visual.merger.linear_fc1"):
+        assert re.search(config.lora.modules, name)
+    assert not re.search(config.lora.modules, "visual.patch_embed.proj")
+    assert lora_visdoc.get_config("reference") == lora_visdoc.get_config("reference,hybrid")
 
 
 @pytest.mark.parametrize("arg", ["", "tiny"])
@@ -242,6 +285,8 @@ def test_the_command_refuses_an_unknown_key():
     assert done.returncode != 0
     assert "unknown config key: 'lerning_rate'\nDid you mean \"learning_rate\"" in done.stderr
     assert "Traceback" not in done.stderr
+    done = run_main("train.posttrain", "--config", "configs/vidore.py", "--config.eval.benchmark=pages")
+    assert done.returncode != 0 and "eval.benchmark is 'pages', but the config file evaluates none" in done.stderr
 
 
 CONFIG_FILE = """

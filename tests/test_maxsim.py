@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from smart_jax import maxsim
-from smart_jax.maxsim import argmax, pallas_gpu, pallas_tpu, projected, xla
+from smart_jax import maxsim, maxsim_pairs
+from smart_jax.maxsim import argmax, fused, projected, xla
 from smart_jax.retrieval.block import Parts, Window
 from smart_jax.retrieval.block_plan import (
     Limits,
@@ -62,100 +62,83 @@ class TestXLAWithSmallTiles(MaxSimSuite):
         jax.clear_caches()
 
 
-@pytest.mark.slow
-class TestPallasTPUVariants(maxsim_suite.MaxSimVariants):
-    implementation = "pallas_tpu"
+@pytest.mark.compiles
+class TestFused(MaxSimSuite):
+    """Compiled for a CPU, where nothing is fused."""
 
-
-@pytest.mark.slow
-class TestPallasTPU(MaxSimSuite):
-    """Interpreted on a CPU."""
-
-    implementation = "pallas_tpu"
-    check_vma = False  # Pallas' interpreter, unlike the compiler, knows no varying scratch memory
-    test_gradient_by_finite_differences = None  # in float64, which a TPU does not compute in
-
-    def test_float64_is_refused(self):
-        with jax.enable_x64(True), pytest.raises(TypeError, match="float64 tokens: the TPU kernel"):
-            maxsim(np.ones((1, 2, 3)), np.ones((1, 2, 3)), implementation="pallas_tpu")
-
-    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-    @pytest.mark.parametrize("width", [1, 64, 100, 128, 320, 2048, 4096])
-    def test_mosaic_accepts_the_kernel(self, dtype, width):
-        """Lowered for a TPU, forward with masks and gradient: the module carries the kernel."""
-
-        def loss(q, d, q_mask, d_mask):
-            return jnp.sum(maxsim(q, d, q_mask, d_mask, implementation="pallas_tpu") ** 2)
-
-        shapes = [jax.ShapeDtypeStruct(s, dtype) for s in ((3, 20, width), (5, 700, width))]
-        shapes += [jax.ShapeDtypeStruct(s.shape[:2], jnp.bool) for s in shapes]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jax, "default_backend", lambda: "tpu")  # compiled, not interpreted
-            exported = jax.export.export(jax.jit(jax.value_and_grad(loss, (0, 1))), platforms=["tpu"])(*shapes)
-        assert "tpu_custom_call" in exported.mlir_module()
-
-
-@pytest.mark.parametrize(
-    ("dtype", "width", "tokens"),
-    [
-        ("float32", 1536, 512),
-        ("float32", 2048, 256),
-        ("float32", 3584, 128),
-        ("float32", 7168, 128),
-        ("bfloat16", 4096, 512),
-        ("bfloat16", 8192, 256),
-    ],
-)
-def test_a_block_of_the_tpu_kernel_fits_its_memory(dtype, width, tokens):
-    """These were compiled for v4, v5e, v5p and v6e; float32 of 3,584 in blocks of 256 did not fit, nor 2,560 of 512."""
-    assert pallas_tpu._document_tokens(1024, 128, width, jnp.dtype(dtype)) == tokens
-    assert pallas_tpu._vmem_bytes(128, tokens, width, jnp.dtype(dtype)) <= pallas_tpu.VMEM_BYTES
-    assert pallas_tpu._document_tokens(100, 128, width, jnp.dtype(dtype)) == 128  # no larger than the document
-
-
-@pytest.mark.parametrize(("width", "asked"), [(7168, None), (8192, 2**24 + 2**21)])
-def test_the_tpu_kernel_asks_for_the_memory_of_the_widest_tokens(width, asked):
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 128, width), (1, 128, width), (1, 128))]
-    traced = jax.make_jaxpr(lambda q, d, weight: pallas_tpu.tpu_forward(q, d, None, weight, True))(*shapes)
-    assert f"vmem_limit_bytes={asked}" in str(traced)
+    implementation = "xla_tpu"
+    half_tolerance = 2**-7  # weights at the maxima are rounded to bfloat16
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize("masked", [False, True])
-def test_the_tpu_kernel_over_several_blocks(monkeypatch, masked):
-    """Three blocks of a document's tokens and nine of query tokens; the best token is in each block for some query."""
-    monkeypatch.setattr(pallas_tpu, "DOCUMENT_TOKENS", (128,))
-    monkeypatch.setattr(pallas_tpu, "QUERY_TOKENS", 16)
-    rng = np.random.default_rng(0)
-    q, d, *masks = make(rng, 4, 33, 3, 300, 24)
-    masks = masks if masked else (None, None)
-    best = np.argmax(q.reshape(-1, 24) @ d[0].T, axis=1)
-    assert set(best // 128) == {0, 1, 2}
-    g = rng.normal(size=(4, 3)).astype(np.float32)
+class TestFusedVariants(maxsim_suite.MaxSimVariants):
+    implementation = "xla_tpu"
 
-    def run(implementation):
-        def loss(q, d):
-            scores = maxsim(q, d, *masks, implementation=implementation)
-            return jnp.sum(g * scores), scores
 
-        (_, scores), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(q, d)
-        return scores, *gradients
+@pytest.mark.slow
+class TestFusedInSmallGroups(MaxSimSuite):
+    """Several groups of queries, the last one padded, and queries in several pieces."""
 
-    ours, theirs = run("pallas_tpu"), run("reference")
-    close(ours[0], oracle(q, d, *masks))
-    close_trees(ours, theirs)
+    implementation = "xla_tpu"
+    half_tolerance = 2**-7
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def small_groups(cls):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fused, "QUERY_TOKENS", 3)
+            jax.clear_caches()  # compiled with other groups
+            yield
+        jax.clear_caches()
+
+
+@pytest.mark.slow
+class TestChunkedWithSmallTiles(MaxSimSuite):
+    """What GPUs but Hopper run, compiled for a CPU: several tiles along both axes, the last ones overlapping."""
+
+    implementation = "xla_gpu"
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def small_tiles(cls):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(xla, "GPU_SCORES", (40, 80))
+            patch.setattr(xla, "LEAST_TOKENS", 4)
+            jax.clear_caches()  # compiled with other tiles
+            yield
+        jax.clear_caches()
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_the_default_is_xla():
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_the_platform_that_is_compiled_for_chooses(dtype):
+    """One program, traced once, on a CPU: tiles here, and on TPUs three products without loop, gather or scatter."""
     q, d, q_mask, d_mask = make(np.random.default_rng(0))
-    run = partial(jax.make_jaxpr(maxsim, static_argnums=()), q, d, q_mask, d_mask)
-    assert str(run()) == str(jax.make_jaxpr(partial(maxsim, implementation="xla"))(q, d, q_mask, d_mask))
-    with pytest.raises(
-        ValueError,
-        match=r"implementation 'dense': choose None or one of \('reference', 'xla', 'pallas_tpu', 'pallas_gpu'\)",
-    ):
-        maxsim(q, d, implementation="dense")
+    q, d = jnp.asarray(q, dtype), jnp.asarray(d, dtype)
+    ours, tiled = (partial(maxsim, implementation=name) for name in (None, "xla"))
+    close(jax.jit(ours)(q, d, q_mask, d_mask), jax.jit(tiled)(q, d, q_mask, d_mask), 0)
+    total = jax.value_and_grad(lambda *x: jnp.sum(maxsim(*x) ** 2), (0, 1))
+    here, tpu = (
+        jax.jit(total).trace(q, d, q_mask, d_mask).lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "tpu")
+    )
+    assert all(f"stablehlo.{op}" in here for op in ("while", "gather", "scatter"))
+    assert not any(f"stablehlo.{op}" in tpu for op in ("while", "gather", "scatter"))
+    assert tpu.count("stablehlo.dot_general") == 3
+
+
+def test_documents_without_tokens_bring_no_nan_to_dropped_query_tokens():
+    """Their maxima of -inf are replaced before they meet a weight of 0, which would trip `jax_debug_nans`."""
+    q, d, weight = jnp.ones((1, 2, 4)), jnp.ones((2, 3, 4)), jnp.array([[1.0, 0.0]])
+    scores, _ = fused.fused_forward(q, d, jnp.array([[True] * 3, [False] * 3]), weight, False)
+    np.testing.assert_array_equal(scores, [[4, 0]])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_unknown_implementations_are_refused():
+    choices = r"\('reference', 'xla', 'xla_gpu', 'xla_tpu', 'pallas_gpu'\)"
+    with pytest.raises(ValueError, match=f"implementation 'dense': choose None or one of {choices}"):
+        maxsim(*make(np.random.default_rng(0)), implementation="dense")
 
 
 def projection(kernel, states):
@@ -204,32 +187,74 @@ def test_projected_memory_is_a_groups():
     assert temporary(lambda kernel, q, states: maxsim(q, projection(kernel, states))) > 2 * bank
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_projected_documents_are_gathered_from_other_devices_only(devices):
-    mesh, split, whole = Mesh(np.asarray(jax.devices()[:devices]), ("data",)), P("data"), P()
-    score = partial(projected.projected_maxsim, projection, axis_name="data")
-    score = jax.shard_map(score, mesh=mesh, in_specs=(whole, split, split), out_specs=split)
+@pytest.mark.compiles
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("sizes", "group_values"), [((1, 1), 1), ((2, 1), 2**20), ((2, 2), 1), ((2, 2), 2**20)], ids=str
+)
+def test_projected_documents_travel_around_a_ring_of_devices(monkeypatch, sizes, group_values, masked):
+    """Values, and gradients in params, queries and states; nothing is gathered, and one device passes nothing on."""
+    monkeypatch.setattr(projected, "GROUP_VALUES", group_values)
+    axes, count = ("data", "fsdp"), int(np.prod(sizes))
+    mesh, split, whole = Mesh(np.asarray(jax.devices()[:count]).reshape(sizes), axes), P(axes), P()
+    score = jax.shard_map(
+        partial(projected.projected_maxsim, projection, axis_name=axes),
+        mesh=mesh,
+        in_specs=(whole, *[split] * 4),
+        out_specs=split,
+    )
     rng = np.random.default_rng(0)
-    kernel, (q, states, *_) = rng.normal(size=(8, 8)).astype(np.float32), make(rng, 4, 3, 6, 5, 8)
-    close(jax.jit(score)(kernel, q, states), oracle(q, projection(kernel, states)))
-    assert ("all_gather" in str(jax.make_jaxpr(score)(kernel, q, states))) == (devices > 1)
+    q, states, *masks = make(rng, 4, 3, 8, 5, 8)
+    masks = masks if masked else (np.ones(q.shape[:2], bool), np.ones(states.shape[:2], bool))
+    kernel, g = rng.normal(size=(8, 8)).astype(np.float32), rng.normal(size=(4, 8)).astype(np.float32)
+
+    def ours(kernel, q, states):
+        scores = score(kernel, q, states, *masks)
+        return jnp.sum(g * scores), scores
+
+    def all_at_once(kernel, q, states):
+        return jnp.sum(g * maxsim(q, projection(kernel, states), *masks, implementation="reference"))
+
+    run = jax.value_and_grad(ours, argnums=(0, 1, 2), has_aux=True)
+    (_, scores), gradients = jax.jit(run)(kernel, q, states)
+    close(scores, oracle(q, projection(kernel, states), *masks))
+    close_trees(gradients, jax.grad(all_at_once, (0, 1, 2))(kernel, q, states))
+    jaxpr = str(jax.make_jaxpr(run)(kernel, q, states))
+    assert ("ppermute" in jaxpr) == (count > 1) and "all_gather" not in jaxpr
 
 
-def test_each_device_has_its_default(monkeypatch):
-    choose = importlib.import_module("smart_jax.maxsim.api")._for_device
-    for backend, hopper, expected in [
-        ("cpu", False, "xla"),
-        ("tpu", False, "pallas_tpu"),
-        ("gpu", True, "pallas_gpu"),
-        ("gpu", False, "xla"),
-    ]:
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        monkeypatch.setattr(pallas_gpu, "available", lambda hopper=hopper: hopper)
-        assert choose(None, jnp.dtype(jnp.float32)) == expected
-        assert choose(None, jnp.dtype(jnp.float64)) == "xla"
-        assert choose("pallas_tpu", jnp.dtype(jnp.float32)) == "pallas_tpu"
-    with pytest.warns(UserWarning, match="'pallas_gpu' is for Hopper GPUs"):
-        assert choose("pallas_gpu", jnp.dtype(jnp.float32)) == "xla"
+@pytest.mark.parametrize(
+    ("backend", "hopper", "width", "expected"),
+    [
+        ("cpu", False, 128, "xla"),
+        ("tpu", False, 128, "xla"),  # for what a TPU's host compiles for its CPU
+        ("gpu", True, 512, "pallas_gpu"),
+        ("gpu", True, 513, "xla_gpu"),
+        ("gpu", False, 128, "xla_gpu"),
+    ],
+)
+def test_each_device_has_its_default(monkeypatch, backend, hopper, width, expected):
+    api = importlib.import_module("smart_jax.maxsim.api")
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(api.hopper, "available", lambda: hopper)
+    assert api._elsewhere(jnp.dtype(jnp.float32), width) == expected
+    assert api._elsewhere(jnp.dtype(jnp.float64), width) == ("xla_gpu" if backend == "gpu" else "xla")
+    if backend == "gpu" and not hopper:
+        x = jnp.ones((1, 1, width))
+        with pytest.warns(UserWarning, match="'pallas_gpu' is for Hopper GPUs"):
+            assert api.way_of("pallas_gpu", x, x) == xla.CHUNKED
+
+
+@pytest.mark.parametrize(
+    ("width", "memory", "scores"),
+    [(512, None, 2**23), (513, None, 2**25), (2048, 80 * 2**30, 2**25), (2048, 2**32, 2**23)],
+)
+def test_a_gpu_s_tiles(monkeypatch, width, memory, scores):
+    """By width, and a small part of the memory."""
+    stats = {"bytes_limit": memory} if memory else None
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [type("Device", (), {"memory_stats": lambda _: stats})()])
+    assert xla._gpu_scores(width) == scores
 
 
 def embeddings(rng, lengths, width=8) -> Embeddings:
@@ -298,6 +323,49 @@ def test_memory_of_forward_and_backward(masked):
     assert temporary("reference", True) > similarities
 
 
+@pytest.mark.compiles
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
+@pytest.mark.parametrize("tokens", [3, 20])
+def test_few_query_tokens_and_wide_documents(monkeypatch, dtype, tolerance, tokens):
+    """Of which each product takes all: by rows and by columns, of all queries and of each with its own, in tiles."""
+    monkeypatch.setattr(xla, "TILE_VALUES", 2 * 9 * 320)
+    jax.clear_caches()
+    rng = np.random.default_rng(0)
+    made = [[jnp.asarray(x) for x in make(rng, 1, tokens, 5, 9, 320)] for _ in range(2)]
+    q, d, q_mask, d_mask = (jnp.stack(x) for x in zip(*made, strict=True))
+    q, d, q_mask, d_mask = q[:, 0].astype(dtype), d.astype(dtype), q_mask[:, 0], d_mask.at[1, 2].set(False)
+    q, d = q.at[0, -1].set(jnp.nan), d.at[1, 0, 0].set(jnp.inf).at[1, 1, 3].set(jnp.nan)
+    q_mask, d_mask = q_mask.at[0, -1].set(False), d_mask.at[1, 0, 0].set(False).at[1, 1, 3].set(True)
+
+    def whole(q, d, **how):
+        return maxsim(q, d[1], q_mask, d_mask[1], **how)
+
+    def pairs(q, d, **how):
+        return maxsim_pairs(q, d, q_mask, d_mask, **how)
+
+    def weighted(score, name, q, d):
+        return jnp.sum(score(q, d, implementation=name) * jnp.arange(5.0)[None])
+
+    for score in (whole, pairs):
+        ours, theirs = (score(q, d, implementation=name) for name in ("xla", "reference"))
+        assert np.isnan(ours).sum() == (2 if score is whole else 1)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        numbers = jnp.nan_to_num(q), jnp.nan_to_num(d, posinf=0)
+        of_both = [jax.grad(partial(weighted, score, name), (0, 1))(*numbers) for name in ("xla", "reference")]
+        for a, b in zip(*of_both, strict=True):
+            np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=tolerance)
+    jax.clear_caches()
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("tokens", [24, 256])
+def test_half_precision_documents_are_not_converted_as_a_whole(tokens):
+    q, d = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((1, tokens, 256), (300, 128, 256)))
+    for run in (maxsim, jax.grad(lambda *x: jnp.sum(maxsim(*x)), (0, 1))):
+        temporary = jax.jit(run).lower(q, d).compile().memory_analysis().temp_size_in_bytes
+        assert temporary < d.size * 2 / 2
+
+
 def test_the_backward_pass_keeps_indices_only():
     B, P, N, L, D = 4, 8, 6, 16, 32
     q, d = jnp.ones((B, P, D)), jnp.ones((N, L, D))
@@ -307,12 +375,14 @@ def test_the_backward_pass_keeps_indices_only():
     assert sum(x.size for x in kept if x.dtype != jnp.int32) <= B * N
 
 
-def test_tile_shapes():
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("scores", [xla.TILE_SCORES, *xla.GPU_SCORES])
+def test_tile_shapes(scores):
     for query_tokens, documents, length in [(1, 1, 1), (1024, 32, 256), (2**20, 8, 5000), (32, 10_000, 8), (7, 3, 999)]:
-        tile = xla._tile_shape(query_tokens, documents, length)
+        tile = xla._tile_shape(query_tokens, (documents, length, 2), scores)
         assert 1 <= tile[0] <= documents
         assert 1 <= tile[1] <= length
-        assert query_tokens * tile[0] * tile[1] <= max(xla.TILE_SCORES, xla.LEAST_TOKENS * query_tokens)
+        assert query_tokens * tile[0] * tile[1] <= max(scores, xla.LEAST_TOKENS * query_tokens)
 
 
 def ragged(rng, lengths, width=8):
@@ -362,6 +432,14 @@ def test_sizes_of_query_windows():
         576,
         2048,
     ]
+
+
+def test_blocks_of_queries_are_of_nearly_equal_sizes():
+    """100 queries of 32 tokens in blocks of at most 2,048 are not 64 and 36, which would be padded as 64 are."""
+    plan = query_plan(tokens_alone(*ragged(np.random.default_rng(0), [32] * 100)), LATE)
+    assert (plan.runs, plan.window, plan.slots) == ([[(0, 50), (50, 100)]], 1600, 64)
+    plan = query_plan(tokens_alone(*ragged(np.random.default_rng(0), [1000, 1000, 1000, 30, 700, 5])), LATE)
+    assert (plan.runs, plan.window) == ([[(0, 2), (2, 6)]], 2048)
 
 
 def document_blocks(documents: Embeddings, limits: Limits, in_place: bool):

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import smart_jax
 from configs import mmeb_v2
@@ -22,9 +23,10 @@ from eval.benchmarks import Benchmark, Deferred, LazyItems, vidore
 from eval.benchmarks.mmeb_v2 import table
 from eval.benchmarks.mmeb_v2.__main__ import main as mmeb_main
 from eval.benchmarks.mmeb_v2.loaders import load
+from eval.benchmarks.mmeb_v2.media import Media
 from eval.benchmarks.mmeb_v2.table import TASKS
 from eval.methods import MODEL_METHODS, run_benchmark
-from eval.reports import Group, leaderboard, published, summarise
+from eval.reports import Group, leaderboard, markdown, published, summarise
 from eval.run import evaluate
 from smart_jax.inputs.item import parse_item
 from tests import mmeb_folders as folders
@@ -130,6 +132,7 @@ def test_groups():
     sizes = {name: len(tasks) for name, tasks in table.groups().items()}
     assert sizes == {
         "MMEB-V2": 78,
+        "MMEB-V2, 41 retrieval tasks": 41,
         **{"MMEB-V2, images": 36, "MMEB-V2, images, Classification": 10, "MMEB-V2, images, QA": 10},
         **{"MMEB-V2, images, Retrieval": 12, "MMEB-V2, images, Grounding": 4},
         **{"MMEB-V2, videos": 18, "MMEB-V2, videos, Classification": 5, "MMEB-V2, videos, QA": 5},
@@ -138,6 +141,11 @@ def test_groups():
         **{"MMEB-V2, visual documents, ViDoRe V2": 4, "MMEB-V2, visual documents, VisRAG": 6},
         "MMEB-V2, visual documents, OOD": 4,
     }
+    retrieval = {task.name for task in table.groups()["MMEB-V2, 41 retrieval tasks"]}
+    images = (
+        "MSCOCO_i2t VisualNews_i2t VisDial MSCOCO_t2i VisualNews_t2i WebQA EDIS Wiki-SS-NQ CIRR NIGHTS OVEN FashionIQ"
+    )
+    assert retrieval == {*images.split(), "MSR-VTT", "MSVD", "DiDeMo", "YouCook2", "VATEX", *DOCUMENTS}
     names = {task.name for task in table.groups()["MMEB-V2, images, Grounding"]}
     assert names == {"MSCOCO", "RefCOCO", "RefCOCO-Matching", "Visual7W-Pointing"}
 
@@ -225,6 +233,23 @@ def test_image_to_image(name, root):
     assert benchmark.candidates == {"0": names[:2], "1": names[2:4], "2": [names[4], names[1]]}
     assert (benchmark.name, benchmark.instruction, benchmark.document_instruction) == (name, None, None)
     assert late(benchmark) == [1, 1, 0]
+
+
+def test_small_images_are_enlarged(tmp_path):
+    """A side below 28 pixels: by Pillow's usual resize to 56 x 56, under the same name; others are not read."""
+    folder, rng = tmp_path / "image-tasks" / "CIRR", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for name, size in (("a.png", (27, 400)), ("b.png", (28, 28)), ("c.png", (5, 5))):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(folder / name)
+    (folder / "d.png").write_bytes(b"no image")
+    media = Media(TABLE["CIRR"], tmp_path)
+    for name in ("a.png", "c.png"):
+        found = media.image(f"CIRR/{name}")
+        expected = Image.open(folder / name).resize((56, 56), Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+        assert media.image(f"CIRR/{name}") is found
+    for name in ("b.png", "d.png"):
+        assert media.image(f"CIRR/{name}") == str(folder / name)
 
 
 # --- videos ----------------------------------------------------------------------------------------------------------
@@ -944,7 +969,7 @@ def test_missing_tasks_are_reported_as_missing(root, tmp_path):
     settings = config(root, output=str(tmp_path))
     summary = ran(settings, ("CIRR", "MSCOCO", "K700", "VisRAG_ChartQA"))
     groups = {group.name: group for group in summary.groups}
-    assert len(groups) == 16
+    assert len(groups) == 17
     everything = groups["MMEB-V2"]
     assert everything.benchmarks == {"CIRR": "hit@1", "MSCOCO": "hit@1", "K700": "hit@1", "VisRAG_ChartQA": "ndcg@5"}
     assert len(everything.missing) == 74
@@ -1006,9 +1031,19 @@ def test_published_figures(root, tmp_path):
     assert averages(figures["reproduction"]) == [77.82, 80.12, 67.62, 82.04]
     assert averages(figures["leaderboard"]) == [77.82, 80.12, 67.15, 82.36]
     settings = config(root, model="Qwen/Qwen3-VL-Embedding-2B", output=str(tmp_path))
-    entries = [entry for entry in published.load() if entry.model == "Qwen3-VL-Embedding-2B"]
+    entries = [entry for entry in published.load() if entry.model in ("Qwen3-VL-Embedding-2B", "SMART")]
     assert {group.name: list(group.published) for group in mmeb_v2.get_groups(settings)}["MMEB-V2"] == entries
     assert all(not group.published for group in mmeb_v2.get_groups(config(root, max_queries=3, published="all")))
+
+
+def test_a_claim_stands_below_the_table_of_its_group_alone():
+    entry = published.Published("SMART", "s", datetime.date(2026, 1, 2), claims={"both": "it is better"})
+    made = Benchmark("x", ["amber"], ["0"], ["amber", "delta"], ["a", "d"], {"0": {"a": 1}})
+    results = [run_benchmark(Watcher(), made, methods=("late",), metrics=("hit@1",))]
+    report = summarise(results, groups=[Group(name, {"x": "hit@1"}, [entry]) for name in ("both", "other")])
+    assert [[found.claim for found in group.published] for group in report.groups] == [["it is better"], []]
+    text = markdown(report)
+    assert text.count("- SMART: s (2026-01-02) states: it is better") == 1 and "SMART, published" not in text
 
 
 def test_published_averages_of_several_metrics():

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from tensorboardX.proto.event_pb2 import Event
 
-from smart_jax import encoder as encode
+from smart_jax import checkpoint_encoder as encode
 from smart_jax.inputs.image import open_rgb
 from tests.golden.make_video import clip
 from tests.training import make_config, page, repeatable
@@ -224,8 +224,8 @@ def test_wandb_gets_a_copy_and_goes_on_with_its_run(watched):
     assert options["config"]["log"]["wandb"] == "pages" and options["dir"] == str(watched.folder)
     assert rest[0] == ("define_metric", "*", ("step_metric", "step")) and rest[-1] == ("finish",)
     logged = [call[1] for call in rest if call[0] == "log"]
-    assert [entry["step"] for entry in logged] == [1, 2, 3, 4]
-    for entry, record in zip(logged, watched.records, strict=True):
+    assert [entry["step"] for entry in logged] == [1, 2, 3, 4, 4]  # the evaluation after the run by itself
+    for entry, record in zip([*logged[:3], logged[3] | logged[4]], watched.records, strict=True):
         assert record.items() <= entry.items()
     kind, size, caption = logged[1]["samples/worst_1"]
     assert (kind, size) == ("image", (136, 64)) and caption.startswith("**query**")

@@ -359,12 +359,21 @@ def test_what_is_refused(bert, tiny):
         smart_jax.mteb_model(tiny, dtype="float32")
 
 
-def test_importing_the_library_imports_no_mteb():
+def test_importing_the_library_imports_none_of_the_libraries_that_it_has_models_for():
     code = (
         "import sys, smart_jax\n"
-        "assert not {'mteb', 'torch', 'datasets', 'sentence_transformers'} & set(sys.modules), 'imported'\n"
-        "sys.modules['mteb'] = None\n"  # as if it were not installed
+        "from smart_jax import Index, integrations\n"
+        "others = {'mteb', 'torch', 'datasets', 'sentence_transformers', 'haystack', 'langchain_core'}\n"
+        "assert not others & set(sys.modules), others & set(sys.modules)\n"
+        "for name in ('mteb', 'haystack', 'langchain_core'):\n"
+        "    sys.modules[name] = None\n"  # as if it were not installed
+        "for name in ('HaystackRanker', 'LangChainRetriever'):\n"
+        "    try:\n"
+        "        getattr(integrations, name)\n"
+        "    except ModuleNotFoundError as error:\n"
+        "        print(error)\n"
         "smart_jax.mteb_model('tiny')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and f"mteb_model needs mteb, and there is no module mteb: {INSTALL}" in done.stderr
+    assert "pip install 'smart_jax[haystack]'" in done.stdout and "pip install 'smart_jax[langchain]'" in done.stdout

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from flax import nnx
 
-from smart_jax import encoder as encode
+from smart_jax import checkpoint_encoder as encode
 from smart_jax.maxsim import projected
 from smart_jax.retrieval.adapter import Adapter
 from smart_jax.runtime.mesh import make_mesh
@@ -98,7 +98,7 @@ def test_a_run_minimises_it(inputs, tmp_path, name):
     documents = [d for e in batch for d in (e.document, *e.negatives)]
     model = encode.load(inputs / "model")
     if name == "adapter":
-        model = model.with_adapter(Adapter(adapter_config(config, model), rngs=nnx.Rngs(config.seed)))
+        model = model.with_adapter(Adapter(adapter_config(config, model.config), rngs=nnx.Rngs(config.seed)))
     sides = []
     for e in (model.encode_query([e.query for e in batch]), model.encode_document(documents)):
         tokens = [e.tokens[a:b].astype(np.float64) for a, b in itertools.pairwise(e.offsets)]

@@ -434,3 +434,31 @@ def test_negatives_have_gradients_on_every_device():
     assert {name: len(x) for name, x in norms.items()} == {"q_pooled": B, "q_tokens": B, "d_pooled": 24, "d_tokens": 24}
     for name, x in norms.items():
         assert np.all(x > 1e-5), name
+
+
+def test_local_banks_are_each_devices_own():
+    """Four devices, each of which compares its two queries with their six documents: the mean of four losses."""
+    config = LossConfig(**({"temperature": 0.3, "bank": "local"} | CASES["all, hybrid"]))
+    arrays, masks, ids, teacher = made()
+    (q_pooled, queries), (d_pooled, documents) = items(arrays, masks)
+    temperatures = start_temperatures(config)
+    expected, counts = zip(
+        *(
+            np_objective(
+                config,
+                (q_pooled[i : i + 2], queries[i : i + 2]),
+                (d_pooled[K * i : K * (i + 2)], documents[K * i : K * (i + 2)]),
+                ids[K * i : K * (i + 2), 0],
+                teacher[i : i + 2],
+                temperatures,
+            )
+            for i in range(0, B, 2)
+        ),
+        strict=True,
+    )
+    loss, metrics, _ = run(config, 4, arrays, masks, ids, teacher)
+    assert loss == pytest.approx(np.mean(expected), rel=2e-6)
+    assert metrics["false_negatives"] == pytest.approx(np.mean(counts)) and np.mean(counts) > 0.1
+    assert run(config, 1, arrays, masks, ids, teacher)[0] == pytest.approx(
+        np_objective(config, *items(arrays, masks), ids[:, 0], teacher, temperatures)[0], rel=2e-6
+    )

@@ -65,6 +65,21 @@ def test_decay_leaves_out_norms_biases_and_embeddings():
         "log_temperature.late": False,
     }
     assert decay_mask(dict.fromkeys(names)) == names
+    with_norms = {name: decayed or name.endswith(".scale") for name, decayed in names.items()}
+    assert decay_mask(dict.fromkeys(names), norms=True) == with_norms
+
+
+def test_gains_of_norms_are_decayed_where_asked():
+    params = {"adapter.norm.scale": jnp.ones(3), "adapter.norm.bias": jnp.ones(3)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    for decayed in (False, True):
+        config = OptimizerConfig(
+            learning_rate=1.0, schedule="constant", warmup_ratio=0.0, weight_decay=0.25, decay_norms=decayed
+        )
+        optimizer = make_optimizer(config, steps=8)
+        updates, _ = optimizer.update(zero, optimizer.init(params), params)
+        np.testing.assert_allclose(updates["adapter.norm.scale"], -0.25 if decayed else 0.0)
+        np.testing.assert_array_equal(updates["adapter.norm.bias"], 0.0)
 
 
 def test_an_update_equals_adamw_by_hand():

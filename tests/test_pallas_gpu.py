@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from smart_jax.maxsim import maxsim, maxsim_pairs, pallas_gpu
+from smart_jax.maxsim import hopper, maxsim, maxsim_pairs, pallas_gpu
 from tests.maxsim_suite import MaxSimSuite, close, make, oracle
 
 gpu_maxsim = partial(maxsim, implementation="pallas_gpu")
@@ -107,7 +107,7 @@ def lowered(f, *shapes) -> str:
     """The module for a GPU: the kernel's own lowering, all but the assembler, has then run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: "gpu")  # compiled, not interpreted
-        patch.setattr(pallas_gpu, "available", lambda: True)
+        patch.setattr(hopper, "available", lambda: True)
         return jax.jit(f).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -126,9 +126,12 @@ def shapes(dtype, queries, width):
     ("queries", "width"), [(1, 1), (3, 100), (5, 128), (30, 128), (30, 320), (30, 1024), (1, 4096)]
 )
 def test_mosaic_accepts_the_kernel(dtype, queries, width):
-    """Forward with masks, and gradient."""
-    assert "mosaic_gpu" in lowered(jax.value_and_grad(loss, (0, 1)), *shapes(dtype, queries, width))
-    assert "mosaic_gpu" in lowered(loss, *shapes(dtype, queries, width)[:2])
+    """Forward with masks, and gradient. Its maximum is the one that lets NaN through."""
+    modules = [
+        lowered(jax.value_and_grad(loss, (0, 1)), *shapes(dtype, queries, width)),
+        lowered(loss, *shapes(dtype, queries, width)[:2]),
+    ]
+    assert all("mosaic_gpu" in module and "max.NaN.f32" in module and "maxnum" not in module for module in modules)
 
 
 @pytest.mark.compiles
@@ -151,7 +154,7 @@ def test_mosaic_accepts_the_kernel_in_transformations(dtype):
 
 @pytest.mark.parametrize(("backend", "capability", "expected"), [("gpu", "9.0", True), ("gpu", "8.0", False)])
 def test_available_on_hopper(monkeypatch, backend, capability, expected):
-    assert not pallas_gpu.available()
+    assert not hopper.available()
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "devices", lambda: [type("Device", (), {"compute_capability": capability})])
-    assert pallas_gpu.available() == expected
+    assert hopper.available() == expected

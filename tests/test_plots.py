@@ -4,9 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+from PIL import Image
 
 from eval.ranking import Estimate
 from eval.reports import Group, Pair, plots, summarise
+from eval.reports.drawing import label_points
 from tests.test_report import result
 
 
@@ -26,6 +30,27 @@ def test_files(tmp_path):
     assert not (tmp_path / "results.png").exists()  # of the other results
     only = plots.write(summary(1, sizes=False, rows=("bm25",)), tmp_path)
     assert set(only) == {"png"} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_labels_of_near_points_do_not_lie_upon_each_other():
+    rng = np.random.default_rng(0)
+    figure = Figure(figsize=(5, 5))
+    axis = figure.subplots()
+    points = [(f"ViDoRe_benchmark_{i}", *rng.uniform(0.45, 0.65, 2)) for i in range(10)]
+    axis.set(xlim=(0, 1), ylim=(0, 1))
+    label_points(axis, points)
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert {text.get_text() for text in axis.texts} == {name for name, _, _ in points}
+    assert not [i for i in range(10) for j in range(i) if Bbox.intersection(boxes[i], boxes[j])]
+
+
+def test_plots_are_readable_on_light_and_on_dark_ground(tmp_path):
+    for path in plots.write(summary(2), tmp_path).values():
+        pixels = np.asarray(Image.open(path))
+        assert pixels[0, 0, 3] == 0  # no ground of its own
+        drawn = pixels[pixels[..., 3] > 200][:, :3].astype(int)
+        grey = drawn[np.ptp(drawn, axis=1) < 8]
+        assert len(grey) > 500 and grey.min() > 90  # ink neither black nor white
 
 
 def test_gains_are_sorted_and_of_the_primary_metric():

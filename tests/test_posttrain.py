@@ -8,6 +8,9 @@ import json
 import shutil
 import signal
 import subprocess
+import time
+import weakref
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +23,12 @@ import pytest
 from jax.sharding import Mesh
 from safetensors import safe_open
 
-from smart_jax import encoder as encode
+from configs import lora_visdoc
+from eval.benchmarks import Deferred
+from eval.methods import make_eval_fn
+from smart_jax import checkpoint_encoder as encode
 from smart_jax.maxsim import maxsim, projected
+from smart_jax.maxsim.ring import ring_maxsim
 from smart_jax.models.qwen_vl import QwenVL
 from smart_jax.retrieval.adapter import Adapter
 from smart_jax.runtime.mesh import make_mesh
@@ -32,7 +39,7 @@ from tests.processes import run_python
 from tests.training import make_config, page, repeatable
 from train.checkpoints import weights_fingerprint
 from train.config import DataConfig
-from train.data import Batcher, Example, Examples, convert, open_split
+from train.data import Batcher, Example, Examples, Prepared, convert, open_split
 from train.export import export_model
 from train.monitor import read_metrics
 from train.objective import objective as objective_module
@@ -40,6 +47,7 @@ from train.posttrain import train
 from train.setup import load_encoder, make_objective, weight_folders
 from train.step import TrainState, make_eval_step
 from train.training import Training
+from train.validation import UnevaluatedError
 
 pytestmark = pytest.mark.compiles
 
@@ -87,16 +95,19 @@ def np_cross_entropy(logits, positives) -> float:
     return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), positives]))
 
 
-def test_the_loss_is_that_of_the_encoders_scores(inputs, tmp_path):
+@pytest.mark.parametrize("tokens", ["kept", "all"])
+def test_the_loss_is_that_of_the_encoders_scores(inputs, tmp_path, tokens):
     """The same adapter, through `Encoder.encode` and float64 NumPy; example 4's page is example 0's and is masked."""
     settings = {"loss__objective": "hybrid", "loss__late_loss_weight": 0.5, "data__negatives": 1, "adapter__dim": 24}
-    config = make_config(inputs, tmp_path, adapter__layers="last 2", adapter__pooled_dim=20, **settings)
+    settings |= {"adapter__layers": "last 2", "adapter__pooled_dim": 20, "loss__tokens": tokens}
+    config = make_config(inputs, tmp_path, **settings)
     batch = examples(negatives=1)
     loss, metrics, gradient, (encoder, objective, params) = loss_and_gradient(config, 1, batch, perturb=0)
     assert gradient.keys() == {f"adapter.{n}" for n in ("norm.scale", "norm.bias", "proj.kernel", "layer_vector")}
     assert all(np.abs(g).max() > 0 for g in gradient.values())
 
-    adapted = encoder.with_adapter(objective.adapter.merge(params))
+    keep = encode.load(config.model, settings={"keep": "words" if tokens == "kept" else "all"}).preprocessor
+    adapted = dataclasses.replace(encoder.with_adapter(objective.adapter.merge(params)), preprocessor=keep)
     queries = adapted.encode_query([e.query for e in batch])
     documents = adapted.encode_document([d for e in batch for d in (e.document, *e.negatives)])
     pooled, late = np_scores(queries, documents)
@@ -119,6 +130,19 @@ TRAINABLE = {
         "loss__overlap_weight": 0.1,
         "adapter__layers": "last 2",
         "data__negatives": 1,
+    },
+    "attention": {
+        "adapter__kind": "self_attention",
+        "adapter__heads": 4,
+        "adapter__blocks": 2,
+        "adapter__layers": "last 2",
+        "loss__temperature": 0.3,
+    },
+    "mlp": {
+        "adapter__kind": "mlp",
+        "adapter__mlp_dim": 24,
+        "adapter__dropout": 0.3,
+        "loss__temperature": 0.3,
     },
     "full": {
         "trainable": "full",
@@ -162,7 +186,7 @@ def slow(*values):
     [
         ("adapter", (8, 1, 1)),
         ("adapter+lora", (2, 2, 2)),
-        *(slow(name, (2, 2, 2)) for name in ("adapter", "full", "lora", "nf4")),
+        *(slow(name, (2, 2, 2)) for name in ("adapter", "attention", "mlp", "full", "lora", "nf4")),
         slow("full", (2, 4, 1)),
     ],
     ids=str,
@@ -202,19 +226,44 @@ def test_chunks_change_nothing(one_device, monkeypatch, name, devices, chunk):
         np.testing.assert_allclose(found[2][parameter], gradient, atol=1e-5 * max(1, scale), err_msg=parameter)
 
 
-@pytest.mark.parametrize(("name", "devices"), [("adapter", 1), slow("adapter", 8), slow("lora", 8)])
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [("adapter", 1), ("attention", 1), ("mlp", 1), *(slow(n, 8) for n in ("adapter", "attention", "mlp", "lora"))],
+)
 def test_a_bank_in_parts_changes_nothing(one_device, monkeypatch, name, devices):
-    """remat: documents projected, or gathered, one at a time on each device, against all at once."""
+    """remat: documents projected, or passed on, one at a time by each device, against all at once."""
     config, batch, expected = one_device(name)
     calls = []
     monkeypatch.setattr(projected, "GROUP_VALUES", 1)
-    monkeypatch.setattr(projected, "maxsim", lambda *args: calls.append(args[1].shape[0]) or maxsim(*args))
+    for name in ("maxsim", "ring_maxsim"):
+        function = getattr(projected, name)
+        monkeypatch.setattr(projected, name, lambda *a, f=function: calls.append((f, a[1].shape[0])) or f(*a))
     found = loss_and_gradient(dataclasses.replace(config, remat=True), devices, batch, perturb=1)
-    assert set(calls) == {devices}  # documents at a time
+    assert {documents for _, documents in calls} == {1}  # at a time
+    assert {function for function, _ in calls} == {ring_maxsim if devices > 1 else maxsim}
     assert found[0] == pytest.approx(expected[0], abs=1e-5 * max(1, abs(expected[0])))
     scale = max(np.abs(g).max() for g in expected[2].values())
     for parameter, gradient in expected[2].items():
         np.testing.assert_allclose(found[2][parameter], gradient, atol=1e-5 * max(1, scale), err_msg=parameter)
+
+
+def test_the_papers_lora_branches_reach_vision_but_not_deepstack(inputs, tmp_path):
+    """With LamRA's prompt and all tokens; the patches' map has no branch, and DeepStack's mergers no gradient."""
+    reference = lora_visdoc.get_config("reference")
+    settings = {name: reference.loss[name] for name in ("objective", "tokens", "mask_false_negatives")}
+    settings = {f"loss.{name}": value for name, value in settings.items()} | {"loss.temperature": 0.3}
+    settings |= {f"lora.{name}": reference.lora[name] for name in ("modules", "dropout")} | {"lora.r": 4}
+    settings |= {"trainable": "lora", "head": reference.head, "data.clean_queries": reference.data.clean_queries}
+    batch = examples(4)
+    loss, metrics, gradient, (encoder, *_) = loss_and_gradient(make_config(inputs, tmp_path, **settings), 1, batch, 1)
+    assert np.isfinite(loss) and {"pooled_loss", "late_loss"} <= metrics.keys()
+    assert not any("patch_embed" in name for name in gradient)
+    of_b = {name: np.abs(x).max() for name, x in gradient.items() if name.endswith(".b")}
+    reached = {name for name, largest in of_b.items() if largest > 0}
+    assert of_b.keys() - reached == {name for name in of_b if "deepstack" in name} != set()
+    assert {f"lora.visual.{name}.b" for name in ("blocks.1.attn.qkv", "merger.linear_fc2")} <= reached
+    words = encoder.preprocessor.tokenizer.decode(encoder.preprocessor.tokenize("a page.", query=True).input_ids)
+    assert words.startswith("<|im_start|>user\na page.\nSummarize above sentence in one word: <|im_end|>")
 
 
 def test_negatives_of_half_the_batch_are_another_loss(one_device):
@@ -254,6 +303,45 @@ def finished(inputs, tmp_path_factory):
     return SimpleNamespace(config=config, folder=Path(config.output), results=train(config, eval_fn), seen=seen)
 
 
+def test_few_batches_are_alive(inputs, tmp_path, monkeypatch):
+    """At most `prefetch` + 1 in host memory, and two on the devices, where the next is put before it is asked for."""
+    host, device, seen = Counter(), Counter(), {"host": [], "device": []}
+
+    def count(where, key, batch):
+        where[key] += 1
+        weakref.finalize(batch, where.subtract, [key])
+        seen["host"].append(sum(x > 0 for x in host.values()))
+        seen["device"].append(sum(device.values()))
+        return batch
+
+    class Reading(list):
+        pass
+
+    begin, join, put, update = Batcher._begin, Batcher._join, Prepared.put, Training.update
+
+    def counted_join(self, examples, reading, skipped):
+        ids, batch = join(self, examples, reading, skipped)
+        return ids, count(host, examples[0].id, batch)
+
+    def counted_put(self, mesh):
+        on_device = put(self, mesh)
+        count(device, "", on_device.batch)
+        return on_device
+
+    def slow_update(self, batch):
+        time.sleep(0.1)  # in which batches are prepared ahead
+        return update(self, batch)
+
+    monkeypatch.setattr(Batcher, "_begin", lambda self, some: count(host, some[0].id, Reading(begin(self, some))))
+    monkeypatch.setattr(Batcher, "_join", counted_join)
+    monkeypatch.setattr(Prepared, "put", counted_put)
+    monkeypatch.setattr(Training, "update", slow_update)
+    quiet = {"eval__validation_batches": 0, "checkpoint__every": 100, "log_every": 100}
+    train(make_config(inputs, tmp_path, data__prefetch=2, **quiet))
+    assert max(seen["host"]) == 3 and max(seen["device"]) == 2, seen
+    assert not any(host.values()) and not any(device.values())
+
+
 def test_trains_an_adapter_that_load_opens(inputs, finished):
     config, folder, seen, mesh = finished.config, finished.folder, finished.seen, make_mesh()
     before = jax.device_get(make_objective(config, load_encoder(config, mesh), mesh, steps=8)[0])
@@ -275,17 +363,42 @@ def test_a_finished_run_resumes_to_the_same_export(finished, tmp_path, capsys):
     again = shutil.copytree(finished.folder, tmp_path / "again")
     (again / "adapter" / "adapter.safetensors").unlink()
     config = dataclasses.replace(finished.config, output=str(again), resume=True)
-    train(config, lambda encoder: {"score": 0.0})
+    assert train(config, lambda encoder: pytest.fail("evaluated again")) == finished.results
     assert "all 8 steps are done" in capsys.readouterr().out
     for name in ("metrics.jsonl", "adapter/adapter.safetensors"):
         assert (again / name).read_bytes() == (finished.folder / name).read_bytes()
+
+
+def test_a_failed_evaluation_leaves_what_was_trained(inputs, tmp_path, monkeypatch):
+    """At the end it has been exported; the run goes on with the evaluation alone, and chooses the best step then."""
+    settings = {"steps": 2, "eval__every": 1, "checkpoint__best_metric": "eval/score", "checkpoint__every": 2}
+    scores = iter([1.0])
+    with pytest.raises(UnevaluatedError, match=f"StopIteration.*--config.adapter={tmp_path}/adapter") as found:
+        train(make_config(inputs, tmp_path, **settings), lambda encoder: {"score": next(scores)})
+    assert "with --config.resume=True" in str(found.value)
+    exported = tmp_path / "adapter" / "adapter.safetensors"
+    of_step_1 = exported.read_bytes()
+    assert "eval/score" not in read_metrics(tmp_path / "metrics.jsonl")[1]
+
+    def resume(eval_fn):
+        results = train(make_config(inputs, tmp_path, **settings, resume=True), eval_fn)
+        record = read_metrics(tmp_path / "metrics.jsonl")[1]
+        assert record["step"] == 2 and np.isfinite(record["loss"]) and results.items() <= record.items()
+        return results
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "update", lambda *_: pytest.fail("trained again"))
+        assert resume(lambda encoder: {"score": 2.0})["eval/score"] == 2.0
+        assert exported.read_bytes() != of_step_1  # step 2 is better
+        patch.setattr(Training, "_write", lambda *_: pytest.fail("exported again"))
+        assert resume(lambda encoder: pytest.fail("evaluated again"))["eval/score"] == 2.0
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(finished, tmp_path):
     again = shutil.copytree(finished.folder, tmp_path / "again")
     adapter = dataclasses.replace(finished.config.adapter, dim=16)
     with pytest.raises(ValueError, match="of another model: adapter is"):
-        train(dataclasses.replace(finished.config, output=str(again), resume=True, adapter=adapter))
+        train(dataclasses.replace(finished.config, output=str(again), resume=True, adapter=adapter), lambda encoder: {})
 
 
 def test_trains_on_a_mixture_and_resumes(inputs, tmp_path):
@@ -441,6 +554,12 @@ def test_updates_that_are_not_finite_are_left_out(inputs, tmp_path, monkeypatch)
         ({"loss.diversity_weight": 0.1}, "without a trainable part"),
         ({"adapter.layers": "last 9"}, "2 blocks"),
         ({"data.document_length": 8}, "length"),
+        ({"data.validation_split": "test"}, "has no split 'test'"),
+        ({"checkpoint.best_metric": "eval/score"}, "no metric of this run; there are none that begin so"),
+        (
+            {"checkpoint.best_metric": "validation/nope"},
+            "those that begin so are: validation/hybrid_hit@1, .*validation/loss",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_named(inputs, tmp_path, settings, error):
@@ -456,6 +575,9 @@ def test_an_unknown_best_metric_is_named(inputs, tmp_path):
     training = Training(make_config(inputs, tmp_path, **settings), mesh, 1, lambda encoder: {"ndcg": 1.0})
     with pytest.raises(ValueError, match="best_metric 'eval/nope' is none of the evaluation's: eval/ndcg"):
         training.evaluate()
+    evaluation = make_eval_fn([Deferred("made", lambda: pytest.fail("opened"))])  # which can tell its metrics before
+    with pytest.raises(ValueError, match="those that begin so are: eval/made/adapter-hybrid/hit@1, "):
+        Training(make_config(inputs, tmp_path, **settings), mesh, 1, evaluation).check_evaluation()
 
 
 def test_what_is_trained_is_chosen_by_a_regular_expression(inputs, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from smart_jax.inputs.multimodal import MultimodalPreprocessor
 from smart_jax.inputs.presets import open_settings
 from smart_jax.inputs.prompt import Prompt
 from smart_jax.inputs.settings import QWEN3_TURNS
+from smart_jax.inputs.tokenizer import without_advice
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from tests.backbone import small_config
 from tests.checkpoints import noise_page, write_processor
@@ -115,6 +117,7 @@ def test_smart_jax_json_and_overrides(folder, tmp_path):
         ({"max_length": 0}, r"smart_jax.json: max_length is 0, expected a positive integer"),
         ({"max_length": "8"}, r"max_length is '8', expected a positive integer"),
         ({"length_buckets": 8}, r"length_buckets is 8, expected a list"),
+        ({"resize": "quick"}, r"resize is 'quick', expected 'exact' or 'fast'"),
         ({"patch_buckets": [4, -4]}, r"patch_buckets is -4, expected a positive integer"),
         ({"default_instruction": ""}, r"default_instruction is '', expected a text or null"),
         ({"query_instruction": 3}, r"query_instruction is 3, expected a text or null"),
@@ -210,3 +213,17 @@ def test_tokenizer_of_another_backbone(folder):
         MultimodalPreprocessor.from_pretrained(folder, dataclasses.replace(CONFIG, text=text))
     with pytest.raises(ValueError, match="does not write the backbone's image token"):
         MultimodalPreprocessor.from_pretrained(folder, dataclasses.replace(CONFIG, image_token_id=9))
+
+
+def test_transformers_does_not_ask_for_pytorch():
+    logger, handler, said = logging.getLogger("transformers"), logging.Handler(), []
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        with without_advice():
+            logger.warning("PyTorch was not found. Models won't be available")
+            logger.warning("something else")
+        logger.warning("PyTorch was not found, says another")
+    finally:
+        logger.removeHandler(handler)
+    assert said == ["something else", "PyTorch was not found, says another"]

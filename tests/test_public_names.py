@@ -4,10 +4,14 @@ import ast
 import functools
 import importlib
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import smart_jax
 
 ROOT = Path(__file__).parents[1]
 TREE = ("smart_jax", "train", "eval", "recipes", "benchmarks", "configs")
@@ -19,7 +23,7 @@ FILES = {
 PACKAGES = {name: path for name, path in FILES.items() if path.name == "__init__.py"}
 MODULES = FILES.keys() - PACKAGES.keys()
 # Modules that outsiders may import: the library's lowest floor, and beside the library what lies on top of a program.
-LOWEST = ("smart_jax.typing", "smart_jax.vectors")
+LOWEST = tuple(f"smart_jax.{name}" for name in ("dtypes", "notebook", "option_names", "typing", "vectors"))
 OPEN = {name for name in MODULES if name in LOWEST or (name.count(".") == 1 and TREE[0] not in name)}
 
 
@@ -68,6 +72,7 @@ def test_imports_of_other_packages_are_of_public_names(module):
 def test_what_a_package_imports_for_others_is_what_it_names(package):
     """`__all__` is what `__init__` imports from its own modules, complete and true."""
     body = ast.parse(PACKAGES[package].read_text(encoding="utf-8")).body
+    body += [inner for node in body if isinstance(node, ast.If) for inner in node.body]  # `if TYPE_CHECKING:`
     names = {
         alias.asname or alias.name
         for node in body
@@ -76,6 +81,24 @@ def test_what_a_package_imports_for_others_is_what_it_names(package):
     }
     names |= {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"}
     assert sorted(public(package)) == sorted(names)
+
+
+def test_the_library_has_its_names_when_they_are_used():
+    for node in ast.walk(ast.parse(PACKAGES["smart_jax"].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("smart_jax."):
+            for alias in node.names:
+                assert getattr(smart_jax, alias.name) is getattr(importlib.import_module(node.module), alias.name)
+    assert smart_jax.evidence is importlib.import_module("smart_jax.evidence")
+    assert callable(smart_jax.maxsim)  # not the package smart_jax.maxsim
+    with pytest.raises(AttributeError, match="no attribute 'serch'"):
+        smart_jax.serch  # noqa: B018
+
+
+@pytest.mark.compiles
+def test_the_library_is_imported_without_jax():
+    """Its parts are imported when they are used: a program that prints its options does not wait for JAX."""
+    code = "import smart_jax, sys; assert not {'jax', 'numpy', 'transformers'} & set(sys.modules); dir(smart_jax)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def exported() -> Iterator[tuple[str, str]]:

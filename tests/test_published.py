@@ -15,7 +15,8 @@ def test_every_entry_is_of_a_known_benchmark_or_group():
     metrics = {entry.name: entry.metric for entry in (*vidore.SETS, *table.TASKS)}
     for entry in entries:
         assert entry.source and isinstance(entry.date, datetime.date)
-        assert entry.figures or entry.averages
+        assert entry.figures or entry.averages or entry.claims
+        assert set(entry.claims) <= set(table.groups())
         for metric, values in entry.figures.items():
             assert {name: metrics.get(name) for name in values} == dict.fromkeys(values, metric)
         for values in entry.averages.values():
@@ -34,8 +35,9 @@ def test_some_figures():
 def test_choose():
     entries = published.load()
     assert published.choose(entries, "all", "tiny") == entries
-    assert {e.model for e in published.choose(entries, "", "Qwen/qwen3-vl-embedding-8b")} == {"Qwen3-VL-Embedding-8B"}
-    assert published.choose(entries, "", "tiny") == []
+    chosen = {e.model for e in published.choose(entries, "", "Qwen/qwen3-vl-embedding-8b")}
+    assert chosen == {"Qwen3-VL-Embedding-8B", "SMART"}
+    assert [e.model for e in published.choose(entries, "", "tiny")] == ["SMART"]  # what it states of any model
     assert [e.model for e in published.choose(entries, "lamra-ret, colpali-v1.3", "")] == ["LamRA-Ret", "colpali-v1.3"]
     with pytest.raises(ValueError, match="no published figures of 'colpali': use some of gme-Qwen2-VL-2B-Instruct, "):
         published.choose(entries, "colpali", "tiny")
@@ -56,6 +58,7 @@ date = 2026-01-02
         (ENTRY.replace("source", "sauce"), r"entry 1 has the keys \['date', 'figures', 'model', 'sauce'\]: it needs"),
         (ENTRY + "a = 0.5\n" + ENTRY + "a = 50.5", r"entry 2 \(m\), figures, mrr, a: 50.5 is no number in \[0, 1\]"),
         (ENTRY + "a = true", "True is no number"),
+        (ENTRY + "a = 1\n[published.claims]\nb = 2.54", r"entry 1 \(m\), claims, b: 2.54 is no text"),
     ],
 )
 def test_bad_files_are_refused(text, message, tmp_path):

@@ -16,7 +16,7 @@ from smart_jax.runtime.mesh import make_mesh
 from tests.training import make_config, page, repeatable
 from train.config import from_config_dict
 from train.data import Batcher, Example, Split, batches, open_split
-from train.data.batches import Skipped
+from train.data.rows import Skipped
 from train.monitor import read_metrics
 from train.posttrain import train
 from train.setup import load_encoder, make_objective

@@ -48,6 +48,14 @@ def test_embeddings_are_the_encoders(model, items, states):
     np.testing.assert_allclose(half.tokens, model.encode_query(items).tokens, atol=HALF)
 
 
+def test_parts_are_made_one_after_another(model, items, states):
+    makers = list(model.states_by_part(items, [slice(0, 3), slice(3, 5)], batch_size=2, dtype=np.float32))
+    found = States.concatenate([make() for make in makers])
+    np.testing.assert_array_equal(found.ids, states.ids)
+    np.testing.assert_array_equal(found.grids, states.grids)
+    np.testing.assert_allclose(found.states, states.states, atol=2e-5)
+
+
 def test_every_layer_and_its_norms(model, items):
     depth = model.config.text.num_hidden_layers
     found = model.states(items, layers=range(depth + 1), dtype=np.float32)
@@ -64,9 +72,13 @@ def test_every_layer_and_its_norms(model, items):
     np.testing.assert_array_equal(found.embeddings(-1).tokens, found.states[:, depth])
 
 
-@pytest.mark.parametrize(("layers", "pooled_dim"), [((-1,), 8), ((-3, -1, 1), None)])
-def test_adapted_equals_the_encoder_with_the_adapter(model, items, layers, pooled_dim):
-    config = AdapterConfig(hidden_size=model.config.text.hidden_size, dim=24, layers=layers, pooled_dim=pooled_dim)
+@pytest.mark.parametrize(
+    ("layers", "pooled_dim", "kind"),
+    [((-1,), 8, "linear"), ((-3, -1, 1), None, "mlp"), ((-2, -1), 8, "self_attention")],
+)
+def test_adapted_equals_the_encoder_with_the_adapter(model, items, layers, pooled_dim, kind):
+    """Padding, of which both have their own, changes no token, of tokens that attend to each other neither."""
+    config = AdapterConfig(model.config.text.hidden_size, dim=24, layers=layers, pooled_dim=pooled_dim, kind=kind)
     adapter = Adapter(config, rngs=nnx.Rngs(3))
     adapter.norm.bias.set_value(0.3 * np.random.default_rng(0).standard_normal(config.hidden_size).astype(np.float32))
     expected = model.with_adapter(adapter).encode(items)

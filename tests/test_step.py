@@ -13,7 +13,7 @@ import pytest
 from smart_jax.runtime import make_mesh
 from tests.training import make_config, page, write_inputs
 from train.data import Example
-from train.data.batches import Skipped
+from train.data.rows import Skipped
 from train.objective import Objective, Part
 from train.setup import load_encoder, make_objective
 from train.training import Training

@@ -21,10 +21,11 @@ from eval.studies import Subject, run_geometry, run_study
 from eval.studies.geometry import gaps, mean_cosine
 from eval.studies.geometry_report import markdown
 from eval.studies.lines import front, pareto
+from eval.studies.maxima import maxima, shares
 from eval.studies.prompt_words import prompt_words
 from eval.studies.settings import Reducer, parse
 from eval.studies.study import encode, sections_of
-from smart_jax.cli import load_module
+from smart_jax.config_files import load_module
 from smart_jax.inputs.item import parse_item
 from smart_jax.retrieval.states import States
 from tests.fake_encoder import FakeEncoder
@@ -92,6 +93,7 @@ def config(tmp_path, **changes):
             "settings": ("pool 2", "grid 2", "pca 1/2 + int8", "binary", "binary both", "own + pool 2"),
             "weights": (0.0, 0.5, 2.0),
             "layers": "all",
+            "sections": "",
             "metrics": METRICS,
             "batch_size": 8,
             "cache": "",
@@ -206,6 +208,79 @@ def test_words(study):
         "own on both sides": (4, 9),
     }
     assert [x.name for x in lines(study, 1, "words")] == ["all"]
+    facts = {x.name: x.facts for x in lines(study, 0, "words")}
+    for name in ("pages' own tokens", "own on both sides"):
+        assert [facts[name][fact] for fact in ("on prompt", "on copy", "late on copy")] == [0, 0, 0]
+    # A query's "query:" is no word of a page, "end" is: at least half of the two prompt words' maxima are on a copy.
+    assert facts["queries' prompt"]["on copy"] >= 0.5 > facts["queries' own words"]["on copy"] == 0
+    assert 0 < facts["all"]["on copy"] < facts["queries' prompt"]["on copy"]
+
+
+def test_where_maxima_land():
+    """Shares by loops over every query token and page; items begin with two shared words and end in one."""
+    rng = np.random.default_rng(0)
+
+    def made(lengths, first):
+        ids = [[*first, *rng.integers(100, 200, n), 3] for n in lengths]
+        ids[0][2], ids[1][2] = 100, 101
+        total = sum(map(len, ids))
+        vectors = rng.standard_normal((total + len(ids), 4)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+        offsets = np.cumsum([0, *map(len, ids)])
+        return States(
+            pooled=vectors[: len(ids)],
+            states=vectors[len(ids) :, None],
+            norms=np.ones((total, 1), np.float32),
+            ids=np.concatenate(ids).astype(np.int32),
+            offsets=offsets,
+            grids=np.zeros((0, 4), np.int32),
+            visual_ids=(),
+            layers=(-1,),
+            depth=1,
+        )
+
+    queries, corpus = made([2, 5, 1, 3], (7, 8)), made([4, 1, 9], (8, 9))
+    asked = [i - a in (0, 1) or i == b - 1 for a, b in itertools.pairwise(queries.offsets) for i in range(a, b)]
+    found = maxima(queries, corpus)
+    for token, is_prompt in enumerate(asked):
+        rows = []
+        for a, b in itertools.pairwise(corpus.offsets):
+            values = corpus.states[a:b, 0] @ queries.states[token, 0]
+            at = int(values.argmax())
+            on_prompt = at in (0, 1, b - a - 1)
+            on_copy = on_prompt and is_prompt and corpus.ids[a + at] == queries.ids[token]
+            rows.append([values[at], on_prompt, on_copy, values[at] * on_copy])
+        expected = np.mean(rows, axis=0)
+        np.testing.assert_allclose([x[token] for x in found], expected, atol=1e-6)
+    assert found.on_copy.sum() > 0
+    whole = shares(found, np.ones(len(asked), bool), queries)
+    parts = [slice(a, b) for a, b in itertools.pairwise(queries.offsets)]
+    assert whole["on prompt"] == pytest.approx(np.mean([found.on_prompt[p].mean() for p in parts]))
+    late, on_copy = (np.mean([x[p].mean() for p in parts]) for x in (found.value, found.value_on_copy))
+    assert whole["late on copy"] == pytest.approx(on_copy / late)
+    assert shares(found, np.zeros(len(asked), bool), queries) == {"on prompt": 0, "on copy": 0, "late on copy": 0}
+
+
+def test_some_sections_alone(tmp_path):
+    report, files = run_study(config(tmp_path, sections="words"), [Subject("a", Prompting, [benchmark()])])
+    assert list(report.subjects[0].sections) == ["words"] and set(files) == {"study.json", "study.csv", "study.md"}
+    with pytest.raises(ValueError, match="unknown sections word: there are storage, late weight, layers, words"):
+        sections_of(config(tmp_path, sections="word"))
+
+
+@pytest.mark.compiles
+def test_an_instruction_stands_before_queries_and_pages_of_a_trained_and_an_untrained_model():
+    own = study_config.get_config()
+    own.pages, own.subjects = 20, "instructed,untrained"
+    trained, untrained = study_config.get_subjects(own)
+    (made,) = trained.benchmarks
+    assert made.instruction == made.document_instruction == own.instruction
+    assert made.name == "docstrings-meaning-instructed"
+    models = trained.load(), untrained.load()
+    assert models[0].fingerprint() != models[1].fingerprint()
+    queries = models[1].states(made.queries[:5], instruction=made.instruction, query=True, progress=False)
+    words = models[1].preprocessor.tokenizer(own.instruction, add_special_tokens=False)["input_ids"]
+    assert prompt_words(queries).sum() >= 5 * len(words)
 
 
 def test_files(study):
@@ -269,7 +344,7 @@ def test_config():
     for setting in ("pool 16", "grid 2", "pca 1/8", "pool 8 + pca 1/4 + binary", "own + pool 2 + binary"):
         assert setting in own.settings
     own.subjects = "tiny,large"
-    with pytest.raises(ValueError, match="unknown subjects large: there are tiny, docstrings, pdf"):
+    with pytest.raises(ValueError, match="unknown subjects large: there are tiny, docstrings, pdf, instructed"):
         study_config.get_subjects(own)
     own.model = "tiny"
     with pytest.raises(ValueError, match="no benchmark for the model: add --config.benchmarks=FOLDER"):

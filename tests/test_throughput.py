@@ -20,7 +20,7 @@ from tests.backbone import write_checkpoint
 from tests.small_bert import write_plain
 from tests.training import make_config, page
 from train.data import Batcher, Example, Work, count_work
-from train.data.batches import Skipped
+from train.data.rows import Skipped
 from train.monitor import Throughput, memory, peak_flops, throughput, training_cost
 from train.monitor.throughput import GIB, Cost
 from train.objective import Partition
@@ -52,6 +52,8 @@ def filled(batch: Any) -> Any:
 
 SETTINGS = {
     "adapter": {"adapter__dim": 24},
+    "attention": {"adapter__kind": "self_attention", "adapter__blocks": 2},
+    "mlp": {"adapter__kind": "mlp", "adapter__mlp_dim": 48},
     "full": {"trainable": "full", "weights": "."},
     "text": {"trainable": "full"},
     "lora": {"trainable": "lora", "lora__r": 4, "lora__modules": "."},
@@ -85,7 +87,9 @@ def test_model_flops_are_those_of_the_matrix_products(tmp_path, monkeypatch, nam
         training_cost(objective.partition, params | frozen, encoder.config),
         count_work(sides[0], 2) + count_work(sides[1]),
     )
-    whole = cost._replace(token_pair=2 * cost.token_pair)  # the CPU's attention computes what is masked, too
+    in_adapter = 12.0 * 32 * 2 if name == "attention" else 0.0  # which is not causal: the width 32 in two blocks
+    # The CPU's attention computes what is masked, too.
+    whole = cost._replace(token_pair=2 * (cost.token_pair - in_adapter) + in_adapter)
     assert whole.flops(work) == pytest.approx(expected, rel=1e-3 if name == "adapter" else 0.04)
     assert work.examples == 2 and cost.flops(work) < whole.flops(work)
 
@@ -100,6 +104,8 @@ def test_model_flops_of_a_bert(tmp_path):
     jaxpr = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(objective.encode(p, frozen, side).tokens[..., :5])))(params)
     cost = training_cost(objective.partition, params | frozen, encoder.config)
     assert cost.flops(count_work(side)) == pytest.approx(products(jaxpr.jaxpr), rel=1e-2)  # of a model this small
+    cached = training_cost(objective.partition, params, encoder.config)  # attention is part of the states
+    assert (cached.token, cached.token_pair) == (2 * 2 * encoder.width**2, 0) and cost.token_pair > 0
 
 
 def test_work_counts_what_is_real(checkpoint):

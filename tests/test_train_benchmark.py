@@ -11,11 +11,12 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import encode_models, train, train_device, train_memory, train_models
-from benchmarks.abstract import Work, abstract_step, device_bytes
+from benchmarks.abstract import Work
 from benchmarks.shapes import QWEN3_VL_2B, QWEN3_VL_8B, SMALL
 from smart_jax.models import attention
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from smart_jax.runtime.mesh import make_mesh
+from train.plan import device_bytes
 
 SMALL_PAIRS = train_models.Pairs(count=3, query_tokens=5, grid=(1, 4, 6), page_words=4)
 
@@ -83,20 +84,20 @@ def test_memory_of_arrays_is_that_of_a_shard():
     """Over 8 devices: an eighth of the bfloat16 kernels and of the factors that are split, and two moments of these."""
     mesh = make_mesh(1, 8)
     config = QwenVLConfig.from_hf(SMALL)
-    state, frozen, batch = abstract_step(config, mesh, Work("lora", rows=2, r=8))[1]
+    state, frozen, batch = Work("lora", rows=2, r=8).run(config, mesh).arguments
     (name,) = (n for n in state.params if n.endswith("layers.0.mlp.up_proj.a"))
     assert state.params[name].sharding.shard_shape((64, 8)) == (8, 8)
     kernel = frozen["model.language_model.layers.0.mlp.up_proj.kernel"]
     assert device_bytes(kernel) == 64 * 96 * 2 // 8
     assert device_bytes(state.opt_state) == pytest.approx(2 * device_bytes(state.params), abs=64)  # and counters
-    assert device_bytes(batch.documents.vision.patches) == 2 * 1024 * config.vision.patch_values * 4
+    assert device_bytes(batch.documents.vision.patches) == 2 * 1024 * 3 * config.vision.patch_size**2  # bytes of pixels
 
 
 @pytest.mark.compiles
 @pytest.mark.parametrize(("shape", "billions"), [(QWEN3_VL_2B, 2.13), (QWEN3_VL_8B, 8.14)])
 def test_parameters_of_the_real_shapes(shape, billions):
     """Qwen3-VL's model cards say 2B and 9B with an output layer of vocabulary x width, which an encoder has not."""
-    frozen = abstract_step(QwenVLConfig.from_hf(shape), make_mesh(1, 8), Work("adapter", rows=1))[1][1]
+    frozen = Work("adapter", rows=1).run(QwenVLConfig.from_hf(shape), make_mesh(1, 8)).frozen
     assert sum(x.size for x in frozen.values()) / 1e9 == pytest.approx(billions, abs=0.01)
 
 

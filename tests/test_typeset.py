@@ -88,3 +88,17 @@ def test_margins_without_room_are_refused():
 def test_unknown_font_is_named():
     with pytest.raises(ValueError, match="Wingdings"):
         typeset.typeset(TEXT, 200, 200, typeset.Layout("Wingdings", 16, 8, 2, 0, 255))
+
+
+def test_grid_places_are_where_the_characters_are_drawn():
+    text = "one two  three abcdefghij"
+    page, shown = typeset.typeset_grid(text, 64, 64)
+    places = typeset.grid_places(text, rows=4, columns=8)
+    assert len(places) == len(shown)
+    for character, (row, column) in zip(shown, places, strict=True):
+        if row < 0:
+            assert character == " "
+            continue
+        cell = page[16 * row : 16 * row + 16, 8 * column : 8 * column + 8, 0]
+        codes = typeset.grid_codes([character], rows=1, columns=1)
+        assert np.array_equal(cell, typeset.draw_codes(codes))

@@ -40,6 +40,7 @@ from tests.golden.make_video import (
     drawn,
     items,
 )
+from tests.pixels import CONSTANTS, values_of
 
 CONFIG = QwenVLConfig.from_hf(small_config())
 IMAGES, SETTINGS = ImageSettings(), VideoSettings()
@@ -99,8 +100,8 @@ def write_film(
 
 def levels_of(found, per_patch: int = 2) -> list[list[int]]:
     """The grey of every frame of every temporal patch."""
-    shaped = found.patches.reshape(len(found.grids), -1, 3, per_patch, 256)
-    return np.rint((shaped.mean((1, 2, 4)) + 1) * 127.5).astype(int).tolist()
+    shaped = found.patches.reshape(len(found.grids), -1, per_patch, 768)
+    return np.rint(shaped.mean((1, 3))).astype(int).tolist()
 
 
 # --- the reference
@@ -119,7 +120,7 @@ def test_tokens_positions_and_pixels_equal_the_reference(family, case):
     videos = ((1, h, w),) * t if name == "qwen3_vl" else ((t, h, w),)
     assert row.grids[: len(videos)] == videos
     assert np.array_equal(row.keep[np.isin(row.input_ids, [IMAGE, VIDEO])], np.ones(len(row.patches) // 4, bool))
-    values = row.patches[: t * h * w].reshape(-1)
+    values = values_of(row.patches[: t * h * w], CONSTANTS["qwen3"]).reshape(-1)
     bytes_ = (values[np.random.default_rng(0).integers(0, values.size, SAMPLES)] + 1) * 127.5
     error = np.abs(bytes_.round() - golden["pixels"])
     assert np.mean(error > 2) <= 0.02 and error.max() <= 12 and error.mean() < 0.3
@@ -213,7 +214,7 @@ def test_two_equal_frames_are_an_image():
     still = noise_page(512, 512)
     found = process_video([still, still], IMAGES, SETTINGS)
     patches, grid = process_image(still, IMAGES)
-    assert found.grids == (grid,) and np.array_equal(found.patches, patches)
+    assert found.grids == (grid,) and np.array_equal(found.patches, np.tile(patches, 2))
 
 
 def test_a_container_that_does_not_find_its_frames_is_read_from_the_start(monkeypatch):
@@ -318,6 +319,24 @@ BAD_FILES = {
     "no_frames": r"has no video stream \(no other found\)",
     "no_header": "cannot be decoded .*truncated or damaged; write or download it again",
 }
+
+
+PLAYLISTS = {
+    "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\nfilm.mp4\n#EXT-X-ENDLIST\n",
+    "list.mp4": "ffconcat version 1.0\nfile film.mp4\n",
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_a_playlist_leads_to_no_other_file(name, tmp_path):
+    write_film(tmp_path / "film.mp4", [0, 50, 100] * 4)
+    (tmp_path / name).write_text(PLAYLISTS[name])
+    with av.open(str(tmp_path / name)) as container:  # FFmpeg would
+        assert container.streams.video
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        video_file.check_video_file(tmp_path / name)
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        process_video(tmp_path / name, IMAGES, SETTINGS)
 
 
 def fast_start(folder: Path) -> bytes:
@@ -519,7 +538,7 @@ def test_order_and_kept_tokens(preprocessor):
     assert kinds == [VIDEO, IMAGE] and row.keep[np.isin(row.input_ids, [IMAGE, VIDEO])].all()
     assert [g[0] for g in row.grids] == [1] * 5 and len(row.patches) == 4 * len(visual)
     pieces = [process_video(v, IMAGES, SETTINGS).patches for v in videos]
-    pieces += [process_image(i, IMAGES)[0] for i in item["images"]]
+    pieces += [np.tile(process_image(i, IMAGES)[0], 2) for i in item["images"]]
     assert np.array_equal(row.patches, np.concatenate(pieces))
     text = preprocessor.tokenizer.decode(row.input_ids)
     assert text.count("<0.2 seconds><|vision_start|>") == 2 and text.count("<1.2 seconds><|vision_start|>") == 1

@@ -178,7 +178,7 @@ def test_config_missing_corrupt_unknown(tmp_path):
     with pytest.raises(ValueError, match="not valid JSON"):
         load_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(small_config(model_type="llama")))
-    with pytest.raises(ValueError, match="'llama' is not supported; supported: qwen3_vl"):
+    with pytest.raises(ValueError, match="'llama' is not supported; architectures that can be loaded: qwen3_vl"):
         load_config(tmp_path)
 
 

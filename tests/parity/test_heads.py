@@ -87,7 +87,8 @@ def test_embeddings(checkpoint, head, model_type, query):
     encoder = smart_jax.load(folder, head=head, settings=SMALL)
     found = encoder.encode(DOCUMENTS, query=query)
     rows = [encoder.preprocessor.tokenize(item, query=query) for item in DOCUMENTS]
-    inputs = Inputs([(row.input_ids, list(row.grids), row.patches) for row in rows], image=5)
+    how = encoder.preprocessor.images.normalisation
+    inputs = Inputs([(row.input_ids, list(row.grids), row.patches) for row in rows], image=5, how=how)
     plain = head in ("gme", "lamra", "lamra_qwen3_vl", "vlm2vec")
     last = embeddings_only(model, inputs) if plain else inputs.torch_last(model)
     for i, row in enumerate(rows):

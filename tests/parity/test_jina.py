@@ -23,6 +23,7 @@ from tests.checkpoints import noise_page, write_processor
 from tests.lora import write_lora
 from tests.parity.qwen2_vl import CONFIGS, to_v4, torch_model
 from tests.parity.qwen3_vl import BROKEN, TOLERANCE, Inputs
+from tests.pixels import CONSTANTS
 from tests.training import make_config
 from train.setup import load_encoder, make_objective
 
@@ -88,7 +89,8 @@ def last_states(jina, task: str, rows) -> list[np.ndarray]:
         with torch.no_grad():
             for name, delta in layers.items():
                 model.model.get_submodule(name).weight.copy_((before[name].double() + torch.tensor(delta)).float())
-        last = Inputs([(r.input_ids, list(r.grids), r.patches) for r in rows], image=5).torch_last(model.model)
+        inputs = Inputs([(r.input_ids, list(r.grids), r.patches) for r in rows], image=5, how=CONSTANTS["clip"])
+        last = inputs.torch_last(model.model)
     finally:
         with torch.no_grad():
             for name, value in before.items():

@@ -52,7 +52,7 @@ def test_qwen_vl_in_torch(family, tmp_path):
     model_class = write_base(family, tmp_path / "base")
     config = load_config(tmp_path / "base")
     graphdef, params = adapted(tmp_path / "base", config)
-    inputs = Inputs.random(CASES["image_and_text"], values=config.vision.patch_values)
+    inputs = Inputs.random(CASES["image_and_text"], size=config.vision.patch_size)
     ours = our_states(graphdef, params, inputs.batch(config))
 
     lora = save_lora(tmp_path / "lora", params, config, LORA, base=tmp_path / "base")

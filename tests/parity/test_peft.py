@@ -143,7 +143,7 @@ def test_qwen_vl_equals_peft(family, name, bases, adapters, tmp_path):
     plain = load_weights(base, config)[1]
     assert largest_difference(params, plain) > 0.02
     adapted = PeftModel.from_pretrained(fresh(), adapter).eval()
-    inputs = Inputs.random(CASES["image_and_text"], values=config.vision.patch_values)
+    inputs = Inputs.random(CASES["image_and_text"], size=config.vision.patch_size)
     theirs = inputs.torch_states(adapted.base_model.model.model)
     ours = inputs.batch(config)
     assert max(errors(theirs, our_states(graphdef, params, ours), inputs)) < TOLERANCE

@@ -23,6 +23,7 @@ from smart_jax.models.weights import abstract_model, load_weights, save_weights
 from tests.checkpoints import noise_page, write_processor
 from tests.parity.qwen2_vl import CLASSES, CONFIGS, to_v4, to_v5_names, torch_model
 from tests.parity.qwen3_vl import BATCHES, BROKEN, CASES, TOLERANCE, Inputs, errors, odd_image, our_states
+from tests.pixels import values_of
 
 pytestmark = pytest.mark.compiles
 
@@ -56,7 +57,7 @@ def first(request, pairs):
 
 
 def random_inputs(spec, config, seed=0):
-    return Inputs.random(spec, seed=seed, values=config.vision.patch_values)
+    return Inputs.random(spec, seed=seed, size=config.vision.patch_size)
 
 
 @pytest.mark.parametrize("rows", BATCHES)
@@ -249,8 +250,9 @@ def test_encode_from_the_hub_layout(family, tmp_path):
     found = encoder.encode_document(documents)
     rows = [encoder.preprocessor.tokenize(d) for d in documents]
     theirs = Qwen2VLImageProcessorPil.from_pretrained(folder, min_pixels=4096, max_pixels=1_843_200)(images=[page])
-    np.testing.assert_array_equal(rows[0].patches, theirs["pixel_values"])
-    inputs = Inputs([(r.input_ids, list(r.grids), r.patches) for r in rows], image=5)
+    how = encoder.preprocessor.images.normalisation
+    np.testing.assert_array_equal(values_of(rows[0].patches, how), theirs["pixel_values"])
+    inputs = Inputs([(r.input_ids, list(r.grids), r.patches) for r in rows], image=5, how=how)
     last = inputs.torch_last(model.model)
     for i, row in enumerate(rows):
         states = last[i, : len(row.input_ids)]

@@ -24,6 +24,7 @@ from tests.golden.make_video import clip
 from tests.parity import qwen2_vl, qwen3_vl
 from tests.parity.qwen3_vl import our_states, save
 from tests.parity.test_qwen3_vl import BROKEN, TOLERANCE, errors
+from tests.pixels import values_of
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +100,7 @@ def seconds_per_grid(item: dict[str, Any], video: Any) -> float:
 
 def torch_inputs(pair: tuple, rows: list[TokenizedItem], items: list[Any]) -> dict[str, torch.Tensor]:
     """What transformers' processor hands to the model: videos and images apart, a grid with all frames per video."""
-    config = pair[1].config
+    config, how = pair[1].config, pair[1].images.normalisation
     length = max(len(row.input_ids) for row in rows)
     ids, mask = np.zeros((len(rows), length), np.int64), np.zeros((len(rows), length), np.int64)
     grids: dict[str, list] = {"image": [], "video": []}
@@ -122,7 +123,10 @@ def torch_inputs(pair: tuple, rows: list[TokenizedItem], items: list[Any]) -> di
     inputs = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == 5) + 2 * (ids == 6)}
     for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         if grids[kind]:
-            inputs |= {name: np.concatenate(pixels[kind]), f"{kind}_grid_thw": np.array(grids[kind])}
+            inputs |= {
+                name: np.concatenate([values_of(p, how) for p in pixels[kind]]),
+                f"{kind}_grid_thw": np.array(grids[kind]),
+            }
     if config.model_type == "qwen2_5_vl":
         inputs["second_per_grid_ts"] = np.array(seconds, np.float32)
     return {name: torch.tensor(value) for name, value in inputs.items()}
