@@ -40,7 +40,7 @@ from eval.ranking import reference_scores
 from eval.reports import Failure, Group, Report, check_groups, markdown, summarise, write
 from eval.states import GIB, Cache, Worker
 from smart_jax.config_files import run_config_file
-from smart_jax.files import EMBEDDED, files_fingerprint
+from smart_jax.files import EMBEDDED, files_fingerprint, write_whole_text
 from smart_jax.retrieval import Retriever, open_adapter
 from smart_jax.runtime import DistributedConfig, distributed
 
@@ -136,7 +136,7 @@ def _write(report: Report, results: Sequence[Result], seconds: float) -> dict[st
     folder = Path(report.config["output"])
     files = write(report, folder) | {"timing": folder / "timing.json"}
     timing = {"seconds": seconds, "benchmarks": {result.benchmark: result.seconds for result in results}}
-    files["timing"].write_text(json.dumps(timing, indent=2) + "\n", encoding="utf-8")
+    write_whole_text(files["timing"], json.dumps(timing, indent=2) + "\n")
     return files
 
 

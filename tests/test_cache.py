@@ -151,13 +151,13 @@ def test_an_item_that_can_not_be_encoded_is_named(tmp_path):
 def test_a_full_disk_leaves_what_is_whole(tmp_path, monkeypatch):
     cache, written = Cache(tmp_path, "f", memory=FEW_ITEMS), []
 
-    def flush(path):
-        written.append(path)
+    def flush(descriptor):
+        written.append(descriptor)
         if len(written) == 4:
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("smart_jax.files.safetensors_file.flush_file", flush)
+        patch.setattr("smart_jax.files.whole_files.os.fsync", flush)
         with pytest.raises(OSError, match="No space left"):
             run(cache)
     assert len(list(tmp_path.glob("made/*/*.safetensors"))) == 3 and not list(tmp_path.glob("made/*/*.tmp"))

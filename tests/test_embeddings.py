@@ -1,4 +1,8 @@
 import json
+import os
+import stat
+import subprocess
+import sys
 from itertools import pairwise
 
 import jax.numpy as jnp
@@ -8,6 +12,7 @@ import pytest
 
 from smart_jax.retrieval import quantize
 from smart_jax.retrieval.embeddings import INDEX, Embeddings
+from tests.processes import ROOT, environment
 
 LENGTHS = (3, 1, 5, 2)
 
@@ -286,10 +291,10 @@ def test_a_save_that_is_cut_off_leaves_the_former_one(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     for step in (
-        "files.safetensors_file.save_file",
-        "files.safetensors_file.flush_file",
-        "retrieval.embeddings.flush_file",
-        "retrieval.embeddings.json.dumps",
+        "files.safetensors_file.safetensors_header",
+        "files.whole_files.os.fsync",
+        "retrieval.saved_files.write_index",
+        "retrieval.saved_files.json.dumps",
     ):
         with monkeypatch.context() as patch:
             patch.setattr(f"smart_jax.{step}", full)
@@ -362,3 +367,81 @@ def test_tensors_of_another_kind(tmp_path):
     save_file({"pooled": np.array(e.pooled), "tokens": np.array(e.tokens), "offsets": offsets}, tensors)
     with pytest.raises(ValueError, match="corrupt or truncated .*not monotone"):
         Embeddings.load(tmp_path)
+
+
+SAVING = """
+import json, os, random, signal, sys, threading, time
+from smart_jax import Embeddings
+from tests.test_embeddings import make
+
+folder, made = sys.argv[1], {}
+for line in sys.stdin:  # how often to save embeddings of how many items, and when to be killed
+    times, count, moment = json.loads(line)
+    embeddings = made.setdefault(count, make([50] * count, width=64))
+    child = os.fork()
+    if not child:
+        if moment is not None:
+            threading.Timer(moment, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        for _ in range(times):
+            embeddings.save(folder)
+        os._exit(0)
+    if moment is not None:
+        print(os.waitpid(child, 0), flush=True)
+while True:
+    try:
+        os.wait()
+    except ChildProcessError:
+        break
+"""
+
+
+def saver(folder):
+    """A process that forks for each line that is written to it, before any thread is there."""
+    command, pipes = [sys.executable, "-c", SAVING, str(folder)], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, **pipes)
+
+
+@pytest.mark.slow
+def test_killed_writers_leave_nothing_for_the_next(tmp_path):
+    whole = make([50] * 40, width=64)
+    whole.save(tmp_path)
+    expected, rng = whole.pooled.tobytes(), np.random.default_rng(0)
+    with saver(tmp_path) as process:
+        left = 0
+        for moment in rng.uniform(0, 0.1, 20).tolist():
+            process.stdin.write(json.dumps([10**6, 400, moment]) + "\n")
+            process.stdin.flush()
+            process.stdout.readline()
+            found = Embeddings.load(tmp_path)
+            assert len(found) in (40, 400)
+            left += len(list(tmp_path.iterdir())) > 2
+        process.stdin.close()
+    assert left >= 10
+    whole.save(tmp_path)
+    assert Embeddings.load(tmp_path).pooled.tobytes() == expected
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_several_writers_beside_readers(tmp_path):
+    """Each load gets what one of them has saved, and only the last one's files stay."""
+    sizes = (2, 3, 5)
+    make([50] * 2, width=64).save(tmp_path)
+    with saver(tmp_path) as process:
+        for count in sizes:
+            process.stdin.write(json.dumps([15, count, None]) + "\n")
+        process.stdin.close()
+        seen = set()
+        while process.poll() is None:
+            seen.add(len(Embeddings.load(tmp_path, mmap=len(seen) % 2 == 0)))
+    assert seen and seen <= set(sizes)
+    Embeddings.load(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_files_are_for_whom_the_umask_lets(tmp_path):
+    former = os.umask(0o027)
+    try:
+        make().save(tmp_path)
+    finally:
+        os.umask(former)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o640}

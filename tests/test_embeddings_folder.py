@@ -99,6 +99,23 @@ def test_resumes_with_what_is_recorded(tmp_path, monkeypatch):
         assert_same(out.finish(), whole)
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    """A file that no journal names yet, and a journal whose embeddings are finished."""
+    whole = made()
+    (tmp_path / "embeddings-0123abcd.safetensors").write_bytes(b"begun")
+    (tmp_path / "embeddings-mine.safetensors").write_bytes(b"another's")
+    with opened(tmp_path) as out:
+        expect_all(out, whole)
+        put(out, whole, range(COUNT))
+        journal = (tmp_path / embeddings_folder.JOURNAL).read_text()
+        out.finish()
+    (tmp_path / embeddings_folder.JOURNAL).write_text(journal)
+    with opened(tmp_path) as out:
+        assert_same(out.finish(), whole)
+    (tmp_path / "embeddings-mine.safetensors").unlink()
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
+
+
 def test_what_was_not_recorded_is_not_believed(tmp_path, monkeypatch):
     monkeypatch.setattr(embeddings_folder, "RECORD_SECONDS", 10**6)
     whole, out = made(), opened(tmp_path)

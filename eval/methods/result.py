@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Real
 
+from smart_jax.files import write_whole_text
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -46,9 +48,7 @@ class Result:
             "values": {m: {name: x.tolist() for name, x in of.items()} for m, of in self.values.items()},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".tmp")
-        partial.write_text(json.dumps(described) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole_text(path, json.dumps(described) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Result:

@@ -27,6 +27,7 @@ from eval.reports.report import (
     PublishedFigures,
     Report,
 )
+from smart_jax.files import write_whole_text
 
 NAME = "results.json"
 Json = dict[str, Any]  # an object of JSON
@@ -34,7 +35,7 @@ Json = dict[str, Any]  # an object of JSON
 
 def write_results(report: Report, path: Path) -> None:
     """Writes the file; a list of numbers or texts is on one line."""
-    path.write_text(_dump(_to_json(report)) + "\n", encoding="utf-8")
+    write_whole_text(path, _dump(_to_json(report)) + "\n")
 
 
 def read_results(path: str | Path) -> Report:

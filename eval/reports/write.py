@@ -8,6 +8,7 @@ from eval.reports import plots
 from eval.reports.report import Report
 from eval.reports.results_file import NAME, write_results
 from eval.reports.tables import markdown
+from smart_jax.files import write_whole_text
 
 
 def write(report: Report, folder: str | Path) -> dict[str, Path]:
@@ -33,5 +34,5 @@ def write(report: Report, folder: str | Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = {"json": folder / NAME, "md": folder / "results.md"}
     write_results(report, paths["json"])
-    paths["md"].write_text(markdown(report), encoding="utf-8")
+    write_whole_text(paths["md"], markdown(report))
     return paths | plots.write(report, folder)

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+
+from smart_jax.files import write_tensors
 
 POLL_SECONDS = 0.2
 
@@ -85,9 +87,7 @@ class Worker:
         if self.folder is None:
             return [dict(arrays)]
         paths = [self.folder / f"{_digest(name + what)}-{index}.safetensors" for index in range(self.count)]
-        partial = paths[self.index].with_suffix(".tmp")
-        save_file(dict(arrays), partial)
-        partial.replace(paths[self.index])
+        write_tensors(paths[self.index], arrays)
         self.wait_for(paths, name)
         return [load_file(path) for path in paths]
 

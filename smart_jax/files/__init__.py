@@ -14,10 +14,11 @@ from smart_jax.files.checkpoint_tensors import first_names, read_tensors
 from smart_jax.files.fingerprint import files_fingerprint
 from smart_jax.files.hub import download, hub_id, is_hub_id, open_checkpoint, resolve, resolve_base, snapshot_of
 from smart_jax.files.json_file import read_json
-from smart_jax.files.lock import lock_file
+from smart_jax.files.lock import holder, lock_file, named_lock, try_lock
 from smart_jax.files.named_models import EMBEDDED, PACKAGED, PackagedModel, meant_by, named_folder
 from smart_jax.files.other_folders import other_folder
 from smart_jax.files.safetensors_file import flush_file, map_tensors, safetensors_header, write_tensors
+from smart_jax.files.whole_files import remove_partial, whole_file, write_whole_text
 
 __all__ = [
     "CONFIG_FILE",
@@ -33,21 +34,27 @@ __all__ = [
     "find_adapter",
     "first_names",
     "flush_file",
+    "holder",
     "hub_id",
     "is_hub_id",
     "lock_file",
     "map_tensors",
     "meant_by",
     "named_folder",
+    "named_lock",
     "open_checkpoint",
     "other_folder",
     "read_adapter_config",
     "read_json",
     "read_tensors",
+    "remove_partial",
     "resolve",
     "resolve_base",
     "safetensors_header",
     "snapshot_of",
     "torch_file",
+    "try_lock",
+    "whole_file",
     "write_tensors",
+    "write_whole_text",
 ]

@@ -8,7 +8,6 @@ are checked before anything runs, names resolve to inert stand-ins of a short li
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import pickletools
 import struct
@@ -20,6 +19,8 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from smart_jax.files.whole_files import whole_file
 
 STORAGES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -259,17 +260,12 @@ def save(value: object, path: str | Path) -> None:
     path = Path(path)
     writer = _Writer()
     writer.value(value)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as file:
-            file.writestr("archive/data.pkl", b"\x80\x02" + bytes(writer.pickle) + b".")
-            file.writestr("archive/byteorder", b"little")
-            for key, (array, _) in enumerate(writer.storages.values()):
-                file.writestr(f"archive/data/{key}", array.tobytes())
-            file.writestr("archive/version", b"3\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as file:
+        file.writestr("archive/data.pkl", b"\x80\x02" + bytes(writer.pickle) + b".")
+        file.writestr("archive/byteorder", b"little")
+        for key, (array, _) in enumerate(writer.storages.values()):
+            file.writestr(f"archive/data/{key}", array.tobytes())
+        file.writestr("archive/version", b"3\n")
 
 
 class _Writer:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import os
-import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from smart_jax.files import lock_file
+from smart_jax.files import named_lock
 
 
 class BusyError(ValueError):
@@ -37,19 +33,9 @@ def write_lock(path: Path) -> Iterator[None]:
       Traceback (most recent call last):
       smart_jax.index.write_lock.BusyError: '...' is being written to by process ...: wait for it, or end it
     """
-    try:
-        file = lock_file(path, "busy")
-    except ValueError:
-        holder = path.read_text(encoding="utf-8").strip() or "another process"
-        raise BusyError(f"'{path.parent}' is being written to by {holder}: wait for it, or end it") from None
-    with contextlib.closing(file):
-        file.truncate(0)
-        file.write(_own_name())
-        file.flush()
+
+    def busy(holder: str) -> BusyError:
+        return BusyError(f"'{path.parent}' is being written to by {holder}: wait for it, or end it")
+
+    with named_lock(path, busy, keep=True):
         yield
-        file.truncate(0)
-
-
-def _own_name() -> str:
-    began = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-    return f"process {os.getpid()} ({Path(sys.argv[0]).name or 'python'}) on {socket.gethostname()} since {began}"

@@ -23,9 +23,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
-from safetensors.numpy import save_file
 
-from smart_jax.files import CONFIG_FILE, WEIGHTS_FILE
+from smart_jax.files import CONFIG_FILE, WEIGHTS_FILE, write_tensors, write_whole_text
 from smart_jax.models.architectures import ModelConfig
 from smart_jax.models.low_rank import low_rank, merged_product
 from smart_jax.models.placement import mesh_sharding, place_beside
@@ -247,8 +246,8 @@ def save_lora(
     if not is_main():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
-    (folder / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    write_tensors(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
+    write_whole_text(folder / CONFIG_FILE, json.dumps(described, indent=2) + "\n")
     return folder
 
 

@@ -12,9 +12,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from safetensors.numpy import save_file
 
-from smart_jax.files import SINGLE_FILE, Checkpoint, first_names, read_tensors
+from smart_jax.files import SINGLE_FILE, Checkpoint, first_names, read_tensors, write_tensors
 from smart_jax.models.architectures import ARCHITECTURES, ModelConfig
 from smart_jax.models.peft import Change, choose_task, read_adapter
 from smart_jax.models.torch_layout import (
@@ -168,7 +167,7 @@ def save_weights(folder: str | Path, params: Params, config: ModelConfig, *, dty
     if not is_main():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(target), metadata={"format": "pt"})  # transformers refuses files without this entry
+    write_tensors(target, tensors, {"format": "pt"})  # transformers refuses files without this entry
     return target
 
 

@@ -30,8 +30,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
+from smart_jax.files import write_tensors, write_whole_text
 from smart_jax.models import checksum, segment_attention
 from smart_jax.notebook import abbreviated, facts_table
 from smart_jax.publishing import push_folder, write_card
@@ -310,11 +311,8 @@ class Adapter(nnx.Module):
         """Writes `adapter.safetensors` (float32, torch's [out, in] layout) and `adapter.json` into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights, text = folder / f"{WEIGHTS}.tmp", folder / f"{CONFIG}.tmp"
-        save_file(tensors(self), weights)
-        text.write_text(describe(self.config), encoding="utf-8")
-        weights.replace(folder / WEIGHTS)
-        text.replace(folder / CONFIG)
+        write_tensors(folder / WEIGHTS, tensors(self))
+        write_whole_text(folder / CONFIG, describe(self.config))
 
     def push_to_hub(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from smart_jax.dtypes import known_dtype
-from smart_jax.files import flush_file, map_tensors, write_tensors
+from smart_jax.files import map_tensors
 from smart_jax.notebook import facts_table, memory_size
 from smart_jax.retrieval.provenance import Provenance, join
 from smart_jax.retrieval.quantize import quantize
+from smart_jax.retrieval.saved_files import INDEX, save_files
 from smart_jax.typing import JsonObject
 
 DTYPES = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16))
 INT8 = np.dtype(np.int8)
 FORMAT, VERSION = "smart_jax.embeddings", 1
-INDEX = "embeddings.json"
 CHECKED_AT_ONCE = 2**19  # bytes looked at twice for NaN: they stay in the cache
 
 Array = np.ndarray
@@ -246,27 +245,14 @@ class Embeddings:
     def save(self, folder: str | Path) -> None:
         """Writes `embeddings.json` and the safetensors file that it names.
 
-        Replacing the JSON file is the last step: a save that is cut off leaves the folder's former embeddings whole.
+        Replacing the JSON file is the last step: a save that is cut off leaves the folder's former embeddings whole,
+        and what else it leaves is removed by the next. Of several processes that save to one folder, one writes at a
+        time; those that load from it meanwhile get what one of them has saved.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"embeddings-{secrets.token_hex(4)}.safetensors"
-        index: dict[str, Any] = {"format": FORMAT, "version": VERSION, "file": name, **self._description()}
+        index: dict[str, Any] = {"format": FORMAT, "version": VERSION, "file": "", **self._description()}
         if self.provenance is not None:
             index["provenance"] = self.provenance.to_dict()
-        former = _former_file(folder)
-        tensors, text = folder / name, folder / f"{name}.json"
-        try:
-            write_tensors(tensors, self._arrays())
-            text.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-            flush_file(text)
-            text.replace(folder / INDEX)
-        except BaseException:
-            tensors.unlink(missing_ok=True)
-            text.unlink(missing_ok=True)
-            raise
-        if former is not None:
-            former.unlink(missing_ok=True)
+        save_files(Path(folder), self._arrays(), index)
 
     @staticmethod
     def load(folder: str | Path, *, mmap: bool = False) -> Embeddings:
@@ -283,6 +269,16 @@ class Embeddings:
         """
         folder = Path(folder)
         index = read_index(folder / INDEX)
+        while True:
+            try:
+                return Embeddings._load(folder, index, mmap)
+            except (FileNotFoundError, ValueError):
+                former, index = index, read_index(folder / INDEX)
+                if index == former:  # else the folder was saved to meanwhile
+                    raise
+
+    @staticmethod
+    def _load(folder: Path, index: JsonObject, mmap: bool) -> Embeddings:
         path = folder / index["file"]
         if not path.is_file():
             raise FileNotFoundError(f"no '{path}', which '{folder / INDEX}' names: copy the folder as a whole")
@@ -413,13 +409,6 @@ def _cast(array: Array, dtype: np.dtype) -> Array:
 
 def _names(dtypes: Sequence[np.dtype] = DTYPES) -> str:
     return ", ".join(d.name for d in dtypes[:-1]) + f" or {dtypes[-1].name}"
-
-
-def _former_file(folder: Path) -> Path | None:
-    try:
-        return folder / str(read_index(folder / INDEX)["file"])
-    except (OSError, ValueError):
-        return None  # nothing there, or nothing of ours to remove
 
 
 def read_index(path: Path) -> JsonObject:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,11 +19,18 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import DTypeLike
 
-from smart_jax.files import flush_file, lock_file, safetensors_header
-from smart_jax.retrieval.embeddings import DTYPES, FORMAT, INDEX, VERSION, Embeddings, check_finite, read_index
+from smart_jax.files import lock_file, safetensors_header
+from smart_jax.retrieval.embeddings import DTYPES, FORMAT, VERSION, Embeddings, check_finite, read_index
 from smart_jax.retrieval.provenance import Provenance
+from smart_jax.retrieval.saved_files import (
+    INDEX,
+    JOURNAL,
+    new_name,
+    remove_leftovers,
+    write_index,
+    written_by_this_process,
+)
 
-JOURNAL = "embeddings.partial.jsonl"
 JOURNAL_FORMAT, JOURNAL_VERSION = "smart_jax.embeddings.partial", 1
 RECORD_SECONDS = 1.0  # at most so much is encoded again after a kill, and what was being computed
 HEADER_BYTES = 1024  # kept free for the header of the safetensors file
@@ -104,7 +110,7 @@ class EmbeddingsFolder:
         self._journal: Any = None
         self._name = ""
         self._finished = self._is_finished()
-        if not self._finished:
+        if not self._finished or (self._folder / JOURNAL).exists():  # of a process that ended before it removed it
             self._open()
 
     def __enter__(self) -> EmbeddingsFolder:
@@ -213,10 +219,12 @@ class EmbeddingsFolder:
         self._file = os.open(self._path, os.O_RDWR)
 
     def _begin(self, widths: tuple[int, int]) -> None:
-        self._widths, self._name = widths, f"embeddings-{secrets.token_hex(4)}.safetensors"
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._widths, self._name = widths, new_name()
         head = {"format": JOURNAL_FORMAT, "version": JOURNAL_VERSION, "file": self._name, "widths": widths}
-        self._append(head | {"about": self._about})
+        with written_by_this_process(self._folder):
+            remove_leftovers(self._folder)
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._append(head | {"about": self._about})
 
     def _append(self, line: Any) -> None:
         self._journal.write(json.dumps(line) + "\n")
@@ -262,11 +270,10 @@ class EmbeddingsFolder:
         index |= {"pooled_width": pooled, "token_width": token, "dtype": self._dtype.name}
         if self._provenance is not None:
             index["provenance"] = self._provenance.to_dict()
-        text = self._folder / f"{self._name}.json"
-        text.write_text(json.dumps(index | {"about": self._about}, indent=2) + "\n", encoding="utf-8")
-        flush_file(text)
-        text.replace(self._folder / INDEX)
-        (self._folder / JOURNAL).unlink()
+        with written_by_this_process(self._folder):
+            write_index(self._folder, index | {"about": self._about})
+            (self._folder / JOURNAL).unlink()
+            remove_leftovers(self._folder)
         self._finished = True
 
 
