@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -10,7 +11,10 @@ from smart_jax.models import layers as L
 
 
 class ClippableLinear(nnx.Module):
-    """Linear map without a bias that may clamp what it reads and what it gives by four numbers of the checkpoint."""
+    """Linear map without a bias that may clamp what it reads and what it gives by four numbers of the checkpoint.
+
+    The numbers are no weights: no gradient reaches them.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, clipped: bool, std: float, rngs: nnx.Rngs) -> None:
         self.linear = L.linear(inputs, outputs, bias=False, std=std, rngs=rngs)
@@ -23,9 +27,14 @@ class ClippableLinear(nnx.Module):
         """Returns the map's result."""
         if not self.clipped:
             return self.linear(x)
-        x = jnp.clip(x, self.input_min[...].astype(x.dtype), self.input_max[...].astype(x.dtype))
-        y = self.linear(x)
-        return jnp.clip(y, self.output_min[...].astype(y.dtype), self.output_max[...].astype(y.dtype))
+        y = self.linear(_clamped(x, self.input_min, self.input_max))
+        return _clamped(y, self.output_min, self.output_max)
+
+
+def _clamped(
+    x: Float[Array, "B L width"], least: nnx.Param[Array], most: nnx.Param[Array]
+) -> Float[Array, "B L width"]:
+    return jnp.clip(x, *(jax.lax.stop_gradient(bound[...]).astype(x.dtype) for bound in (least, most)))
 
 
 class SoftTokenEmbedder(nnx.Module):
