@@ -56,8 +56,8 @@ def load(
       mesh: devices to work on (`smart_jax.make_mesh()` = all of them, by data); None = the default device.
       revision: branch, tag or commit of a hub repository.
       head: preset to start from: the published model that the checkpoint is or comes from, such as "gme".
-      pooling: "last", "mean" or "before:TOKEN"; for a BERT, "mean" or "cls" (None = as the checkpoint's smart_jax.json
-        or 1_Pooling/config.json says).
+      pooling: "last", "mean", "mean_all" or "before:TOKEN"; for a BERT, "mean" or "cls" (None = as the checkpoint's
+        smart_jax.json or 1_Pooling/config.json says).
       prompt: a Jinja template or turns, see `smart_jax.inputs.prompt.Prompt`.
       settings: any other fields of `smart_jax.inputs.Settings`, for a BERT of `TextSettings`.
       task: which adapter is used, where a checkpoint has one for each of several tasks, such as jina-embeddings-v4

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from smart_jax.inputs.presets import PRESETS
 from tests.backbone import write_checkpoint
+from tests.processes import ROOT, run_main
 
 FOLDERS = {  # head: (model_type, the hub's name)
     "qwen3_vl_embedding": ("qwen3_vl", "Qwen3-VL-Embedding-2B"),
@@ -19,6 +17,12 @@ FOLDERS = {  # head: (model_type, the hub's name)
     "lamra_qwen3_vl": ("qwen3_vl", "LamRA-Qwen3-VL-2B"),
     "vlm2vec": ("qwen2_vl", "VLM2Vec-V2.0"),
     "jina_embeddings_v4": ("qwen2_5_vl", "jina-embeddings-v4"),
+    "ops_mm_embedding": ("qwen2_vl", "Ops-MM-embedding-v1-2B"),
+    "rzen_embed": ("qwen2_vl", "RzenEmbed"),
+    "unite": ("qwen2_vl", "Unite-Base-Qwen2-VL-2B"),
+    "gve": ("qwen2_5_vl", "GVE-3B"),
+    "nomic_embed_multimodal": ("qwen2_5_vl", "nomic-embed-multimodal-3b"),
+    "eager_embed": ("qwen3_vl", "eager-embed-v1"),
 }
 
 
@@ -33,9 +37,8 @@ def test_pages_benchmark(head, tmp_path):
     folder = write_checkpoint(tmp_path / name, model_type=model_type)
     (folder / "smart_jax.json").write_text(json.dumps({"min_pixels": 2048, "max_pixels": 65536, "first_pixels": None}))
     options = {"pages": 10, "query_seeds": 1, "meaning": False, "output": tmp_path / "out", "model": folder}
-    command = [sys.executable, "-m", "eval.run", "--config=configs/eval_tiny.py:64x128"]
-    command += [f"--config.{key}={value}" for key, value in options.items()]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=300)
+    changes = (f"--config.{key}={value}" for key, value in options.items())
+    done = run_main("eval.run", f"--config={ROOT}/configs/eval_tiny.py:64x128", *changes)
     assert done.returncode == 0, done.stderr
     [benchmark] = json.loads((tmp_path / "out" / "results.json").read_text())["benchmarks"]
     assert {"pooled", "late", "hybrid"} <= set(benchmark["rows"])

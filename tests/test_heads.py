@@ -51,6 +51,14 @@ def lamra(user):
     return turns("user", user, "assistant", "<emb>.")
 
 
+def unite(user, seen):
+    return gme(HELPFUL, f"{user}\nSummary above {seen} in one word:")
+
+
+def eager(user):
+    return f"<|im_start|>user\n{user}<|im_end|>\n<|endoftext|>"
+
+
 HELPFUL = "You are a helpful assistant."
 SENTENCE = "\nSummarize above sentence in one word: "
 BOTH = "\nSummarize above image and sentence in one word: "
@@ -74,6 +82,28 @@ PROMPTS = [
     ("jina_embeddings_v4", ["oil"], 0, None, False, "Passage: oil"),
     ("jina_embeddings_v4", [], 1, None, False, f"<|im_start|>user\n{PICTURE}Describe the image.<|im_end|>\n"),
     ("jina_embeddings_v4", [], 2, None, False, f"<|im_start|>user\n{PICTURE}{PICTURE}<|im_end|>\n"),
+    ("ops_mm_embedding", ["oil"], 0, "Find a page", False, gme("Find a page", "oil")),
+    ("ops_mm_embedding", ["oil"], 2, None, True, gme(HELPFUL, PICTURE + PICTURE + "oil")),
+    ("rzen_embed", ["oil"], 0, "Find a page: ", True, gme(HELPFUL, "Find a page: oil")),
+    ("rzen_embed", [], 1, "Represent the image.", False, gme(HELPFUL, f"{PICTURE}Represent the image.")),
+    ("rzen_embed", ["oil"], 1, None, False, gme(HELPFUL, f"{PICTURE}oil")),
+    ("unite", ["oil"], 0, None, True, unite("oil", "sentence")),
+    ("unite", ["oil"], 1, None, False, unite(f"{PICTURE}oil", "sentence and image")),
+    ("unite", [], 1, None, False, unite(PICTURE, "image")),
+    ("gve", ["oil"], 0, "Find a page", True, gme("Find a page", "oil")),
+    ("gve", [], 1, None, False, gme(HELPFUL, PICTURE)),
+    ("nomic_embed_multimodal", ["oil"], 0, None, True, "Query: oil<|endoftext|>"),
+    (
+        "nomic_embed_multimodal",
+        [],
+        1,
+        None,
+        False,
+        f"<|im_start|>user\n{PICTURE}Describe the image.<|im_end|><|endoftext|>",
+    ),
+    ("eager_embed", ["oil"], 0, None, True, eager("Query: oil")),
+    ("eager_embed", ["oil"], 1, None, False, eager(f"oil{PICTURE}")),
+    ("eager_embed", [], 1, None, False, eager(PICTURE)),
     ("qwen3_vl_embedding", [], 0, None, False, turns("system", "Represent the user's input.", "user", "NULL")),
 ]
 
@@ -98,7 +128,10 @@ def pooled(row):
     return np.flatnonzero(row.pool).tolist()
 
 
-@pytest.mark.parametrize("head", ["qwen3_vl_embedding", "gme", "vlm2vec"])
+POOLED_OTHERWISE = {"lamra", "lamra_qwen3_vl", "jina_embeddings_v4"}
+
+
+@pytest.mark.parametrize("head", sorted(set(PRESETS) - POOLED_OTHERWISE))
 def test_last_token(opened, head):
     assert opened(head).tokenize({"text": "oil", "image": noise_page(64, 64)}).pool is None
 
@@ -139,13 +172,16 @@ def test_queries_of_gme_keep_no_visual_tokens(opened):
         assert row.keep[row.input_ids == CONFIG.image_token_id].all()
 
 
+SEQUENTIAL = {"gme", "lamra", "lamra_qwen3_vl", "vlm2vec", "rzen_embed", "unite"}
+
+
 @pytest.mark.parametrize("head", sorted(PRESETS))
 def test_positions(opened, head):
     preprocessor = opened(head, min_pixels=4096, max_pixels=65536)
     row = preprocessor.tokenize({"text": "oil", "image": noise_page(96, 64)})
     positions = preprocessor.collate([row]).position_ids[:, 0, : len(row.input_ids)]
     in_a_line = np.broadcast_to(np.arange(len(row.input_ids)), positions.shape)
-    assert np.array_equal(positions, in_a_line) == (head in ("gme", "lamra", "lamra_qwen3_vl", "vlm2vec"))
+    assert np.array_equal(positions, in_a_line) == (head in SEQUENTIAL)
 
 
 @pytest.mark.parametrize("padding_side", ["right", "left"])
@@ -202,7 +238,8 @@ def test_gme_takes_the_middle_frame(opened, frames):
 
 
 @pytest.mark.parametrize(
-    ("head", "marks"), [("lamra", 1), ("vlm2vec", 0), ("lamra_qwen3_vl", 2), ("qwen3_vl_embedding", 2)]
+    ("head", "marks"),
+    [("lamra", 1), ("vlm2vec", 0), ("unite", 1), ("gve", 1), ("lamra_qwen3_vl", 2), ("qwen3_vl_embedding", 2)],
 )
 def test_videos_have_the_marks_of_their_prompt(opened, head, marks):
     """Of Qwen3-VL each temporal patch has its own, of Qwen2-VL the video has one pair, and VLM2Vec writes none."""
@@ -216,6 +253,23 @@ def test_videos_have_the_marks_of_their_prompt(opened, head, marks):
         assert "\nSummarize above video in one word: " in words
     if head == "vlm2vec":
         assert words.endswith(" Represent the given video.")
+    if head == "unite":
+        assert words.endswith(turns("user", "\nSummary above video in one word:").split("\n", 1)[1] + "<|endoftext|>")
+
+
+@pytest.mark.parametrize(
+    ("head", "frames", "bounds"), [("unite", 32, (100_352, 151_200)), ("gve", 8, (100_352, 156_800))]
+)
+def test_frames_of_videos(opened, head, frames, bounds):
+    videos = opened(head).settings.videos
+    assert (videos.fps, videos.max_frames, videos.min_pixels, videos.max_pixels) == (1.0, frames, *bounds)
+    assert videos.frame_pixels(frames, 2) == bounds[1]  # the bound of the whole video does not lower it
+
+
+@pytest.mark.parametrize("head", ["ops_mm_embedding", "rzen_embed", "nomic_embed_multimodal", "eager_embed"])
+def test_videos_that_are_passed_as_images(opened, head):
+    with pytest.raises(ValueError, match=rf"this model \({head}\) does not take: pass some frames as images"):
+        opened(head).tokenize({"video": [noise_page(64, 64)] * 2})
 
 
 def test_pixel_bounds(folder, opened):
@@ -223,8 +277,22 @@ def test_pixel_bounds(folder, opened):
     assert (opened("lamra_qwen3_vl").images.min_pixels, opened("lamra_qwen3_vl").images.max_pixels) == (4096, 802_816)
     assert (opened("vlm2vec").images.min_pixels, opened("vlm2vec").images.max_pixels) == (3136, 1_003_520)
     own = json.loads((folder / "preprocessor_config.json").read_text())["size"]
-    jina = opened("jina_embeddings_v4").images
-    assert (jina.min_pixels, jina.max_pixels) == (own["shortest_edge"], own["longest_edge"])
+    for head in ("jina_embeddings_v4", "gve", "eager_embed"):
+        images = opened(head).images
+        assert (images.min_pixels, images.max_pixels) == (own["shortest_edge"], own["longest_edge"])
+    for head in ("ops_mm_embedding", "rzen_embed", "unite"):
+        assert (opened(head).images.min_pixels, opened(head).images.max_pixels) == (200_704, 1_003_520)
+    nomic = opened("nomic_embed_multimodal").images
+    assert (nomic.min_pixels, nomic.max_pixels) == (3136, 602_112)
+    assert opened("rzen_embed").images.first_pixels == opened("gme").images.first_pixels == (3136, 12_845_056)
+
+
+def test_every_page_of_eager_embed_is_a_square(opened):
+    """qwen-vl-utils makes it 784 x 784, and the image processor what is divisible by 32."""
+    page, twice = noise_page(300, 500), noise_page(300, 500).resize((784, 784)).resize((768, 768))
+    ours = opened("eager_embed").tokenize(page)
+    assert ours.grids == ((1, 48, 48),)
+    np.testing.assert_array_equal(ours.patches, opened("eager_embed", first_size=None).tokenize(twice).patches)
 
 
 # ---- instructions
@@ -235,6 +303,8 @@ def test_pixel_bounds(folder, opened):
     [
         ("gme", False, r"item 1 has an instruction, which this model \(gme\) takes for queries only: leave it out"),
         ("jina_embeddings_v4", True, r"which this model \(jina_embeddings_v4\) takes for no item"),
+        ("gve", False, r"which this model \(gve\) takes for queries only"),
+        ("unite", True, r"which this model \(unite\) takes for no item"),
     ],
 )
 def test_instructions_that_a_model_does_not_take(opened, head, query, message):
@@ -263,6 +333,14 @@ BY_NAME = [
     ("qwen2_5_vl", "jina-embeddings-v4", "jina_embeddings_v4"),
     ("qwen3_vl", "Qwen3-VL-Embedding-2B", "qwen3_vl_embedding"),
     ("qwen3_vl", "anything", "qwen3_vl_embedding"),
+    ("qwen3_vl", "models--dnotitia--DNA-VL-STEER-2B/snapshots/01", "qwen3_vl_embedding"),
+    ("qwen2_vl", "models--OpenSearch-AI--Ops-MM-embedding-v1-7B/snapshots/01", "ops_mm_embedding"),
+    ("qwen2_vl", "RzenEmbed", "rzen_embed"),
+    ("qwen2_vl", "Unite-Base-Qwen2-VL-2B", "unite"),
+    ("qwen2_vl", "models--friedrichor--Unite-Instruct-Qwen2-VL-7B/snapshots/01", "unite"),
+    ("qwen2_5_vl", "models--Alibaba-NLP--GVE-3B/snapshots/01", "gve"),
+    ("qwen2_5_vl", "nomic-embed-multimodal-3b", "nomic_embed_multimodal"),
+    ("qwen3_vl", "eager-embed-v1", "eager_embed"),
 ]
 
 
@@ -279,6 +357,7 @@ def test_known_by_name(tmp_path, model_type, path, head):
         ("qwen2_vl", {"architectures": ["GmeQwen2VL"]}, "gme"),
         ("qwen3_vl", {"emb_token_ids": [151669]}, "lamra_qwen3_vl"),
         ("qwen2_vl", {"_name_or_path": "code-kunkun/LamRA-Ret"}, "lamra"),
+        ("qwen2_vl", {"model_type": "unite_qwen2_vl", "architectures": ["UniteQwen2VL"]}, "unite"),
         ("qwen2_5_vl", {"architectures": ["JinaEmbeddingsV4Model"], "_name_or_path": "x/LamRA"}, "jina_embeddings_v4"),
     ],
 )
@@ -305,7 +384,7 @@ def test_unknown_heads_say_how_to_pass_one(tmp_path, model_type):
 
 
 BAD = [
-    ({"pooling": "first"}, "pooling is 'first', expected 'last', 'mean', 'before:TOKEN'"),
+    ({"pooling": "first"}, "pooling is 'first', expected 'last', 'mean', 'mean_all', 'before:TOKEN'"),
     ({"pooling": "before:"}, "pooling is 'before:', expected"),
     ({"pooling": "before:<emb>"}, "does not hold '<emb>' once"),
     ({"keep": "some"}, "keep is 'some', expected 'words' or 'all'"),
@@ -323,6 +402,7 @@ BAD = [
         "the prompt writes images before videos",
     ),
     ({"first_pixels": 3}, "first_pixels is 3, expected a list of positive integers"),
+    ({"first_size": [784]}, r"first_size is \(784,\), expected two positive integers"),
 ]
 
 

@@ -45,6 +45,7 @@ class ImageSettings:
         patch_size * merge_size.
       min_pixels, max_pixels: bounds of height * width after the resize.
       first_pixels: bounds of a resize before that one; None = there is one resize.
+      first_size: height and width of a resize before these, which changes the aspect ratio; None = it stays.
       image_mean, image_std: per RGB channel, applied to value * rescale_factor.
       resize: "exact" = as the reference, by Pillow; "fast" = by OpenCV, and a JPEG of a photo is decoded at a half or
         less of its size. The grids are the same.
@@ -59,6 +60,7 @@ class ImageSettings:
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     rescale_factor: float = 1 / 255
     first_pixels: tuple[int, int] | None = None
+    first_size: tuple[int, int] | None = None
     resize: str = "exact"
 
     def __post_init__(self) -> None:
@@ -96,6 +98,7 @@ def read_image_settings(
     min_pixels: int | None,
     max_pixels: int | None,
     first_pixels: tuple[int, int] | None = None,
+    first_size: tuple[int, int] | None = None,
     resize: str = "exact",
 ) -> ImageSettings:
     """Reads preprocessor_config.json, or image_processor of processor_config.json.
@@ -105,6 +108,7 @@ def read_image_settings(
       vision: the backbone's vision config (patch_size, temporal_patch_size, spatial_merge_size, in_channels).
       min_pixels, max_pixels: bounds of the resize; None = the file's, which Qwen3-VL-Embedding overrides.
       first_pixels: bounds of a resize before that one.
+      first_size: height and width of a resize before these.
       resize: see `ImageSettings`.
 
     Raises:
@@ -132,6 +136,7 @@ def read_image_settings(
         min_pixels=_bound(config, "min_pixels", "shortest_edge", ImageSettings.min_pixels, min_pixels),
         max_pixels=_bound(config, "max_pixels", "longest_edge", ImageSettings.max_pixels, max_pixels),
         first_pixels=first_pixels,
+        first_size=first_size,
         resize=resize,
         image_mean=_three(source, "image_mean", config.get("image_mean", _CLIP_MEAN)),
         image_std=_three(source, "image_std", config.get("image_std", _CLIP_STD)),
@@ -220,7 +225,7 @@ def size_grid(size: tuple[int, int], settings: ImageSettings, *, name: str = "im
 
 def _resizes(size: tuple[int, int], settings: ImageSettings, name: str) -> list[tuple[int, int]]:
     """Returns the heights and widths to which an image of some height and width is resized, one after another."""
-    sizes = [size]
+    sizes = [size] if settings.first_size is None else [size, settings.first_size]
     bounds = [] if settings.first_pixels is None else [settings.first_pixels]
     for least, most in (*bounds, (settings.min_pixels, settings.max_pixels)):
         try:

@@ -137,6 +137,7 @@ class MultimodalPreprocessor(MultimodalCollator):
             min_pixels=settings.min_pixels,
             max_pixels=settings.max_pixels,
             first_pixels=settings.first_pixels,
+            first_size=settings.first_size,
             resize=settings.resize,
         )
         words = checkpoint.having(*TOKENIZER_FILES)

@@ -8,12 +8,13 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 _BEFORE = "before:"  # begins the rule that names a token
-_RULES = ("last", "mean", f"{_BEFORE}TOKEN")
+_WHOLE = ("last", "mean", "mean_all")  # rules that name no token
+_RULES = (*_WHOLE, f"{_BEFORE}TOKEN")
 
 
 def check_pooling(rule: str) -> None:
-    """Raises ValueError unless the rule is "last", "mean" or "before:TOKEN"."""
-    if rule not in ("last", "mean") and not named_token(rule):
+    """Raises ValueError unless the rule is "last", "mean", "mean_all" or "before:TOKEN"."""
+    if rule not in _WHOLE and not named_token(rule):
         raise ValueError(f"pooling is {rule!r}, expected {', '.join(map(repr, _RULES))}")
 
 
@@ -29,10 +30,10 @@ def pooled_tokens(
 
     Args:
       ids: token ids of the whole prompt.
-      rule: "last", "mean" or "before:TOKEN".
+      rule: "last", "mean", "mean_all" or "before:TOKEN".
       named: id of TOKEN; the pooled state is that of the token before its first place.
       marks: ids that stand around images; with "mean", all from the first mark to the last are pooled, and all tokens
-        of a prompt without any.
+        of a prompt without any; with "mean_all", all tokens of every prompt.
 
     Example:
       >>> import numpy as np
@@ -40,6 +41,8 @@ def pooled_tokens(
       [False, True, False, False]
       >>> pooled_tokens(np.array([5, 8, 6, 9, 7]), "mean", named=None, marks=(8, 9)).tolist()
       [False, True, True, True, False]
+      >>> pooled_tokens(np.array([5, 8, 6, 9, 7]), "mean_all", named=None, marks=(8, 9)).tolist()
+      [True, True, True, True, True]
     """
     if rule == "last":
         return None
@@ -47,6 +50,6 @@ def pooled_tokens(
     if named is not None:
         return np.asarray(place == np.argmax(ids == named) - 1)
     marked = np.flatnonzero(np.isin(ids, marks))
-    if not len(marked):
+    if rule == "mean_all" or not len(marked):
         return np.ones(len(ids), bool)
     return np.asarray((place >= marked[0]) & (place <= marked[-1]))

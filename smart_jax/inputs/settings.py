@@ -41,7 +41,8 @@ class Settings:
         `smart_jax.inputs.prompt.Prompt` for the variables.
       pooling: "last" = the state of the last token, "before:TOKEN" = the state before the first such token (added to
         the tokenizer if it lacks it), "mean" = the mean over the visual tokens and their marks, or over all tokens
-        where there are none. States are those after the final norm, the pooled vector is always L2-normalised.
+        where there are none, "mean_all" = the mean over all tokens. States are those after the final norm, the pooled
+        vector is always L2-normalised.
       keep: the tokens of late interaction: "words" = all but special tokens, visual ones included, "all" = every one.
       query_visual: whether a query's visual tokens are among them.
       instructions: which items may be given one: "all", "queries" or "none".
@@ -51,6 +52,8 @@ class Settings:
       deepstack: whether Qwen3-VL's DeepStack features are added to the first layers.
       min_pixels, max_pixels: bounds of an image's height * width after the resize; None = preprocessor_config.json's.
       first_pixels: bounds of a resize before that one; None = there is one resize.
+      first_size: height and width that every image is resized to before that, whatever its aspect ratio; None = it
+        keeps its own.
       resize: "exact" = pixels as the reference's, or "fast" = nearly those, sooner; see `ImageSettings`.
       max_length: largest number of tokens of an item; what is longer is cut at the end, or in the text ("before:").
       length_buckets, patch_buckets: padded sizes; where either is given, each length goes with each number of patches.
@@ -78,6 +81,7 @@ class Settings:
     min_pixels: int | None = 4096
     max_pixels: int | None = 1_843_200
     first_pixels: tuple[int, int] | None = None
+    first_size: tuple[int, int] | None = None
     resize: str = "exact"
     max_length: int = 8192
     length_buckets: tuple[int, ...] | None = None
@@ -111,8 +115,11 @@ class Settings:
         for name in ("min_pixels", "max_pixels"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
-        for name in ("length_buckets", "patch_buckets", "first_pixels"):
+        for name in ("length_buckets", "patch_buckets", "first_pixels", "first_size"):
             object.__setattr__(self, name, checked_sizes(name, getattr(self, name)))
+        for name in ("first_pixels", "first_size"):
+            if (value := getattr(self, name)) is not None and len(value) != 2:
+                raise ValueError(f"{name} is {value!r}, expected two positive integers")
         for name in ("default_instruction", "query_instruction"):
             if not isinstance(value := getattr(self, name), str | None):
                 raise ValueError(f"{name} is {value!r}, expected a text or null")

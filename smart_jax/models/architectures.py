@@ -53,14 +53,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bert": Architecture(BertConfig, Bert, bert.SHARDING_RULES, prefix="", ignored=bert.IGNORED),
 }
 # Classes, named in config.json's `architectures`, that are one of these under a model_type of their own.
-_CLASSES = {"JinaEmbeddingsV4Model": "qwen2_5_vl"}
+_CLASSES = {"JinaEmbeddingsV4Model": "qwen2_5_vl", "UniteQwen2VL": "qwen2_vl"}
 
 
 # Models of each of them, for the messages that say what can be loaded.
 _PUBLISHED = {
-    "qwen3_vl": "Qwen3-VL-Embedding, LamRA",
-    "qwen2_5_vl": "jina-embeddings-v4, LamRA",
-    "qwen2_vl": "GME, LamRA-Ret, VLM2Vec-V2",
+    "qwen3_vl": "Qwen3-VL-Embedding, LamRA, eager-embed",
+    "qwen2_5_vl": "jina-embeddings-v4, LamRA, GVE, nomic-embed-multimodal",
+    "qwen2_vl": "GME, LamRA-Ret, VLM2Vec-V2, Ops-MM-embedding, RzenEmbed, UNITE",
     "bert": "all-MiniLM-L6-v2 and other sentence-transformers",
 }
 _MULTI_VECTOR = ("col", "paligemma", "idefics3", "modernvbert")  # beginnings of model_types of ColPali and its kin

@@ -24,7 +24,14 @@ CASES = [
     ("lamra_qwen3_vl", "qwen3_vl"),
     ("vlm2vec", "qwen2_vl"),
     ("jina_embeddings_v4", "qwen2_5_vl"),
+    ("ops_mm_embedding", "qwen2_vl"),
+    ("rzen_embed", "qwen2_vl"),
+    ("unite", "qwen2_vl"),
+    ("gve", "qwen2_5_vl"),
+    ("nomic_embed_multimodal", "qwen2_5_vl"),
+    ("eager_embed", "qwen3_vl"),
 ]
+EMBEDDINGS_ONLY = {"gme", "lamra", "lamra_qwen3_vl", "vlm2vec", "rzen_embed", "unite"}
 DOCUMENTS = [noise_page(150, 90), {"text": "revenue", "image": noise_page(60, 200, seed=1)}, "no image: 12,345"]
 
 
@@ -81,21 +88,20 @@ def unit(x):
 
 
 @pytest.mark.parametrize(("head", "model_type"), CASES)
-@pytest.mark.parametrize("query", [False, True])
-def test_embeddings(checkpoint, head, model_type, query):
+def test_embeddings(checkpoint, head, model_type):
     model, folder = checkpoint(model_type)
     encoder = smart_jax.load(folder, head=head, settings=SMALL)
-    found = encoder.encode(DOCUMENTS, query=query)
-    rows = [encoder.preprocessor.tokenize(item, query=query) for item in DOCUMENTS]
-    how = encoder.preprocessor.images.normalisation
-    inputs = Inputs([(row.input_ids, list(row.grids), row.patches) for row in rows], image=5, how=how)
-    plain = head in ("gme", "lamra", "lamra_qwen3_vl", "vlm2vec")
-    last = embeddings_only(model, inputs) if plain else inputs.torch_last(model)
-    for i, row in enumerate(rows):
-        states = last[i, : len(row.input_ids)]
-        pooled = states[pooled_position(head, row, encoder.preprocessor.tokenizer)].mean(0)
-        np.testing.assert_allclose(found.pooled[i], unit(pooled), atol=TOLERANCE)
-        np.testing.assert_allclose(found[i].tokens, unit(states)[row.keep], atol=TOLERANCE)
+    for query in (False, True):
+        found = encoder.encode(DOCUMENTS, query=query)
+        rows = [encoder.preprocessor.tokenize(item, query=query) for item in DOCUMENTS]
+        how = encoder.preprocessor.images.normalisation
+        inputs = Inputs([(row.input_ids, list(row.grids), row.patches) for row in rows], image=5, how=how)
+        last = embeddings_only(model, inputs) if head in EMBEDDINGS_ONLY else inputs.torch_last(model)
+        for i, row in enumerate(rows):
+            states = last[i, : len(row.input_ids)]
+            pooled = states[pooled_position(head, row, encoder.preprocessor.tokenizer)].mean(0)
+            np.testing.assert_allclose(found.pooled[i], unit(pooled), atol=TOLERANCE)
+            np.testing.assert_allclose(found[i].tokens, unit(states)[row.keep], atol=TOLERANCE)
 
 
 def test_every_head_is_here():

@@ -25,4 +25,22 @@ PRESETS: dict[str, Preset] = {
         r"lamra",
         key="emb_token_ids",
     ),
+    # github.com/eagerworks/eager-embed, mteb_wrapper.py, EagerEmbedV1Wrapper.encode: the text comes before the image,
+    # every page is made 784 x 784, and no turn is opened; inference_transformers.py, an example, opens one.
+    "eager_embed": Preset(
+        Settings(
+            prompt=(
+                "<|im_start|>user\n{% if query %}Query: {% endif %}{{ texts | join(' ') }}{{ image * images }}"
+                "<|im_end|>\n<|endoftext|>"
+            ),
+            instructions="none",
+            default_instruction=None,
+            min_pixels=None,
+            max_pixels=None,
+            first_size=(784, 784),
+            video="none",
+        ),
+        ("qwen3_vl",),
+        r"eager-embed",
+    ),
 }
