@@ -18,8 +18,8 @@ _LAMRA_TURNS: Turns = (
     ),
     ("assistant", "<emb>."),
 )
-# GME and LamRA call their decoder with embeddings only, and VLM2Vec's prompts lack the marks by which transformers finds
-# an image: none of these three has M-RoPE positions.
+# GME and LamRA call their decoder with embeddings only, and VLM2Vec's prompts lack the marks by which transformers
+# finds an image: none of these three has M-RoPE positions.
 _QWEN2_FRAMES: dict[str, Any] = {
     "video_min_pixels": 128 * 28**2,
     "video_max_pixels": 768 * 28**2,
