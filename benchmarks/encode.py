@@ -35,7 +35,7 @@ IMAGES: dict[str, Workload] = {
     "1 image of 1,024 patches": ([[12, (1, 32, 32), 12]], 1),
     "1 image of 4,096 patches": ([[12, (1, 64, 64), 12]], 1),
 }
-MODELS = ("qwen3_vl", "qwen2_vl", "qwen2_5_vl", "bert", "tiny")
+MODELS = ("qwen3_vl", "qwen3_5", "qwen2_vl", "qwen2_5_vl", "bert", "tiny")
 HEADER = (
     "| model | batch | ours | torch sdpa | ratio | max error | memory, ours / torch |\n|---|---|---|---|---|---|---|"
 )

@@ -14,7 +14,7 @@ from flax import nnx
 
 from smart_jax.files import resolve
 from smart_jax.models import Batch, BertConfig, ModelConfig, load_config, load_weights
-from tests.parity import qwen2_vl, qwen3_vl
+from tests.parity import qwen2_vl, qwen3_5, qwen3_vl
 
 # Rows of a batch, each of parts: a number of text tokens, or the frames (1), rows and columns of an image's patches.
 Spec = Sequence[Sequence[int | tuple[int, int, int]]]
@@ -37,6 +37,14 @@ VISION: dict[str, dict[str, Any]] = {
         "num_position_embeddings": 2304,
         "deepstack_visual_indexes": [2, 5, 8],
     },
+    "qwen3_5": {
+        "depth": 12,
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_heads": 6,
+        "out_hidden_size": 512,
+        "num_position_embeddings": 2304,
+    },
     "qwen2_vl": {"depth": 12, "embed_dim": 384, "num_heads": 6, "mlp_ratio": 4, "hidden_size": 512},
     "qwen2_5_vl": {
         "depth": 12,
@@ -49,6 +57,17 @@ VISION: dict[str, dict[str, Any]] = {
     },
 }
 SECTIONS = [12, 10, 10]
+# Every fourth layer is full; the others' heads are as wide as the published, and their values twice the states' width.
+HYBRID = {
+    **TEXT,
+    "head_dim": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "linear_num_key_heads": 8,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+}
 MINILM: dict[str, Any] = {
     "hidden_size": 384,
     "intermediate_size": 1536,
@@ -69,6 +88,10 @@ def _qwen3(folder: Path) -> None:
     qwen3_vl.torch_model((TEXT, VISION["qwen3_vl"], SECTIONS)).save_pretrained(folder)
 
 
+def _qwen35(folder: Path) -> None:
+    qwen3_5.torch_model((HYBRID, VISION["qwen3_5"], [6, 5, 5], 0.25)).save_pretrained(folder)
+
+
 def _qwen2(family: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         qwen2_vl.torch_model((family, TEXT, VISION[family], SECTIONS)).save_pretrained(folder)
@@ -78,6 +101,7 @@ def _qwen2(family: str) -> Callable[[Path], None]:
 
 WRITE: dict[str, Callable[[Path], None]] = {
     "qwen3_vl": _qwen3,
+    "qwen3_5": _qwen35,
     "qwen2_vl": _qwen2("qwen2_vl"),
     "qwen2_5_vl": _qwen2("qwen2_5_vl"),
     "bert": _bert,
@@ -148,6 +172,7 @@ def theirs(folder: Path, spec: Spec, bins: int) -> Callable[[], np.ndarray]:
     config = config_of(folder)
     classes = {
         "qwen3_vl": "Qwen3VLModel",
+        "qwen3_5": "Qwen3_5Model",
         "qwen2_vl": "Qwen2VLForConditionalGeneration",
         "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
         "bert": "BertModel",

@@ -78,7 +78,7 @@ def get_config(arg: str = "hybrid") -> ConfigDict:
     config.epochs = 1.0
 
     config.lora.r, config.lora.alpha = (16, 32.0) if small else (128, 256.0)
-    config.lora.modules = r"^language_model\..*_proj$"  # vision is frozen
+    config.lora.modules = r"^language_model\..*_proj(_[a-z]+)?$"  # vision is frozen
 
     config.loss.objective = objective
     config.loss.temperature = 0.05

@@ -96,11 +96,29 @@ QWEN2: dict[str, dict[str, Any]] = {
         },
     },
 }
+QWEN35: dict[str, Any] = {
+    **CONFIG,
+    "model_type": "qwen3_5",
+    "text_config": {
+        **{key: value for key, value in CONFIG["text_config"].items() if key != "rope_parameters"},
+        "model_type": "qwen3_5_text",
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "rope_parameters": {**CONFIG["text_config"]["rope_parameters"], "partial_rotary_factor": 0.5},
+    },
+    "vision_config": {
+        **{key: value for key, value in CONFIG["vision_config"].items() if key != "deepstack_visual_indexes"},
+        "model_type": "qwen3_5_vision",
+    },
+}
 
 
 def small_config(**changes: Any) -> dict[str, Any]:
-    """CONFIG, or that of a model_type in QWEN2, with top-level keys replaced and the two sections updated."""
-    config = copy.deepcopy(QWEN2.get(changes.get("model_type", ""), CONFIG))
+    """CONFIG, or that of another model_type, with top-level keys replaced and the two sections updated."""
+    config = copy.deepcopy((QWEN2 | {"qwen3_5": QWEN35}).get(changes.get("model_type", ""), CONFIG))
     for key, value in changes.items():
         if key in ("text_config", "vision_config"):
             config[key].update(value)

@@ -15,6 +15,7 @@ import pytest
 
 from configs import lora_visdoc, tiny, vidore, vidore_8b
 from smart_jax.models import load_config
+from tests.backbone import write_backbone
 from tests.processes import ROOT, run_main
 from tests.training import make_config
 from train import posttrain
@@ -152,6 +153,24 @@ def test_what_a_config_sets_stays():
     assert fit(TrainConfig(), machine("cpu")).config == dataclasses.replace(
         TrainConfig(), remat=False, mesh=dataclasses.replace(TrainConfig().mesh, fsdp=1)
     )
+
+
+def test_a_decoder_of_two_kinds_of_layers(tmp_path):
+    """Its projections get branches, and are split over devices as those of attention."""
+    folder = str(write_backbone(tmp_path, model_type="qwen3_5", text_config={"hidden_size": 64}))
+    config = dataclasses.replace(NAMED["lora_visdoc"], model=folder, head="qwen3_vl_embedding", batch_size=16)
+    found = fit(config, machine("v5e:2x4"))
+    assert found.fits
+    split = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=8))
+    run = abstract_run(split, model_config(folder), BatchShape(16, 16, 64, 64, 64), device_mesh(split, 8))
+    for name, outputs in {"in_proj_qkv": 64, "in_proj_z": 32, "in_proj_a": 4, "in_proj_b": 4}.items():
+        kernel = f"language_model.layers.0.linear_attn.{name}"
+        assert run.state.params[f"lora.{kernel}.b"].shape == (128, outputs)
+        assert (
+            8 * device_bytes(run.frozen[f"model.{kernel}.kernel"])
+            == 64 * outputs * run.frozen[f"model.{kernel}.kernel"].dtype.itemsize
+        )
+    assert "lora.language_model.layers.1.self_attn.q_proj.a" in run.state.params
 
 
 def test_less_memory_costs_more_time():

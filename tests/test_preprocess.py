@@ -19,7 +19,7 @@ from smart_jax.inputs.multimodal import MultimodalPreprocessor
 from smart_jax.inputs.tokenized_item import TokenizedItem
 from smart_jax.models import load_config
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from tests.backbone import small_config
+from tests.backbone import small_config, write_checkpoint
 from tests.checkpoints import SPECIAL_TOKENS, noise_page, write_processor
 
 CONFIG = QwenVLConfig.from_hf(small_config())
@@ -176,6 +176,15 @@ def mixed_rows(preprocessor) -> list[TokenizedItem]:
         preprocessor.tokenize({"text": "two pictures", "images": [noise_page(64, 96), noise_page(128, 64)]}),
         preprocessor.tokenize(noise_page(96, 64)),
     ]
+
+
+def test_a_state_that_is_carried_takes_no_padding_before_it(tmp_path):
+    folder = write_checkpoint(tmp_path, model_type="qwen3_5")
+    hybrid = MultimodalPreprocessor.from_pretrained(folder, load_config(folder), head="qwen3_vl_embedding")
+    row = hybrid.tokenize("short")
+    assert hybrid.collate([row]).attention_mask[0, : len(row)].all()
+    with pytest.raises(ValueError, match="qwen3_5 carries a state .* pad on the right"):
+        hybrid.collate([row], padding_side="left")
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -137,6 +137,15 @@ def test_attention_windows_count_as_what_they_are(tmp_path):
     assert (cost.patch_pair, cost.window_pair) == (4 * 16, 4 * 16)  # one block of each kind, 16 wide
 
 
+def test_linear_attention_counts_its_states_and_no_pairs(tmp_path):
+    from smart_jax.models import load_config
+
+    config = load_config(write_checkpoint(tmp_path, model_type="qwen3_5"))  # a layer of each kind
+    cost = training_cost(Partition({}, {}), {}, config)
+    assert cost.token == 2 * 3 * (4 * 8 * 8)  # four heads' states of 8 x 8: read, corrected, read
+    assert cost.token_pair == 4 * 32 / 2
+
+
 def test_rates_leave_out_pauses_and_the_first_compilation():
     now = [100.0]
     clock = Throughput(Cost(token=5.0, patch=1.0), peak=1000.0, clock=lambda: now[0])

@@ -199,6 +199,37 @@ def test_config_of_an_unsupported_activation(tmp_path):
         load_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layer_types": ["linear_attention"]},
+        {"layer_types": ["linear_attention", "sliding_attention"]},
+        {"layer_types": None, "full_attention_interval": 0},
+        {"linear_num_value_heads": 3},
+        {"linear_conv_kernel_dim": 0},
+        {"linear_key_head_dim": "8"},
+        {"is_causal": "yes"},
+        {"attn_output_gate": False},
+        {"rope_parameters": {"rope_theta": 1e7, "partial_rotary_factor": 0.4}},
+        {"rope_parameters": {"rope_theta": 1e7, "partial_rotary_factor": "all"}},
+    ],
+)
+def test_config_of_a_hybrid_decoder_that_is_not_computed(tmp_path, change):
+    (tmp_path / "config.json").write_text(json.dumps(small_config(model_type="qwen3_5", text_config=change)))
+    key = next(reversed(change.get("rope_parameters", change)))
+    with pytest.raises(ValueError, match=f"text_config: {key}"):
+        load_config(tmp_path)
+
+
+def test_config_of_a_hybrid_decoder_with_every_default(tmp_path):
+    config = small_config(model_type="qwen3_5")
+    text, vision = {"rope_parameters": {"rope_theta": 1e7}, "full_attention_interval": 8}, {"out_hidden_size": 4096}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"text_config": text, "vision_config": vision}))
+    found = load_config(tmp_path).text
+    assert [i for i, kind in enumerate(found.layer_types) if kind == "full_attention"] == [7, 15, 23, 31]
+    assert (found.head_dim, found.rotary_dim, found.mrope_section, found.is_causal) == (256, 64, (11, 11, 10), True)
+
+
 def test_mesh_that_does_not_fit():
     with pytest.raises(ValueError, match="needs 6 devices, but there are 8"):
         make_mesh(data=3, fsdp=2)

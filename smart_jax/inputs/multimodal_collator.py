@@ -91,9 +91,14 @@ class MultimodalCollator:
           `Batch` of NumPy arrays; int32, bool and float32, and uint8 of the patches.
 
         Raises:
-          ValueError: there are no items, or they do not fit a size.
+          ValueError: there are no items, they do not fit a size, or the backbone takes no padding before a row.
         """
         check_collate(items, padding_side)
+        if padding_side == "left" and self.config.text.state_products:
+            raise ValueError(
+                f"padding_side is 'left', but a {self.config.model_type} carries a state from its row's first position "
+                "to the last: pad on the right"
+            )
         longest, fullest = max(map(len, items)), max(len(item.patches) for item in items)
         B = len(items) if batch_size is None else batch_size
         check_sizes(batch_size=(B, len(items)))
@@ -151,9 +156,8 @@ class MultimodalCollator:
         text, vision = self.config.text, self.config.vision
         heads = text.head_dim * text.num_attention_heads
         weights = text.hidden_size * (2 * heads + 2 * text.head_dim * text.num_key_value_heads)
-        token = text.num_hidden_layers * (
-            weights + 3 * text.hidden_size * text.intermediate_size + heads * shape.length
-        )
+        token = text.num_hidden_layers * (weights + 3 * text.hidden_size * text.intermediate_size)
+        token += text.attention_layers * heads * shape.length + text.state_products
         block = vision.hidden_size * (4 * vision.hidden_size + (2 + vision.gated_mlp) * vision.intermediate_size)
         patch = vision.depth * (block + 2 * vision.hidden_size * shape.patches)
         return rows * shape.length * token + bins * shape.patches * patch

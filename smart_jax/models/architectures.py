@@ -13,6 +13,9 @@ from smart_jax.models import bert
 from smart_jax.models.bert import Bert
 from smart_jax.models.bert_config import BertConfig
 from smart_jax.models.pooling import read_pooling
+from smart_jax.models.qwen3_5 import IGNORED as QWEN35_IGNORED
+from smart_jax.models.qwen3_5 import SHARDING_RULES as QWEN35_RULES
+from smart_jax.models.qwen3_5 import Qwen35, Qwen35Config
 from smart_jax.models.qwen_vl import QWEN2_NAMES, SHARDING_RULES, QwenVL
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from smart_jax.runtime import Rules
@@ -50,6 +53,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES),
     "qwen2_5_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES, QWEN2_NAMES),
     "qwen2_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES, QWEN2_NAMES),
+    "qwen3_5": Architecture(Qwen35Config, Qwen35, QWEN35_RULES, ignored=QWEN35_IGNORED),
     "bert": Architecture(BertConfig, Bert, bert.SHARDING_RULES, prefix="", ignored=bert.IGNORED),
 }
 # Classes, named in config.json's `architectures`, that are one of these under a model_type of their own.
@@ -61,6 +65,7 @@ _PUBLISHED = {
     "qwen3_vl": "Qwen3-VL-Embedding, LamRA, eager-embed",
     "qwen2_5_vl": "jina-embeddings-v4, LamRA, GVE, nomic-embed-multimodal",
     "qwen2_vl": "GME, LamRA-Ret, VLM2Vec-V2, Ops-MM-embedding, RzenEmbed, UNITE",
+    "qwen3_5": "Qwen3.5 and what was trained from it",
     "bert": "all-MiniLM-L6-v2 and other sentence-transformers",
 }
 _MULTI_VECTOR = ("col", "paligemma", "idefics3", "modernvbert")  # beginnings of model_types of ColPali and its kin

@@ -32,7 +32,7 @@ from smart_jax.models.quantization import QUANTIZATIONS, QuantizedKernel
 from smart_jax.models.torch_layout import ModelGraph, Params, dotted, leaves_by_path, to_torch, torch_module
 from smart_jax.runtime import is_main, to_host
 
-TEXT_PROJECTIONS = r"^language_model\..*_proj$"  # all linear maps of a Qwen-VL decoder's layers
+TEXT_PROJECTIONS = r"^language_model\..*_proj(_[a-z]+)?$"  # all linear maps of a Qwen-VL decoder's layers
 
 
 @dataclasses.dataclass(frozen=True)

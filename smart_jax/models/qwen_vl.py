@@ -52,10 +52,12 @@ class QwenVL(nnx.Module):
     rotary angles, the norms' statistics and the softmax in float32.
     """
 
+    text_model = TextModel  # class of the decoder
+
     def __init__(self, config: QwenVLConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.visual = VisionModel(config.vision, rngs=rngs)
-        self.language_model = TextModel(config.text, rngs=rngs)
+        self.language_model = self.text_model(config.text, rngs=rngs)
         if config.token_dim is not None:  # of jina-embeddings-v4 (arXiv:2506.18902)
             width, std = config.text.hidden_size, config.text.initializer_range
             self.multi_vector_projector = L.linear(width, config.token_dim, bias=True, std=std, rngs=rngs)

@@ -74,6 +74,21 @@ class TextConfig:
     attention_bias: bool = False  # all four projections of attention have biases
     initializer_range: float = 0.02
 
+    @property
+    def rotary_dim(self) -> int:
+        """Number of a head's components that turn."""
+        return self.head_dim
+
+    @property
+    def attention_layers(self) -> int:
+        """Number of layers whose tokens attend to each other in pairs."""
+        return self.num_hidden_layers
+
+    @property
+    def state_products(self) -> int:
+        """Multiplications of a token with the states of linear attention, of which there is none."""
+        return 0
+
 
 class Family(NamedTuple):
     """Facts that follow from a model_type, beside its config.json.
@@ -133,6 +148,36 @@ FAMILIES = {
         equal_heads=False,
         timestamps=True,
     ),
+    "qwen3_5": Family(
+        text={"mrope_interleaved": True, "qk_norm": True, "qkv_bias": False},
+        vision={
+            **_NO_WINDOWS,
+            **_NO_SECONDS,
+            "deepstack_visual_indexes": (),
+            "rms_norm": False,
+            "gated_mlp": False,
+            "patch_bias": True,
+        },
+        text_missing={
+            "vocab_size": 248320,
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+        },
+        vision_missing={
+            "depth": 27,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_heads": 16,
+            "out_hidden_size": 3584,
+            "num_position_embeddings": 2304,
+        },
+        equal_heads=False,
+        timestamps=True,
+    ),
 }
 _OLD_NAMES = {"in_chans": "in_channels", "spatial_patch_size": "patch_size"}
 
@@ -142,7 +187,7 @@ class QwenVLConfig:
     """Configuration of a backbone of the family.
 
     Attributes:
-      model_type: "qwen3_vl", "qwen2_5_vl" or "qwen2_vl".
+      model_type: a key of `FAMILIES`.
       text: the decoder.
       vision: the vision tower.
       image_token_id, video_token_id: tokens that stand for a visual token of an image, and of a video.
@@ -191,7 +236,7 @@ class QwenVLConfig:
         ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
         family = FAMILIES[hf["model_type"]]
         # Qwen2-VL and Qwen2.5-VL of transformers v4 have the keys of text_config at the top, or in both places.
-        flat = hf["model_type"] != "qwen3_vl"
+        flat = hf["model_type"] in ("qwen2_vl", "qwen2_5_vl")
         nested = "text_config" in hf or not flat
         text = {**(hf if flat else {}), **(_section(hf, "text_config") if nested else {})}
         where = "text_config" if nested else "config.json"

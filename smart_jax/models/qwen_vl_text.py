@@ -66,8 +66,16 @@ class TextModel(nnx.Module):
         self.embed_tokens = nnx.Embed(
             c.vocab_size, c.hidden_size, embedding_init=nnx.initializers.normal(c.initializer_range), rngs=rngs
         )
-        self.layers = nnx.List([DecoderLayer(c, rngs=rngs) for _ in range(c.num_hidden_layers)])
-        self.norm = L.RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.layers = nnx.List([self.make_layer(i, rngs=rngs) for i in range(c.num_hidden_layers)])
+        self.norm = self.make_norm()
+
+    def make_layer(self, i: int, *, rngs: nnx.Rngs) -> nnx.Module:
+        """Returns layer i with random parameters."""
+        return DecoderLayer(self.config, rngs=rngs)
+
+    def make_norm(self) -> nnx.Module:
+        """Returns the final norm."""
+        return L.RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
 
     def __call__(
         self,
@@ -93,7 +101,7 @@ class TextModel(nnx.Module):
         c = self.config
         rotation = L.mrope(
             batch.position_ids,
-            dim=c.head_dim,
+            dim=c.rotary_dim,
             theta=c.rope_theta,
             sections=c.mrope_section,
             interleaved=c.mrope_interleaved,

@@ -40,7 +40,7 @@ def tensor_name(path: LeafPath, config: ModelConfig) -> str:
     ("visual", "blocks", 0, "norm1", "scale") -> "model.visual.blocks.0.norm1.weight"
     """
     architecture = ARCHITECTURES[config.model_type]
-    name = architecture.prefix + dotted((*path[:-1], _LEAF_NAMES[str(path[-1])]))
+    name = architecture.prefix + dotted((*path[:-1], _LEAF_NAMES.get(str(path[-1]), path[-1])))
     for pattern, replacement in architecture.renames:
         name = re.sub(pattern, replacement, name)
     return name
@@ -83,10 +83,13 @@ def from_torch(value: np.ndarray, path: LeafPath, shape: tuple[int, ...], name: 
 
 
 def to_torch(value: np.ndarray, path: LeafPath, config: ModelConfig) -> np.ndarray:
-    """Returns a parameter in torch's layout: a kernel [outputs, inputs], of a convolution [outputs, inputs, ...]."""
+    """Returns a parameter in torch's layout: a kernel [outputs, inputs], of a convolution [outputs, inputs, ...].
+
+    A convolution within each channel has kernels [channels, 1, width].
+    """
     if path[-1] != "kernel":
         return value
     if path[-3:-1] == ("patch_embed", "proj") and isinstance(config, QwenVLConfig):
         v = config.vision
         return value.T.reshape(-1, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
-    return value.T
+    return value.T[:, None] if path[-2] == "conv1d" else value.T

@@ -9,14 +9,14 @@ import pytest
 import torch
 from flax import nnx
 from peft import PeftModel
-from transformers import BertConfig, BertModel, Qwen3VLForConditionalGeneration
+from transformers import BertConfig, BertModel, Qwen3_5ForConditionalGeneration, Qwen3VLForConditionalGeneration
 
 from smart_jax.files import Checkpoint
 from smart_jax.models import load_config
 from smart_jax.models.batch import Batch
 from smart_jax.models.lora import LoraConfig, add_lora, save_lora
 from smart_jax.models.weights import load_weights, save_weights
-from tests.parity import qwen2_vl, qwen3_vl
+from tests.parity import qwen2_vl, qwen3_5, qwen3_vl
 from tests.parity.qwen3_vl import BROKEN, CASES, TOLERANCE, Inputs, errors, our_states
 
 pytestmark = pytest.mark.compiles
@@ -37,17 +37,20 @@ def adapted(folder, config):
 
 def write_base(family: str, folder):
     """A random checkpoint, and the torch class that opens it."""
-    if family != "qwen3":
+    if family.startswith("qwen2"):
         qwen2_vl.torch_model(qwen2_vl.CONFIGS[family]).save_pretrained(folder)
         return qwen2_vl.CLASSES[qwen2_vl.CONFIGS[family][0]][1]
-    inner = qwen3_vl.torch_model(qwen3_vl.CONFIGS["two_taps"])
-    model = Qwen3VLForConditionalGeneration(inner.config)
+    if family == "qwen3":
+        inner, kind = qwen3_vl.torch_model(qwen3_vl.CONFIGS["two_taps"]), Qwen3VLForConditionalGeneration
+    else:
+        inner, kind = qwen3_5.torch_model(qwen3_5.CONFIGS["odd_widths"]), Qwen3_5ForConditionalGeneration
+    model = kind(inner.config)
     model.model = inner
     model.save_pretrained(folder)
-    return Qwen3VLForConditionalGeneration
+    return kind
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen2", "qwen2_5"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_5", "qwen2", "qwen2_5"])
 def test_qwen_vl_in_torch(family, tmp_path):
     model_class = write_base(family, tmp_path / "base")
     config = load_config(tmp_path / "base")

@@ -21,7 +21,7 @@ from smart_jax.models.batch import Batch
 from smart_jax.models.weights import load_weights
 from tests.checkpoints import noise_page, write_processor
 from tests.golden.make_video import clip
-from tests.parity import qwen2_vl, qwen3_vl
+from tests.parity import qwen2_vl, qwen3_5, qwen3_vl
 from tests.parity.qwen3_vl import our_states, save
 from tests.parity.test_qwen3_vl import BROKEN, TOLERANCE, errors
 from tests.pixels import values_of
@@ -51,13 +51,16 @@ CASES: dict[str, list[Any]] = {
 }
 
 
-NAMES = ("two_taps", "deep_three_taps", "qwen2", "qwen2_5", "qwen2_5_wide_windows")
+NAMES = ("two_taps", "deep_three_taps", "odd_widths", "qwen2", "qwen2_5", "qwen2_5_wide_windows")
 TOKENS_PER_SECOND = 2
 
 
 def checkpoint(name: str, folder: Path) -> tuple:
     """(torch model, preprocessor, graphdef, params) of a random checkpoint of that name."""
-    if name in qwen3_vl.CONFIGS:
+    if name in qwen3_5.CONFIGS:
+        text, *rest = qwen3_5.CONFIGS[name]
+        model = whole = qwen3_5.torch_model(({**text, "vocab_size": 640}, *rest), **IDS)
+    elif name in qwen3_vl.CONFIGS:
         text, vision, sections = qwen3_vl.CONFIGS[name]
         model = whole = qwen3_vl.torch_model(({**text, "vocab_size": 640}, vision, sections))
         for key, value in IDS.items():

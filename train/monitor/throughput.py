@@ -116,9 +116,9 @@ def training_cost(
         return Cost(token, in_text + in_adapter)
     text = config.text
     width = text.num_attention_heads * text.head_dim
-    token_pair = (
-        4.0 * width * text.num_hidden_layers * (1 + 2 * backward["text"]) / 2
-    )  # a token attends to those before
+    # A token attends to those before it.
+    token_pair = 4.0 * width * text.attention_layers * (1 + 2 * backward["text"]) / 2
+    token += 2.0 * text.state_products * (1 + 2 * backward["text"])
     block = 4.0 * vision.hidden_size * (1 + 2 * backward["visual"])
     windowed = 0 if vision.window_size is None else vision.depth - len(vision.fullatt_block_indexes)
     return Cost(token, token_pair + in_adapter, patch, block * (vision.depth - windowed), block * windowed)

@@ -1,3 +1,6 @@
-"""Qwen3.5: decoders in which most layers are linear attention by the gated delta rule."""
+"""Qwen3.5: the tower of Qwen3-VL before a decoder in which most layers are linear attention."""
 
-__all__: list[str] = []
+from smart_jax.models.qwen3_5.config import Qwen35Config
+from smart_jax.models.qwen3_5.model import IGNORED, SHARDING_RULES, Qwen35
+
+__all__ = ["IGNORED", "SHARDING_RULES", "Qwen35", "Qwen35Config"]
