@@ -116,7 +116,7 @@ def _text(plain: TextConfig, section: JsonObject) -> Qwen35TextConfig:
         if "partial_rotary_factor" in place:
             fields["partial_rotary_factor"] = place["partial_rotary_factor"]
     types = section.get("layer_types") or _layer_types(section, plain.num_hidden_layers)
-    return Qwen35TextConfig(**_values(plain), **fields, layer_types=tuple(map(str, types)))
+    return Qwen35TextConfig(**(_values(plain) | fields), layer_types=tuple(map(str, types)))
 
 
 def _layer_types(section: JsonObject, depth: int) -> list[str]:
