@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from smart_jax.files import CONFIG_FILE, Checkpoint
+from smart_jax.files import CONFIG_FILE, Checkpoint, read_json
 from smart_jax.inputs import (
     SETTINGS_FILE,
     TOKENIZER_FILES,
@@ -51,7 +51,7 @@ def _copy_files(folder: Path, checkpoint: Checkpoint) -> None:
                 target = folder / file.relative_to(root)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)
-    hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    hf = read_json(folder / "config.json")
     if hf.pop("task_names", None):  # names of adapters, one of which is merged
         (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
 

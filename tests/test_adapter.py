@@ -271,7 +271,7 @@ def cut(name, size):
         (cut("adapter.safetensors", 50), ValueError, "truncated or corrupt"),
         (cut("adapter.safetensors", -1), ValueError, "truncated or corrupt"),
         (cut("adapter.json", 20), ValueError, "not valid JSON"),
-        (lambda f: (f / "adapter.json").write_text("[]"), ValueError, "format"),
+        (lambda f: (f / "adapter.json").write_text("[]"), ValueError, "JSON list"),
         (edit(lambda s: s.update(version=9)), ValueError, "version 9"),
         (edit(lambda s: s.update(width=3)), ValueError, r"unknown settings \['width'\]"),
         (edit(lambda s: s.pop("layers")), ValueError, r"lacks the settings \['layers'\]"),

@@ -223,8 +223,12 @@ def test_files_that_can_not_be_read(tmp_path):
     with pytest.raises(ValueError, match="not valid JSON"):
         read(path)
     path.write_text("[]")
-    with pytest.raises(ValueError, match="has no benchmarks"):
+    with pytest.raises(ValueError, match="holds a JSON list"):
         read(path)
+    for text in ('{"benchmarks": 7}', '{"benchmarks": [7]}', '{"benchmarks": [{"ranking": "all", "name": []}]}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"results\.json.*(no benchmarks|is not a results|values per query)"):
+            read(path)
     write(summary(run(1)), tmp_path)
     text = path.read_text()
     old = json.loads(text)

@@ -291,7 +291,7 @@ def test_missing_and_broken_files(checkpoint, adapter, tmp_path):
         FileNotFoundError, match=r"no adapter_model.safetensors: save the adapter in safetensors, or remove"
     ):
         smart_jax.load(adapter)
-    for text, message in (("{", "is not valid JSON"), ("[]", "peft_type 'list' is not supported")):
+    for text, message in (("{", "is not valid JSON"), ("[]", "holds a JSON list")):
         (adapter / CONFIG_FILE).write_text(text)
         with pytest.raises(ValueError, match=message):
             smart_jax.load(adapter)

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import struct
+import time
 import zipfile
 from collections import OrderedDict
 
@@ -191,6 +192,9 @@ FROZEN = {  # BUILD, item assignment and attributes on the stand-ins that names 
     "memo number": b"\x80\x02]r\xff\xff\xff\x7f.",
     "odd persistent reference": b"\x80\x02K\x01Q.",
     "tuple as a key": b"\x80\x02}K\x01\x85K\x02s.",
+    "shared tuples, whose hash takes 2**40 steps": b"\x80\x02})" + b"q\x00h\x00\x86" * 40 + b"K\x01s.",
+    "a key of nested tuples, whose hash overflows the stack": b"\x80\x02}(K\x00" + b"\x85" * 100_000 + b"K\x01u.",
+    "a key in the arguments of an OrderedDict": b"\x80\x02ccollections\nOrderedDict\n]K\x00\x85K\x01\x86a\x85R.",
     "unfinished": b"\x80\x02}X\x05\x00\x00\x00ab",
     "empty": b"",
 }
@@ -215,6 +219,51 @@ def test_sharing_does_not_multiply(tmp_path):
     )
     got = torch_file.load(archive(tmp_path / "x.pt", data))
     assert got[0] is got[1]
+
+
+def test_values_of_a_file_are_not_written_out(tmp_path):
+    """A tuple that holds another twice, forty deep, has 2**40 parts where it is written into a message."""
+    shared = b")" + b"q\x00h\x00\x86" * 40
+    tensor = tensor_pickle()[2:-3] + shared + b"tR."
+    content = [("data/0", np.arange(4, dtype=np.float32).tobytes())]
+    start = time.process_time()
+    with pytest.raises(TorchFileError, match="carries metadata"):
+        torch_file.load(archive(tmp_path / "metadata.pt", b"\x80\x02" + tensor, content))
+    assert time.process_time() - start < 2
+
+
+def test_many_storages_take_linear_time(tmp_path, monkeypatch):
+    """The names of the archive are listed once, not for each storage: 20,000 of them took 47 s."""
+    count, raw = 300, np.arange(4, dtype=np.float32).tobytes()
+    one = tensor_pickle()[2:-1]
+    data = b"\x80\x02](" + b"".join(one.replace(b"\x01\x00\x00\x000", _key(i)) for i in range(count)) + b"e."
+    path = archive(tmp_path / "x.pt", data, [(f"data/{i}", raw) for i in range(count)])
+    listed, names = [], zipfile.ZipFile.namelist
+    monkeypatch.setattr(zipfile.ZipFile, "namelist", lambda file: listed.append(file) or names(file))
+    assert len(torch_file.load(path)) == count and len(listed) < 5
+    monkeypatch.setattr(torch_file, "_MAX_OPCODES", 1000)
+    with pytest.raises(TorchFileError, match="instructions"):
+        torch_file.load(path)
+
+
+def _key(number: int) -> bytes:
+    return struct.pack("<I", len(str(number))) + str(number).encode()
+
+
+def test_overlapping_entries_are_refused(tmp_path):
+    """Entries of the directory that share the bytes of one: from 1 MB, a thousand times as much would be read."""
+    path = archive(tmp_path / "x.pt", tensor_pickle(numel=2**16, shape=(2**16,)), [("data/0", bytes(2**18))])
+    whole = path.read_bytes()
+    end = whole.rindex(b"PK\x05\x06")
+    first = whole.rindex(b"PK\x01\x02", 0, end)  # the directory's entry of data/0, again by other names
+    copies = [whole[first:end].replace(b"a/data/0", b"a/data/%c" % name) for name in b"ABCDEFGH"]
+    (size,) = struct.unpack_from("<I", whole, end + 12)
+    total = struct.unpack_from("<H", whole, end + 8)[0] + len(copies)
+    tail = bytearray(whole[end:])
+    struct.pack_into("<HHI", tail, 8, total, total, size + sum(map(len, copies)))
+    path.write_bytes(whole[:end] + b"".join(copies) + bytes(tail))
+    with pytest.raises(TorchFileError, match="overlap"):
+        torch_file.load(path)
 
 
 @pytest.mark.parametrize(

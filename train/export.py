@@ -10,6 +10,7 @@ from typing import Any
 from flax import nnx
 
 from smart_jax import Encoder
+from smart_jax.files import read_json
 from smart_jax.inputs import SETTINGS_FILE, read_settings
 from smart_jax.models import save_lora
 from smart_jax.runtime import is_main
@@ -49,7 +50,7 @@ def is_exported(folder: Path, names: Sequence[str], step: int) -> bool:
     """
     mark = folder / MARK
     noted = {"step": step, "bytes": _sizes(folder, names)}
-    return mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == noted
+    return mark.is_file() and read_json(mark) == noted
 
 
 def _sizes(folder: Path, names: Sequence[str]) -> dict[str, int]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from smart_jax.files import read_json
 from smart_jax.runtime import is_main, wait_for_all
 
 WANDB_ID_FILE = "wandb_id"
@@ -95,7 +96,7 @@ def _write_config(folder: Path, config: Mapping[str, Any], *, overwrite: bool) -
     folder.mkdir(parents=True, exist_ok=True)
     written = folder / "config.json"
     if written.is_file():
-        for line in _changes(json.loads(written.read_text()), json.loads(json.dumps(config))):
+        for line in _changes(read_json(written), json.loads(json.dumps(config))):
             print(f"config differs from the run's start: {line}")
     else:
         write_whole(written, json.dumps(config, indent=2) + "\n")

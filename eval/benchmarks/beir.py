@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from eval.benchmarks.judgements import QRELS_HEADER, SPLIT, read_qrels
 from eval.benchmarks.lazy_items import LazyItems, batches
 from eval.benchmarks.raw_records import read_columns, read_json_lines
-from smart_jax.files import files_fingerprint
+from smart_jax.files import files_fingerprint, path_inside, read_json, shown
 from smart_jax.inputs import ImageLike, open_rgb, parse_item
 from smart_jax.tables import Records, Table, shards, splits
 
@@ -177,12 +177,12 @@ def _read_header(folder: Path) -> dict[str, Any] | None:
     path = folder / "benchmark.json"
     if not path.exists():
         return None
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): save the benchmark again") from error
+    header = read_json(path, remedy="save the benchmark again")
+    for key in ("name", "instruction", "document_instruction"):
+        if not isinstance(value := header.get(key), str | None):
+            raise ValueError(f"{path}: {key} is {shown(value)}, expected a text or null")
     if header.get("version") != VERSION:
-        raise ValueError(f"{path} has version {header.get('version')!r}, this program reads {VERSION}")
+        raise ValueError(f"{path} has version {shown(header.get('version'))}, this program reads {VERSION}")
     return header
 
 
@@ -192,6 +192,8 @@ def _read_items(folder: Path, kind: str) -> tuple[list[str], LazyItems, list[str
         return _read_parquet(path)
     records = _beir_records(folder, kind)
     ids = [str(record.get("_id", record.get("id", ""))) for record in records]
+    for record, name in zip(records, ids, strict=True):
+        _check_beir(record, f"'{folder}', {kind} {name!r}"[:200])
     texts = [record.get("page_text") or _beir_text(record) or "" for record in records]
     empty = [
         i for i, record in zip(ids, records, strict=True) if not _beir_text(record) and record.get("image") is None
@@ -240,8 +242,15 @@ def _from_beir(record: Mapping[str, Any], folder: Path) -> Any:
     text, image = _beir_text(record), record.get("image")
     if image is None:
         return {"text": text or EMPTY} if not text or Path(text).suffix else text  # never taken for a file's name
-    item: dict[str, Any] = {"image": folder / image}
+    item: dict[str, Any] = {"image": path_inside(folder, image, f"a document of '{folder}'")}
     return {**item, "text": text} if text else item
+
+
+def _check_beir(record: Mapping[str, Any], name: str) -> None:
+    """Raises ValueError where a field is no text."""
+    for field in ("title", "text", "page_text"):
+        if not isinstance(value := record.get(field), str | None):
+            raise ValueError(f"{name}: {field} is {shown(value)}, expected a text")
 
 
 def _beir_text(record: Mapping[str, Any]) -> str:
@@ -256,4 +265,6 @@ def _read_candidates(folder: Path) -> dict[str, list[str]] | None:
     for number, record in enumerate(records, 1):
         if not isinstance(record.get("id"), str) or not isinstance(record.get("candidates"), list):
             raise ValueError(f'{path}, line {number}: expected {{"id": query, "candidates": [document, ...]}}')
+        if not all(isinstance(document, str) for document in record["candidates"]):
+            raise ValueError(f"{path}, line {number}: a candidate is no text")
     return {record["id"]: record["candidates"] for record in records}

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks.raw_records import read_columns, read_json_lines
+from smart_jax.files import checked_float, checked_int, shown
 from smart_jax.tables import Table, shards, splits
 
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
 SPLIT = "test"
+LARGEST = 2**31 - 1  # grade
 
 
 def read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
@@ -63,7 +65,9 @@ def _of_tsv(path: Path) -> Iterator[tuple[str, tuple[str, str, int]]]:
             query, document, grade = fields
             yield f"{path}, line {number}", (query, document, _grade(grade))
         except ValueError:
-            raise ValueError(f"{path}, line {number}: expected query, document, integer score, not {line!r}") from None
+            raise ValueError(
+                f"{path}, line {number}: expected query, document, integer score, not {shown(line)}"
+            ) from None
 
 
 def _of_jsonl(path: Path) -> Iterator[tuple[str, tuple[str, str, int]]]:
@@ -80,12 +84,11 @@ def _of_record(record: Mapping[str, Any], place: str) -> tuple[str, str, int]:
     try:
         return str(record["query-id"]), str(record["corpus-id"]), _grade(record["score"])
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{place}: expected {', '.join(QRELS_HEADER)} (an integer), not {dict(record)!r}") from None
+        found = ", ".join(f"{shown(key)}: {shown(value)}" for key, value in list(record.items())[:9])
+        raise ValueError(f"{place}: expected {', '.join(QRELS_HEADER)} (an integer), not {{{found}}}") from None
 
 
 def _grade(value: Any) -> int:
     """Returns an integer, also where it is written 1.0."""
-    grade = int(float(value))
-    if grade != float(value):
-        raise ValueError(value)
-    return grade
+    number = checked_float(value if isinstance(value, int) else float(value), "the grade", positive=False)
+    return checked_int(int(number) if number.is_integer() else value, "the grade", least=-LARGEST, most=LARGEST)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gzip
-import json
+import io
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from smart_jax.files import parse_json
 from smart_jax.tables import Table
+
+MAX_BYTES = 2**26  # of a line
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -17,17 +21,25 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
       ValueError: a line is not a JSON object; the message names it.
     """
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        for number, line in enumerate(_lines(file, path), 1):
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number} is not valid JSON ({error})") from error
+            record = parse_json(line, f"{path}, line {number}")
             if not isinstance(record, dict):
                 raise ValueError(f"{path}, line {number} is not a JSON object")
             yield record
+
+
+def _lines(file: gzip.GzipFile | io.BufferedReader, path: Path) -> Iterator[bytes]:
+    """Yields lines, none of which is read without bound: a few kilobytes of gzip can be gigabytes of one line."""
+    try:
+        while line := file.readline(MAX_BYTES + 1):
+            if len(line) > MAX_BYTES:
+                raise ValueError(f"{path} has a line of more than {MAX_BYTES} bytes: is it a file of JSON lines?")
+            yield line
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or corrupt ({error}): download it again") from error
 
 
 def read_columns(table: Table, columns: Iterable[str]) -> list[dict[str, Any]]:

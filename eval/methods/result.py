@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Real
 
-from smart_jax.files import write_whole_text
+from smart_jax.files import read_json, write_whole_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,15 @@ class Result:
     @classmethod
     def load(cls, path: Path) -> Result:
         """Reads what `save` wrote; raises OSError or ValueError where it cannot."""
-        described = json.loads(path.read_text(encoding="utf-8"))
-        values = {m: {name: np.array(x) for name, x in of.items()} for m, of in described.pop("values").items()}
-        return cls(**described, values=values)
+        described = read_json(path, remedy="remove it, and evaluate again")
+        try:
+            values = {m: {k: np.array(x, float) for k, x in of.items()} for m, of in described.pop("values").items()}
+            result = cls(**described, values=values)
+            if any(x.shape != (len(result.query_ids),) for of in values.values() for x in of.values()):
+                raise ValueError("a metric has not one value for each query")
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is no result ({error}): remove it, and evaluate again") from error
+        return result
 
     def mean(self, method: str, metric: str) -> float:
         """Returns a method's mean over the queries."""

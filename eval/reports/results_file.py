@@ -27,9 +27,10 @@ from eval.reports.report import (
     PublishedFigures,
     Report,
 )
-from smart_jax.files import write_whole_text
+from smart_jax.files import read_json, shown, write_whole_text
 
 NAME = "results.json"
+MAX_BYTES = 2**30  # it has every query's values
 Json = dict[str, Any]  # an object of JSON
 
 
@@ -53,16 +54,17 @@ def read_results(path: str | Path) -> Report:
     file = Path(path) / NAME if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no file '{file}': give a folder that python -m eval.run wrote, or its results.json")
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"'{file}' is not valid JSON ({error})") from error
-    if not isinstance(stored, dict) or not isinstance(stored.get("benchmarks"), list):
+    stored = read_json(file, remedy="evaluate again", most=MAX_BYTES)
+    if not isinstance(stored.get("benchmarks"), list):
         raise ValueError(f"'{file}' has no benchmarks: it is not a results.json of python -m eval.run")
     try:
         return _from_json(stored)
     except ValueError as error:
         raise ValueError(f"'{file}': {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"'{file}' is not a results.json of python -m eval.run ({type(error).__name__}: {error}): evaluate again"
+        ) from error
 
 
 def _to_json(report: Report) -> Json:
@@ -142,6 +144,8 @@ def _read_benchmark(entry: Mapping[str, Any]) -> BenchmarkReport:
     count = len(entry["query_ids"])
     for method, by_metric in entry["values"].items():
         for metric, values in by_metric.items():
+            for value in values:
+                _number(value, f"benchmark {name}, row {method}, {metric}")
             if len(values) != count:
                 raise ValueError(
                     f"benchmark {name}, row {method}, {metric} has {len(values)} values for {count} queries: run it "
@@ -177,7 +181,14 @@ def _read_metrics(by_metric: Mapping[str, Any]) -> dict[str, Estimate]:
 
 
 def _read_estimate(figure: Mapping[str, Any]) -> Estimate:
-    return Estimate(figure["mean"], figure["low"], figure["high"])
+    mean, low, high = (_number(figure[name], name) for name in ("mean", "low", "high"))
+    return Estimate(mean, low, high)
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} is {shown(value)}, expected a number")
+    return float(value)
 
 
 def _read_group(group: Mapping[str, Any]) -> GroupReport:

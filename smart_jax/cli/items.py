@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +25,11 @@ def read_lines(name: str) -> list[Any]:
     lines = [(number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
     if not name.endswith(".jsonl"):
         return [line.strip() for _, line in lines]
+    from smart_jax.files import parse_json
+
     items = []
     for number, line in lines:
-        try:
-            items.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{name}, line {number}: {error}") from None
+        items.append(parse_json(line, f"{name}, line {number}"))
     return items
 
 

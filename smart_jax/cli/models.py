@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,9 +78,9 @@ def describe(name: str) -> dict[str, Any]:
 
 def _parameters(file: Path) -> int:
     """Returns the number of parameters in a safetensors file, by its header."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+    from smart_jax.files import read_header
+
+    return sum(math.prod(entry.shape) for entry in read_header(file)[0].values())
 
 
 def _named() -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from smart_jax.evidence.evidence import Evidence, TokenEvidence, Weights
 from smart_jax.evidence.explain import explain
 from smart_jax.evidence.layout import SHOWN
 from smart_jax.evidence.marks import Box, Highlight
-from smart_jax.evidence.pdf_page import PageText
+from smart_jax.evidence.pdf_page import PageText, page_scale
 from smart_jax.evidence.similarities import Best, usual_cosines
 from smart_jax.evidence.token_sources import Cell, Span, TokenSources
 from smart_jax.evidence.traced import Traced, TracingModel, trace, trace_page
@@ -27,6 +27,7 @@ __all__ = [
     "TracingModel",
     "Weights",
     "explain",
+    "page_scale",
     "trace",
     "trace_page",
     "usual_cosines",

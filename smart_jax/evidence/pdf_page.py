@@ -8,14 +8,43 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
 if TYPE_CHECKING:
     from pypdfium2 import PdfPage
 
+POINTS_PER_INCH = 72
 _DEVICE = 1_000_000  # pixels of the page's sides where PDFium is asked for places: it answers in whole ones
 LEAST_HEIGHT = 0.3  # of a line: letters may be set smaller in it
 WIDEST_COLUMN = 4.0  # times a character of it: stacked letters differ in width
 _INSTEAD = {0: " ", 2: "-", 0xFFFE: "-"}  # of no character, and of a hyphen at the end of a line
+
+
+def page_scale(page: PdfPage, dpi: float, name: str) -> float:
+    """Returns the scale at which `page.render` has so many pixels per inch.
+
+    Args:
+      page: of a document that `pypdfium2.PdfDocument` opened.
+      dpi: pixels per inch.
+      name: what messages call the page.
+
+    Raises:
+      ValueError: the picture would be larger than Pillow lets images be (`PIL.Image.MAX_IMAGE_PIXELS`).
+
+    Example:
+      >>> import pypdfium2
+      >>> page_scale(pypdfium2.PdfDocument.new().new_page(30_000, 30_000), 100, "page 1")
+      Traceback (most recent call last):
+      ValueError: page 1 is 41667 x 41667 pixels at 100 dpi, beyond the limit of 89478485 pixels: lower the dpi
+    """
+    scale, limit = dpi / POINTS_PER_INCH, Image.MAX_IMAGE_PIXELS
+    width, height = (max(side * scale, 1.0) for side in page.get_size())
+    if limit is not None and not width * height <= limit:
+        raise ValueError(
+            f"{name} is {width:.0f} x {height:.0f} pixels at {dpi:g} dpi, beyond the limit of {limit} pixels: lower "
+            "the dpi"
+        )
+    return scale
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

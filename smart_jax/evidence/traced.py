@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from smart_jax.evidence.pdf_page import PageText
+from smart_jax.evidence.pdf_page import PageText, page_scale
 from smart_jax.evidence.token_sources import Span, TokenSources
 from smart_jax.inputs import ImageLike, ItemLike, Origins, Preprocessor, open_rgb, parse_item
 from smart_jax.retrieval import Embeddings, Retriever
@@ -187,7 +187,9 @@ def trace_page(model: TracingModel, page: PdfPage, *, instruction: str | None = 
     if not text.text.strip():
         raise ValueError("the page has no text: trace the image that page.render() makes of it")
     traced = trace(model, {"text": text.text}, instruction=instruction)
-    return dataclasses.replace(traced, page=text, pictures=(lambda: page.render(scale=dpi / 72).to_pil(),))
+    return dataclasses.replace(
+        traced, page=text, pictures=(lambda: page.render(scale=page_scale(page, dpi, "the page")).to_pil(),)
+    )
 
 
 def _opener(preprocessor: Preprocessor, item: ItemLike, frame: Any) -> Callable[[], Image.Image]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
+
+from smart_jax.files.checked_values import shown
+from smart_jax.files.json_file import read_json
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -108,18 +110,16 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
       8
     """
     path = Path(folder) / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): fetch the adapter again") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise ValueError(f"{path}: peft_type {kind!r} is not supported, only 'LORA': merge the adapter with peft first")
+    config = read_json(path, remedy="fetch the adapter again")
+    if (kind := config.get("peft_type")) != "LORA":
+        raise ValueError(
+            f"{path}: peft_type {shown(kind)} is not supported, only 'LORA': merge the adapter with peft first"
+        )
     if unsupported := [key for key in _UNSUPPORTED if config.get(key)]:
         raise ValueError(f"{path}: {', '.join(unsupported)} is not supported: merge the adapter with peft first")
     if (init := config.get("init_lora_weights", True)) not in _INITS:
         raise ValueError(
-            f"{path}: init_lora_weights {init!r} changes the base weights: convert the adapter to a LoRA with peft "
-            "(save_pretrained with path_initial_model_for_weight_conversion)"
+            f"{path}: init_lora_weights {shown(init)} changes the base weights: convert the adapter to a LoRA with "
+            "peft (save_pretrained with path_initial_model_for_weight_conversion)"
         )
     return config

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from smart_jax.files.checkpoint import INDEX_FILE, SINGLE_FILE
+from smart_jax.files.inside import path_inside
+from smart_jax.files.json_file import read_json
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
@@ -46,16 +47,15 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]
 def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
     """Returns the weight files, each with the tensors that the index places in it; None = there is no index."""
     if (index := folder / INDEX_FILE).is_file():
-        try:
-            weight_map: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files: dict[Path, set[str]] = {}
-            for name, file in weight_map.items():
-                files.setdefault(folder / file, set()).add(name)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is not a safetensors index ({error!r}): fetch the checkpoint again") from error
-        return {**files}
-    if (single := folder / SINGLE_FILE).is_file():
-        return {single: None}
+        weight_map = read_json(index, remedy="fetch the checkpoint again").get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise ValueError(f"{index} is not a safetensors index (no weight_map): fetch the checkpoint again")
+        shards: dict[str, set[str]] = {}
+        for name, file in weight_map.items():
+            shards.setdefault(file, set()).add(name)
+        return {path_inside(folder, file, str(index)): names for file, names in shards.items()}
+    if (folder / SINGLE_FILE).is_file():
+        return {path_inside(folder, SINGLE_FILE, str(folder)): None}
     raise FileNotFoundError(f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: are the weights in safetensors?")
 
 

@@ -1,15 +1,29 @@
-"""JSON files that hold one object."""
+"""JSON as files hold it, read in one way: whatever a file holds, it is parsed or refused with the file's name."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from smart_jax.typing import JsonObject
+MAX_DEPTH = 64  # levels of nested lists and objects
+MAX_BYTES = 2**26  # of a file: parsed, it takes up to twenty times as much memory
+MAX_DIGITS = 19  # of an integer: others fit neither an array nor a float
+_REMEDY = "download or write the file again"
 
 
-def read_json(path: Path) -> JsonObject:
-    """Reads the object in a JSON file; raises ValueError where the file holds something else.
+def read_json(path: Path, *, remedy: str = _REMEDY, most: int = MAX_BYTES) -> dict[str, Any]:
+    """Reads the object in a JSON file.
+
+    Args:
+      path: of the file.
+      remedy: what to do about a bad one, for the message.
+      most: bytes that the file may have.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it holds something else, is larger, nested deeper than `MAX_DEPTH`, or has an integer of more than 64
+        bits; the message names the file.
 
     Example:
       >>> import tempfile
@@ -18,10 +32,73 @@ def read_json(path: Path) -> JsonObject:
       >>> read_json(path)["model_type"]
       'bert'
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): download or write the file again") from error
+    content = read_json_value(path, remedy=remedy, most=most)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}, expected an object")
+        raise ValueError(f"{path} holds a JSON {type(content).__name__}, expected an object: {remedy}")
     return content
+
+
+def read_json_value(path: Path, *, remedy: str = _REMEDY, most: int = MAX_BYTES) -> Any:  # whatever the file holds
+    """Reads a JSON file of any kind; raises what `read_json` does.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "modules.json"
+      >>> _ = path.write_text("[1, 2]")
+      >>> read_json_value(path)
+      [1, 2]
+    """
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"{path} has {size} bytes, more than the {most} that such a file may have: {remedy}")
+    return parse_json(path.read_bytes(), str(path), remedy=remedy)
+
+
+def parse_json(text: str | bytes, name: str, *, remedy: str = _REMEDY) -> Any:  # whatever the text holds
+    """Parses JSON that came from a file.
+
+    Args:
+      text: JSON, as text or as bytes in UTF-8.
+      name: what messages call it.
+      remedy: what to do about a bad one, for the message.
+
+    Raises:
+      ValueError: it is not JSON, is nested deeper than `MAX_DEPTH`, or has an integer of more than 64 bits.
+
+    Example:
+      >>> parse_json("[" * 9999, "notes.json")
+      Traceback (most recent call last):
+      ValueError: notes.json is not valid JSON (nested deeper than 64 levels): download or write the file again
+    """
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        content = json.loads(decoded, parse_int=_integer)
+        if decoded.count("[") + decoded.count("{") > MAX_DEPTH:
+            _check_depth(content)
+    except RecursionError as error:
+        raise ValueError(f"{name} is not valid JSON ({_TOO_DEEP}): {remedy}") from error
+    except ValueError as error:
+        raise ValueError(f"{name} is not valid JSON ({error}): {remedy}") from error
+    return content
+
+
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS + 1 or abs(value := int(digits)) >= 2**64:
+        raise ValueError(f"an integer of {len(digits)} digits, which no 64 bits hold")
+    return value
+
+
+def _check_depth(content: object) -> None:
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise ValueError(_TOO_DEEP)

@@ -44,6 +44,8 @@ _OPCODES = (
     "SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE BINPERSID "
 )
 _MAX_DEPTH = 64  # levels of nested containers
+_MAX_AXES = 64  # of a tensor
+_MAX_OPCODES = 2**19  # of a pickle: ten tensors take 300
 
 
 class TorchFileError(ValueError):
@@ -78,13 +80,14 @@ class _RebuildTensor(NamedTuple):
         hooks: object = None,
         metadata: object = None,
     ) -> _Tensor:
-        sizes = [offset, *shape, *strides]
+        axes = type(shape) is tuple and type(strides) is tuple and len(shape) <= _MAX_AXES
+        sizes = [offset, *shape, *strides] if axes else [None]
         if not isinstance(storage, _Storage) or any(type(size) is not int or size < 0 for size in sizes):
             raise TorchFileError("a tensor's storage, offset, shape or strides are invalid")
         if len(shape) != len(strides):
             raise TorchFileError(f"a tensor has shape {tuple(shape)} but strides {tuple(strides)}")
         if metadata:
-            raise TorchFileError(f"a tensor carries metadata {metadata!r}, which is not supported: save plain tensors")
+            raise TorchFileError("a tensor carries metadata, which are not supported: save plain tensors")
         return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -95,8 +98,17 @@ class _RebuildParameter(NamedTuple):
         return data
 
 
+class _NewDict(NamedTuple):
+    """In the place of OrderedDict, whose arguments would have keys that nothing has looked at."""
+
+    def __call__(self, *arguments: object) -> OrderedDict[Any, Any]:
+        if arguments:
+            raise TorchFileError("an OrderedDict is made of arguments, which torch.save does not write")
+        return OrderedDict()
+
+
 _GLOBALS: dict[tuple[str, str], object] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _NewDict(),
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
     ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
     **{("torch", name): _StorageType(dtype) for name, dtype in STORAGES.items()},
@@ -132,7 +144,10 @@ class _Unpickler(pickle.Unpickler):
 class _Archive:
     """The one folder of a torch file's zip archive; entries are read once."""
 
-    def __init__(self, file: zipfile.ZipFile) -> None:
+    def __init__(self, file: zipfile.ZipFile, size: int) -> None:
+        if sum(info.file_size for info in file.infolist()) > size:
+            raise TorchFileError("its entries are larger than the file: they overlap, or are compressed")
+        self._names = set(file.namelist())
         pickles = [name for name in file.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise TorchFileError("the archive has no data.pkl, so torch.save did not write it")
@@ -140,7 +155,7 @@ class _Archive:
         self._read: dict[str, bytes] = {}
 
     def __contains__(self, name: str) -> bool:
-        return self._folder + name in self._file.namelist()
+        return self._folder + name in self._names
 
     def read(self, name: str) -> bytes:
         if name not in self._read:
@@ -176,7 +191,7 @@ def load(path: str | Path) -> Any:  # what the file holds
         raise FileNotFoundError(f"no torch file at '{path}'")
     try:
         with zipfile.ZipFile(path) as file:
-            archive = _Archive(file)
+            archive = _Archive(file, path.stat().st_size)
             if "byteorder" in archive and archive.read("byteorder") != b"little":
                 raise TorchFileError("it was saved on a big-endian machine, which is not supported")
             data = archive.read("data.pkl")
@@ -198,13 +213,88 @@ def _hint(path: Path, error: Exception) -> str:
 
 
 def _check_opcodes(data: bytes) -> None:
-    for opcode, argument, _ in pickletools.genops(data):
+    """Raises TorchFileError where the pickle asks for more than plain values, before any of it is run.
+
+    The opcodes are followed on a stack of kinds: what is a key is then known to be a str or an int, whose hash is
+    cheap. That of nested tuples is as deep as they are, and as slow as their number, were shared ones unfolded.
+    """
+    machine = _Kinds()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if f" {opcode.name} " not in _OPCODES:
             raise TorchFileError(f"its pickle uses the instruction {opcode.name}, which plain values never need")
-        if opcode.name == "LONG_BINPUT" and int(argument or 0) > len(
-            data
-        ):  # the memo would be allocated up to this number
+        if count > _MAX_OPCODES:
+            raise TorchFileError(f"its pickle has more than {_MAX_OPCODES} instructions: save the adapter alone")
+        if opcode.name == "LONG_BINPUT" and int(argument or 0) > len(data):  # the memo would be allocated up to it
             raise TorchFileError("its pickle is corrupt: a memo number exceeds the pickle's length")
+        machine.step(opcode.name, argument)
+
+
+class _Value:
+    """What is known of a value before it exists: its kind, and how deep it is nested."""
+
+    __slots__ = ("depth", "kind")
+
+    def __init__(self, kind: str, depth: int = 0) -> None:
+        self.kind, self.depth = kind, depth
+
+
+_SCALARS = {
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "LONG4"), "int"),
+    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), "str"),
+    **dict.fromkeys(("NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT"), "plain"),
+    **{"EMPTY_TUPLE": "tuple", "EMPTY_LIST": "list", "EMPTY_DICT": "dict"},
+}
+_KEYS = ("str", "int")
+
+
+class _Kinds:
+    """The stack and the memo of an unpickler, of kinds in place of values."""
+
+    def __init__(self) -> None:
+        self._stack: list[_Value] = []
+        self._below: list[list[_Value]] = []  # stacks below a mark
+        self._memo: dict[int, _Value] = {}
+
+    def step(self, opcode: str, argument: Any) -> None:
+        """Follows one instruction."""
+        stack = self._stack
+        if opcode in _SCALARS:
+            stack.append(_Value(_SCALARS[opcode]))
+        elif opcode == "GLOBAL":
+            stack.append(_Value("named"))
+        elif opcode == "MARK":
+            self._below.append(stack)
+            self._stack = []
+        elif opcode in ("BINPUT", "LONG_BINPUT"):
+            self._memo[argument] = stack[-1]
+        elif opcode == "MEMOIZE":
+            self._memo[len(self._memo)] = stack[-1]
+        elif opcode in ("BINGET", "LONG_BINGET"):
+            stack.append(self._memo[argument])
+        elif opcode not in ("PROTO", "FRAME", "STOP"):
+            self._combine(opcode)
+
+    def _combine(self, opcode: str) -> None:
+        if opcode in ("TUPLE", "APPENDS", "SETITEMS"):
+            parts, self._stack = self._stack, self._below.pop()
+        else:
+            count = {"TUPLE2": 2, "TUPLE3": 3, "SETITEM": 2, "STACK_GLOBAL": 2, "REDUCE": 2}.get(opcode, 1)
+            parts = [self._stack.pop() for _ in range(count)][::-1]
+        if opcode.startswith("TUPLE"):
+            self._stack.append(_nested(_Value("tuple"), parts))
+        elif opcode in ("STACK_GLOBAL", "REDUCE", "BINPERSID"):
+            self._stack.append(_nested(_Value("named"), parts))
+        else:  # APPEND, APPENDS, SETITEM, SETITEMS, BUILD change the value below
+            if opcode.startswith("SETITEM") and any(key.kind not in _KEYS for key in parts[::2]):
+                raise TorchFileError("a dict has a key that is neither a str nor an int")
+            _nested(self._stack[-1], parts)
+
+
+def _nested(value: _Value, parts: Sequence[_Value]) -> _Value:
+    value.depth = max([value.depth, *(part.depth + 1 for part in parts)])
+    if value.depth > _MAX_DEPTH:
+        raise TorchFileError(f"its containers are nested deeper than {_MAX_DEPTH} levels")
+    return value
 
 
 def _plain(value: Any, done: dict[int, object], depth: int) -> object:  # `value` is narrowed by its exact type
@@ -218,8 +308,8 @@ def _plain(value: Any, done: dict[int, object], depth: int) -> object:  # `value
     if isinstance(value, _Tensor):
         result: object = _array(value)
     elif type(value) in (dict, OrderedDict):
-        if odd := [key for key in value if type(key) not in (str, int)]:
-            raise TorchFileError(f"a dict has the key {odd[0]!r}: only str and int are supported")
+        if any(type(key) not in (str, int) for key in value):
+            raise TorchFileError("a dict has a key that is neither a str nor an int")
         result = {key: _plain(item, done, depth + 1) for key, item in value.items()}
     elif type(value) in (list, tuple):
         result = type(value)(_plain(item, done, depth + 1) for item in value)

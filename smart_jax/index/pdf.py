@@ -11,10 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from smart_jax.evidence import PageText
+from smart_jax.evidence import PageText, page_scale
 
 DPI = 100.0  # pixels per inch of page images
-POINTS_PER_INCH = 72
 PDFIUM = threading.RLock()  # the library is not made for several threads
 INSTEAD = {0: " ", 2: "-", 0xFFFE: "-"}
 INSTALL = "pip install 'smart_jax[index]'"
@@ -77,9 +76,10 @@ class Pdf:
                 ) from error
 
     def image(self, index: int, *, dpi: float = DPI) -> Image.Image:
-        """Returns an RGB image of a page, counted from 0."""
+        """Returns an RGB image of a page, counted from 0; raises ValueError where it is damaged or too large."""
         with self._page(index) as page:
-            image: Image.Image = page.render(scale=dpi / POINTS_PER_INCH).to_pil().convert("RGB")
+            scale = page_scale(page, dpi, f"page {index + 1} of '{self.path}'")
+            image: Image.Image = page.render(scale=scale).to_pil().convert("RGB")
         return image
 
     def page_text(self, index: int) -> PageText:

@@ -78,7 +78,10 @@ class SegmentFiles:
         bounds = self._map(number, ".bounds", np.dtype(np.int64), (items,))
         offsets = np.concatenate([np.zeros(1, np.int64), bounds])
         scales = self._map(number, ".scales", np.dtype(np.float32), (tokens,)) if dtypes.scaled else None
-        return Embeddings.from_checked(pooled, packed, offsets, scales)
+        try:
+            return Embeddings.from_mapped(pooled, packed, offsets, scales)
+        except ValueError as error:
+            raise ValueError(f"segment {number} of '{self.folder}' is damaged ({error}): restore its files") from error
 
     def _map(self, number: int, suffix: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         return map_rows(self.path(number, suffix), dtype, shape)

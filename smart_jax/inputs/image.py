@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from smart_jax.files import read_json
+from smart_jax.files import checked_float, checked_int, read_json, shown
 from smart_jax.inputs.fast_resize import fast_resize, import_cv2
 from smart_jax.inputs.file_kinds import IMAGE_FORMATS
 from smart_jax.models import Grid, Normalisation
@@ -133,14 +133,14 @@ def read_image_settings(
         patch_size=vision.patch_size,
         temporal_patch_size=vision.temporal_patch_size,
         merge_size=vision.spatial_merge_size,
-        min_pixels=_bound(config, "min_pixels", "shortest_edge", ImageSettings.min_pixels, min_pixels),
-        max_pixels=_bound(config, "max_pixels", "longest_edge", ImageSettings.max_pixels, max_pixels),
+        min_pixels=_bound(source, config, "min_pixels", "shortest_edge", ImageSettings.min_pixels, min_pixels),
+        max_pixels=_bound(source, config, "max_pixels", "longest_edge", ImageSettings.max_pixels, max_pixels),
         first_pixels=first_pixels,
         first_size=first_size,
         resize=resize,
         image_mean=_three(source, "image_mean", config.get("image_mean", _CLIP_MEAN)),
         image_std=_three(source, "image_std", config.get("image_std", _CLIP_STD)),
-        rescale_factor=float(config.get("rescale_factor", 1 / 255)),
+        rescale_factor=checked_float(config.get("rescale_factor", 1 / 255), f"{source}: rescale_factor"),
     )
 
 
@@ -148,26 +148,29 @@ def _read_processor_config(folder: Path) -> tuple[Path, Mapping[str, Any]]:
     if (path := folder / "preprocessor_config.json").is_file():
         return path, read_json(path)
     if (path := folder / "processor_config.json").is_file() and "image_processor" in (config := read_json(path)):
-        return path, config["image_processor"]
+        if not isinstance(section := config["image_processor"], dict):
+            raise ValueError(f"{path}: image_processor is {shown(section)}, expected an object")
+        return path, section
     raise FileNotFoundError(
         f"{folder} lacks preprocessor_config.json (image mean and deviation): copy it from the original checkpoint"
     )
 
 
-def _bound(config: Mapping[str, Any], name: str, edge: str, default: int, asked: int | None) -> int:
+def _bound(source: Path, config: Mapping[str, Any], name: str, edge: str, default: int, asked: int | None) -> int:
     """Returns a pixel bound: what is asked for, or the file's in its older or newer spelling."""
     if asked is not None:
         return asked
-    return int(config.get(name) or (config.get("size") or {}).get(edge) or default)
+    if not isinstance(size := config.get("size") or {}, dict):
+        raise ValueError(f"{source}: size is {shown(size)}, expected an object")
+    return checked_int(config.get(name) or size.get(edge) or default, f"{source}: {name}")
 
 
 def _three(source: Path, name: str, values: Any) -> tuple[float, float, float]:
-    numbers = [values] * 3 if isinstance(values, int | float) else list(values)
-    if len(numbers) != 3 or not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
-        raise ValueError(f"{source}: {name} is {values}, expected three numbers")
-    if name == "image_std" and min(numbers) <= 0:
-        raise ValueError(f"{source}: image_std is {values}, expected positive numbers")
-    return float(numbers[0]), float(numbers[1]), float(numbers[2])
+    numbers = values if isinstance(values, list | tuple) else [values] * 3
+    if len(numbers) != 3:
+        raise ValueError(f"{source}: {name} is {shown(values)}, expected three numbers")
+    first, second, third = (checked_float(v, f"{source}: {name}", positive=name == "image_std") for v in numbers)
+    return first, second, third
 
 
 def process_image(

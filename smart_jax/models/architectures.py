@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from smart_jax.files import Checkpoint, other_folder
+from smart_jax.files import Checkpoint, other_folder, read_json, shown
 from smart_jax.models import bert
 from smart_jax.models.bert import Bert
 from smart_jax.models.bert_config import BertConfig
@@ -130,18 +129,15 @@ def load_config(checkpoint: Checkpoint | str | Path, *, pooling: str | None = No
 
 def _read_config(path: Path) -> tuple[str, JsonObject]:
     """Returns the architecture and the content of a config.json; raises ValueError where it cannot be loaded."""
-    try:
-        hf: JsonObject = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): fetch the checkpoint again") from error
-    model_type = hf.get("model_type") if isinstance(hf, dict) else None
-    if model_type not in ARCHITECTURES and isinstance(hf, dict):
-        model_type = next((_CLASSES[name] for name in hf.get("architectures") or () if name in _CLASSES), model_type)
-    if model_type not in ARCHITECTURES:
+    hf = read_json(path, remedy="fetch the checkpoint again")
+    model_type, classes = hf.get("model_type"), hf.get("architectures")
+    if isinstance(classes, list) and model_type not in tuple(ARCHITECTURES):
+        model_type = next((_CLASSES[name] for name in classes if name in tuple(_CLASSES)), model_type)
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         kin = (
             " (a multi-vector model with a head of its own: this library works on single-vector models)"
             if str(model_type).startswith(_MULTI_VECTOR)
             else ""
         )
-        raise ValueError(f"{path}: model_type '{model_type}' is not supported{kin}; {supported()}")
+        raise ValueError(f"{path}: model_type {shown(model_type)} is not supported{kin}; {supported()}")
     return model_type, hf

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from smart_jax.files import Checkpoint
+from smart_jax.files import Checkpoint, path_inside, read_json_value, shown
 from smart_jax.typing import HostOrDevice
 
 POOLINGS = ("mean", "cls")
@@ -69,7 +68,7 @@ def read_pooling(checkpoint: Checkpoint | str | Path, pooling: str | None = None
     folder = checkpoint.having("modules.json", "1_Pooling")
     modules = _read(folder / "modules.json", list) or []
     try:
-        kinds = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}
+        kinds = {_text(module["type"]).rpartition(".")[2]: _text(module["path"]) for module in modules}
     except (TypeError, KeyError) as error:
         raise ValueError(f"{folder / 'modules.json'}: a module lacks its type or path ({error!r})") from error
     if unknown := [kind for kind in kinds if kind not in _MODULES]:
@@ -80,10 +79,10 @@ def read_pooling(checkpoint: Checkpoint | str | Path, pooling: str | None = None
     if pooling is None:
         pooling = (_read(settings, dict) or {}).get("pooling")
     if pooling is not None:
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling is {pooling!r}, expected {' or '.join(map(repr, POOLINGS))}")
+        if not isinstance(pooling, str) or pooling not in POOLINGS:
+            raise ValueError(f"pooling is {shown(pooling)}, expected {' or '.join(map(repr, POOLINGS))}")
         return pooling
-    path = folder / kinds.get("Pooling", "1_Pooling") / "config.json"
+    path = path_inside(folder, f"{kinds.get('Pooling', '1_Pooling')}/config.json", str(folder / "modules.json"))
     rules = _read(path, dict)
     if rules is None:
         raise ValueError(
@@ -95,21 +94,28 @@ def read_pooling(checkpoint: Checkpoint | str | Path, pooling: str | None = None
     modes += [_MODES.get(key, key) for key, on in rules.items() if key.startswith("pooling_mode_") and on is True]
     if len(modes) != 1 or modes[0] not in POOLINGS or rules.get("include_prompt") is False:
         raise ValueError(
-            f"{path}: pooling {', '.join(map(str, modes)) or 'by nothing'}"
+            f"{path}: pooling {', '.join(map(_name, modes)) or 'by nothing'}"
             f"{' without the prompt' if rules.get('include_prompt') is False else ''} is not supported, only "
             f"{' or '.join(POOLINGS)} over all tokens: smart_jax.load(folder, pooling='mean') uses another"
         )
     return str(modes[0])
 
 
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{shown(value)} is no text")
+    return value
+
+
+def _name(mode: object) -> str:
+    return mode if isinstance(mode, str) else shown(mode)
+
+
 def _read(path: Path, kind: type) -> Any:
     """Returns the parsed JSON file, whose content must be a `kind`; None = there is no file."""
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): fetch the checkpoint again") from error
+    content = read_json_value(path, remedy="fetch the checkpoint again")
     if not isinstance(content, kind):
         kinds = f"{path} is a {type(content).__name__}, expected a {kind.__name__}"
         raise ValueError(f"{kinds}: fetch the checkpoint again")

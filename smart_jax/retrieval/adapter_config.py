@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from smart_jax.files import read_json, shown
+
 FORMAT, VERSION = "smart_jax.adapter", 1
 KINDS = ("linear", "mlp", "self_attention")
 
@@ -53,18 +55,18 @@ class AdapterConfig:
             value = getattr(self, name)
             if (value is None and name in ("dim", "pooled_dim")) or (type(value) is int and value > 0):
                 continue
-            raise ValueError(f"adapter {name}={value!r}: expected a positive int")
+            raise ValueError(f"adapter {name}={shown(value)}: expected a positive int")
         if self.pooled_dim is not None and self.pooled_dim > self.hidden_size:
             raise ValueError(f"adapter pooled_dim={self.pooled_dim} exceeds hidden_size={self.hidden_size}")
         if not self.layers or any(type(layer) is not int for layer in self.layers):
-            raise ValueError(f"adapter layers={self.layers!r}: expected at least one int, such as (-1,)")
+            raise ValueError(f"adapter layers={shown(self.layers)}: expected at least one int, such as (-1,)")
         if len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"adapter layers={self.layers!r} name a layer twice")
+            raise ValueError(f"adapter layers={shown(self.layers)} name a layer twice")
         self._check_kind()
 
     def _check_kind(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"adapter kind={self.kind!r}: choose one of {', '.join(KINDS)}")
+            raise ValueError(f"adapter kind={shown(self.kind)}: choose one of {', '.join(KINDS)}")
         for name, kind in _KIND_OF.items():
             if (value := getattr(self, name)) != _DEFAULTS[name] and self.kind != kind:
                 raise ValueError(f"adapter {name}={value} is of kind {kind!r}, but kind={self.kind!r}: leave it out")
@@ -99,19 +101,19 @@ def read_config(path: Path) -> AdapterConfig:
       ValueError: it is corrupt or of another format or version, or a setting is unknown, missing or out of its range.
     """
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        settings = read_json(path, remedy="copy or save the adapter again")
+    except OSError as error:
         raise ValueError(f"'{path}' is not valid JSON ({error}): copy or save the adapter again") from error
-    if not isinstance(settings, dict) or settings.pop("format", None) != FORMAT:
+    if settings.pop("format", None) != FORMAT:
         raise ValueError(f"'{path}' does not describe an adapter: 'format' must be '{FORMAT}'")
     if (version := settings.pop("version", None)) != VERSION:
-        raise ValueError(f"'{path}' has version {version!r}, this release reads {VERSION}: update smart_jax")
+        raise ValueError(f"'{path}' has version {shown(version)}, this release reads {VERSION}: update smart_jax")
     if unknown := sorted(settings.keys() - _DEFAULTS.keys()):
         raise ValueError(f"'{path}' has unknown settings {unknown}; known are {sorted(_DEFAULTS)}")
     if missing := sorted(set(_ALWAYS) - settings.keys()):
         raise ValueError(f"'{path}' lacks the settings {missing}")
     if not isinstance(settings["layers"], list):
-        raise ValueError(f"'{path}': layers={settings['layers']!r} is not a list of ints")
+        raise ValueError(f"'{path}': layers={shown(settings['layers'])} is not a list of ints")
     try:
         return AdapterConfig(**settings)
     except ValueError as error:

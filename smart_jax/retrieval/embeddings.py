@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from smart_jax.dtypes import known_dtype
-from smart_jax.files import map_tensors
+from smart_jax.files import map_tensors, path_inside, read_json, shown
 from smart_jax.notebook import facts_table, memory_size
 from smart_jax.retrieval.provenance import Provenance, join
 from smart_jax.retrieval.quantize import quantize
@@ -25,6 +24,7 @@ from smart_jax.typing import JsonObject
 
 DTYPES = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16))
 INT8 = np.dtype(np.int8)
+_INFINITY = int(np.float32(np.inf).view(np.uint32))
 FORMAT, VERSION = "smart_jax.embeddings", 1
 CHECKED_AT_ONCE = 2**19  # bytes looked at twice for NaN: they stay in the cache
 
@@ -77,12 +77,10 @@ class Embeddings:
         if tokens.dtype not in (pooled.dtype, INT8):
             raise TypeError(f"pooled is {pooled.dtype} and tokens are {tokens.dtype}: cast one with .astype")
         offsets = check_offsets(self.offsets, items=len(pooled), tokens=len(tokens))
-        scales = _check_scales(self.scales, tokens)
+        scales = _check_scales(self.scales, tokens, offsets)
         check_finite("pooled", pooled, lambda row: f"item {row}")
         if scales is None:
             check_finite("tokens", tokens, lambda row: token_name(offsets, row))
-        else:
-            check_finite("its scale", scales[:, None], lambda row: token_name(offsets, row))
         self._set(pooled, *_fill_empty(pooled, tokens, offsets, scales), self.provenance)
 
     def _set(
@@ -108,6 +106,23 @@ class Embeddings:
         new = object.__new__(cls)
         new._set(pooled, tokens, offsets, scales, provenance)
         return new
+
+    @classmethod
+    def from_mapped(
+        cls,
+        pooled: Array,
+        tokens: Array,
+        offsets: Array,
+        scales: Array | None = None,
+        provenance: Provenance | None = None,
+    ) -> Embeddings:
+        """Returns embeddings of arrays that are left in a file: all is checked but the vectors' values.
+
+        Raises:
+          TypeError, ValueError: as `Embeddings`, and where an item has no token.
+        """
+        _check_forms(pooled, tokens, offsets, scales)
+        return cls.from_checked(pooled, tokens, offsets, scales, provenance)
 
     def with_provenance(self, provenance: Provenance | None) -> Embeddings:
         """Returns the same embeddings, of another provenance, or of one that is not known."""
@@ -279,7 +294,7 @@ class Embeddings:
 
     @staticmethod
     def _load(folder: Path, index: JsonObject, mmap: bool) -> Embeddings:
-        path = folder / index["file"]
+        path = path_inside(folder, index["file"], f"'{folder / INDEX}'")
         if not path.is_file():
             raise FileNotFoundError(f"no '{path}', which '{folder / INDEX}' names: copy the folder as a whole")
         try:
@@ -289,16 +304,16 @@ class Embeddings:
         try:
             tensors = map_tensors(path)[0] if mmap else load_file(path)
             parts = tensors["pooled"], tensors["tokens"], tensors["offsets"], tensors.get("scales"), provenance
-            if mmap:
-                check_offsets(parts[2], items=len(parts[0]), tokens=len(parts[1]))
-                _check_scales(parts[3], parts[1])
-            loaded = Embeddings.from_checked(*parts) if mmap else Embeddings(*parts)
+            if parts[1].dtype not in (parts[0].dtype, INT8):
+                raise TypeError(f"pooled is {parts[0].dtype} and tokens are {parts[1].dtype}")
+            loaded = Embeddings.from_mapped(*parts) if mmap else Embeddings(*parts)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is corrupt or truncated ({error}): encode and save again") from error
         for key, value in loaded._description().items():
             if index.get(key) != value:
                 raise ValueError(
-                    f"'{folder / INDEX}' says {key} = {index.get(key)}, but '{path.name}' has {value}: save again"
+                    f"'{folder / INDEX}' says {key} = {_said(index.get(key))}, but '{path.name}' has {value}: "
+                    "save again"
                 )
         return loaded
 
@@ -310,6 +325,15 @@ class Embeddings:
             "token_width": self.tokens.shape[1],
             "dtype": self.dtype.name,
         }
+
+
+def _check_forms(pooled: Array, tokens: Array, offsets: Array, scales: Array | None) -> None:
+    """Checks of mapped arrays what needs none of their vectors, which are checked nowhere but where they are used."""
+    pooled, tokens = _matrix("pooled", pooled), _matrix("tokens", tokens, (*DTYPES, INT8))
+    check_offsets(offsets, items=len(pooled), tokens=len(tokens))
+    if np.any(np.diff(offsets) == 0):
+        raise ValueError(f"item {int(np.flatnonzero(np.diff(offsets) == 0)[0])} has no token")
+    _check_scales(scales, tokens, np.asarray(offsets))
 
 
 def check_offsets(offsets: ArrayLike, *, items: int, tokens: int) -> Int[Array, " bounds"]:
@@ -369,7 +393,7 @@ def _matrix(name: str, value: Array, dtypes: Sequence[np.dtype] = DTYPES) -> Arr
     return array
 
 
-def _check_scales(scales: Array | None, tokens: Array) -> Array | None:
+def _check_scales(scales: Array | None, tokens: Array, offsets: Int[Array, " bounds"]) -> Array | None:
     if (scales is not None) != (tokens.dtype == INT8):
         raise ValueError(f"tokens are {tokens.dtype}: int8 tokens have scales, and no others do")
     if scales is None:
@@ -379,6 +403,12 @@ def _check_scales(scales: Array | None, tokens: Array) -> Array | None:
         raise ValueError(
             f"scales are {scales.dtype} {scales.shape} for {len(tokens)} tokens: they must be float32, one for each"
         )
+    bits = scales.view(np.uint32)  # those of negative, infinite and undefined numbers are the largest
+    if int(bits.max(initial=0)) >= _INFINITY:
+        token = int(np.argmax(bits >= _INFINITY))
+        finite = np.isfinite(scales[token])
+        wrong = f"is {scales[token]}, which is negative" if finite else "holds NaN or infinity"
+        raise ValueError(f"{token_name(offsets, token)}: its scale {wrong}; drop or encode it again")
     return scales
 
 
@@ -402,6 +432,10 @@ def _fill_empty(
     return tokens, np.concatenate([[0], np.cumsum(np.maximum(np.diff(offsets), 1))]), scales
 
 
+def _said(value: object) -> str:
+    return value if isinstance(value, str) and len(value) < 80 else shown(value)
+
+
 def _cast(array: Array, dtype: np.dtype) -> Array:
     with np.errstate(over="ignore"):  # the constructor reports infinity with the item's name
         return array.astype(dtype)
@@ -415,14 +449,11 @@ def read_index(path: Path) -> JsonObject:
     """Reads `embeddings.json`; raises FileNotFoundError or ValueError where it is missing or of another kind."""
     if not path.is_file():
         raise FileNotFoundError(f"no '{path}': give the folder that Embeddings.save wrote")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"'{path}' is not valid JSON ({error}): encode and save again") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
+    index = read_json(path, remedy="encode and save again")
+    if index.get("format") != FORMAT:
         raise ValueError(f"'{path}' does not describe embeddings: its format is not {FORMAT!r}")
     if index.get("version") != VERSION:
-        raise ValueError(f"'{path}' has version {index.get('version')}, this library reads {VERSION}: update it")
+        raise ValueError(f"'{path}' has version {shown(index.get('version'))}, this library reads {VERSION}: update it")
     name = index.get("file")
     if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
         raise ValueError(f"'{path}' names no safetensors file of its folder: encode and save again")

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import DTypeLike
 
-from smart_jax.files import lock_file, safetensors_header
+from smart_jax.files import lock_file, parse_json, path_inside, safetensors_header
 from smart_jax.retrieval.embeddings import DTYPES, FORMAT, VERSION, Embeddings, check_finite, read_index
 from smart_jax.retrieval.provenance import Provenance
 from smart_jax.retrieval.saved_files import (
@@ -202,7 +202,7 @@ class EmbeddingsFolder:
                 self._journal.close()
                 self._journal, self._finished = None, True
             elif lines := _whole_lines(self._journal):
-                self._resume(*map(json.loads, lines))
+                self._resume(*(parse_json(line, f"'{path}'", remedy=_REMEDY) for line in lines))
         except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
             self._journal.close()
             if isinstance(error, _RefusedError | OSError):
@@ -216,7 +216,7 @@ class EmbeddingsFolder:
         self._name, self._widths = head["file"], tuple(head["widths"])
         for number, length in (pair for record in records for pair in record):
             self.done[number], self._lengths[number] = True, length
-        self._file = os.open(self._path, os.O_RDWR)
+        self._file = os.open(path_inside(self._folder, self._name, f"'{self._folder / JOURNAL}'"), os.O_RDWR)
 
     def _begin(self, widths: tuple[int, int]) -> None:
         self._widths, self._name = widths, new_name()

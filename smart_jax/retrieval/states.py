@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
-from smart_jax.files import map_tensors, write_tensors
+from smart_jax.files import checked_int, map_tensors, parse_json, shown, write_tensors
 from smart_jax.notebook import facts_table, memory_size
 from smart_jax.retrieval.adapter import Adapter
 from smart_jax.retrieval.embeddings import Embeddings, check_finite, check_offsets, token_name
@@ -26,6 +26,7 @@ FORMAT, VERSION = "smart_jax.states", "1"
 ARRAYS = ("pooled", "states", "norms", "ids", "offsets", "grids")
 TOKENS_AT_ONCE = 4096  # projected by an adapter
 SHORTEST = 16  # length to which the tokens of a short item are padded where an adapter takes items
+MOST_LAYERS, LARGEST_ID = 1024, 2**31 - 1
 LAST = -1  # the layer after the final norm
 
 
@@ -209,10 +210,7 @@ class States:
             arrays, metadata = map_tensors(path)
             if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
                 raise ValueError(f"its format is {metadata.get('format')} {metadata.get('version')}")
-            facts: dict[str, Any] = {name: json.loads(metadata[name]) for name in ("visual_ids", "layers", "depth")}
-            if "provenance" in metadata:
-                facts["provenance"] = Provenance.from_dict(json.loads(metadata["provenance"]))
-            return States(**facts | {name: arrays[name] for name in ARRAYS})
+            return States(**_facts(metadata) | {name: arrays[name] for name in ARRAYS})
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is corrupt or truncated ({error}): remove it and encode again") from error
 
@@ -276,6 +274,19 @@ class States:
         if not -count <= layer < count or layer % count - count not in self.layers:
             raise ValueError(f"layer {layer} is not among the stored ones {self.layers}: encode with it in `layers`")
         return self.layers.index(layer % count - count)
+
+
+def _facts(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what a file's texts say beside its arrays; raises KeyError or ValueError."""
+    parsed = {name: parse_json(text, name) for name, text in metadata.items() if name not in ("format", "version")}
+    facts: dict[str, Any] = {"depth": checked_int(parsed["depth"], "depth", least=0, most=MOST_LAYERS)}
+    for name, least, most in (("visual_ids", 0, LARGEST_ID), ("layers", -MOST_LAYERS - 1, -1)):
+        if not isinstance(values := parsed[name], list) or len(values) > MOST_LAYERS:
+            raise ValueError(f"{name} is {shown(values)}, expected a list of integers")
+        facts[name] = tuple(checked_int(value, name, least=least, most=most) for value in values)
+    if "provenance" in parsed:
+        facts["provenance"] = Provenance.from_dict(parsed["provenance"])
+    return facts
 
 
 @partial(jax.jit, static_argnames=("graphdef",))

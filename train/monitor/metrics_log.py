@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from smart_jax.files import parse_json
 from smart_jax.runtime import is_main
 from train.monitor.tensorboard import EventFile, Sample
 from train.monitor.wandb_log import WandbLog
@@ -112,5 +113,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
+            records.append(parse_json(line, str(path)))
     return records

@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from smart_jax.files import read_json
 from smart_jax.runtime import batch_part, wait_for_all
 from train.run_directory import write_whole
 
@@ -82,10 +83,9 @@ class SharedFolder:
     def manifest(self) -> dict[str, Any]:
         """Returns what is written of the states; {} where there are none."""
         try:
-            read: dict[str, Any] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+            return read_json(self.path / "manifest.json")
         except (OSError, ValueError):
             return {}
-        return read
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """Writes what the states are of."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, Int64, Num
 
-from smart_jax.files import map_tensors, write_tensors
+from smart_jax.files import map_tensors, parse_json, shown, write_tensors
 from train.objective import StatesBatch
 
 _logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Store:
     def _mapped(self) -> list[tuple[Mapping[str, np.ndarray], Mapping[int, str]]]:
         """The arrays of each file, and what is wrong with its items by their places."""
         opened = (map_tensors(self.path(shard)) for shard in range(self.shards))
-        return [(arrays, {int(k): v for k, v in json.loads(texts["errors"]).items()}) for arrays, texts in opened]
+        return [(arrays, _errors(texts, self.folder)) for arrays, texts in opened]
 
     @cached_property
     def lengths(self) -> Int64[np.ndarray, " items"]:
@@ -159,6 +159,13 @@ class Store:
         list(pool.map(copy, range(rows)))
         mask = np.arange(length)[None] < self.lengths[numbers][:, None]
         return StatesBatch(pooled, states, mask, scales)
+
+
+def _errors(texts: Mapping[str, str], folder: Path) -> dict[int, str]:
+    errors = parse_json(texts.get("errors", "null"), f"'{folder}': errors", remedy="encode the states again")
+    if not isinstance(errors, dict) or not all(key.isdecimal() for key in errors):
+        raise ValueError(f"'{folder}': errors is {shown(errors)}, expected an object: encode the states again")
+    return {int(key): str(text) for key, text in errors.items()}
 
 
 def _bits(x: np.ndarray) -> np.ndarray:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.benchmarks.mmeb_v2.table import Source
+from smart_jax.files import parse_json
 from smart_jax.tables import Table, shards
 
 
@@ -156,14 +156,13 @@ def _lines(path: Path) -> Iterator[Record]:
 
 def _list(path: Path) -> Iterator[Record]:
     values = _json(path, path.read_bytes(), "")
+    if not isinstance(values, list):
+        raise ValueError(f"'{path}' is {_short(values)}, expected a list of objects")
     return (_record(path, row, value) for row, value in enumerate(values))
 
 
 def _json(path: Path, text: bytes, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"'{path}'{where} is not valid JSON ({error}): download it again") from error
+    return parse_json(text, f"'{path}'{where}", remedy="download it again")
 
 
 def _record(path: Path, row: int, value: Any) -> Record:

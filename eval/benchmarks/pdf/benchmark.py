@@ -20,10 +20,10 @@ from tqdm.auto import tqdm
 from eval.benchmarks.benchmark import Benchmark
 from eval.benchmarks.lazy_items import LazyItems
 from eval.benchmarks.pdf.page_text import Box, PageText, clean_title, fold
+from smart_jax.evidence import page_scale
 from smart_jax.files import files_fingerprint
 
 INSTRUCTION = "Find a document image that matches the given query."  # of visual-document tasks (arXiv:2605.24938)
-POINTS_PER_INCH = 72
 MIN_LEADERS, LEADER_SHARE = 3, 0.3  # of a contents page: lines that end in dots and a page number
 MIN_LISTED, LISTED_SHARE = 5, 0.5  # or lines that are a title and a page number
 
@@ -199,7 +199,7 @@ class _Pages:
     """Renders pages of an open document, some boxes painted over."""
 
     def __init__(self, document: pdfium.PdfDocument, kept: Sequence[int], boxes: dict[int, list[Box]], dpi: float):
-        self._document, self._kept, self._boxes, self._scale = document, kept, boxes, dpi / POINTS_PER_INCH
+        self._document, self._kept, self._boxes, self._dpi = document, kept, boxes, dpi
 
     def items(self, source: str) -> LazyItems:
         return LazyItems(len(self._kept), lambda i: self.render(self._kept[i]), source=source)
@@ -208,7 +208,7 @@ class _Pages:
         """Returns an RGB image of a page of the document."""
         page = self._document[index]
         try:
-            bitmap = page.render(scale=self._scale)
+            bitmap = page.render(scale=page_scale(page, self._dpi, f"page {index + 1}"))
             image = bitmap.to_pil().convert("RGB")
             converter = bitmap.get_posconv(page)
             for left, bottom, right, top in self._boxes.get(index, []):

@@ -1,0 +1,360 @@
+"""Files made to do harm: one reader of JSON, one check of numbers, one check of paths."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.benchmarks import Benchmark
+from smart_jax import Embeddings
+from smart_jax.files import (
+    checked_float,
+    checked_int,
+    map_tensors,
+    parse_json,
+    path_inside,
+    read_json,
+    read_tensors,
+    shown,
+    write_tensors,
+)
+from smart_jax.index.pdf import Pdf
+from smart_jax.index.segment_files import Extent, SegmentFiles
+from smart_jax.index.vector_format import VectorFormat
+from smart_jax.retrieval import States
+from smart_jax.retrieval.embeddings_folder import JOURNAL, EmbeddingsFolder
+from tests.small_pdf import write_pdf
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (DEEP, "nested deeper than 64 levels"),
+        ('{"a":' * 800 + "1" + "}" * 800, "nested deeper than 64 levels"),
+        ("[" * 65 + "]" * 65, "nested deeper than 64 levels"),
+        ("1" * 400, "an integer of 400 digits"),
+        ("1" * 5000, "an integer of 5000 digits"),
+        (str(2**64), "an integer of 20 digits"),
+        ("{", "Expecting property name"),
+        (b"\xff", "decode"),
+        ("", "Expecting value"),
+    ],
+)
+def test_one_reader_of_json_names_the_file(text, reason):
+    with pytest.raises(ValueError, match=f"config.json is not valid JSON .*{reason}"):
+        parse_json(text, "config.json")
+
+
+def test_what_the_reader_of_json_takes(tmp_path):
+    nested = "[" * 64 + "]" * 64
+    assert json.dumps(parse_json(nested, "x")) == nested
+    assert parse_json(str(2**64 - 1), "x") == 2**64 - 1 and parse_json(b"-1.5e3", "x") == -1500
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"x\.json holds a JSON list, expected an object"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(ValueError, match=r"x\.json has 3 bytes, more than the 2"):
+        read_json(tmp_path / "x.json", most=2)
+
+
+@pytest.mark.parametrize("value", [True, None, "1", 1.0, 0, -1, 2**31, float("nan"), [1], {"a": 1}])
+def test_integers_out_of_bounds(value):
+    with pytest.raises(ValueError, match="x.json: n is .*, expected a positive integer"):
+        checked_int(value, "x.json: n")
+
+
+@pytest.mark.parametrize("value", [True, None, "1", 0, -0.5, float("inf"), float("nan"), 10**400, [1.0]])
+def test_numbers_that_are_not_finite_and_positive(value):
+    with pytest.raises(ValueError, match="x.json: n is .*, expected a positive number"):
+        checked_float(value, "x.json: n")
+
+
+def test_values_in_messages_are_short():
+    shared: list = []
+    for _ in range(40):  # 2**40 parts, were it written out
+        shared = [shared, shared]
+    for value in (shared, {"a": shared}, "x" * 10**6, 10**5000, list(range(10**5)), ["x" * 10**6] * 3):
+        assert len(shown(value)) <= 80
+    assert shown("text") == "'text'" and shown([1, None]) == "[1, None]"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a file, links to what is in it and to what is not, beside a secret."""
+    (tmp_path / "secret").write_text("s")
+    inside = tmp_path / "inside"
+    (inside / "images").mkdir(parents=True)
+    (inside / "images" / "1.png").write_text("p")
+    (inside / "good.png").symlink_to("images/1.png")
+    (inside / "bad.png").symlink_to("../secret")
+    (inside / "all").symlink_to(tmp_path)
+    (inside / "loop").symlink_to("loop")
+    return inside
+
+
+@pytest.mark.parametrize("name", ["images/1.png", "good.png", "images/../good.png", "not_there.png", "a..b"])
+def test_paths_inside(folder, name):
+    assert path_inside(folder, name, "list") == folder / name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret",
+        "images/../../secret",
+        "/etc/passwd",
+        "bad.png",
+        "all/secret",
+        "loop",
+        "",
+        "a\0b",
+        "x" * 5000,
+        7,
+        None,
+    ],
+)
+def test_paths_that_leave_their_folder(folder, name):
+    with pytest.raises(ValueError, match="list names"):
+        path_inside(folder, name, "list")
+
+
+def test_links_of_the_hubs_cache_lead_to_its_blobs(tmp_path):
+    snapshot = tmp_path / "models--me--pages" / "snapshots" / "0a1b"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--me--pages" / "blobs").mkdir()
+    (tmp_path / "models--me--pages" / "blobs" / "f00").write_text("x")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/f00")
+    assert path_inside(snapshot, "model.safetensors", "index").read_text() == "x"
+    (snapshot / "other.safetensors").symlink_to("../../../secret")
+    with pytest.raises(ValueError, match="is not inside"):
+        path_inside(snapshot, "other.safetensors", "index")
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/tmp/secret.safetensors", "link.safetensors"])
+def test_shards_stay_in_their_folder(tmp_path, name):
+    write_tensors(tmp_path / "secret.safetensors", {"a": np.zeros(2, np.float32)})
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "link.safetensors").symlink_to("../secret.safetensors")
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ValueError, match="is not inside"):
+        list(read_tensors(checkpoint))
+    (checkpoint / "model.safetensors.index.json").unlink()
+    (checkpoint / "model.safetensors").symlink_to("../secret.safetensors")
+    with pytest.raises(ValueError, match="is not inside"):
+        list(read_tensors(checkpoint))
+
+
+def test_the_journal_of_an_embeddings_folder_names_no_other_file(tmp_path):
+    (tmp_path / "secret").write_text("s")
+    head = {"format": "smart_jax.embeddings.partial", "version": 1, "file": "../secret", "widths": [2, 2]}
+    head["about"] = {"items": 1, "dtype": "float32"}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / JOURNAL).write_text(json.dumps(head) + "\n")
+    with pytest.raises(ValueError, match="is not inside"):
+        EmbeddingsFolder(tmp_path / "out", items=1, about={})
+
+
+def written(path, header: object, data: bytes = bytes(16)):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def entry(dtype="F32", shape=(2, 2), offsets=(0, 16)):
+    return {"x": {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(7, "x", None, [], [1], {"x": 7}, {"x": None}, {"x": []}, {"x": {}}, {"__metadata__": 7}),
+        *({"__metadata__": {"a": 7}}, b"{", b"\xff", DEEP.encode(), b"1" * 400),
+        *(entry(offsets=(-16, 0)), entry(offsets=(16, 0)), entry(offsets=(0, 32)), entry(offsets=(0, 10**400))),
+        *(entry(offsets=(0,)), entry(offsets=("0", "16")), entry(offsets=(0.0, 16.0)), entry(offsets=(0, None))),
+        *(entry(shape=(-2, -2)), entry(shape=(2, 3)), entry(shape=(2**40, 2**40)), entry(shape=("a",))),
+        *(entry(shape=[1] * 99), entry(dtype="F64"), entry(dtype=7), entry(dtype=None), entry(dtype=["F32"])),
+    ],
+)
+def test_headers_of_mapped_files(tmp_path, header):
+    with pytest.raises(ValueError, match=r"x\.safetensors"):
+        map_tensors(written(tmp_path / "x.safetensors", header))
+
+
+def test_a_mapped_file_that_is_cut_off(tmp_path):
+    path = written(tmp_path / "x.safetensors", entry())
+    assert map_tensors(path)[0]["x"].shape == (2, 2)
+    for size in range(path.stat().st_size):
+        os.truncate(written(path, entry()), size)
+        with pytest.raises(ValueError, match=r"x\.safetensors"):
+            map_tensors(path)
+
+
+def embeddings(items=3, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(2 * items, 4)).astype(np.float32)
+    return Embeddings(tokens[:items], tokens, np.arange(0, 2 * items + 1, 2)).astype(dtype)
+
+
+def rewritten(folder, **changes):
+    """Changes arrays of saved embeddings in their file."""
+    file = next(folder.glob("*.safetensors"))
+    arrays = {name: np.array(value) for name, value in map_tensors(file)[0].items()}
+    write_tensors(file, arrays | changes)
+
+
+INT8 = embeddings(dtype=np.int8)
+SCALES = np.asarray(INT8.scales)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scales": -SCALES},
+        {"scales": np.where(np.arange(6) == 3, np.float32("nan"), SCALES)},
+        {"scales": np.where(np.arange(6) == 3, np.float32("inf"), SCALES)},
+        {"scales": SCALES[:3]},
+        {"pooled": np.asarray(INT8.pooled).astype(np.int32)},
+        {"tokens": np.asarray(INT8.tokens)[:, :, None]},
+        {"offsets": np.array([0, -2, 4, 6])},
+        {"offsets": np.array([0, 2, 4, 60])},
+        {"offsets": np.array([0, 2**62, 4, 6])},
+        {"offsets": np.array([0, 2, 4, 6], np.float32)},
+        {"offsets": np.array([[0, 2, 4, 6]])},
+    ],
+)
+def test_saved_embeddings_that_are_damaged(tmp_path, changes, mmap):
+    INT8.save(tmp_path)
+    assert len(Embeddings.load(tmp_path, mmap=mmap)) == 3
+    rewritten(tmp_path, **changes)
+    with pytest.raises(ValueError, match=r"is corrupt or truncated \((token|item|scales|pooled|offsets)"):
+        Embeddings.load(tmp_path, mmap=mmap)
+
+
+def test_mapped_embeddings_have_a_token_of_every_item(tmp_path):
+    embeddings().save(tmp_path)
+    rewritten(tmp_path, offsets=np.array([0, 2, 2, 6]))
+    with pytest.raises(ValueError, match="item 1 has no token"):
+        Embeddings.load(tmp_path, mmap=True)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "values"),
+    [
+        (".bounds", np.array([2, -1, 6])),
+        (".bounds", np.array([2, 9, 6])),
+        (".scales", -SCALES),
+        (".scales", SCALES * np.nan),
+    ],
+)
+def test_segments_that_are_damaged(tmp_path, suffix, values):
+    files = SegmentFiles(tmp_path, VectorFormat.of(INT8, "int8"))
+    extent = files.append(Extent(0, 0, 0), INT8)
+    assert len(files.open(extent)) == 3
+    files.path(0, suffix).write_bytes(values.tobytes())
+    with pytest.raises(ValueError, match="segment 0 of .* is damaged .*item"):
+        files.open(extent)
+    os.truncate(files.path(0, suffix), 4)
+    with pytest.raises(ValueError, match="has 4 bytes of"):
+        files.open(extent)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("layers", "[-9999999]"),
+        ("layers", "7"),
+        ("layers", DEEP),
+        ("depth", "1e9"),
+        ("depth", "-1"),
+        ("visual_ids", '["a"]'),
+    ],
+)
+def test_states_that_are_damaged(tmp_path, name, text):
+    arrays = {"pooled": np.zeros((1, 2), np.float32), "states": np.zeros((1, 1, 2), np.float32)}
+    arrays |= {"norms": np.ones((1, 1), np.float32), "ids": np.zeros(1, np.int32), "grids": np.zeros((0, 4), np.int32)}
+    States(**arrays, offsets=np.array([0, 1]), visual_ids=(), layers=(-1,), depth=2).save(tmp_path / "x.safetensors")
+    arrays, texts = map_tensors(tmp_path / "x.safetensors")
+    write_tensors(tmp_path / "y.safetensors", arrays, texts)
+    assert len(States.load(tmp_path / "y.safetensors")) == 1
+    write_tensors(tmp_path / "y.safetensors", arrays, texts | {name: text})
+    with pytest.raises(ValueError, match=r"y\.safetensors. is corrupt or truncated .*" + name):
+        States.load(tmp_path / "y.safetensors")
+
+
+def beir(folder, documents=None, grade="1"):
+    """A folder of two documents and one query; `documents` replaces the corpus."""
+    (folder / "qrels").mkdir(parents=True)
+    records = documents or [{"_id": "d0", "text": "one"}, {"_id": "d1", "text": "two"}]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q0", "text": "which"}) + "\n")
+    (folder / "qrels" / "test.jsonl").write_text(f'{{"query-id": "q0", "corpus-id": "d0", "score": {grade}}}\n')
+    return folder
+
+
+@pytest.mark.parametrize(
+    "grade", ["1e999", "Infinity", "-Infinity", "NaN", "1" * 400, "1e300", "[1]", '"x"', "null", "{}"]
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "tsv"])
+def test_grades_that_are_no_integers(tmp_path, grade, suffix):
+    folder = beir(tmp_path / "set", grade=grade)
+    if suffix == "tsv":
+        (folder / "qrels" / "test.jsonl").unlink()
+        (folder / "qrels" / "test.tsv").write_text(f"q0\td0\t{grade}\n")
+    with pytest.raises(ValueError, match=r"test\.(jsonl|tsv)"):
+        Benchmark.load(folder)
+
+
+@pytest.mark.parametrize("image", ["../secret.png", "link.png", "/tmp/secret.png", 7, ["a"]])
+def test_images_of_a_benchmark_stay_in_its_folder(tmp_path, image):
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    folder = beir(tmp_path / "set", [{"_id": "d0", "image": image}])
+    Image.new("RGB", (8, 8)).save(folder / "page.png")
+    (folder / "link.png").symlink_to("../secret.png")
+    benchmark = Benchmark.load(folder)
+    with pytest.raises(ValueError, match="d.*names"):
+        benchmark.corpus[0]
+    (folder / "corpus.jsonl").write_text('{"_id": "d0", "image": "page.png"}')
+    assert Benchmark.load(folder).corpus[0]["image"] == folder / "page.png"
+
+
+@pytest.mark.parametrize(
+    "record", [{"text": 7}, {"text": {"a": []}}, {"title": ["x"]}, {"page_text": 1.5, "text": "x"}]
+)
+def test_documents_that_are_no_texts(tmp_path, record):
+    with pytest.raises(ValueError, match="corpus .d0.: (text|title|page_text) is"):
+        Benchmark.load(beir(tmp_path / "set", [{"_id": "d0"} | record]))
+
+
+def test_a_line_that_gzip_blows_up(tmp_path, monkeypatch):
+    """A gigabyte of blanks is a megabyte of gzip: it is read up to a bound."""
+    monkeypatch.setattr("eval.benchmarks.raw_records.MAX_BYTES", 2**16)
+    folder = beir(tmp_path / "set")
+    (folder / "corpus.jsonl").unlink()
+    with gzip.open(folder / "corpus.jsonl.gz", "wb") as file:
+        file.write(b" " * 2**20)
+    with pytest.raises(ValueError, match="has a line of more than 65536 bytes"):
+        Benchmark.load(folder)
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(b'{"_id": "d0"}')[:20])
+    with pytest.raises(ValueError, match="truncated or corrupt"):
+        Benchmark.load(folder)
+
+
+def test_pages_of_absurd_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.small_pdf.WIDTH", 30_000)
+    monkeypatch.setattr("tests.small_pdf.HEIGHT", 30_000)
+    write_pdf(tmp_path / "x.pdf", [[(72, 72, 12, "text")]], [])
+    with (
+        Pdf(tmp_path / "x.pdf") as pdf,
+        pytest.raises(ValueError, match="page 1 of .* at 100 dpi.*lower the dpi"),
+    ):
+        pdf.image(0)
+    with Pdf(tmp_path / "x.pdf") as pdf:
+        assert pdf.image(0, dpi=2).size == (834, 834)
