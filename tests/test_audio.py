@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import wave
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,8 +14,12 @@ import numpy as np
 import pytest
 from transformers import Gemma4AudioFeatureExtractor
 
+from smart_jax.files import resolve
+from smart_jax.inputs import Item, TokenizedItem, items_fingerprint, open_preprocessor, parse_item, parse_items
 from smart_jax.inputs.audio import check_audio, log_mel, process_audio, read_audio, resampled, soft_tokens
+from smart_jax.inputs.audio_batch import audio_shape, pad_audio
 from smart_jax.inputs.audio_settings import AudioSettings, read_audio_settings
+from smart_jax.models import load_config
 
 SETTINGS = AudioSettings()
 RATE = SETTINGS.sampling_rate
@@ -228,3 +233,64 @@ def test_checked_audio_is_what_was_given(tmp_path):
     path = write_wav(tmp_path / "a.wav", np.zeros((4000, 1), int), RATE)
     assert check_audio(str(path)) == path
     assert check_audio(b"bytes") == b"bytes"
+
+
+def test_items_with_audio(tmp_path):
+    path = write_wav(tmp_path / "Talk 1.WAV", np.zeros((4000, 1), int), RATE)
+    for given in (path, str(path), {"audio": str(path)}, {"audio": path}):
+        assert parse_item(given) == Item(audios=(path,))
+    sound = noise(4000)
+    item = parse_item({"audio": sound, "sampling_rate": RATE, "text": "bells"})
+    assert item.audios[0] is sound and (item.sampling_rate, item.texts) == (RATE, ("bells",))
+    assert parse_item({"audios": [path, path.read_bytes()]}).audios == (path, path.read_bytes())
+    for wrong, message in (
+        ({"audio": sound}, r"item has audio as an array without its sampling_rate"),
+        ({"text": "bells", "sampling_rate": RATE}, r"item has a sampling_rate but no audio"),
+        ({"audio": path, "audios": [path]}, r"has both 'audio' and 'audios'"),
+        ({"image": path}, r"is no image: pass \{'audio': "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_item(wrong)
+    with pytest.raises(FileNotFoundError, match=r"no audio file 'gone.mp3'"):
+        parse_item("gone.mp3")
+    assert parse_item("what is an mp3").texts and parse_item("how to play a gone.mp3").texts
+
+
+def test_fingerprints_tell_sounds_and_rates_apart(tmp_path):
+    sound = noise(4000)
+    path = write_wav(tmp_path / "a.wav", np.zeros((4000, 1), int), RATE)
+    items = [{"audio": sound, "sampling_rate": RATE}, {"audio": sound, "sampling_rate": 2 * RATE}]
+    items += [{"audio": -sound, "sampling_rate": RATE}, {"audio": path}, {"audio": path.read_bytes()}]
+    assert len({items_fingerprint(parse_items([item])) for item in items}) == len(items)
+
+
+def test_models_that_do_not_hear_name_one_that_does(checkpoint):
+    item = {"audio": noise(4000), "sampling_rate": RATE}
+    preprocessor = open_preprocessor(checkpoint, load_config(checkpoint))
+    with pytest.raises(ValueError, match=r"item 3 has audio, which this model \(\w+\) does not hear.*EmbeddingGemma 2"):
+        preprocessor.tokenize(item, name="item 3")
+    minilm = resolve("minilm")
+    with pytest.raises(ValueError, match=r"this model \(bert\) does not hear: load one that does, EmbeddingGemma 2"):
+        open_preprocessor(minilm, load_config(minilm)).tokenize(item)
+
+
+def clip_item(frames: Sequence[int], tokens: int) -> TokenizedItem:
+    """An item whose positions after the first are its clips' soft tokens, and then others."""
+    audio = tuple(np.full((n, 4), n, np.float32) for n in frames)
+    ids = np.zeros(tokens, np.int32)
+    ids[1 : 1 + sum(map(soft_tokens, frames))] = 7
+    return TokenizedItem(ids, ids >= 0, grids=(), patches=np.zeros((0, 0), np.uint8), audio=audio)
+
+
+def test_clips_are_padded_to_few_shapes_and_found_again():
+    assert {audio_shape([(n,)])[1] for n in range(1, 3001)} == {256, 512, 1024, 2048, 3000}
+    assert audio_shape([(3001,), (5, 5, 5)]) == (4, 6000)
+    items = [clip_item((9, 300), 90), clip_item((), 3), clip_item((40,), 12)]
+    places = [np.pad(item.input_ids == 7, (0, 90 - len(item))) for item in items]
+    batch = pad_audio(items, places, rows=4)
+    assert batch.features.shape == (8, 512, 4) and batch.index.shape == (4, 90)
+    assert batch.mask.sum(1).tolist() == [9, 300, 0, 0, 40, 0, 0, 0]
+    np.testing.assert_array_equal(batch.index[0, 1:79], [0, 1, 2, *range(128, 128 + 75)])
+    assert (batch.features[1, :300] == 300).all() and not batch.features[~batch.mask].any()
+    assert (batch.index[[1, 3]] == -1).all() and batch.index[2].max() == 9
+    assert pad_audio([items[1]], [places[1]], rows=2) is None

@@ -122,6 +122,8 @@ class Encoding:
                 bar.update(len(batch))
         if work.cut:
             _logger.warning(_said_of_cut(work.cut, count))
+        if work.unheard:
+            _logger.warning(_said_of_unheard(work.unheard, count))
 
     def _threads(self, bar: Any) -> AbstractContextManager[CompilerThreads]:
         """Lends threads that compile; where that takes long, the bar says it, even if it would not be shown yet."""
@@ -178,8 +180,19 @@ class Encoding:
     def _capacity(self) -> int:
         """Returns how many items are sorted at a time."""
         items = self.items
-        cheap = items.in_memory and not any(isinstance(video, Path) for item in items for video in item.videos)
+        cheap = items.in_memory and not any(
+            isinstance(medium, Path) for item in items for medium in (*item.videos, *item.audios)
+        )
         return PLANNED if cheap else WINDOW * self.rows
+
+
+def _said_of_unheard(unheard: Mapping[int, float], count: int) -> str:
+    """Returns how many items have audio that was cut, and the one of which most was."""
+    number, seconds = max(unheard.items(), key=lambda item: (item[1], -item[0]))
+    return (
+        f"{len(unheard)} of {count} items have audio that is longer than the model hears, and was cut at its end: of "
+        f"item {number}, the longest, {seconds:.1f} seconds were left out. Pass such audio in parts"
+    )
 
 
 def _said_of_cut(cut: Mapping[int, tuple[int, int]], count: int) -> str:

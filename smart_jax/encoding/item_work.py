@@ -19,12 +19,13 @@ from smart_jax.encoding.encoded_item import EncodedItem
 from smart_jax.encoding.shape_compiler import CompilerThreads
 from smart_jax.encoding.window import Look
 from smart_jax.forward import Vectors
-from smart_jax.inputs import Item, Items, Preprocessor, TokenizedItem
+from smart_jax.inputs import Item, Items, Preprocessor, TokenizedItem, audio_shape
 from smart_jax.models import Batch, Grid
 from smart_jax.runtime import to_host
 
 # Of a batch, beside the pixels: ids, positions, masks and indices of a token; places and segments of a patch.
 TOKEN_BYTES, PATCH_BYTES = 26, 48
+FRAME_BYTES = 4 * 128  # of the features of a frame of audio
 
 
 class Side(NamedTuple):
@@ -68,6 +69,7 @@ class ItemWork:
         self._preprocessor, self._items, self._compute, self._side = preprocessor, items, compute, side
         self._rows, self._devices, self._expect, self._compiler = rows, devices, expect, compiler
         self.cut: dict[int, tuple[int, int]] = {}  # tokens and those left out, by item
+        self.unheard: dict[int, float] = {}  # seconds of audio that were left out, by item
         # Sequences that make their items when asked, such as pages of a PDF or rows of a table, need not stand threads.
         self._reading: AbstractContextManager[Any] = contextlib.nullcontext() if items.in_memory else threading.Lock()
 
@@ -78,11 +80,14 @@ class ItemWork:
         outline = self._preprocessor.outline(item, **self._how(number))
         if outline.cut:
             self.cut[number] = len(outline) + outline.cut, outline.cut
+        if outline.unheard:
+            self.unheard[number] = outline.unheard
         patches = sum(int(np.prod(grid)) for grid in outline.grids)
         each = outline.patches.shape[1] * outline.patches.itemsize
-        look = Look(number, (patches, len(outline)), int(outline.keep.sum()), each)
-        if not patches:
-            return look._replace(content=outline, ready=True)
+        clips = tuple(map(len, outline.audio))
+        look = Look(number, (patches, len(outline)), int(outline.keep.sum()), each, clips=clips)
+        if not patches:  # what is heard is in the outline
+            return look._replace(content=outline, held=sum(clip.nbytes for clip in outline.audio), ready=True)
         if self._items.in_memory:
             return look
         if (held := _held_bytes(item)) <= patches * each:
@@ -104,12 +109,13 @@ class ItemWork:
         if self._compiler is None or (len(batches) == 1 and all(look.ready for look in batches[0])):
             return
         for looks in batches:
-            self._compiler.begin(self._key([look.size for look in looks]), partial(self._example, looks))
+            key = self._key([look.size for look in looks], [look.clips for look in looks])
+            self._compiler.begin(key, partial(self._example, looks))
 
-    def _key(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int, int]:
-        """Returns the padded sizes of a batch whose items have these numbers of patches and tokens."""
+    def _key(self, sizes: Sequence[tuple[int, int]], clips: Sequence[Sequence[int]]) -> tuple[int, ...]:
+        """Returns the padded sizes of a batch whose items have these numbers of patches, of tokens, and of frames."""
         patches, tokens = (max(size[axis] for size in sizes) for axis in (0, 1))
-        return self._rows, *self._preprocessor.padded_sizes(tokens, patches)
+        return self._rows, *self._preprocessor.padded_sizes(tokens, patches), *audio_shape(clips)
 
     def _example(self, looks: Sequence[Look]) -> Batch:
         """Returns a batch of items of these sizes without their pixels."""
@@ -131,12 +137,21 @@ class ItemWork:
         patches, tokens = (max(look.size[axis] for look in looks) for axis in (0, 1))
         each = max(look.patch_bytes for look in looks)
         length, bin_size = self._preprocessor.padded_sizes(tokens, patches)
-        return own, self._rows * (length * TOKEN_BYTES + bin_size * (each + PATCH_BYTES))
+        count, frames = audio_shape([look.clips for look in looks])
+        audio = count * frames * (FRAME_BYTES + 1)
+        own += sum(sum(look.clips) * FRAME_BYTES for look in looks)
+        return own, self._rows * (length * TOKEN_BYTES + bin_size * (each + PATCH_BYTES) + audio)
 
     def collate(self, items: Sequence[TokenizedItem]) -> tuple[list[TokenizedItem], Batch]:
-        """Returns the padded batch, and its items without their pixels."""
+        """Returns the padded batch, and its items without their pixels and without the bands of their audio."""
         batch = self._preprocessor.collate(items, batch_size=self._rows, shards=self._devices)
-        return [dataclasses.replace(item, patches=item.patches[:0].copy()) for item in items], batch
+        bare = [
+            dataclasses.replace(
+                item, patches=item.patches[:0].copy(), audio=tuple(clip[:, :0].copy() for clip in item.audio)
+            )
+            for item in items
+        ]
+        return bare, batch
 
     def dispatch(self, batch: tuple[list[TokenizedItem], Batch]) -> _Dispatched:
         """Starts the computation, and the copy of its result to the host."""
@@ -149,7 +164,8 @@ class ItemWork:
     def _computed(self, batch: tuple[list[TokenizedItem], Batch]) -> Vectors:
         if self._compiler is None:
             return self._compute(batch[1])
-        key = self._key([(sum(int(np.prod(grid)) for grid in item.grids), len(item)) for item in batch[0]])
+        sizes = [(sum(int(np.prod(grid)) for grid in item.grids), len(item)) for item in batch[0]]
+        key = self._key(sizes, [tuple(map(len, item.audio)) for item in batch[0]])
         with self._compiler.said(key):
             self._compiler.wait(key)
             return self._compute(batch[1])
@@ -177,7 +193,7 @@ class ItemWork:
 
 
 def _held_bytes(item: Item) -> int:
-    """Returns the bytes of the images and videos that an item holds in memory."""
+    """Returns the bytes of the images, videos and audio that an item holds in memory."""
 
     def size(medium: Any) -> int:
         if isinstance(medium, list | tuple):
@@ -188,4 +204,4 @@ def _held_bytes(item: Item) -> int:
             return medium.width * medium.height * len(medium.getbands())
         return sys.getsizeof(medium)
 
-    return size(item.images) + size(item.videos)
+    return size(item.images) + size(item.videos) + size(item.audios)

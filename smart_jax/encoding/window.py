@@ -11,12 +11,13 @@ class Look(NamedTuple):
 
     Attributes:
       number: of the item.
-      size: numbers of patches and of tokens, by which items are sorted.
+      size: numbers of patches and of tokens, by which items are sorted, those with audio apart.
       kept: number of kept tokens.
       patch_bytes: bytes of each of its patches.
       content: what was read of it already; None = nothing.
       held: bytes that `content` takes.
       ready: whether `content` is the tokenised item.
+      clips: frames of each of its audio clips.
 
     Example:
       >>> Look(number=3, size=(6804, 1749)).ready
@@ -30,6 +31,12 @@ class Look(NamedTuple):
     content: Any = None
     held: int = 0
     ready: bool = False
+    clips: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """Frames of its audio, patches and tokens: a batch with audio costs each of its rows the longest clips."""
+        return sum(self.clips), *self.size
 
 
 class Window:
@@ -51,7 +58,7 @@ class Window:
     def __init__(self, *, rows: int, capacity: int, memory: int):
         """Takes a batch's rows, and the items and bytes of content with which the window is full."""
         self._rows, self._capacity, self._memory = rows, max(rows, capacity), memory
-        self._sorted: list[tuple[tuple[int, int], int, Look]] = []  # ascending
+        self._sorted: list[tuple[tuple[int, int, int], int, Look]] = []  # ascending
         self.held = 0
 
     def __len__(self) -> int:
@@ -69,7 +76,7 @@ class Window:
 
     def add(self, look: Look) -> None:
         """Puts an item into the window."""
-        bisect.insort(self._sorted, (look.size, look.number, look))
+        bisect.insort(self._sorted, (look.key, look.number, look))
         self.held += look.held
 
     def next(self, *, last: bool = False) -> list[Look]:
@@ -95,9 +102,8 @@ class Window:
         oldest = min(range(len(self)), key=lambda place: self._sorted[place][1])
         starts = range(max(0, oldest - self._rows + 1), min(oldest, len(self) - self._rows) + 1)
 
-        def padding(start: int) -> tuple[int, int]:
+        def padding(start: int) -> tuple[int, ...]:
             sizes = [size for size, *_ in self._sorted[start : start + self._rows]]
-            patches, tokens = (sum(sizes[-1][axis] - size[axis] for size in sizes) for axis in (0, 1))
-            return patches, tokens
+            return tuple(sum(sizes[-1][axis] - size[axis] for size in sizes) for axis in range(3))
 
         return min(starts, key=padding)

@@ -1,7 +1,8 @@
-"""Items (texts, images, videos) to tokenised batches: the only floor with tokenizers and codecs."""
+"""Items (texts, images, videos, audio) to tokenised batches: the only floor with tokenizers and codecs."""
 
+from smart_jax.inputs.audio_batch import audio_shape
 from smart_jax.inputs.checkpoint_preprocessor import open_preprocessor
-from smart_jax.inputs.file_kinds import IMAGE_SUFFIXES
+from smart_jax.inputs.file_kinds import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from smart_jax.inputs.fingerprint import item_parts, items_fingerprint
 from smart_jax.inputs.image import ImageLike, open_image, open_rgb
 from smart_jax.inputs.item import Item, ItemLike, Items, parse_item, parse_items
@@ -18,6 +19,7 @@ from smart_jax.inputs.video_file import check_video_file
 from smart_jax.inputs.video_settings import check_sampling
 
 __all__ = [
+    "AUDIO_SUFFIXES",
     "IMAGE_SUFFIXES",
     "PRESETS",
     "SETTINGS_FILE",
@@ -35,6 +37,7 @@ __all__ = [
     "TextPreprocessor",
     "TextSettings",
     "TokenizedItem",
+    "audio_shape",
     "check_sampling",
     "check_video_file",
     "item_parts",

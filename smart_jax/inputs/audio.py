@@ -72,6 +72,14 @@ def check_audio(audio: object, sampling_rate: object = None, *, name: str = "aud
     )
 
 
+def refuse_audio(name: str, model: str) -> ValueError:
+    """Returns the error of audio for a model that does not hear."""
+    return ValueError(
+        f"{name} has audio, which this model ({model}) does not hear: load one that does, EmbeddingGemma 2 "
+        "(google/embeddinggemma-2), or pass what is said as a text"
+    )
+
+
 def _checked_array(audio: np.ndarray, name: str) -> np.ndarray:
     if audio.dtype.kind != "f":
         remedy = f"(array / {-int(np.iinfo(audio.dtype).min)})" if audio.dtype.kind == "i" else "floats in -1..1"

@@ -1,4 +1,4 @@
-"""Kinds of files by their suffix: images, and what is to be done with those that are none."""
+"""Kinds of files by their suffix: images, audio, and what is to be done with those that are neither."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ IMAGE_SUFFIXES = (
 IMAGE_FORMATS = (
     *("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF"),
     *("PPM", "TGA", "ICO", "JPEG2000", "AVIF"),
+)
+AUDIO_SUFFIXES = (
+    *(".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac"),
+    *(".aif", ".aiff", ".aifc", ".caf", ".w64", ".amr", ".wma", ".mka", ".weba"),
 )
 _VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
 _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".html", ".htm", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".py", ".tex")
@@ -30,6 +34,8 @@ def not_an_image(path: str | Path) -> str | None:
     suffix = Path(path).suffix.lower()
     if suffix == ".pdf":
         return "smart_jax.Index.add takes PDFs, page by page; here pass images of the pages"
+    if suffix in AUDIO_SUFFIXES:
+        return f"pass {{'audio': '{path}'}}"
     if suffix in _VIDEO_SUFFIXES:
         return f"pass {{'video': '{path}'}}"
     if suffix in _TEXT_SUFFIXES:

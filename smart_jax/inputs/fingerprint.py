@@ -16,7 +16,7 @@ from smart_jax.inputs.item import Item, Items
 def items_fingerprint(items: Items) -> str:
     """Returns 16 hexadecimal digits of items.
 
-    Texts and images in memory count by their content, files of images and videos by name and size. Of a sequence that
+    Texts, images and audio in memory count by their content, files by name and size. Of a sequence that
     makes its items when they are asked for, its length counts and its attribute `source`, if it has one, or the first,
     middle and last item.
 
@@ -48,12 +48,14 @@ def item_parts(item: Item) -> Iterable[bytes]:
       [b"(('a',), None, None, None)"]
     """
     yield repr((item.texts, item.instruction, item.fps, item.max_frames)).encode()
-    for medium in (*item.images, *item.videos):
+    if item.audios:  # the parts of items without any are as they were
+        yield f"{len(item.audios)} clips at {item.sampling_rate}\0".encode()
+    for medium in (*item.images, *item.videos, *item.audios):
         yield from _medium_parts(medium)
 
 
 def _medium_parts(medium: Any) -> Iterable[bytes]:
-    """Yields the bytes that tell an image, or a video and its frames, from others."""
+    """Yields the bytes that tell an image, a clip, or a video and its frames, from others."""
     if isinstance(medium, list | tuple):
         yield f"{len(medium)} frames\0".encode()
         for frame in medium:

@@ -11,23 +11,29 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from smart_jax.inputs.file_kinds import IMAGE_SUFFIXES, is_file_of_another_kind, not_an_image
+from smart_jax.inputs.audio import AudioLike, check_audio
+from smart_jax.inputs.file_kinds import AUDIO_SUFFIXES, IMAGE_SUFFIXES, is_file_of_another_kind, not_an_image
 from smart_jax.inputs.image import ImageLike
 from smart_jax.inputs.video import VideoLike, check_video
 from smart_jax.inputs.video_settings import check_sampling
 
-_KEYS = ("text", "image", "images", "video", "videos", "fps", "max_frames", "instruction")
+_KEYS = (
+    *("text", "image", "images", "video", "videos", "fps", "max_frames"),
+    *("audio", "audios", "sampling_rate", "instruction"),
+)
+_MEDIA = {"image": IMAGE_SUFFIXES, "audio": AUDIO_SUFFIXES}
 _IMAGE_TYPES = (Path, bytes, Image.Image, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-    """Content of one item, as `parse_item` reads it; in the prompt videos come first, then images, then texts.
+    """Content of one item, as `parse_item` reads it; in the prompt videos come first, then images, audio, texts.
 
     Attributes:
-      texts, images, videos: its parts; files are not opened yet.
+      texts, images, videos, audios: its parts; files are not opened yet.
       instruction: the item's own; None = that of the call, or the checkpoint's.
       fps, max_frames: how its videos are sampled; None = as the settings say.
+      sampling_rate: samples per second of the arrays among its audios; None = they are files.
 
     Example:
       >>> parse_item("revenue by region") == Item(texts=("revenue by region",))
@@ -40,6 +46,8 @@ class Item:
     videos: tuple[VideoLike, ...] = ()
     fps: float | None = None
     max_frames: int | None = None
+    audios: tuple[AudioLike, ...] = ()
+    sampling_rate: int | None = None
 
 
 # What a user may pass as one item, see `parse_item`.
@@ -118,16 +126,18 @@ def parse_item(item: object, *, name: str = "item") -> Item:
 
     Args:
       item: a text, which the path of a file that is no image is not; a path (`pathlib.Path`, or a str that ends in an
-        image suffix and exists), encoded bytes, PIL image or uint8 array as an image; or a dict with text (str or
-        list), image or images (one or a list), video (a path, a list of frames or an array [T, H, W, 3]) or videos (a
-        list of such), fps, max_frames, instruction. In a dict, text is never taken for a path, and image is never taken
-        for text.
+        image suffix and exists), encoded bytes, PIL image or uint8 array as an image; a path, or such a str, that
+        ends in an audio suffix as audio; or a dict with text (str or list), image or images (one or a list), video (a
+        path, a list of frames or an array [T, H, W, 3]) or videos (a list of such), fps, max_frames, audio (a path, a
+        file's bytes or an array of floats [samples] or [samples, channels]) or audios (a list of such), sampling_rate
+        (of arrays, samples per second), instruction. In a dict, text is never taken for a path, and image is never
+        taken for text.
       name: what messages call the item, such as "item 3".
 
     Raises:
       TypeError: the item is of another type.
-      ValueError: it has no content, an unknown key, a video that cannot be used, or is a file of another kind.
-      FileNotFoundError: the str, the image or the video names a file that does not exist.
+      ValueError: it has no content, an unknown key, a video or audio that cannot be used, or is a file of another kind.
+      FileNotFoundError: the str, the image, the video or the audio names a file that does not exist.
 
     Example:
       >>> parse_item({"text": "revenue by region", "instruction": "Find the page."}).instruction
@@ -136,7 +146,11 @@ def parse_item(item: object, *, name: str = "item") -> Item:
     if isinstance(item, Item):
         return item
     if isinstance(item, str):
-        return Item(images=(item,)) if _is_image_path(item, name) else Item(texts=(_text(item, name),))
+        if _is_media_path(item, name):
+            return _of_file(item, name)
+        return Item(texts=(_text(item, name),))
+    if isinstance(item, Path):
+        return _of_file(item, name)
     if isinstance(item, _IMAGE_TYPES):
         return Item(images=(_image(item, name),))
     if isinstance(item, Mapping):
@@ -144,14 +158,14 @@ def parse_item(item: object, *, name: str = "item") -> Item:
     hint = "; for several images pass {'images': [...]}" if isinstance(item, list | tuple) else ""
     raise TypeError(
         f"{name} is a {type(item).__name__}, expected a text, a path, a PIL image, an array [H, W, 3] uint8 or a dict "
-        f"with text, image, video and instruction{hint}"
+        f"with text, image, video, audio and instruction{hint}"
     )
 
 
 def _parse_dict(item: Mapping[str, Any], name: str) -> Item:
     if unknown := [key for key in item if key not in _KEYS]:
         raise ValueError(f"{name} has unknown keys {unknown}: known are {', '.join(_KEYS)}")
-    for one, several in (("image", "images"), ("video", "videos")):
+    for one, several in (("image", "images"), ("video", "videos"), ("audio", "audios")):
         if item.get(one) is not None and item.get(several) is not None:
             raise ValueError(f"{name} has both '{one}' and '{several}': pass all of them as '{several}'")
     instruction = item.get("instruction")
@@ -159,12 +173,34 @@ def _parse_dict(item: Mapping[str, Any], name: str) -> Item:
         raise TypeError(f"{name}: the instruction is a {type(instruction).__name__}, expected a str")
     given = item.get("images") if item.get("image") is None else item["image"]
     images = tuple(_image(image, name) for image in _as_list(given))
-    videos = _videos(item, name)
+    videos, audios = _videos(item, name), _audios(item, name)
     texts = [_utf8(text, name) for text in _as_list(item.get("text"))]
     texts = [text for text in texts if text]  # an empty text beside an image adds nothing to the prompt
-    if not images and not videos and not any(text.strip() for text in texts):
-        raise ValueError(f"{name} has neither text nor image nor video: fill one in, or drop the item ({_NULL_HINT})")
-    return Item(tuple(texts), images, instruction, videos, item.get("fps"), item.get("max_frames"))
+    if not (images or videos or audios) and not any(text.strip() for text in texts):
+        raise ValueError(
+            f"{name} has neither text nor image nor video nor audio: fill one in, or drop the item ({_NULL_HINT})"
+        )
+    sampling = item.get("fps"), item.get("max_frames")
+    return Item(tuple(texts), images, instruction, videos, *sampling, audios, item.get("sampling_rate"))
+
+
+def _audios(item: Mapping[str, Any], name: str) -> tuple[AudioLike, ...]:
+    given = item.get("audios")
+    if given is None:
+        given = [] if item.get("audio") is None else [item["audio"]]
+    if not isinstance(given, list | tuple):
+        raise TypeError(f"{name}: audios is a {type(given).__name__}, expected a list; pass a single one as 'audio'")
+    rate = item.get("sampling_rate")
+    if not given and rate is not None:
+        raise ValueError(f"{name} has a sampling_rate but no audio: pass 'audio', or leave it out")
+    return tuple(check_audio(audio, rate, name=name) for audio in given)
+
+
+def _of_file(path: str | Path, name: str) -> Item:
+    """Returns the item that a file is: audio, told by its suffix, or an image."""
+    if str(path).lower().endswith(AUDIO_SUFFIXES):
+        return Item(audios=(check_audio(path, name=name),))
+    return Item(images=(path if isinstance(path, str) else _image(path, name),))
 
 
 def _videos(item: Mapping[str, Any], name: str) -> tuple[VideoLike, ...]:
@@ -227,9 +263,10 @@ def _image(image: object, name: str) -> ImageLike:
     return image
 
 
-def _is_image_path(text: str, name: str) -> bool:
-    """Returns whether a bare str is an image file; raises where it can only be meant as one but does not exist."""
-    if not text.lower().endswith(IMAGE_SUFFIXES):
+def _is_media_path(text: str, name: str) -> bool:
+    """Returns whether a bare str is an image or audio file; raises where it is the name of one that is not there."""
+    kind = next((kind for kind, suffixes in _MEDIA.items() if text.lower().endswith(suffixes)), None)
+    if kind is None:
         if is_file_of_another_kind(text):
             remedy = not_an_image(text) or "pass pathlib.Path(...) if it is an image"
             raise ValueError(
@@ -242,5 +279,5 @@ def _is_image_path(text: str, name: str) -> bool:
         return False
     remedy = "give the path of a file, or pass {'text': ...} if it is meant as text"
     if "://" in text:
-        raise ValueError(f"{name}: '{text}' is a URL, and images are read from local files only: {remedy}")
-    raise FileNotFoundError(f"{name}: no image file '{text}' (from {Path.cwd()}): {remedy}")
+        raise ValueError(f"{name}: '{text}' is a URL, and {kind} files are read from this machine only: {remedy}")
+    raise FileNotFoundError(f"{name}: no {kind} file '{text}' (from {Path.cwd()}): {remedy}")

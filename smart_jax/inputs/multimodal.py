@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 from smart_jax.files import Checkpoint
+from smart_jax.inputs.audio import refuse_audio
 from smart_jax.inputs.image import (
     IMAGE_FILES,
     ImageLike,
@@ -318,6 +319,8 @@ class MultimodalPreprocessor(MultimodalCollator):
                 parsed.texts, len(parsed.images), instruction=instruction, video_count=films, query=query
             )
             self._check_video(prompt, films, name)
+        if parsed.audios and "audio" not in self.modalities:
+            raise refuse_audio(name, self.settings.head)
         return parsed, instruction
 
     def _written(

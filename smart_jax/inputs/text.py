@@ -12,6 +12,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from smart_jax.files import Checkpoint, read_json
+from smart_jax.inputs.audio import refuse_audio
 from smart_jax.inputs.collate import check_collate, pad_text
 from smart_jax.inputs.item import Item, ItemLike, parse_item
 from smart_jax.inputs.origins import Frame, Origins, in_parts, text_spans
@@ -143,6 +144,8 @@ class TextPreprocessor:
     def _text(self, item: ItemLike, instruction: str | None, query: bool, name: str) -> tuple[Item, str]:
         """Returns the item, and what is tokenised of it: the instruction and its texts."""
         parsed = parse_item(item, name=name)
+        if parsed.audios:
+            raise refuse_audio(name, self.config.model_type)
         if parsed.images or parsed.videos:
             kind = "an image" if parsed.images else "a video"
             raise ValueError(

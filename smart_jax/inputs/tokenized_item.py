@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from smart_jax.models import Grid
 
@@ -22,6 +22,8 @@ class TokenizedItem:
         them, still images have their frame repeated.
       steps: temporal steps of the visual tokens, as in `smart_jax.models.mrope_positions`.
       pool: tokens whose mean state is the pooled one; None = the architecture's rule.
+      audio: log mel features of its clips, in order, float32.
+      unheard: seconds of its clips that are longer than the model hears, and were left out.
       cut: number of tokens that were left out at the end, for which the model has no room.
 
     Example:
@@ -39,6 +41,8 @@ class TokenizedItem:
     steps: tuple[float, ...] = ()
     pool: Bool[np.ndarray, " L"] | None = None
     cut: int = 0
+    audio: tuple[Float[np.ndarray, "_ F"], ...] = ()
+    unheard: float = 0.0
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -10,7 +10,7 @@ from smart_jax.models.architectures import (
     supported,
 )
 from smart_jax.models.attention import attention as segment_attention
-from smart_jax.models.batch import Batch, Hidden, VisionBatch, batch_axes
+from smart_jax.models.batch import AudioBatch, Batch, Hidden, VisionBatch, batch_axes
 from smart_jax.models.bert_config import BertConfig
 from smart_jax.models.checksum import array_sums, checksum, sample_checksum
 from smart_jax.models.layers import REMAT_POLICIES, VISUAL_FEATURES
@@ -27,6 +27,7 @@ __all__ = [
     "TEXT_PROJECTIONS",
     "VISUAL_FEATURES",
     "Architecture",
+    "AudioBatch",
     "Batch",
     "BertConfig",
     "Grid",

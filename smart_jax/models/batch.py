@@ -57,6 +57,32 @@ class VisionBatch:
 
 @register_arrays
 @dataclasses.dataclass(frozen=True)
+class AudioBatch:
+    """Log mel features of the audio clips of a batch.
+
+    Row b of the batch has clips b * M / B to (b + 1) * M / B - 1, those that it lacks without a frame.
+
+    Attributes:
+      features: of frames that are 10 ms apart.
+      mask: which frames are audio: a clip's first ones.
+      index: number, among all frames of the row's clips that the tower makes, of the soft token that replaces a
+        position; -1 = another token. A clip of T features has (T + 3) // 4 of them.
+
+    Example:
+      >>> import numpy as np
+      >>> features, mask = np.zeros((1, 8, 128), np.float32), np.ones((1, 8), bool)
+      >>> audio = AudioBatch(features, mask, index=np.array([[-1, 0, 1, -1]], np.int32))
+      >>> int((audio.index >= 0).sum())
+      2
+    """
+
+    features: Float[HostOrDevice, "M T F"]
+    mask: Bool[HostOrDevice, "M T"]
+    index: Int[HostOrDevice, "B L"]
+
+
+@register_arrays
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """One padded batch of tokenised items, of static shape: what a backbone's jitted function takes.
 
@@ -68,6 +94,7 @@ class Batch:
       index: number, in the row's bin, of the visual token whose features replace this position; -1 = text.
       vision: the patches; None = a batch without any image, which has a smaller compilation of its own.
       pool_mask: tokens whose mean state is the pooled vector; None = the backbone's rule, see `Hidden.pooled`.
+      audio: the clips; None = a batch without any.
 
     Example:
       >>> import numpy as np
@@ -85,6 +112,7 @@ class Batch:
     index: Int[HostOrDevice, "B L"]
     vision: VisionBatch | None
     pool_mask: Bool[HostOrDevice, "B L"] | None = None
+    audio: AudioBatch | None = None
 
 
 @register_arrays
