@@ -85,6 +85,7 @@ class Encoder:
             else f"{self.folder.name} ({self.config.model_type})",
             "parameters": f"{abbreviated(sum(x.size for x in leaves))}, {leaves[0].dtype}",
             "backbone": f"{self.depth} blocks of width {self.width}",
+            "pooled vector": f"{self.pooled_width} wide" if self.pooled_width else "none",
             "token vectors": f"{self.width if self.token_dim is None else self.token_dim} wide, without an adapter",
             "adapter": self.adapter,
             "reads": ", ".join(self.preprocessor.modalities),
@@ -378,6 +379,13 @@ class Encoder:
         return self.config.text.hidden_size
 
     @property
+    def pooled_width(self) -> int:
+        """Width of the pooled vectors; 0 = the model has none, and its score is the late part alone."""
+        if not getattr(self.config, "pooled", True):
+            return 0
+        return (None if self.adapter is None else self.adapter.config.pooled_dim) or self.width
+
+    @property
     def depth(self) -> int:
         """Number of the backbone's blocks; there are depth + 1 layers of states."""
         return self.config.text.num_hidden_layers
@@ -505,10 +513,15 @@ def _side(query: bool | None) -> Literal["query", "document"] | None:
 
 
 def matching_adapter(adapter: str | Path | Adapter | None, config: ModelConfig) -> Adapter | None:
-    """Returns an adapter, read if need be; raises ValueError where it is for another backbone."""
+    """Returns an adapter, read if need be; raises ValueError where the backbone is not one that it works with."""
     if adapter is None:
         return None
     if not isinstance(adapter, Adapter):
         adapter = open_adapter(adapter)
+    if not getattr(config, "pooled", True):
+        raise ValueError(
+            "an adapter works beside a pooled vector, which this model does not have: load it with a pooling rule, "
+            "smart_jax.load(path, pooling='last')"
+        )
     adapter.check_matches(config.text.hidden_size, config.text.num_hidden_layers)
     return adapter

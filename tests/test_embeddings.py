@@ -135,7 +135,7 @@ ONES = np.ones((2, 3), np.float32)
         (ONES, ONES, [0, 1, 3], ValueError, "end at 3, but there are 2 tokens"),
         (ONES, ONES, [0.0, 1.0, 2.0], TypeError, "float64: they must be integers"),
         (ONES[0], ONES, [0, 1, 2], ValueError, r"pooled has shape \(3,\): it must be a matrix"),
-        (ONES[:, :0], ONES, [0, 1, 2], ValueError, r"pooled has shape \(2, 0\)"),
+        (ONES, ONES[:, :0], [0, 1, 2], ValueError, r"tokens has shape \(2, 0\)"),
         (ONES.astype(np.float64), ONES, [0, 1, 2], TypeError, "pooled has dtype float64.*astype"),
         (ONES, ONES.astype(np.int32), [0, 1, 2], TypeError, "tokens has dtype int32"),
         (ONES, ONES.astype(np.float16), [0, 1, 2], TypeError, "pooled is float32 and tokens are float16"),

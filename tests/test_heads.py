@@ -59,7 +59,12 @@ def eager(user):
     return f"<|im_start|>user\n{user}<|im_end|>\n<|endoftext|>"
 
 
+def described(more="", answer=""):
+    return f"<|im_start|>user\n{PICTURE}Describe the image.{more}<|im_end|>{answer}<|endoftext|>"
+
+
 HELPFUL = "You are a helpful assistant."
+PADDED = "<|endoftext|>" * 10
 SENTENCE = "\nSummarize above sentence in one word: "
 BOTH = "\nSummarize above image and sentence in one word: "
 # (head, texts, images, instruction, query, prompt)
@@ -104,6 +109,18 @@ PROMPTS = [
     ("eager_embed", ["oil"], 0, None, True, eager("Query: oil")),
     ("eager_embed", ["oil"], 1, None, False, eager(f"oil{PICTURE}")),
     ("eager_embed", [], 1, None, False, eager(PICTURE)),
+    ("colqwen2", ["oil"], 0, None, True, f"Query: oil{PADDED}"),
+    ("colqwen2", ["oil"], 0, None, False, f"Query: oil{PADDED}"),
+    ("colqwen2", [], 1, None, False, described()),
+    ("ops_colqwen3", ["oil"], 0, None, True, f"Query: oil{PADDED}"),
+    ("ops_colqwen3", [], 1, None, False, described(answer="<|im_start|>assistant\n")),
+    ("tomoro_colqwen3", ["oil"], 0, None, True, f"oil{PADDED}"),
+    ("tomoro_colqwen3", ["oil"], 1, None, False, described(" oil")),
+    ("colqwen3", ["oil"], 0, None, True, f"oil{PADDED}"),
+    ("colqwen3", [], 1, None, False, described()),
+    ("nemotron_colembed", ["oil"], 0, None, True, turns("user", "Query: query: oil")),
+    ("nemotron_colembed", [], 1, None, False, turns("user", f"{PICTURE}passage: ")),
+    ("nemotron_colembed", ["oil"], 1, None, False, turns("user", f"{PICTURE}passage: oil")),
     ("qwen3_vl_embedding", [], 0, None, False, turns("system", "Represent the user's input.", "user", "NULL")),
 ]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from eval.benchmarks import Benchmark, Deferred
 from eval.methods.evaluate import Options, run_benchmark
-from eval.methods.names import MODEL_METHODS, adapter_methods
+from eval.methods.names import adapter_methods, model_methods
 from eval.states import Cache
 from smart_jax.retrieval import Retriever, parse_metric
 
@@ -87,7 +87,7 @@ def make_eval_fn(
 
 
 def _methods(encoder: Retriever) -> Sequence[str]:
-    return MODEL_METHODS if encoder.adapter is None else adapter_methods(encoder)
+    return model_methods(encoder) if encoder.adapter is None else adapter_methods(encoder)
 
 
 def _name(benchmark: str, method: str, metric: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import numpy as np
 import typer
 
 import smart_jax
@@ -35,8 +36,8 @@ def score(
     encoder = smart_jax.load(model, adapter=adapter)
     q = encoder.encode_query(asked, instruction=instruction)
     d = encoder.encode_document(given)
-    pooled = smart_jax.score(q, d, late_weight=0.0)
     late = smart_jax.score(q, d, pooled_weight=0.0)
+    pooled = smart_jax.score(q, d, late_weight=0.0) if encoder.pooled_width else np.zeros_like(late)
     total = pooled_weight * pooled + late_weight * late
     results = []
     for i, each in enumerate(asked):

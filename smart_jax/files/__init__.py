@@ -11,7 +11,7 @@ from smart_jax.files.checkpoint import (
     find_adapter,
     read_adapter_config,
 )
-from smart_jax.files.checkpoint_tensors import first_names, read_tensors
+from smart_jax.files.checkpoint_tensors import first_names, read_tensors, tensor_shapes
 from smart_jax.files.fingerprint import files_fingerprint
 from smart_jax.files.hub import download, hub_id, is_hub_id, open_checkpoint, resolve, resolve_base, snapshot_of
 from smart_jax.files.inside import path_inside
@@ -69,6 +69,7 @@ __all__ = [
     "safetensors_header",
     "shown",
     "snapshot_of",
+    "tensor_shapes",
     "torch_file",
     "try_lock",
     "whole_file",

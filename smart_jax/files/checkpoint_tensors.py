@@ -10,7 +10,7 @@ import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from smart_jax.files.checkpoint import INDEX_FILE, SINGLE_FILE
+from smart_jax.files.checkpoint import INDEX_FILE, SINGLE_FILE, WEIGHTS_FILE
 from smart_jax.files.inside import path_inside
 from smart_jax.files.json_file import read_json
 
@@ -42,6 +42,33 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]
                     yield name, partial(handle.get_tensor, name)
         except SafetensorError as error:
             raise ValueError(f"{file} is corrupt or truncated ({error}): fetch the checkpoint again") from error
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a folder's tensors, a checkpoint's or a PEFT adapter's, from the headers of its files.
+
+    Files that are missing are passed over: whoever reads the tensors says so.
+
+    Raises:
+      ValueError: a file or the index is corrupt.
+
+    Example:
+      >>> from smart_jax.files import resolve
+      >>> tensor_shapes(resolve("tiny"))["model.language_model.norm.weight"]
+      (192,)
+    """
+    try:
+        files = [*_weight_files(folder)]
+    except FileNotFoundError:
+        files = [folder / WEIGHTS_FILE]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in filter(Path.is_file, files):
+        try:
+            with safe_open(str(file), framework="numpy") as handle:
+                shapes |= {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{file} is corrupt or truncated ({error}): fetch the checkpoint again") from error
+    return shapes
 
 
 def _weight_files(folder: Path) -> dict[Path, set[str] | None]:

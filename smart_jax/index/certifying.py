@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from smart_jax.index.certificate import Certificate, StageResult
+from smart_jax.index.choosing import has_pooled
 from smart_jax.index.first_stage import SCORES_AT_ONCE, FirstStage, Masks, Weights, first_scores
 from smart_jax.index.ranking import Ranked, rank
 from smart_jax.index.recalls import fewest_candidates, recall_at
@@ -51,7 +52,7 @@ def certify(
       store: of the index.
       queries: at least one.
       target: what is to be kept.
-      stages: that are measured.
+      stages: that are measured; "pooled" only where items have pooled vectors.
       source: of the queries.
 
     Raises:
@@ -60,6 +61,8 @@ def certify(
     with store.reading() as (_, snapshot):
         if not len(snapshot):
             raise ValueError(f"'{store.folder}' holds no items: add some before certifying")
+        if not has_pooled(snapshot):
+            stages = [name for name in stages if name != "pooled"]
     before = [stage.name for stage in store.stages()]
     with store.writing() as writer:
         writer.keep_stages({*before, *(name for name in MARKED if name in stages)})

@@ -11,7 +11,7 @@ import numpy as np
 from smart_jax.index.certificate import Certificate
 from smart_jax.index.first_stage import FirstStage, Masks, Weights
 from smart_jax.index.snapshot import Snapshot
-from smart_jax.index.stages import check_stage
+from smart_jax.index.stages import MARKED, StageName, check_stage
 
 if TYPE_CHECKING:
     from smart_jax.index.engine import Wanted
@@ -75,10 +75,24 @@ def first_stage_of(
         if wanted.weights.late == 0 or _is_affordable(snapshot, allowed):
             return None
         return _of_verdict(wanted.k, wanted.weights, snapshot, verdict)
-    name = check_stage(wanted.first_stage or "pooled")
+    name = check_stage(wanted.first_stage or _first_kept(snapshot) or "binary")
+    if name == "pooled" and not has_pooled(snapshot):
+        raise ValueError("the index holds no pooled vectors: first_stage is 'binary' or 'centroids'")
     if name != "pooled" and name not in snapshot.stages and snapshot.segments:
         raise ValueError(f"the index keeps nothing for {name!r}: call index.keep_stages(['{name}']) or certify first")
     return FirstStage(name, int(wanted.candidates))
+
+
+def has_pooled(snapshot: Snapshot) -> bool:
+    """Tells whether items have pooled vectors; those of multi-vector models are of width 0."""
+    return all(segment.embeddings.pooled.shape[1] for segment in snapshot.segments)
+
+
+def _first_kept(snapshot: Snapshot) -> StageName | None:
+    """Returns the first stage of a search that names none; None = the index has nothing for any."""
+    if has_pooled(snapshot):
+        return "pooled"
+    return next((name for name in MARKED if name in snapshot.stages), None)
 
 
 def pooled_candidates(wanted: Wanted) -> int | None:
@@ -94,7 +108,8 @@ def pooled_candidates(wanted: Wanted) -> int | None:
 
 def _of_verdict(k: int, weights: Weights, snapshot: Snapshot, verdict: Mapping[str, Any] | None) -> FirstStage | None:
     items, known = len(snapshot), None if verdict is None else Certificate.from_dict(verdict)
-    stage: FirstStage | None = FirstStage("pooled", max(PROVISIONAL, 20 * k))
+    kept = _first_kept(snapshot)
+    stage = None if kept is None else FirstStage(kept, max(PROVISIONAL, 20 * k))
     if known is None:
         why = "nothing is certified"
     elif known.candidates is not None and known.stage not in ("pooled", *snapshot.stages):

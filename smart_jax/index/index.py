@@ -339,7 +339,8 @@ class Index:
             items are scored. "auto" = all are while that takes about 0.1 s of a core (10,000 pages of 100 tokens x
             128), then as `certify` has found; a warning says where its verdict is missing or does not fit.
           first_stage: what chooses the candidates: "pooled" (the default) vectors, or beside them the "centroids" or
-            the "binary" signs of the tokens, which `certify` or `keep_stages` has made.
+            the "binary" signs of the tokens, which `certify` or `keep_stages` has made. A multi-vector model, which has
+            no pooled vectors, has these two alone.
           force: whether embeddings are searched with that another model or adapter has made, or of documents.
 
         Returns:
@@ -358,6 +359,8 @@ class Index:
         queries = query if isinstance(query, Embeddings) else self.encode_query(query if several else [query])
         if not (force or self._model.force):
             check_queries(self._engine, queries, late=late_weight != 0)
+        if late_weight == 0 and not queries.pooled.shape[1]:
+            raise ValueError("the model has no pooled vectors: late_weight must not be 0")
         asked = [None] * len(queries) if isinstance(query, Embeddings) else list(query) if several else [query]
         wanted = Wanted(int(k), where or {}, weights, candidates, first_stage)
         hits = self._engine.search(queries, wanted, [partial(self._explain, each, weights) for each in asked])

@@ -129,6 +129,8 @@ def map_rows(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     size = int(np.prod(shape)) * dtype.itemsize
     if (there := path.stat().st_size) < size:
         raise ValueError(f"'{path}' has {there} bytes of {size}: the index is damaged; restore the file")
+    if size == 0:  # pooled vectors of a multi-vector model, which nothing can map
+        return np.empty(shape, dtype)
     return np.memmap(path, dtype, mode="r", shape=shape).view(np.ndarray)
 
 

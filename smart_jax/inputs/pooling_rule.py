@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 _BEFORE = "before:"  # begins the rule that names a token
-_WHOLE = ("last", "mean", "mean_all")  # rules that name no token
+_WHOLE = ("last", "mean", "mean_all", "none")  # rules that name no token
 _RULES = (*_WHOLE, f"{_BEFORE}TOKEN")
 
 
 def check_pooling(rule: str) -> None:
-    """Raises ValueError unless the rule is "last", "mean", "mean_all" or "before:TOKEN"."""
+    """Raises ValueError unless the rule is "last", "mean", "mean_all", "none" or "before:TOKEN"."""
     if rule not in _WHOLE and not named_token(rule):
         raise ValueError(f"pooling is {rule!r}, expected {', '.join(map(repr, _RULES))}")
 
@@ -30,7 +30,7 @@ def pooled_tokens(
 
     Args:
       ids: token ids of the whole prompt.
-      rule: "last", "mean", "mean_all" or "before:TOKEN".
+      rule: "last", "mean", "mean_all", "before:TOKEN", or "none": there is no pooled vector.
       named: id of TOKEN; the pooled state is that of the token before its first place.
       marks: ids that stand around images; with "mean", all from the first mark to the last are pooled, and all tokens
         of a prompt without any; with "mean_all", all tokens of every prompt.
@@ -44,7 +44,7 @@ def pooled_tokens(
       >>> pooled_tokens(np.array([5, 8, 6, 9, 7]), "mean_all", named=None, marks=(8, 9)).tolist()
       [True, True, True, True, True]
     """
-    if rule == "last":
+    if rule in ("last", "none"):
         return None
     place = np.arange(len(ids))
     if named is not None:

@@ -41,8 +41,9 @@ class Settings:
         `smart_jax.inputs.prompt.Prompt` for the variables.
       pooling: "last" = the state of the last token, "before:TOKEN" = the state before the first such token (added to
         the tokenizer if it lacks it), "mean" = the mean over the visual tokens and their marks, or over all tokens
-        where there are none, "mean_all" = the mean over all tokens. States are those after the final norm, the pooled
-        vector is always L2-normalised.
+        where there are none, "mean_all" = the mean over all tokens, "none" = there is no pooled vector: its width is 0,
+        and scores are those of the tokens. States are those after the final norm, the pooled vector is always
+        L2-normalised.
       keep: the tokens of late interaction: "words" = all but special tokens, visual ones included, "all" = every one.
       query_visual: whether a query's visual tokens are among them.
       instructions: which items may be given one: "all", "queries" or "none".
@@ -50,6 +51,10 @@ class Settings:
       query_instruction: for queries where nobody gives one; None = default_instruction.
       positions: "mrope" = temporal, height and width of the visual tokens; "sequential" = 0, 1, 2, ... for all tokens.
       deepstack: whether Qwen3-VL's DeepStack features are added to the first layers.
+      causal: whether a token attends to none after it; a config.json with is_causal false says that it does.
+      final_norm: whether the last states are those after the decoder's final norm, or those before it.
+      token_dim: width of the token vectors: the first components of what the checkpoint's token projector makes, as
+        models are trained for that; None = as config.json says (dims), or all.
       min_pixels, max_pixels: bounds of an image's height * width after the resize; None = preprocessor_config.json's.
       first_pixels: bounds of a resize before that one; None = there is one resize.
       first_size: height and width that every image is resized to before that, whatever its aspect ratio; None = it
@@ -78,6 +83,9 @@ class Settings:
     query_instruction: str | None = None
     positions: str = "mrope"
     deepstack: bool = True
+    causal: bool = True
+    final_norm: bool = True
+    token_dim: int | None = None
     min_pixels: int | None = 4096
     max_pixels: int | None = 1_843_200
     first_pixels: tuple[int, int] | None = None
@@ -94,8 +102,22 @@ class Settings:
     video_total_pixels: int = VideoSettings.total_pixels
 
     def configured(self, config: QwenVLConfig) -> QwenVLConfig:
-        """Returns the backbone's config as these settings ask for it: with or without DeepStack."""
-        return dataclasses.replace(config, use_deepstack=self.deepstack)
+        """Returns the backbone's config as these settings ask for it: DeepStack, attention, norm and widths.
+
+        Raises:
+          ValueError: token_dim is more than the checkpoint's projector makes, or there is no projector.
+        """
+        if self.token_dim is not None and (config.projector is None or self.token_dim > config.projector.width):
+            made = "no token projector" if config.projector is None else f"one of width {config.projector.width}"
+            raise ValueError(f"token_dim is {self.token_dim}, but the checkpoint has {made}")
+        causal = config.text.is_causal and self.causal
+        return dataclasses.replace(
+            config,
+            text=dataclasses.replace(config.text, is_causal=causal, final_norm=self.final_norm),
+            use_deepstack=self.deepstack,
+            kept_width=self.token_dim or config.kept_width,
+            pooled=self.pooling != "none",
+        )
 
     @property
     def videos(self) -> VideoSettings:
@@ -112,7 +134,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("max_length", "video_min_pixels", "video_max_pixels", "video_total_pixels"):
             check_positive(name, getattr(self, name))
-        for name in ("min_pixels", "max_pixels"):
+        for name in ("min_pixels", "max_pixels", "token_dim"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
         for name in ("length_buckets", "patch_buckets", "first_pixels", "first_size"):
@@ -139,6 +161,8 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "instructions": ("all", "queries", "none"),
     "positions": ("mrope", "sequential"),
     "deepstack": (True, False),
+    "causal": (True, False),
+    "final_norm": (True, False),
     "video": ("frames", "middle", "none"),
     "resize": ("exact", "fast"),
 }

@@ -17,6 +17,7 @@ from smart_jax.models.qwen3_5 import SHARDING_RULES as QWEN35_RULES
 from smart_jax.models.qwen3_5 import Qwen35, Qwen35Config
 from smart_jax.models.qwen_vl import QWEN2_NAMES, SHARDING_RULES, QwenVL
 from smart_jax.models.qwen_vl_config import QwenVLConfig
+from smart_jax.models.token_projector import TokenProjector, find_projector
 from smart_jax.runtime import Rules
 from smart_jax.typing import JsonObject
 
@@ -45,7 +46,7 @@ class Architecture(NamedTuple):
     sharding_rules: Rules
     renames: tuple[tuple[str, str], ...] = ()
     prefix: str = "model."
-    ignored: str = r"lm_head\.weight"
+    ignored: str = r"(?:.+\.)?lm_head\.weight"
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -55,19 +56,45 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_5": Architecture(Qwen35Config, Qwen35, QWEN35_RULES, ignored=QWEN35_IGNORED),
     "bert": Architecture(BertConfig, Bert, bert.SHARDING_RULES, prefix="", ignored=bert.IGNORED),
 }
-# Classes, named in config.json's `architectures`, that are one of these under a model_type of their own.
-_CLASSES = {"JinaEmbeddingsV4Model": "qwen2_5_vl", "UniteQwen2VL": "qwen2_vl"}
+# Classes, named in config.json's `architectures`, and model types that are one of these under a name of their own.
+_CLASSES = {
+    "JinaEmbeddingsV4Model": "qwen2_5_vl",
+    "UniteQwen2VL": "qwen2_vl",
+    "ColQwen2": "qwen2_vl",
+    "ColQwen2_5": "qwen2_5_vl",
+    "ColQwen3": "qwen3_vl",
+    "OpsColQwen3Model": "qwen3_vl",
+    "Qwen3VLNemotronEmbedModel": "qwen3_vl",
+}
+_TYPES = {
+    "colqwen2_5": "qwen2_5_vl",
+    "colqwen3": "qwen3_vl",
+    "ops_colqwen3": "qwen3_vl",
+    "qwen3_vl_nemotron_embed": "qwen3_vl",
+}
+_WRAPPED = "vlm_config"  # of transformers' ColQwen2ForRetrieval: the backbone's config within the retriever's
 
 
 # Models of each of them, for the messages that say what can be loaded.
 _PUBLISHED = {
-    "qwen3_vl": "Qwen3-VL-Embedding, LamRA, eager-embed",
-    "qwen2_5_vl": "jina-embeddings-v4, LamRA, GVE, nomic-embed-multimodal",
-    "qwen2_vl": "GME, LamRA-Ret, VLM2Vec-V2, Ops-MM-embedding, RzenEmbed, UNITE",
+    "qwen3_vl": "Qwen3-VL-Embedding, LamRA, eager-embed, ColQwen3",
+    "qwen2_5_vl": "jina-embeddings-v4, LamRA, GVE, nomic-embed-multimodal, ColQwen2.5",
+    "qwen2_vl": "GME, LamRA-Ret, VLM2Vec-V2, Ops-MM-embedding, RzenEmbed, UNITE, ColQwen2",
     "qwen3_5": "Qwen3.5 and what was trained from it",
     "bert": "all-MiniLM-L6-v2 and other sentence-transformers",
 }
 _MULTI_VECTOR = ("col", "paligemma", "idefics3", "modernvbert")  # beginnings of model_types of ColPali and its kin
+
+
+def projector_of(config: ModelConfig) -> TokenProjector | None:
+    """Returns the linear map that makes the token vectors; None = the architecture or the checkpoint has none.
+
+    Example:
+      >>> from smart_jax.files import resolve
+      >>> projector_of(load_config(resolve("tiny"))) is None
+      True
+    """
+    return getattr(config, "projector", None)
 
 
 def supported() -> str:
@@ -124,20 +151,25 @@ def load_config(checkpoint: Checkpoint | str | Path, *, pooling: str | None = No
         raise ValueError(f"{path}: {error}") from error
     if isinstance(config, BertConfig):
         return dataclasses.replace(config, pooling=read_pooling(checkpoint, pooling))
+    if config.projector is None:
+        return dataclasses.replace(config, projector=find_projector(checkpoint))
     return config
 
 
 def _read_config(path: Path) -> tuple[str, JsonObject]:
     """Returns the architecture and the content of a config.json; raises ValueError where it cannot be loaded."""
     hf = read_json(path, remedy="fetch the checkpoint again")
-    model_type, classes = hf.get("model_type"), hf.get("architectures")
-    if isinstance(classes, list) and model_type not in tuple(ARCHITECTURES):
-        model_type = next((_CLASSES[name] for name in classes if name in tuple(_CLASSES)), model_type)
+    named, classes = hf.get("model_type"), hf.get("architectures")
+    model_type: object = named
+    if model_type not in tuple(ARCHITECTURES):
+        if isinstance(inner := hf.get(_WRAPPED), dict):
+            model_type, hf = inner.get("model_type"), inner
+        else:
+            model_type = _TYPES.get(named, named) if isinstance(named, str) else named
+            known = [_CLASSES[name] for name in classes if name in tuple(_CLASSES)] if isinstance(classes, list) else []
+            model_type = next(iter(known), model_type)
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
-        kin = (
-            " (a multi-vector model with a head of its own: this library works on single-vector models)"
-            if str(model_type).startswith(_MULTI_VECTOR)
-            else ""
-        )
-        raise ValueError(f"{path}: model_type {shown(model_type)} is not supported{kin}; {supported()}")
+        kin = str(named).startswith(_MULTI_VECTOR)
+        why = " (a multi-vector model on another backbone than those of ColQwen2, 2.5 and 3)" if kin else ""
+        raise ValueError(f"{path}: model_type {shown(named)} is not supported{why}; {supported()}")
     return model_type, hf

@@ -122,7 +122,8 @@ class Hidden:
 
     Attributes:
       pooled: state of the pooling position after the final norm, not normalised: the mean over `Batch.pool_mask` where
-        there is one, otherwise that of the last attended position or, of a BERT, as its config says.
+        there is one, otherwise that of the last attended position or, of a BERT, as its config says; of width 0 where
+        the model has no pooled vector.
       states: states of the chosen layers, in the order asked for; layer -1 is after the final norm.
       tokens: the last states as the model's own late-interaction head projects them; None = it has no such head.
 
@@ -133,7 +134,7 @@ class Hidden:
       (2, 5, 8)
     """
 
-    pooled: Float[Array, "B H"]
+    pooled: Float[Array, "B pooled"]
     states: Float[Array, "B L layers H"]
     tokens: Float[Array, "B L D"] | None = None
 

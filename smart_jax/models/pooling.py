@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from smart_jax.files import Checkpoint, path_inside, read_json_value, shown
+from smart_jax.files import Checkpoint, path_inside, shown
+from smart_jax.models.sentence_modules import read_modules, read_part
 from smart_jax.typing import HostOrDevice
 
 POOLINGS = ("mean", "cls")
@@ -66,24 +66,20 @@ def read_pooling(checkpoint: Checkpoint | str | Path, pooling: str | None = None
     checkpoint = Checkpoint.of(checkpoint)
     settings = checkpoint.path("smart_jax.json")
     folder = checkpoint.having("modules.json", "1_Pooling")
-    modules = _read(folder / "modules.json", list) or []
-    try:
-        kinds = {_text(module["type"]).rpartition(".")[2]: _text(module["path"]) for module in modules}
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{folder / 'modules.json'}: a module lacks its type or path ({error!r})") from error
+    kinds = {module.kind: module.path for module in read_modules(folder)}
     if unknown := [kind for kind in kinds if kind not in _MODULES]:
         raise ValueError(
             f"{folder / 'modules.json'}: {', '.join(unknown)} is not supported, only {', '.join(_MODULES)}: the pooled "
             "vectors would not be those of this model"
         )
     if pooling is None:
-        pooling = (_read(settings, dict) or {}).get("pooling")
+        pooling = (read_part(settings, dict) or {}).get("pooling")
     if pooling is not None:
         if not isinstance(pooling, str) or pooling not in POOLINGS:
             raise ValueError(f"pooling is {shown(pooling)}, expected {' or '.join(map(repr, POOLINGS))}")
         return pooling
     path = path_inside(folder, f"{kinds.get('Pooling', '1_Pooling')}/config.json", str(folder / "modules.json"))
-    rules = _read(path, dict)
+    rules = read_part(path, dict)
     if rules is None:
         raise ValueError(
             f"{folder} holds a BERT, but nothing says how its states are pooled ({path.relative_to(folder)} does not "
@@ -101,22 +97,5 @@ def read_pooling(checkpoint: Checkpoint | str | Path, pooling: str | None = None
     return str(modes[0])
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{shown(value)} is no text")
-    return value
-
-
 def _name(mode: object) -> str:
     return mode if isinstance(mode, str) else shown(mode)
-
-
-def _read(path: Path, kind: type) -> Any:
-    """Returns the parsed JSON file, whose content must be a `kind`; None = there is no file."""
-    if not path.is_file():
-        return None
-    content = read_json_value(path, remedy="fetch the checkpoint again")
-    if not isinstance(content, kind):
-        kinds = f"{path} is a {type(content).__name__}, expected a {kind.__name__}"
-        raise ValueError(f"{kinds}: fetch the checkpoint again")
-    return content

@@ -37,7 +37,6 @@ SHARDING_RULES = (
 QWEN2_NAMES = (
     (r"^model\.visual\.", "visual."),
     (r"^model\.language_model\.", "model."),
-    (r"^model\.multi_vector_projector\.", "multi_vector_projector."),
     (r"^(visual\.merger)\.norm\.", r"\1.ln_q."),
     (r"^(visual\.merger)\.linear_fc1\.", r"\1.mlp.0."),
     (r"^(visual\.merger)\.linear_fc2\.", r"\1.mlp.2."),
@@ -58,9 +57,9 @@ class QwenVL(nnx.Module):
         self.config = config
         self.visual = VisionModel(config.vision, rngs=rngs)
         self.language_model = self.text_model(config.text, rngs=rngs)
-        if config.token_dim is not None:  # of jina-embeddings-v4 (arXiv:2506.18902)
+        if (projector := config.projector) is not None:
             width, std = config.text.hidden_size, config.text.initializer_range
-            self.multi_vector_projector = L.linear(width, config.token_dim, bias=True, std=std, rngs=rngs)
+            self.token_projector = L.linear(width, projector.width, bias=projector.bias, std=std, rngs=rngs)
 
     def __call__(self, batch: Batch, layers: Sequence[int] = (-1,), *, remat: bool | str = False) -> Hidden:
         """Returns the states of a batch.
@@ -74,7 +73,8 @@ class QwenVL(nnx.Module):
 
         Returns:
           `Hidden` in the parameters' dtype. `pooled` is the mean of the last states at `batch.pool_mask` or, without a
-          mask, the state of each row's last attended position; `tokens` are the projector's, if the model has one.
+          mask, the state of each row's last attended position, and of width 0 if the config says that there is none;
+          `tokens` are the projector's, if the model has one.
         """
         depth = self.config.text.num_hidden_layers
         chosen = [range(depth + 1)[i] for i in layers]
@@ -86,14 +86,16 @@ class QwenVL(nnx.Module):
             deepstack = [_gather(features, batch.index) for features in deepstack if self.config.use_deepstack]
         states = self.language_model(x, batch, deepstack, set(chosen), remat)
         last = states[depth]
-        if batch.pool_mask is None:
+        if not self.config.pooled:
+            pooled = last[:, 0, :0]
+        elif batch.pool_mask is None:
             pooled = last_state(last, batch.attention_mask)
         else:
             pooled = mean_state(last, batch.pool_mask).astype(last.dtype)
         return Hidden(
             pooled=pooled,
             states=jnp.stack([states[i] for i in chosen], axis=2),
-            tokens=None if self.config.token_dim is None else self.multi_vector_projector(last),
+            tokens=None if self.config.projector is None else self.token_projector(last)[..., : self.config.token_dim],
         )
 
 

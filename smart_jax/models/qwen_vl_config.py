@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from smart_jax.models.layers import ACTIVATIONS
+from smart_jax.models.token_projector import TokenProjector, declared_projector
 from smart_jax.typing import JsonObject
 
 
@@ -73,6 +74,8 @@ class TextConfig:
     rms_norm_eps: float = 1e-6
     attention_bias: bool = False  # all four projections of attention have biases
     initializer_range: float = 0.02
+    is_causal: bool = True  # positions attend to none after them
+    final_norm: bool = True  # the last states are normed; its parameter is there anyway
 
     @property
     def rotary_dim(self) -> int:
@@ -192,7 +195,9 @@ class QwenVLConfig:
       vision: the vision tower.
       image_token_id, video_token_id: tokens that stand for a visual token of an image, and of a video.
       vision_start_token_id, vision_end_token_id: marks around an image or video.
-      token_dim: width of the vectors that the model's late-interaction projector makes; None = there is no projector.
+      projector: what makes the token vectors of the last states; None = these are the token vectors.
+      kept_width: how many of the projector's components are kept, the first ones; None = all.
+      pooled: whether there is a pooled vector; without one its width is 0.
       task_names: tasks for each of which the checkpoint has an adapter.
       use_deepstack: whether DeepStack's features are added to the first layers; its parameters are loaded anyway.
 
@@ -214,9 +219,16 @@ class QwenVLConfig:
     video_token_id: int
     vision_start_token_id: int
     vision_end_token_id: int
-    token_dim: int | None = None
+    projector: TokenProjector | None = None
+    kept_width: int | None = None
+    pooled: bool = True
     task_names: tuple[str, ...] = ()
     use_deepstack: bool = True
+
+    @property
+    def token_dim(self) -> int | None:
+        """Width of the projector's token vectors, as far as they are kept; None = there is no projector."""
+        return None if self.projector is None else self.kept_width or self.projector.width
 
     @property
     def timestamps(self) -> bool:
@@ -245,16 +257,10 @@ class QwenVLConfig:
             text=_text(text, where, family),
             vision=_vision(_section(hf, "vision_config"), family),
             **{name: _get(hf, "config.json", name) for name in ids},
-            token_dim=_token_dim(hf),
+            projector=declared_projector(hf),
+            kept_width=hf.get("dims"),  # of Ops-Colqwen3
             task_names=tuple(hf.get("task_names") or ()),
         )
-
-
-def _token_dim(hf: JsonObject) -> int | None:
-    dim = hf.get("multi_vector_projector_dim")
-    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
-        raise ValueError(f"config.json: multi_vector_projector_dim is {dim!r}, expected a positive integer")
-    return dim
 
 
 def _section(hf: JsonObject, name: str) -> JsonObject:
@@ -288,7 +294,7 @@ def _text(section: JsonObject, where: str, family: Family) -> TextConfig:
     if family.equal_heads:
         section["head_dim"] = _head_dim(section, where)
     config = TextConfig(
-        **_fields(TextConfig, section, where, ("rope_theta", "mrope_section", *switches)),
+        **_fields(TextConfig, section, where, ("rope_theta", "mrope_section", "final_norm", *switches)),
         rope_theta=float(theta),
         mrope_section=tuple(rope["mrope_section"]),
         **switches,

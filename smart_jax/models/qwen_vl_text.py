@@ -1,4 +1,4 @@
-"""Decoder of the Qwen-VL family as an encoder of sequences: causal attention with M-RoPE, no cache and no lm_head."""
+"""Decoder of the Qwen-VL family as an encoder of sequences: attention with M-RoPE, no cache and no lm_head."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from smart_jax.models.qwen_vl_config import TextConfig
 
 
 class TextAttention(nnx.Module):
-    """Causal attention, whose query heads share fewer heads of keys and values."""
+    """Attention, causal unless the config says otherwise, whose query heads share fewer heads of keys and values."""
 
     def __init__(self, c: TextConfig, *, rngs: nnx.Rngs) -> None:
         self.qk_norm = c.qk_norm
-        self.heads = Heads(c.num_attention_heads, c.num_key_value_heads, c.head_dim, causal=True, eps=c.rms_norm_eps)
+        self.heads = Heads(
+            c.num_attention_heads, c.num_key_value_heads, c.head_dim, causal=c.is_causal, eps=c.rms_norm_eps
+        )
         linear = partial(L.linear, std=c.initializer_range, rngs=rngs)
         qkv_bias = c.attention_bias or c.qkv_bias
         self.q_proj = linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=qkv_bias)
@@ -35,7 +37,7 @@ class TextAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L H"], rotation: L.Rotation, segment: Int[Array, "B L"]
     ) -> Float[Array, "B L H"]:
-        """Returns attention to the same and earlier positions of each segment."""
+        """Returns attention to the same and earlier positions of each segment, and to later ones if not causal."""
         scales = (self.q_norm.scale[...], self.k_norm.scale[...]) if self.qk_norm else None
         projected = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         return self.o_proj(projected_attention(projected, rotation, segment, self.heads, scales=scales))
@@ -114,5 +116,5 @@ class TextModel(nnx.Module):
                 states[i + 1] = x
             if i < len(deepstack):
                 x = x + deepstack[i]
-        states[c.num_hidden_layers] = self.norm(x)
+        states[c.num_hidden_layers] = self.norm(x) if c.final_norm else x
         return states

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from flax import nnx
 
-from smart_jax.models.architectures import ARCHITECTURES, Model, ModelConfig
+from smart_jax.models.architectures import ARCHITECTURES, Model, ModelConfig, projector_of
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 
 ModelGraph: TypeAlias = nnx.GraphDef[Model]
@@ -21,6 +21,7 @@ Params: TypeAlias = nnx.State[Any, Any]
 LeafPath: TypeAlias = tuple[str | int, ...]
 """Place of a parameter, as attributes and numbers: `("visual", "blocks", 0, "norm1", "scale")`."""
 
+PROJECTOR = "token_projector"  # attribute of a backbone that has a `TokenProjector`
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
@@ -39,6 +40,9 @@ def tensor_name(path: LeafPath, config: ModelConfig) -> str:
 
     ("visual", "blocks", 0, "norm1", "scale") -> "model.visual.blocks.0.norm1.weight"
     """
+    projector = projector_of(config)
+    if projector is not None and path[0] == PROJECTOR:  # outside the base model's modules
+        return f"{projector.module}.{_LEAF_NAMES[str(path[-1])]}"
     architecture = ARCHITECTURES[config.model_type]
     name = architecture.prefix + dotted((*path[:-1], _LEAF_NAMES.get(str(path[-1]), path[-1])))
     for pattern, replacement in architecture.renames:
@@ -60,9 +64,10 @@ def torch_module(path: LeafPath, config: ModelConfig) -> str:
 def bare_name(name: str) -> str:
     """Returns a tensor's name without what versions of transformers spell differently for the same tensor.
 
-    These are the prefixes and, in the first BERTs, gamma and beta as names of a norm's weight and bias.
+    These are the prefixes, "vlm." of multi-vector models among them, and, in the first BERTs, gamma and beta as names
+    of a norm's weight and bias.
     """
-    name = re.sub(r"^(model\.|language_model\.|bert\.)+", "", name)
+    name = re.sub(r"^(vlm\.|model\.|language_model\.|bert\.)+", "", name)
     return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,7 +16,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from smart_jax.files import SINGLE_FILE, Checkpoint, first_names, read_tensors, write_tensors
-from smart_jax.models.architectures import ARCHITECTURES, ModelConfig
+from smart_jax.models.architectures import ARCHITECTURES, ModelConfig, projector_of
 from smart_jax.models.peft import Change, choose_task, read_adapter
 from smart_jax.models.torch_layout import (
     LeafPath,
@@ -116,7 +118,7 @@ def load_weights(
     changes = _changes(checkpoint, config, task)
     filled: dict[LeafPath, jax.Array] = {}
     unused: list[str] = []
-    for name, read in read_tensors(checkpoint.weights):
+    for name, read in _tensors(checkpoint, config, wanted, changes):
         if re.fullmatch(architecture.ignored, name):
             continue
         path = wanted.get(bare := bare_name(name))
@@ -139,6 +141,8 @@ def load_weights(
 
 def save_weights(folder: str | Path, params: Params, config: ModelConfig, *, dtype: DTypeLike | None = None) -> Path:
     """Writes `folder`/model.safetensors with Hugging Face's names and layouts, and returns its path.
+
+    A projector that sentence-transformers has as a module of its own is written to that module's folder.
 
     Where there are several processes, all must call it, and the first one writes.
 
@@ -166,9 +170,38 @@ def save_weights(folder: str | Path, params: Params, config: ModelConfig, *, dty
             tensors[name] = np.ascontiguousarray(value.astype(dtype or value.dtype))
     if not is_main():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(target, tensors, {"format": "pt"})  # transformers refuses files without this entry
+    for file, group in _by_file(target, tensors, config).items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(file, group, {"format": "pt"})  # transformers refuses files without this entry
     return target
+
+
+def _by_file(target: Path, tensors: dict[str, np.ndarray], config: ModelConfig) -> dict[Path, dict[str, np.ndarray]]:
+    """Returns the tensors of each file: a module of sentence-transformers has one of its own."""
+    projector = projector_of(config)
+    if projector is None or projector.folder is None:
+        return {target: tensors}
+    prefix = f"{projector.folder}."
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    rest = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+    return {target: rest, target.parent / projector.folder / SINGLE_FILE: own}
+
+
+def _tensors(
+    checkpoint: Checkpoint, config: ModelConfig, wanted: Collection[str], changes: Mapping[str, Change]
+) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Yields name and reader of every tensor: the checkpoint's, and the wanted ones that its adapter alone holds."""
+    found: set[str] = set()
+    projector = projector_of(config)
+    for name, read in read_tensors(checkpoint.weights):
+        found.add(bare_name(name))
+        yield name, read
+    if projector is not None and projector.folder is not None:
+        for name, read in read_tensors(checkpoint.path(projector.folder)):
+            yield f"{projector.folder}.{name}", read
+    for bare, change in list(changes.items()):
+        if change.whole is not None and bare in wanted and bare not in found:
+            yield bare, partial(change.read, change.whole)
 
 
 def _changes(checkpoint: Checkpoint, config: ModelConfig, task: str | None) -> dict[str, Change]:

@@ -40,7 +40,7 @@ class Embeddings:
     that every item of an `Embeddings` has at least one.
 
     Args:
-      pooled: pooled vectors [N, H], float32, float16 or bfloat16.
+      pooled: pooled vectors [N, H], float32, float16 or bfloat16; H = 0 where the model has none, as ColQwen2.
       tokens: token vectors [T, D] of all items, of the same dtype, or int8.
       offsets: integers [N + 1], stored as int64: 0 first, never falling, T last.
       scales: float32 [T], of int8 tokens only: a token is its scale times its integers. `astype(np.int8)` makes them.
@@ -388,7 +388,7 @@ def _matrix(name: str, value: Array, dtypes: Sequence[np.dtype] = DTYPES) -> Arr
     array = np.asarray(value)
     if array.dtype not in dtypes:
         raise TypeError(f"{name} has dtype {array.dtype}: it must be {_names(dtypes)} (use .astype)")
-    if array.ndim != 2 or array.shape[1] == 0:
+    if array.ndim != 2 or (array.shape[1] == 0 and name != "pooled"):
         raise ValueError(f"{name} has shape {array.shape}: it must be a matrix, one vector a row")
     return array
 

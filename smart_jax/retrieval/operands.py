@@ -79,7 +79,7 @@ def _side(
     holds = Parts(pooled=False, late=True)
     items: Embeddings | Gathered
     if isinstance(x, Embeddings):
-        items, holds = x, Parts(pooled=True, late=True)
+        items, holds = x, Parts(pooled=x.pooled.shape[1] > 0, late=True)  # multi-vector models have no pooled ones
     elif isinstance(x, list | tuple):
         items = _of_ragged(side, [_array(f"{side}[{i}]", item, 2) for i, item in enumerate(x)])
     elif np.ndim(x) == 3:

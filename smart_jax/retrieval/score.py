@@ -38,8 +38,9 @@ def score(
         score = pooled_weight * <a_q, a_d> + late_weight * (1 / P) * sum_i max_j <q_i, d_j>
 
     a is the pooled vector and q_i, d_j are the token vectors. Vectors are used as they are: L2-normalise them for
-    cosines (embeddings of this library are). Sums are float32 whatever dtype is stored. Small work is done on the host,
-    in NumPy, without a compilation; all other in blocks of a few shapes on the default device.
+    cosines (embeddings of this library are). Where pooled vectors have width 0, as those of multi-vector models, the
+    pooled part is absent, whatever its weight. Sums are float32 whatever dtype is stored. Small work is done on the
+    host, in NumPy, without a compilation; all other in blocks of a few shapes on the default device.
 
     Args:
       q, d: both `Embeddings` (both parts), or both plain arrays of float32, float16 or bfloat16: pooled vectors

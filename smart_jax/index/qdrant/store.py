@@ -133,6 +133,10 @@ class QdrantStore:
             raise ValueError("the index has narrower tokens, and these are too long for Qdrant all the same: pool them")
         if chosen < width:
             narrowing = Narrowing.fit(documents, chosen)
+        if not documents.pooled.shape[1]:
+            raise ValueError(
+                "the model has no pooled vectors, by which Qdrant chooses what it scores: keep its index in a folder"
+            )
         layout = Layout(documents.pooled.shape[1], chosen, dtype)
         self.collection.create(layout)
         for field, kind in FIXED_FIELDS.items():

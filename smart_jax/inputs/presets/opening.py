@@ -55,14 +55,18 @@ def _recognised(folders: Sequence[Path], model_type: str) -> str | None:
     presets = {name: preset for name, preset in PRESETS.items() if model_type in preset.model_types}
     names = " ".join(name for folder in folders for name in _names(folder))
     names += "".join(f" {hf.get('_name_or_path', '')}" for hf in configs)
-    architectures = [name for hf in configs for name in hf.get("architectures") or ()]
+    architectures = {name for hf in configs for name in hf.get("architectures") or ()}
     tests: tuple[Callable[[Preset], object], ...] = (
-        lambda preset: preset.architecture in architectures,
         lambda preset: any(preset.key in hf for hf in configs),
+        lambda preset: architectures & set(_tuple(preset.architecture)),
         lambda preset: preset.names is not None and re.search(preset.names, names, re.IGNORECASE),
         lambda preset: preset.default,
     )
     return next((name for test in tests for name, preset in presets.items() if test(preset)), None)
+
+
+def _tuple(name: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (name,) if isinstance(name, str) else name or ()
 
 
 def _names(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ class Preset(NamedTuple):
       settings: prompt, pooling and sizes.
       model_types: model types that its checkpoints may have in their config.json.
       names: regular expression that is searched in the repository's or folder's name, case ignored.
-      architecture: name among the architectures of config.json.
+      architecture: name, or one of several, among the architectures of config.json.
       key: key that only these checkpoints have in their config.json.
       default: whether it takes the checkpoints of its model types that no other preset claims.
 
@@ -27,6 +27,6 @@ class Preset(NamedTuple):
     settings: Settings
     model_types: tuple[str, ...]
     names: str | None = None
-    architecture: str | None = None
+    architecture: str | tuple[str, ...] | None = None
     key: str | None = None
     default: bool = False
