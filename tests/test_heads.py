@@ -401,7 +401,7 @@ def test_unknown_heads_say_how_to_pass_one(tmp_path, model_type):
 
 
 BAD = [
-    ({"pooling": "first"}, "pooling is 'first', expected 'last', 'mean', 'mean_all', 'before:TOKEN'"),
+    ({"pooling": "first"}, "pooling is 'first', expected 'last', 'mean', 'mean_all', 'none', 'before:TOKEN'"),
     ({"pooling": "before:"}, "pooling is 'before:', expected"),
     ({"pooling": "before:<emb>"}, "does not hold '<emb>' once"),
     ({"keep": "some"}, "keep is 'some', expected 'words' or 'all'"),
