@@ -21,14 +21,17 @@ PADDINGS = {
 }
 
 
-def oracle(q, k, v, segment, causal):
+def oracle(q, k, v, segment, causal, scale=None, band=None):
     q, k, v = (np.float64(x) for x in (q, k, v))
     k, v = (np.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-    scores = np.einsum("bqhk,blhk->bhql", q, k) * q.shape[-1] ** -0.5
+    scores = np.einsum("bqhk,blhk->bhql", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
     segment = np.asarray(segment)
     mask = segment[:, None, :, None] == segment[:, None, None, :]
     if causal:
         mask = mask & np.tri(q.shape[1], dtype=bool)
+    if band is not None:
+        place = np.arange(q.shape[1])
+        mask = mask & (np.abs(place[:, None] - place) <= band)
     weights = np.where(mask, np.exp(scores - scores.max(-1, keepdims=True)), 0)
     return np.einsum("bhql,blhk->bqhk", weights / weights.sum(-1, keepdims=True), v)
 
@@ -124,6 +127,54 @@ def test_short_rows_have_no_windows(monkeypatch):
     monkeypatch.setattr(A, "attention", lambda q, k, v, segment, *, causal: q if causal is False else None)
     q, k, v = arrays(24)
     assert A.window_attention(q, k, v, jnp.ones((2, 24), jnp.int32), longest=8) is q
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize(("length", "band"), [(40, 7), (61, 16), (23, 6)])
+def test_bands(monkeypatch, padding, backend, length, band):
+    """A block of queries with the keys around it, the last block full or not; or all keys, where that is no more."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(A, "CPU_SCORES", 0)
+    monkeypatch.setattr(A, "CPU_QUERIES", 12)
+    q, k, v = arrays(length)
+    segment = jnp.asarray(padding(length), jnp.int32)
+    out, *gradients = value_and_gradients(A.band_attention, q, k, v, segment, band=band, scale=0.5)
+    attended = np.asarray(segment) > 0
+    assert np.isfinite(np.asarray(out)).all()
+    expected = oracle(q, k, v, segment, False, 0.5, band)
+    np.testing.assert_allclose(np.asarray(out)[attended], expected[attended], atol=3e-6)
+    index = jnp.arange(length)
+    whole = partial(A._attend, q_segment=segment, k_segment=segment, q_index=index, causal=False, scale=0.5, band=band)
+    _, *expected = value_and_gradients(lambda q, k, v, _: whole(q, k, v), q, k, v, segment)
+    for a, b in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-5)
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("length", [40, 200])
+def test_a_scale_of_one_s_own(length):
+    """With all heads at once and one by one."""
+    q, k, v = arrays(length)
+    segment = jnp.ones((2, length), jnp.int32)
+    out = A.attention(q, k, v, segment, causal=True, scale=1.0)
+    np.testing.assert_allclose(out, oracle(q, k, v, segment, True, 1.0), atol=3e-6)
+    assert np.abs(out - oracle(q, k, v, segment, True)).max() > 0.01
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_scores_of_bands_grow_with_the_length(monkeypatch, backend):
+    """A position sees no more keys in a longer row, and no array of all positions by all is made."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    way = partial(A._by_head, causal=False) if backend == "cpu" else partial(A._by_band, scale=1.0)
+
+    def largest(length):
+        shapes = [jax.ShapeDtypeStruct(x, jnp.float32) for x in [(1, length, 4, 16)] * 3]
+        jaxpr = jax.make_jaxpr(partial(way, band=64))(*shapes, jax.ShapeDtypeStruct((1, length), jnp.int32))
+        sizes = re.findall(r"f32\[([\d,]+)\]", str(jaxpr))
+        return max(np.prod([int(n) for n in size.split(",")]) for size in sizes)
+
+    assert largest(4096) <= 2 * largest(2048) <= 2 * 2048 * 64 * 8
 
 
 def test_scores_of_windows_grow_with_the_length():

@@ -20,6 +20,11 @@ CASES = {  # and whether queries and keys are normalised, and one array holds al
     "four heads a block, causal": (F.Heads(8, 8, 32, causal=True, eps=1e-3), {"normed": True, "fused": False}),
     "one head of keys": (F.Heads(3, 1, 128, causal=True), {"normed": False, "fused": False}),
     "wider than a block": (F.Heads(2, 1, 256, causal=True), {"normed": True, "fused": False}),
+    "in a band": (
+        F.Heads(2, 1, 128, causal=False, scale=0.1, band=19, value_norm=True, eps=1e-3),
+        {"normed": True, "fused": False},
+    ),
+    "in a band of one block": (F.Heads(2, 2, 64, causal=False, band=16), {"normed": False, "fused": True}),
 }
 
 

@@ -41,6 +41,7 @@ def attention(
     segment: Int[Array, "B L"],
     *,
     causal: bool,
+    scale: float | None = None,
 ) -> Float[Array, "B L A C"]:
     """Returns softmax attention within segments, its softmax in float32; A query heads share kv key heads.
 
@@ -51,13 +52,14 @@ def attention(
       q, k, v: queries, keys and values; query heads i * A / kv to (i + 1) * A / kv - 1 share key head i.
       segment: number of the segment of each position.
       causal: whether a position attends to none after it.
+      scale: factor of the scores; None = C ** -0.5.
 
     Example:
       >>> x, segment = jnp.arange(4.0).reshape(1, 4, 1, 1), jnp.array([[0, 0, 1, 1]])
       >>> print(attention(0 * x, x, x, segment, causal=False).ravel())  # means of the two segments
       [0.5 0.5 2.5 2.5]
     """
-    return partial(_choose(q.shape, q.dtype), causal=causal)(q, k, v, segment)
+    return partial(_choose(q.shape, q.dtype), causal=causal, **_scaled(scale))(q, k, v, segment)
 
 
 def window_attention(
@@ -83,6 +85,36 @@ def window_attention(
     if jax.default_backend() == "cpu":
         return _on_each_device(partial(_by_head, causal=False, around=longest))(q, k, v, segment)
     return _by_blocks(q, k, v, segment, block=longest)
+
+
+def band_attention(
+    q: Float[Array, "B L A C"],
+    k: Float[Array, "B L kv C"],
+    v: Float[Array, "B L kv C"],
+    segment: Int[Array, "B L"],
+    *,
+    band: int,
+    scale: float | None = None,
+) -> Float[Array, "B L A C"]:
+    """Returns attention within segments to the positions at most `band` away, on either side.
+
+    The band moves with the position, where the windows of `window_attention` stand still. A block of queries needs only
+    the keys around it, so that the cost of long rows is about L * 2 * band; the shapes depend on L alone.
+
+    Args:
+      q, k, v, segment, scale: as of `attention`.
+      band: farthest position that is attended to.
+    """
+    if q.shape[1] <= band + 1:
+        return attention(q, k, v, segment, causal=False, scale=scale)
+    if jax.default_backend() == "cpu":
+        return _on_each_device(partial(_by_head, causal=False, band=band, scale=scale))(q, k, v, segment)
+    return _by_band(q, k, v, segment, band=band, scale=scale)
+
+
+def _scaled(scale: float | None) -> dict[str, float]:
+    """Returns the argument of a way for a scale that is not the usual one."""
+    return {} if scale is None else {"scale": scale}
 
 
 def _choose(shape: tuple[int, ...], dtype: jnp.dtype) -> Way:
@@ -121,15 +153,19 @@ def _on_each_device(way: Way) -> Way:
     return split
 
 
-def _by_head_on_each_device(q: Array, k: Array, v: Array, segment: Array, *, causal: bool) -> Array:
-    return _on_each_device(partial(_by_head, causal=causal))(q, k, v, segment)
+def _by_head_on_each_device(
+    q: Array, k: Array, v: Array, segment: Array, *, causal: bool, scale: float | None = None
+) -> Array:
+    return _on_each_device(partial(_by_head, causal=causal, scale=scale))(q, k, v, segment)
 
 
-def _by_flash_on_each_device(q: Array, k: Array, v: Array, segment: Array, *, causal: bool) -> Array:
+def _by_flash_on_each_device(
+    q: Array, k: Array, v: Array, segment: Array, *, causal: bool, scale: float | None = None
+) -> Array:
     if AxisType.Manual in jax.typeof(q).sharding.mesh.axis_types:
         # Inside shard_map, whose check of varying axes asks what Pallas' kernels do not say.
-        return _by_rows(q, k, v, segment, causal=causal)
-    return _on_each_device(partial(_by_flash, causal=causal))(q, k, v, segment)
+        return _by_rows(q, k, v, segment, causal=causal, scale=scale)
+    return _on_each_device(partial(_by_flash, causal=causal, scale=scale))(q, k, v, segment)
 
 
 def _cudnn_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
@@ -147,8 +183,10 @@ def _cudnn_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
     )
 
 
-def _by_cudnn_on_each_device(q: Array, k: Array, v: Array, segment: Array, *, causal: bool) -> Array:
-    return _on_each_device(partial(_by_cudnn, causal=causal))(q, k, v, segment)
+def _by_cudnn_on_each_device(
+    q: Array, k: Array, v: Array, segment: Array, *, causal: bool, scale: float | None = None
+) -> Array:
+    return _on_each_device(partial(_by_cudnn, causal=causal, scale=scale))(q, k, v, segment)
 
 
 def _by_cudnn(
@@ -158,6 +196,7 @@ def _by_cudnn(
     segment: Int[Array, "B L"],
     *,
     causal: bool,
+    scale: float | None = None,
     implementation: Implementation = "cudnn",
 ) -> Float[Array, "B L A C"]:
     """Gives cuDNN the length of each row's first segment where only padding follows it, and masks otherwise.
@@ -166,7 +205,7 @@ def _by_cudnn(
     time. Padding has number 0; behind a length the result is 0.
     """
     length = segment.shape[1]
-    fused = partial(jax.nn.dot_product_attention, is_causal=causal, implementation=implementation)
+    fused = partial(jax.nn.dot_product_attention, is_causal=causal, scale=scale, implementation=implementation)
     if length <= CUDNN_MASK:
         out: Array = fused(q, k, v, mask=(segment[:, :, None] == segment[:, None, :])[:, None])
         return out
@@ -179,7 +218,7 @@ def _by_cudnn(
         return jnp.where(inside[..., None, None], out, 0)
 
     def by_mask(q: Array, k: Array, v: Array) -> Array:
-        attend = partial(_attend_masked, implementation=implementation)
+        attend = partial(_attend_masked, scale=scale, implementation=implementation)
         return _by_queries(q, k, v, segment, causal=causal, attend=attend)
 
     @jax.checkpoint  # otherwise the forward pass would keep what either way needs for the backward pass
@@ -199,6 +238,7 @@ def _by_flash(
     segment: Int[Array, "B L"],
     *,
     causal: bool,
+    scale: float | None = None,
 ) -> Float[Array, "B L A C"]:
     """Repeats key heads and fills up the length, since the kernel wants as many as query heads and whole blocks."""
     from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, SegmentIds, flash_attention
@@ -215,7 +255,7 @@ def _by_flash(
         v,
         segment_ids=SegmentIds(segment, segment),
         causal=causal,
-        sm_scale=width**-0.5,
+        sm_scale=_scale(scale, width),
         block_sizes=BlockSizes(
             block_b=1,
             **dict.fromkeys(("block_q", "block_k_major", "block_k"), block),
@@ -233,15 +273,28 @@ def _by_head(
     segment: Int[Array, "B L"],
     *,
     causal: bool,
+    scale: float | None = None,
     around: int | None = None,
+    band: int | None = None,
 ) -> Float[Array, "B L A C"]:
-    """Takes a key head of a row and a block of its queries at a time, with all keys or those `around` the block."""
+    """Takes a key head of a row and a block of its queries at a time, with all keys or those `around` the block.
+
+    With a `band`, the keys around a block are those that any of its queries attends to.
+    """
     batch, length, heads, width = q.shape
     groups = k.shape[2]
     shared = heads // groups
-    blocks, queries = _blocks(length, around or max(CPU_QUERIES, CPU_SCORES // length) // shared or 1)
+    if band is None:
+        blocks, queries = _blocks(length, around or max(CPU_QUERIES, CPU_SCORES // length) // shared or 1)
+    else:  # so many queries that they and the 2 * band keys beside theirs have as many scores
+        most = int((band**2 + CPU_SCORES // shared) ** 0.5) - band
+        blocks, queries = _blocks(length, max(CPU_QUERIES // shared, most) or 1)
+    if band is not None and queries + 2 * band < length:
+        around = band
     index = jnp.tile(jnp.arange(blocks * queries).reshape(blocks, queries), (1, shared))
-    filled = _pad(q * width**-0.5, 0, blocks * queries - length).reshape(batch, blocks, queries, groups, shared, width)
+    filled = _pad(q * _scale(scale, width), 0, blocks * queries - length).reshape(
+        batch, blocks, queries, groups, shared, width
+    )
     q = filled.transpose(0, 3, 1, 4, 2, 5).reshape(batch * groups, blocks, shared * queries, width)
     q_segment = _pad(segment, 0, blocks * queries - length, NOBODY).reshape(batch, blocks, queries)
     q_segment = jnp.repeat(jnp.tile(q_segment, (1, 1, shared)), groups, axis=0)
@@ -266,6 +319,9 @@ def _by_head(
             mask = q_segment[:, None] == near(k_segment, 0)[None, :]
             if causal:
                 mask &= index[:, None] >= jnp.arange(keys)[None, :]
+            if band is not None:
+                first = 0 if around is None else index[0] - around
+                mask &= jnp.abs(index[:, None] - first - jnp.arange(keys)[None, :]) <= band
             scores = jnp.matmul(q, near(k, 1), preferred_element_type=jnp.float32)
             scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
             weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
@@ -291,9 +347,10 @@ def _by_rows(
     segment: Int[Array, "B L"],
     *,
     causal: bool,
+    scale: float | None = None,
 ) -> Float[Array, "B L A C"]:
     """Takes all heads of all rows at once."""
-    return _by_queries(q, k, v, segment, causal=causal, attend=_attend)
+    return _by_queries(q, k, v, segment, causal=causal, attend=partial(_attend, scale=scale))
 
 
 def _by_queries(
@@ -352,6 +409,42 @@ def _by_blocks(
     return out.reshape(batch, blocks * block, *q.shape[2:])[:, :length]
 
 
+def _by_band(
+    q: Float[Array, "B L A C"],
+    k: Float[Array, "B L kv C"],
+    v: Float[Array, "B L kv C"],
+    segment: Int[Array, "B L"],
+    *,
+    band: int,
+    scale: float | None,
+) -> Float[Array, "B L A C"]:
+    """Takes a block of queries of all heads and rows at a time, with the keys that any of them attends to."""
+    batch, length, heads, width = q.shape
+    blocks, queries = _blocks(length, band)
+    if blocks <= 3:  # nearly all keys are around each block
+        return _attend(q, k, v, segment, segment, jnp.arange(length), False, scale=scale, band=band)
+    after = blocks * queries - length
+
+    def by_block(x: Array, fill: int = 0) -> Array:
+        return _pad(x, 0, after, fill).reshape(batch, blocks, queries, *x.shape[2:]).swapaxes(0, 1)
+
+    k, v = (_pad(x, band, after + band) for x in (k, v))
+    k_segment = _pad(segment, band, after + band, NOTHING)
+
+    @jax.checkpoint
+    def one_block(block: tuple[Array, ...]) -> Array:
+        q, q_segment, index = block
+        first = index[0] - band
+        near_k, near_v, near = (
+            jax.lax.dynamic_slice_in_dim(x, index[0], queries + 2 * band, 1) for x in (k, v, k_segment)
+        )
+        return _attend(q, near_k, near_v, q_segment, near, index, False, scale=scale, band=band, first_key=first)
+
+    index = jnp.arange(blocks * queries).reshape(blocks, queries)
+    out: Array = jax.lax.map(one_block, (by_block(q), by_block(segment, NOBODY), index))  # [blocks, B, queries, A, C]
+    return out.swapaxes(0, 1).reshape(batch, blocks * queries, heads, width)[:, :length]
+
+
 def _attend(
     q: Float[Array, "B queries A C"],
     k: Float[Array, "B L kv C"],
@@ -360,13 +453,20 @@ def _attend(
     k_segment: Int[Array, "B L"],
     q_index: Int[Array, " queries"],
     causal: bool,
+    *,
+    scale: float | None = None,
+    band: int | None = None,
+    first_key: int | Int[Array, ""] = 0,
 ) -> Float[Array, "B queries A C"]:
-    """Returns attention of all queries to all keys, computed in one piece."""
+    """Returns attention of all queries to all keys, whose indices begin at `first_key`, computed in one piece."""
     batch, queries, heads, width = q.shape
     groups = k.shape[2]
     mask = _mask(q_segment, k_segment, q_index, causal)
+    if band is not None:
+        distance = q_index[:, None] - first_key - jnp.arange(k.shape[1])[None, :]  # [queries, L]
+        mask &= (jnp.abs(distance) <= band)[None]
     # Scaling q and dividing the result touches C values of a query, where the usual order touches L scores.
-    q = (q * width**-0.5).reshape(batch, queries, groups, heads // groups, width)
+    q = (q * _scale(scale, width)).reshape(batch, queries, groups, heads // groups, width)
     scores = jnp.einsum("bqghk,blgk->bghql", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
@@ -384,11 +484,12 @@ def _attend_masked(
     q_index: Int[Array, " queries"],
     causal: bool,
     *,
+    scale: float | None,
     implementation: Implementation,
 ) -> Float[Array, "B queries A C"]:
     """Returns what `_attend` does, by jax's function of a mask."""
     mask = _mask(q_segment, k_segment, q_index, causal)[:, None]
-    out: Array = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+    out: Array = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation=implementation)
     return out
 
 
@@ -399,6 +500,11 @@ def _mask(
     if causal:
         mask &= (q_index[:, None] >= jnp.arange(k_segment.shape[1])[None, :])[None]
     return mask
+
+
+def _scale(scale: float | None, width: int) -> float:
+    """Returns the factor of the scores of heads of a width."""
+    return width**-0.5 if scale is None else scale
 
 
 def _blocks(length: int, most: int) -> tuple[int, int]:

@@ -3,12 +3,12 @@
 Queries, keys and values are columns of arrays [B, L, W]. A block of them is some positions by 128 lanes, which are one
 head of 128 or several narrower ones, so that neither heads nor halves of them ever become an axis: where they do, XLA
 moves every array to another layout, which takes longer than the products (an estimate of its compiler). Norms and
-rotary turns happen inside, where a block lies in vector memory anyway.
+rotary turns happen inside, where a block lies in vector memory anyway; so does the bound of how far a query sees.
 
 The grid goes over rows, heads of keys, blocks of the queries that share them, and blocks of keys, the last innermost.
 The first block of queries prepares all keys of its head and leaves them in vector memory for the others. The running
 maximum and the sum of the softmax, like its result, stand in the lanes of their head. Blocks of queries and keys that
-have no segment in common are skipped: the frames of a video cost no more than their own.
+have no segment in common, or are too far apart, are skipped: the frames of a video cost no more than their own.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def flat_attention(
     of_blocks = jnp.where(filled < 0, segment[:, -1:], filled).reshape(batch, blocks, block)
     norms = () if scales is None else tuple(jnp.tile(x, lanes // heads.width)[None] for x in scales)
     in_specs = _blocks_read(heads, block, blocks, firsts)
-    pairs = batch * length * length * heads.queries // (1 + heads.causal)
+    seen = length if heads.band is None else min(length, 2 * heads.band + block)
+    pairs = batch * length * seen * heads.queries // (1 + heads.causal)
     out: Array = pl.pallas_call(
         partial(_kernel, heads=heads, length=length, blocks=blocks, normed=bool(norms)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -106,6 +107,9 @@ def _blocks_read(heads: Heads, block: int, blocks: int, firsts: tuple[int, ...])
         return jnp.where(i == 0, j, blocks - 1)
 
     def attended(j: Array, i: Array) -> Array:  # none is fetched while blocks are skipped
+        if heads.band is not None:
+            reach = _reach(heads.band, block)
+            return jnp.clip(j, jnp.maximum(lax.rem(i, blocks) - reach, 0), lax.rem(i, blocks) + reach)
         return jnp.minimum(j, lax.rem(i, blocks)) if heads.causal else j
 
     return [
@@ -117,6 +121,11 @@ def _blocks_read(heads: Heads, block: int, blocks: int, firsts: tuple[int, ...])
         pl.BlockSpec((None, block, 1), lambda b, g, i, j, *_: (b, lax.rem(i, blocks), 0)),
         pl.BlockSpec((None, 1, block), lambda b, g, i, j, *_: (b, 0, attended(j, i))),
     ]
+
+
+def _reach(band: int, block: int) -> int:
+    """Returns how many blocks further the farthest is that holds a key within the band of some query."""
+    return (band + block - 1) // block
 
 
 def _kernel(low: Ref, high: Ref, *refs: Ref, heads: Heads, length: int, blocks: int, normed: bool) -> None:
@@ -132,19 +141,27 @@ def _kernel(low: Ref, high: Ref, *refs: Ref, heads: Heads, length: int, blocks: 
 
     @pl.when(j == 0)
     def _() -> None:
-        ready_q[...] = (_ready(q[...], q_turns[...], q_scale, heads) * heads.width**-0.5).astype(ready_q.dtype)
+        ready_q[...] = (_ready(q[...], q_turns[...], q_scale, heads) * heads.scaling).astype(ready_q.dtype)
         top[...] = jnp.full(top.shape, -jnp.inf, top.dtype)
         total[...], result[...] = jnp.zeros(total.shape, total.dtype), jnp.zeros(result.shape, result.dtype)
 
     shares = (low[b, at] <= high[b, j]) & (low[b, j] <= high[b, at])
 
-    @pl.when(shares & (j <= at) if heads.causal else shares)
+    if heads.causal:
+        shares &= j <= at
+    if heads.band is not None:
+        shares &= lax.abs(at - j) <= _reach(heads.band, block)
+
+    @pl.when(shares)
     def _() -> None:
         mask = q_segment[...] == k_segment[...]  # [queries, keys]
-        if heads.causal:
+        if heads.causal or heads.band is not None:
             rows, columns = (lax.broadcasted_iota(jnp.int32, mask.shape, axis) for axis in (0, 1))
-            mask &= at * block + rows >= j * block + columns
+            ahead = (at - j) * block + rows - columns
+            mask &= ahead >= 0 if heads.band is None else lax.abs(ahead) <= heads.band
         values = v[...]
+        if heads.value_norm:
+            values = _unit(values.astype(jnp.float32), heads).astype(values.dtype)
         if length % block:  # what fills up the last block may be NaN
             inside = lax.broadcasted_iota(jnp.int32, values.shape, 0) < length - j * block
             values = jnp.where(inside, values, jnp.zeros_like(values))
@@ -175,12 +192,7 @@ def _ready(x: Array, turns: Array, scale: Ref | None, heads: Heads) -> Array:
     x = x.astype(jnp.float32)
     lane = lax.broadcasted_iota(jnp.int32, x.shape, 1)
     if scale is not None:
-        squares, inverse = x * x, jnp.zeros_like(x)
-        for first in range(0, heads.lanes, heads.width):
-            mine = (lane >= first) & (lane < first + heads.width)
-            mean = jnp.where(mine, squares, 0).sum(1, keepdims=True) / heads.width
-            inverse = jnp.where(mine, lax.rsqrt(mean + heads.eps), inverse)
-        x = x * inverse * scale[...].astype(jnp.float32)
+        x = _unit(x, heads) * scale[...].astype(jnp.float32)
     half = heads.width // 2
     left = lax.rem(lane, heads.width) < half
 
@@ -191,3 +203,14 @@ def _ready(x: Array, turns: Array, scale: Ref | None, heads: Heads) -> Array:
 
     other = swapped(turns)
     return x * jnp.where(left, turns, other) + swapped(x) * jnp.where(left, -other, turns)
+
+
+def _unit(x: Array, heads: Heads) -> Array:
+    """Returns the heads in the lanes of x, float32, each divided by its root mean square."""
+    lane = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    squares, inverse = x * x, jnp.zeros_like(x)
+    for first in range(0, heads.lanes, heads.width):
+        mine = (lane >= first) & (lane < first + heads.width)
+        mean = jnp.where(mine, squares, 0).sum(1, keepdims=True) / heads.width
+        inverse = jnp.where(mine, lax.rsqrt(mean + heads.eps), inverse)
+    return x * inverse

@@ -18,7 +18,10 @@ class Heads(NamedTuple):
       keys: number of heads of keys and values; neighbouring query heads share one.
       width: of a head.
       causal: whether a position attends to none after it.
-      eps: of the norms of queries and keys.
+      eps: of the norms of queries, keys and values.
+      scale: factor of the scores; None = width ** -0.5.
+      band: farthest position that is attended to, where rows are not causal; None = there is no bound.
+      value_norm: whether values are normalised, by a norm without weights.
     """
 
     queries: int
@@ -26,11 +29,19 @@ class Heads(NamedTuple):
     width: int
     causal: bool
     eps: float = 1e-6
+    scale: float | None = None
+    band: int | None = None
+    value_norm: bool = False
 
     @property
     def lanes(self) -> int:
         """Columns of a block."""
         return max(LANES, self.width)
+
+    @property
+    def scaling(self) -> float:
+        """Factor of the scores."""
+        return self.width**-0.5 if self.scale is None else self.scale
 
     @property
     def shared(self) -> int:

@@ -84,6 +84,11 @@ class RMSNorm(nnx.Module):
         return rms_normalized(x, self.scale[...], self.eps)
 
 
+def unit_rms(x: Float[Array, "*batch width"], eps: float) -> Float[Array, "*batch width"]:
+    """Returns x / sqrt(mean(x^2) + eps), as of a norm without weights."""
+    return rms_normalized(x, jnp.ones(x.shape[-1], x.dtype), eps)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_normalized(
     x: Float[Array, "*batch width"], scale: Float[Array, " width"], eps: float
@@ -183,3 +188,11 @@ class GatedMLP(nnx.Module):
     def __call__(self, x: Float[Array, "B L H"]) -> Float[Array, "B L H"]:
         """Returns the network's result for each position."""
         return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
+def gathered(features: Float[Array, "G visual H"], index: Int[HostOrDevice, "B L"]) -> Float[Array, "B L H"]:
+    """Returns each row's visual tokens out of its bin; 0 where index is -1."""
+    index = jnp.asarray(index)
+    by_bin = jnp.maximum(index, 0).reshape(features.shape[0], -1)  # [G, B / G * L]
+    rows = jnp.take_along_axis(features, by_bin[..., None], axis=1).reshape(*index.shape, -1)
+    return jnp.where((index >= 0)[..., None], rows, 0)

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from smart_jax.models import layers as L
-from smart_jax.models.attention import FLASH_LENGTH, attention, window_attention
+from smart_jax.models.attention import FLASH_LENGTH, attention, band_attention, window_attention
 from smart_jax.models.heads import Heads, takes
 from smart_jax.runtime import AXES, BATCH
 
@@ -66,8 +66,12 @@ def _by_head(
     if scales is not None:
         q, k = (L.rms_normalized(x, scale, heads.eps) for x, scale in zip((q, k), scales, strict=True))
     q, k = L.rotate(q, rotation), L.rotate(k, rotation)
-    if longest is None:
-        out = attention(q, k, v, segment, causal=heads.causal)
+    if heads.value_norm:
+        v = L.unit_rms(v, heads.eps)
+    if heads.band is not None:
+        out = band_attention(q, k, v, segment, band=heads.band, scale=heads.scale)
+    elif longest is None:
+        out = attention(q, k, v, segment, causal=heads.causal, scale=heads.scale)
     else:
         out = window_attention(q, k, v, segment, longest=longest)
     return out.reshape(batch, length, -1)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from smart_jax.models import layers as L
 from smart_jax.models.batch import Batch, Hidden
@@ -23,7 +23,6 @@ from smart_jax.models.pooling import last_state, mean_state
 from smart_jax.models.qwen_vl_config import QwenVLConfig
 from smart_jax.models.qwen_vl_text import TextModel
 from smart_jax.models.qwen_vl_vision import VisionModel
-from smart_jax.typing import HostOrDevice
 
 # Megatron layout: a pair of matrices is split by columns then by rows; fsdp takes the other side.
 SHARDING_RULES = (
@@ -82,8 +81,8 @@ class QwenVL(nnx.Module):
         deepstack: list[Array] = []
         if batch.vision is not None:
             visual, deepstack = checkpoint_name(self.visual(batch.vision, remat=remat), L.VISUAL_FEATURES)
-            x = jnp.where((jnp.asarray(batch.index) >= 0)[..., None], _gather(visual, batch.index), x)
-            deepstack = [_gather(features, batch.index) for features in deepstack if self.config.use_deepstack]
+            x = jnp.where((jnp.asarray(batch.index) >= 0)[..., None], L.gathered(visual, batch.index), x)
+            deepstack = [L.gathered(features, batch.index) for features in deepstack if self.config.use_deepstack]
         states = self.language_model(x, batch, deepstack, set(chosen), remat)
         last = states[depth]
         if not self.config.pooled:
@@ -97,11 +96,3 @@ class QwenVL(nnx.Module):
             states=jnp.stack([states[i] for i in chosen], axis=2),
             tokens=None if self.config.projector is None else self.token_projector(last)[..., : self.config.token_dim],
         )
-
-
-def _gather(features: Float[Array, "G visual H"], index: Int[HostOrDevice, "B L"]) -> Float[Array, "B L H"]:
-    """Returns each row's visual tokens out of its bin; 0 where index is -1."""
-    index = jnp.asarray(index)
-    by_bin = jnp.maximum(index, 0).reshape(features.shape[0], -1)  # [G, B / G * L]
-    rows = jnp.take_along_axis(features, by_bin[..., None], axis=1).reshape(*index.shape, -1)
-    return jnp.where((index >= 0)[..., None], rows, 0)
