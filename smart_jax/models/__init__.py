@@ -13,6 +13,7 @@ from smart_jax.models.attention import attention as segment_attention
 from smart_jax.models.batch import AudioBatch, Batch, Hidden, VisionBatch, batch_axes
 from smart_jax.models.bert_config import BertConfig
 from smart_jax.models.checksum import array_sums, checksum, sample_checksum
+from smart_jax.models.embedding_gemma2 import EmbeddingGemma2Config
 from smart_jax.models.layers import REMAT_POLICIES, VISUAL_FEATURES
 from smart_jax.models.lora import TEXT_PROJECTIONS, LoraConfig, add_lora, drop_out, save_lora
 from smart_jax.models.pixels import Normalisation, normalised
@@ -30,6 +31,7 @@ __all__ = [
     "AudioBatch",
     "Batch",
     "BertConfig",
+    "EmbeddingGemma2Config",
     "Grid",
     "Hidden",
     "LoraConfig",

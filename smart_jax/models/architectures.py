@@ -11,6 +11,9 @@ from smart_jax.files import Checkpoint, other_folder, read_json, shown
 from smart_jax.models import bert
 from smart_jax.models.bert import Bert
 from smart_jax.models.bert_config import BertConfig
+from smart_jax.models.embedding_gemma2 import IGNORED as GEMMA_IGNORED
+from smart_jax.models.embedding_gemma2 import SHARDING_RULES as GEMMA_RULES
+from smart_jax.models.embedding_gemma2 import EmbeddingGemma2, EmbeddingGemma2Config
 from smart_jax.models.pooling import read_pooling
 from smart_jax.models.qwen3_5 import IGNORED as QWEN35_IGNORED
 from smart_jax.models.qwen3_5 import SHARDING_RULES as QWEN35_RULES
@@ -21,8 +24,9 @@ from smart_jax.models.token_projector import TokenProjector, find_projector
 from smart_jax.runtime import Rules
 from smart_jax.typing import JsonObject
 
-ModelConfig = QwenVLConfig | BertConfig  # each has model_type, and text with hidden_size and num_hidden_layers
-Model = QwenVL | Bert
+# Each has model_type, state_width, token_dim, and text with hidden_size and num_hidden_layers.
+ModelConfig = QwenVLConfig | BertConfig | EmbeddingGemma2Config
+Model = QwenVL | Bert | EmbeddingGemma2
 
 
 class Architecture(NamedTuple):
@@ -34,19 +38,21 @@ class Architecture(NamedTuple):
       sharding_rules: how its parameters are split over a mesh.
       renames: regular expressions and their replacements, which make a checkpoint's names of ours.
       prefix: prefix of the names of written weights.
-      ignored: regular expression of the names of tensors that no embedding uses.
+      ignored: regular expression of the names of tensors that may be there without a parameter of that name.
+      float16: whether its states fit in float16.
 
     Example:
       >>> ARCHITECTURES["bert"].config.__name__
       'BertConfig'
     """
 
-    config: type[QwenVLConfig] | type[BertConfig]
+    config: type[QwenVLConfig] | type[BertConfig] | type[EmbeddingGemma2Config]
     model: Callable[..., Model]
     sharding_rules: Rules
     renames: tuple[tuple[str, str], ...] = ()
     prefix: str = "model."
     ignored: str = r"(?:.+\.)?lm_head\.weight"
+    float16: bool = True
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -55,6 +61,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2_vl": Architecture(QwenVLConfig, QwenVL, SHARDING_RULES, QWEN2_NAMES),
     "qwen3_5": Architecture(Qwen35Config, Qwen35, QWEN35_RULES, ignored=QWEN35_IGNORED),
     "bert": Architecture(BertConfig, Bert, bert.SHARDING_RULES, prefix="", ignored=bert.IGNORED),
+    "embedding_gemma2": Architecture(
+        EmbeddingGemma2Config, EmbeddingGemma2, GEMMA_RULES, prefix="", ignored=GEMMA_IGNORED, float16=False
+    ),
 }
 # Classes, named in config.json's `architectures`, and model types that are one of these under a name of their own.
 _CLASSES = {
@@ -82,6 +91,7 @@ _PUBLISHED = {
     "qwen2_vl": "GME, LamRA-Ret, VLM2Vec-V2, Ops-MM-embedding, RzenEmbed, UNITE, ColQwen2",
     "qwen3_5": "Qwen3.5 and what was trained from it",
     "bert": "all-MiniLM-L6-v2 and other sentence-transformers",
+    "embedding_gemma2": "EmbeddingGemma 2",
 }
 _MULTI_VECTOR = ("col", "paligemma", "idefics3", "modernvbert")  # beginnings of model_types of ColPali and its kin
 
@@ -151,7 +161,7 @@ def load_config(checkpoint: Checkpoint | str | Path, *, pooling: str | None = No
         raise ValueError(f"{path}: {error}") from error
     if isinstance(config, BertConfig):
         return dataclasses.replace(config, pooling=read_pooling(checkpoint, pooling))
-    if config.projector is None:
+    if isinstance(config, QwenVLConfig) and config.projector is None:
         return dataclasses.replace(config, projector=find_projector(checkpoint))
     return config
 

@@ -43,6 +43,11 @@ class BertConfig:
         return self
 
     @property
+    def state_width(self) -> int:
+        """Width of the states, as every backbone's config has it."""
+        return self.hidden_size
+
+    @property
     def token_dim(self) -> None:
         """Width of a head's token vectors, as every backbone's config has it: a BERT has no head."""
         return None

@@ -82,12 +82,30 @@ def normalised(
     one_frame = 3 * size**2
     if stored not in (one_frame, frames * one_frame):
         raise ValueError(f"patches have {stored} bytes, expected {one_frame} for a frame, of 1 or {frames} frames")
-    x = jnp.asarray(patches).reshape(bins, count, stored // one_frame, size, size, 3)
-    if jax.default_backend() == "tpu" or how.is_linear(dtype):
-        centre, scale = (jnp.asarray(constant).reshape(1, 1, 1, 1, 1, 3) for constant in how.line())
-        values = ((x.astype(jnp.float32) - centre) * scale).astype(dtype)
-    else:
-        place = x.astype(jnp.int32) + 256 * jnp.arange(3).reshape(1, 1, 1, 1, 1, 3)
-        values = jnp.asarray(how.table().reshape(-1), dtype).at[place].get(mode="promise_in_bounds")
+    values = byte_values(patches, how, dtype=dtype).reshape(bins, count, stored // one_frame, size, size, 3)
     values = jnp.moveaxis(values, -1, 2)  # [G, V, 3, stored frames, size, size]
     return jnp.broadcast_to(values, (bins, count, 3, frames, size, size)).reshape(bins, count, -1)
+
+
+def byte_values(
+    patches: UInt8[HostOrDevice, "G V E"], how: Normalisation, *, dtype: DTypeLike
+) -> Float[Array, "G V E"]:
+    """Returns the values of bytes in their own order, of which the channel is the last axis.
+
+    Args:
+      patches: bytes of patches, channel by channel of each pixel.
+      how, dtype: as of `normalised`.
+
+    Example:
+      >>> byte_values(np.full((1, 1, 3), 255, np.uint8), Normalisation(), dtype=jnp.float32).tolist()
+      [[[1.0, 1.0, 1.0]]]
+    """
+    x = jnp.asarray(patches)
+    x = x.reshape(*x.shape[:2], -1, 3)
+    if jax.default_backend() == "tpu" or how.is_linear(dtype):
+        centre, scale = (jnp.asarray(constant).reshape(1, 1, 1, 3) for constant in how.line())
+        values = ((x.astype(jnp.float32) - centre) * scale).astype(dtype)
+    else:
+        place = x.astype(jnp.int32) + 256 * jnp.arange(3).reshape(1, 1, 1, 3)
+        values = jnp.asarray(how.table().reshape(-1), dtype).at[place].get(mode="promise_in_bounds")
+    return values.reshape(patches.shape)

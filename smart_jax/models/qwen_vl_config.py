@@ -231,6 +231,21 @@ class QwenVLConfig:
         return None if self.projector is None else self.kept_width or self.projector.width
 
     @property
+    def state_width(self) -> int:
+        """Width of the states, as every backbone's config has it."""
+        return self.text.hidden_size
+
+    @property
+    def mark_ids(self) -> tuple[int, ...]:
+        """Tokens that stand around images and videos."""
+        return (self.vision_start_token_id, self.vision_end_token_id)
+
+    @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """Tokens that stand for a token of the vision tower."""
+        return (self.image_token_id, self.video_token_id)
+
+    @property
     def timestamps(self) -> bool:
         """Whether each temporal patch of a video is like an image, after its time as text.
 

@@ -22,7 +22,7 @@ LeafPath: TypeAlias = tuple[str | int, ...]
 """Place of a parameter, as attributes and numbers: `("visual", "blocks", 0, "norm1", "scale")`."""
 
 PROJECTOR = "token_projector"  # attribute of a backbone that has a `TokenProjector`
-_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # others have the checkpoint's own
 
 
 def leaves_by_path(params: Params) -> dict[LeafPath, nnx.Variable[Any]]:
@@ -42,7 +42,7 @@ def tensor_name(path: LeafPath, config: ModelConfig) -> str:
     """
     projector = projector_of(config)
     if projector is not None and path[0] == PROJECTOR:  # outside the base model's modules
-        return f"{projector.module}.{_LEAF_NAMES[str(path[-1])]}"
+        return f"{projector.module}.{_LEAF_NAMES.get(str(path[-1]), path[-1])}"
     architecture = ARCHITECTURES[config.model_type]
     name = architecture.prefix + dotted((*path[:-1], _LEAF_NAMES.get(str(path[-1]), path[-1])))
     for pattern, replacement in architecture.renames:
@@ -56,7 +56,7 @@ def torch_module(path: LeafPath, config: ModelConfig) -> str:
     ("visual", "merger", "linear_fc1") of a Qwen2-VL -> "model.visual.merger.mlp.0"
     """
     name = tensor_name((*path, "kernel"), config).removesuffix(".weight")
-    if path[0] not in ("visual", "language_model"):
+    if not isinstance(config, QwenVLConfig) or path[0] not in ("visual", "language_model"):
         return name
     return f"model.{path[0]}.{bare_name(name).removeprefix('visual.')}"
 

@@ -94,9 +94,9 @@ def load_weights(
 
     Raises:
       FileNotFoundError: there are no weights, or a shard named in the index is missing.
-      ValueError: a file or the index is corrupt, the model or the adapter leaves a tensor unused, no tensor fills a
-        parameter, a tensor has another shape, the adapter is not supported, or the task is unknown; the message names
-        them.
+      ValueError: the dtype is too narrow for the architecture, a file or the index is corrupt, the model or the adapter
+        leaves a tensor unused, no tensor fills a parameter, a tensor has another shape, the adapter is not supported,
+        or the task is unknown; the message names them.
 
     Example:
       >>> import tempfile
@@ -113,15 +113,17 @@ def load_weights(
     checkpoint = Checkpoint.of(checkpoint)
     graphdef, abstract = abstract_model(config)
     architecture = ARCHITECTURES[config.model_type]
+    if not architecture.float16 and jnp.dtype(dtype) == jnp.float16:
+        raise ValueError(f"{checkpoint}: the states of a {config.model_type} overflow float16: use bfloat16 or float32")
     leaves = leaves_by_path(abstract)
     wanted = {bare_name(tensor_name(path, config)): path for path in leaves}
     changes = _changes(checkpoint, config, task)
     filled: dict[LeafPath, jax.Array] = {}
     unused: list[str] = []
     for name, read in _tensors(checkpoint, config, wanted, changes):
-        if re.fullmatch(architecture.ignored, name):
-            continue
         path = wanted.get(bare := bare_name(name))
+        if path is None and re.fullmatch(architecture.ignored, name):
+            continue
         if path is None or path in filled:
             unused.append(name)
             continue
@@ -129,7 +131,7 @@ def load_weights(
         value = read() if change is None else change.apply(read)
         value = from_torch(value, path, leaves[path].shape, name)
         # After the cast: a transposed view would be copied again by the transfer.
-        value = np.ascontiguousarray(value.astype(dtype))
+        value = _contiguous(value.astype(dtype))
         sharding = None if mesh is None else sharding_for(dotted(path), value.shape, architecture.sharding_rules, mesh)
         filled[path] = jax.device_put(value) if sharding is None else place(value, sharding)
     unfilled = [tensor_name(path, config) for path in leaves if path not in filled]
@@ -167,7 +169,7 @@ def save_weights(folder: str | Path, params: Params, config: ModelConfig, *, dty
         value = to_host(leaf[...])
         if is_main():
             name, value = tensor_name(path, config), to_torch(value, path, config)
-            tensors[name] = np.ascontiguousarray(value.astype(dtype or value.dtype))
+            tensors[name] = _contiguous(value.astype(dtype or value.dtype))
     if not is_main():
         return target
     for file, group in _by_file(target, tensors, config).items():
@@ -202,6 +204,11 @@ def _tensors(
     for bare, change in list(changes.items()):
         if change.whole is not None and bare in wanted and bare not in found:
             yield bare, partial(change.read, change.whole)
+
+
+def _contiguous(value: np.ndarray) -> np.ndarray:
+    """Returns the array in one piece; NumPy's function makes a vector of a scalar."""
+    return np.ascontiguousarray(value).reshape(value.shape)
 
 
 def _changes(checkpoint: Checkpoint, config: ModelConfig, task: str | None) -> dict[str, Change]:

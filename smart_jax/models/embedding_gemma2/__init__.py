@@ -7,5 +7,15 @@ from smart_jax.models.embedding_gemma2.config import (
     TextConfig,
     VisionConfig,
 )
+from smart_jax.models.embedding_gemma2.model import IGNORED, SHARDING_RULES, EmbeddingGemma2
 
-__all__ = ["AudioConfig", "EmbeddingGemma2Config", "LayerHeads", "TextConfig", "VisionConfig"]
+__all__ = [
+    "IGNORED",
+    "SHARDING_RULES",
+    "AudioConfig",
+    "EmbeddingGemma2",
+    "EmbeddingGemma2Config",
+    "LayerHeads",
+    "TextConfig",
+    "VisionConfig",
+]

@@ -75,6 +75,16 @@ class TextConfig:
     initializer_range: float = 0.02
 
     @property
+    def attention_layers(self) -> int:
+        """Number of layers whose tokens attend to each other in pairs."""
+        return self.num_hidden_layers
+
+    @property
+    def state_products(self) -> int:
+        """Multiplications of a token with the states of linear attention, of which there is none."""
+        return 0
+
+    @property
     def heads(self) -> tuple[LayerHeads, ...]:
         """Attention of each layer; the last one is always full, as in transformers."""
         last = self.num_hidden_layers - 1
@@ -215,6 +225,16 @@ class EmbeddingGemma2Config:
     def state_width(self) -> int:
         """Width of the states, which the encoder's projection has widened."""
         return self.text.embedding_dim
+
+    @property
+    def mark_ids(self) -> tuple[int, ...]:
+        """Tokens that stand around images, frames of videos and audio."""
+        return (self.boi_token_id, self.eoi_token_id, self.boa_token_id, self.eoa_token_id)
+
+    @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """Tokens that stand for a token of a tower."""
+        return (self.image_token_id, self.video_token_id, self.audio_token_id)
 
     @property
     def vision_start_token_id(self) -> int:

@@ -46,5 +46,5 @@ class SoftTokenEmbedder(nnx.Module):
 
     def __call__(self, x: Float[Array, "B L inputs"]) -> Float[Array, "B L outputs"]:
         """Returns the soft tokens that take their places among a text's embeddings."""
-        ones = jnp.ones(x.shape[-1], x.dtype)
-        return self.embedding_projection(L.rms_normalized(x, ones, self.eps))
+        tokens: Array = self.embedding_projection(L.unit_rms(x, self.eps))
+        return tokens
