@@ -376,7 +376,7 @@ class Encoder:
     @property
     def width(self) -> int:
         """Width H of the backbone's states, and of pooled vectors without an adapter."""
-        return self.config.text.hidden_size
+        return self.config.state_width
 
     @property
     def pooled_width(self) -> int:
@@ -523,5 +523,5 @@ def matching_adapter(adapter: str | Path | Adapter | None, config: ModelConfig) 
             "an adapter works beside a pooled vector, which this model does not have: load it with a pooling rule, "
             "smart_jax.load(path, pooling='last')"
         )
-    adapter.check_matches(config.text.hidden_size, config.text.num_hidden_layers)
+    adapter.check_matches(config.state_width, config.text.num_hidden_layers)
     return adapter

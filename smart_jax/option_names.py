@@ -32,6 +32,7 @@ ELSEWHERE = {
     "max_length": "settings={'max_length': ...}",
     "max_seq_length": "settings={'max_length': ...}",
     "max_pixels": "settings={'max_pixels': ...}",
+    "max_soft_tokens": "settings={'soft_tokens': ...}",
     "processor_kwargs": "settings={...}",
     "model_kwargs": "dtype, head, pooling, prompt and settings, each by its name",
     "device": "mesh=smart_jax.make_mesh(devices=[...]); by default JAX's first device is used, see JAX_PLATFORMS",

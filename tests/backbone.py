@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-from smart_jax.models import load_config
+from smart_jax.inputs import PRESETS, MultimodalPreprocessor
+from smart_jax.models import EmbeddingGemma2Config, QwenVLConfig, load_config
 from smart_jax.models.weights import init_weights, save_weights
-from tests.checkpoints import write_processor
+from tests.checkpoints import write_gemma_processor, write_processor
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3_vl",
@@ -115,12 +117,50 @@ QWEN35: dict[str, Any] = {
     },
 }
 
+GEMMA: dict[str, Any] = {
+    "model_type": "embedding_gemma2",
+    "boi_token_id": 5,
+    "image_token_id": 6,
+    "eoi_token_id": 7,
+    "video_token_id": 8,
+    "boa_token_id": 9,
+    "audio_token_id": 10,
+    "eoa_token_index": 11,
+    "text_config": {
+        "vocab_size": 640,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "hidden_size_per_layer_input": 12,
+        "embedding_dim": 32,
+        "sliding_window": 16,
+        "global_head_dim": 16,
+        "num_global_key_value_heads": 1,
+        "initializer_range": 0.2,
+    },
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "position_embedding_size": 256,
+        "initializer_range": 0.2,
+    },
+    "audio_config": None,
+}
+
 
 def small_config(**changes: Any) -> dict[str, Any]:
     """CONFIG, or that of another model_type, with top-level keys replaced and the two sections updated."""
-    config = copy.deepcopy((QWEN2 | {"qwen3_5": QWEN35}).get(changes.get("model_type", ""), CONFIG))
+    others = {**QWEN2, "qwen3_5": QWEN35, "embedding_gemma2": GEMMA}
+    config = copy.deepcopy(others.get(changes.get("model_type", ""), CONFIG))
     for key, value in changes.items():
-        if key in ("text_config", "vision_config"):
+        if key in ("text_config", "vision_config") and value is not None:
             config[key].update(value)
         else:
             config[key] = value
@@ -138,5 +178,21 @@ def write_backbone(folder: Path, seed: int = 0, **changes: Any) -> Path:
 
 def write_checkpoint(folder: Path, seed: int = 0, **changes: Any) -> Path:
     """A whole checkpoint: backbone, tokenizer, chat template, image settings."""
+    if changes.get("model_type") == "embedding_gemma2":
+        return write_gemma_processor(write_backbone(folder, seed, **changes))
     patch_size = small_config(**changes)["vision_config"]["patch_size"]
     return write_processor(write_backbone(folder, seed, **changes), patch_size=patch_size)
+
+
+def open_small(folder: Path, head: str, **settings: Any) -> MultimodalPreprocessor:
+    """A published model's preprocessor on a small backbone, whose files are written to a folder of its kind in this."""
+    model_type = PRESETS[head].model_types[0]
+    if model_type == "embedding_gemma2":
+        files, write = folder / "gemma", write_gemma_processor
+        config: Any = EmbeddingGemma2Config.from_hf(GEMMA)
+    else:
+        files, write = folder / "qwen", write_processor
+        config = dataclasses.replace(QwenVLConfig.from_hf(CONFIG), model_type=model_type)
+    if not files.is_dir():
+        write(files)
+    return MultimodalPreprocessor.from_pretrained(files, config, head=head, **settings)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 # Ids 0..6, as tests/backbone.py expects them.
 SPECIAL_TOKENS = (
@@ -54,8 +54,25 @@ CHAT_TEMPLATE = """
 """
 
 
-def byte_level_tokenizer(vocabulary: int = VOCABULARY) -> Tokenizer:
-    """A byte-level BPE of Qwen's shape, trained on CORPUS; SPECIAL_TOKENS have the first ids."""
+# Special tokens of EmbeddingGemma 2, whose ids here are their places.
+GEMMA_TOKENS = (
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<mask>",
+    "<|image>",
+    "<|image|>",
+    "<image|>",
+    "<|video|>",
+    "<|audio>",
+    "<|audio|>",
+    "<audio|>",
+)
+
+
+def byte_level_tokenizer(vocabulary: int = VOCABULARY, special: tuple[str, ...] = SPECIAL_TOKENS) -> Tokenizer:
+    """A byte-level BPE of Qwen's shape, trained on CORPUS; the special tokens have the first ids."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -67,7 +84,7 @@ def byte_level_tokenizer(vocabulary: int = VOCABULARY) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(special),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -100,6 +117,26 @@ def write_processor(folder: Path, *, patch_size: int = 16, temporal_patch_size: 
         "size": {"shortest_edge": 65536, "longest_edge": 16777216},
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor_config, indent=1))
+    return folder
+
+
+def write_gemma_processor(folder: Path, *, soft_tokens: int = 70) -> Path:
+    """tokenizer.json, tokenizer_config.json and preprocessor_config.json of an EmbeddingGemma 2."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = byte_level_tokenizer(special=GEMMA_TOKENS)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk", "mask")},
+        "extra_special_tokens": list(GEMMA_TOKENS[5:]),
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=1))
+    settings = {"image_processor_type": "Gemma4ImageProcessor", "max_soft_tokens": soft_tokens, "patch_size": 16}
+    settings |= {"pooling_kernel_size": 3, "do_normalize": False, "do_rescale": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=1))
     return folder
 
 

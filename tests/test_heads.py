@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
 import smart_jax
 from smart_jax.inputs.image import smart_resize
-from smart_jax.inputs.multimodal import MultimodalPreprocessor
 from smart_jax.inputs.presets import PRESETS, open_settings
 from smart_jax.inputs.settings import Settings
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from tests.backbone import small_config, write_checkpoint
+from tests.backbone import open_small, small_config, write_checkpoint
 from tests.checkpoints import noise_page, write_processor
 
 CONFIG = QwenVLConfig.from_hf(small_config())
@@ -24,18 +24,14 @@ PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A processor whose chat template begins without a system turn where none is given."""
-    return write_processor(tmp_path_factory.mktemp("processor"))
+    return write_processor(tmp_path_factory.mktemp("processor") / "qwen")
 
 
 @pytest.fixture(scope="module")
 def opened(folder):
     """A head's preprocessor on a small checkpoint."""
 
-    def open_head(name, **settings):
-        config = dataclasses.replace(CONFIG, model_type=PRESETS[name].model_types[0])
-        return MultimodalPreprocessor.from_pretrained(folder, config, head=name, **settings)
-
-    return open_head
+    return partial(open_small, folder.parent)
 
 
 def turns(*roles_and_contents):
@@ -63,6 +59,7 @@ def described(more="", answer=""):
     return f"<|im_start|>user\n{PICTURE}Describe the image.{more}<|im_end|>{answer}<|endoftext|>"
 
 
+GEMMA_PICTURE = "<|image><|image|><image|>"
 HELPFUL = "You are a helpful assistant."
 PADDED = "<|endoftext|>" * 10
 SENTENCE = "\nSummarize above sentence in one word: "
@@ -121,6 +118,17 @@ PROMPTS = [
     ("nemotron_colembed", ["oil"], 0, None, True, turns("user", "Query: query: oil")),
     ("nemotron_colembed", [], 1, None, False, turns("user", f"{PICTURE}passage: ")),
     ("nemotron_colembed", ["oil"], 1, None, False, turns("user", f"{PICTURE}passage: oil")),
+    ("embedding_gemma2", ["oil"], 0, None, True, "task: search result | query: oil"),
+    ("embedding_gemma2", ["oil", "gas"], 0, "STS", True, "task: sentence similarity | query: oil gas"),
+    ("embedding_gemma2", ["oil"], 0, "fact checking", True, "task: fact checking | query: oil"),
+    ("embedding_gemma2", ["oil"], 0, "CodeRetrieval", True, "task: code retrieval | query: oil"),
+    ("embedding_gemma2", ["oil"], 0, "Find a page", True, "task: Find a page | query: oil"),
+    ("embedding_gemma2", [], 1, None, True, f"{GEMMA_PICTURE}task: search result | query: "),
+    ("embedding_gemma2", ["oil"], 0, None, False, "title: none | text: oil"),
+    ("embedding_gemma2", ["title: Oil | text: oil"], 0, None, False, "title: Oil | text: oil"),
+    ("embedding_gemma2", ["title: oil"], 0, None, False, "title: none | text: title: oil"),
+    ("embedding_gemma2", [], 2, None, False, f"{GEMMA_PICTURE}{GEMMA_PICTURE}title: none | text: "),
+    ("embedding_gemma2", ["oil"], 1, None, False, f"{GEMMA_PICTURE}title: none | text: oil"),
     ("qwen3_vl_embedding", [], 0, None, False, turns("system", "Represent the user's input.", "user", "NULL")),
 ]
 
@@ -145,7 +153,7 @@ def pooled(row):
     return np.flatnonzero(row.pool).tolist()
 
 
-POOLED_OTHERWISE = {"lamra", "lamra_qwen3_vl", "jina_embeddings_v4"}
+POOLED_OTHERWISE = {"lamra", "lamra_qwen3_vl", "jina_embeddings_v4", "embedding_gemma2"}
 
 
 @pytest.mark.parametrize("head", sorted(set(PRESETS) - POOLED_OTHERWISE))
@@ -177,6 +185,45 @@ def test_mean_over_the_picture_or_all_tokens(opened):
     assert len(marks) == 4 and pooled(two) == list(range(marks[0], marks[3] + 1))
 
 
+def test_embedding_gemma_pools_all_and_keeps_words_and_soft_tokens(opened):
+    preprocessor = opened("embedding_gemma2", soft_tokens=70)
+    row = preprocessor.tokenize({"text": "oil", "image": noise_page(96, 64)})
+    ids, (bos, eos, begin, soft, end) = row.input_ids.tolist(), (2, 1, 5, 6, 7)
+    assert ids[:2] == [bos, begin] and ids[-1] == eos and row.pool.all()
+    [(frames, rows, columns)] = row.grids
+    assert frames == 1 and ids.count(soft) == rows * columns // 9 and 60 <= ids.count(soft) <= 70
+    words = preprocessor.tokenizer("title: none | text: oil", add_special_tokens=False)["input_ids"]
+    assert ids[ids.index(end) + 1 : -1] == words
+    np.testing.assert_array_equal(row.keep, ~np.isin(ids, [bos, eos, begin, end]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"max_pixels": 65536},
+            "scaled to a number of visual tokens: set soft_tokens to one of 70, 140",
+        ),
+        ({"soft_tokens": 100}, "soft_tokens is 100, expected one of 70"),
+    ],
+)
+def test_what_bounds_an_image_of_embedding_gemma(opened, settings, message):
+    with pytest.raises(ValueError, match=message):
+        opened("embedding_gemma2", **settings)
+    with pytest.raises(ValueError, match="soft_tokens is 70, but a qwen3_vl bounds the pixels of an image"):
+        opened("qwen3_vl_embedding", soft_tokens=70)
+
+
+@pytest.mark.parametrize("soft_tokens", [70, 1120])
+def test_images_of_about_one_size_take_few_shapes(opened, soft_tokens):
+    """Pages, photographs and banners all fill the budget; only strips have much less."""
+    preprocessor = opened("embedding_gemma2", soft_tokens=soft_tokens)
+    sizes = {preprocessor.measure(noise_page(*size)) for size in [(850, 1100), (640, 480), (300, 900), (77, 85)]}
+    assert {preprocessor.padded_sizes(*size)[1] for size in sizes} == {soft_tokens * 9}
+    strip = preprocessor.measure(noise_page(900, 8))
+    assert preprocessor.padded_sizes(*strip)[1] in (soft_tokens * 9 // 2 // 9 * 9 + 9, soft_tokens * 9)
+
+
 def test_queries_of_gme_keep_no_visual_tokens(opened):
     preprocessor, item = opened("gme"), {"text": "oil", "image": noise_page(64, 64)}
     query, document = preprocessor.tokenize(item, query=True), preprocessor.tokenize(item)
@@ -189,12 +236,13 @@ def test_queries_of_gme_keep_no_visual_tokens(opened):
         assert row.keep[row.input_ids == CONFIG.image_token_id].all()
 
 
-SEQUENTIAL = {"gme", "lamra", "lamra_qwen3_vl", "vlm2vec", "rzen_embed", "unite"}
+SEQUENTIAL = {"gme", "lamra", "lamra_qwen3_vl", "vlm2vec", "rzen_embed", "unite", "embedding_gemma2"}
 
 
 @pytest.mark.parametrize("head", sorted(PRESETS))
 def test_positions(opened, head):
-    preprocessor = opened(head, min_pixels=4096, max_pixels=65536)
+    small = {} if head == "embedding_gemma2" else {"min_pixels": 4096, "max_pixels": 65536}
+    preprocessor = opened(head, **small)
     row = preprocessor.tokenize({"text": "oil", "image": noise_page(96, 64)})
     positions = preprocessor.collate([row]).position_ids[:, 0, : len(row.input_ids)]
     in_a_line = np.broadcast_to(np.arange(len(row.input_ids)), positions.shape)
@@ -350,6 +398,8 @@ BY_NAME = [
     ("qwen2_5_vl", "jina-embeddings-v4", "jina_embeddings_v4"),
     ("qwen3_vl", "Qwen3-VL-Embedding-2B", "qwen3_vl_embedding"),
     ("qwen3_vl", "anything", "qwen3_vl_embedding"),
+    ("embedding_gemma2", "embeddinggemma-2", "embedding_gemma2"),
+    ("embedding_gemma2", "anything", "embedding_gemma2"),
     ("qwen3_vl", "models--dnotitia--DNA-VL-STEER-2B/snapshots/01", "qwen3_vl_embedding"),
     ("qwen2_vl", "models--OpenSearch-AI--Ops-MM-embedding-v1-7B/snapshots/01", "ops_mm_embedding"),
     ("qwen2_vl", "RzenEmbed", "rzen_embed"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import unicodedata
 
 import numpy as np
@@ -11,13 +10,12 @@ from PIL import Image
 
 import smart_jax
 from smart_jax.evidence import TokenSources
-from smart_jax.inputs.multimodal import MultimodalPreprocessor
 from smart_jax.inputs.origins import text_places
 from smart_jax.inputs.presets import PRESETS
 from smart_jax.inputs.text import TextPreprocessor
 from smart_jax.models.qwen_vl_config import QwenVLConfig
-from tests.backbone import small_config
-from tests.checkpoints import noise_page, write_processor
+from tests.backbone import open_small, small_config
+from tests.checkpoints import noise_page
 from tests.small_bert import write_sentence_transformer
 
 CONFIG = QwenVLConfig.from_hf(small_config())
@@ -33,11 +31,11 @@ SMALL = {"min_pixels": 2048, "max_pixels": 65536, "first_pixels": None}
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
-    folder = write_processor(tmp_path_factory.mktemp("processor"))
+    folder = tmp_path_factory.mktemp("processor")
 
     def open_head(name, **settings):
-        config = dataclasses.replace(CONFIG, model_type=PRESETS[name].model_types[0])
-        return MultimodalPreprocessor.from_pretrained(folder, config, head=name, **SMALL, **settings)
+        small = {"soft_tokens": 70} if name == "embedding_gemma2" else SMALL
+        return open_small(folder, name, **small, **settings)
 
     return open_head
 

@@ -47,6 +47,7 @@ class ImageSettings:
       first_pixels: bounds of a resize before that one; None = there is one resize.
       first_size: height and width of a resize before these, which changes the aspect ratio; None = it stays.
       image_mean, image_std: per RGB channel, applied to value * rescale_factor.
+      soft_tokens: number of visual tokens to which every image is scaled; None = pixels are bounded instead.
       resize: "exact" = as the reference, by Pillow; "fast" = by OpenCV, and a JPEG of a photo is decoded at a half or
         less of its size. The grids are the same.
     """
@@ -62,6 +63,7 @@ class ImageSettings:
     first_pixels: tuple[int, int] | None = None
     first_size: tuple[int, int] | None = None
     resize: str = "exact"
+    soft_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if not self.factor**2 <= self.max_pixels or not 0 < self.min_pixels <= self.max_pixels:
@@ -88,7 +90,8 @@ class ImageSettings:
     @property
     def max_patches(self) -> int:
         """Largest number of patches of one image."""
-        return self.max_pixels // self.factor**2 * self.merge_size**2
+        tokens = self.max_pixels // self.factor**2 if self.soft_tokens is None else self.soft_tokens
+        return tokens * self.merge_size**2
 
 
 def read_image_settings(
@@ -118,7 +121,7 @@ def read_image_settings(
     """
     if resize == "fast":
         import_cv2()
-    source, config = _read_processor_config(folder)
+    source, config = read_processor_config(folder)
     for name, key in (
         ("patch_size", "patch_size"),
         ("temporal_patch_size", "temporal_patch_size"),
@@ -144,7 +147,8 @@ def read_image_settings(
     )
 
 
-def _read_processor_config(folder: Path) -> tuple[Path, Mapping[str, Any]]:
+def read_processor_config(folder: Path) -> tuple[Path, Mapping[str, Any]]:
+    """Returns the file that says how images are processed, and what it says; raises FileNotFoundError without one."""
     if (path := folder / "preprocessor_config.json").is_file():
         return path, read_json(path)
     if (path := folder / "processor_config.json").is_file() and "image_processor" in (config := read_json(path)):
@@ -198,7 +202,7 @@ def process_image(
 
 def _pixels(image: ImageLike, settings: ImageSettings, name: str) -> UInt8[np.ndarray, "H W 3"]:
     """Returns the pixels of an image in the size that the backbone reads."""
-    rgb = open_rgb(image, name=name)
+    rgb = open_rgb(image, name=name, composite=settings.soft_tokens is not None)
     for height, width in _resizes((rgb.height, rgb.width), settings, name):
         if rgb.size != (width, height):
             rgb = rgb.resize((width, height))
@@ -228,6 +232,11 @@ def size_grid(size: tuple[int, int], settings: ImageSettings, *, name: str = "im
 
 def _resizes(size: tuple[int, int], settings: ImageSettings, name: str) -> list[tuple[int, int]]:
     """Returns the heights and widths to which an image of some height and width is resized, one after another."""
+    if settings.soft_tokens is not None:
+        try:
+            return [budget_size(*size, factor=settings.factor, budget=settings.soft_tokens)]
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     sizes = [size] if settings.first_size is None else [size, settings.first_size]
     bounds = [] if settings.first_pixels is None else [settings.first_pixels]
     for least, most in (*bounds, (settings.min_pixels, settings.max_pixels)):
@@ -273,6 +282,35 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
     return rows * factor, cols * factor
 
 
+def budget_size(height: int, width: int, *, factor: int, budget: int) -> tuple[int, int]:
+    """Returns the largest size of about the same shape whose sides are multiples of `factor`, within a budget.
+
+    As in transformers' Gemma 4: both sides are scaled so that the area is that of the budget, and rounded down. A side
+    that would be nothing stays `factor`, and the other is as many times as long as the image's is, if there are tokens.
+
+    Args:
+      height, width: of the image.
+      factor: side of a visual token in pixels.
+      budget: largest number of visual tokens.
+
+    Raises:
+      ValueError: a side is 0.
+
+    Example:
+      >>> budget_size(1100, 850, factor=48, budget=280)  # a letter page: 19 x 14 tokens
+      (912, 672)
+    """
+    if min(height, width) < 1:
+        raise ValueError(f"the image is {width} x {height} pixels: it has no content")
+    scale = math.sqrt(budget * factor**2 / (height * width))
+    rows, columns = math.floor(scale * height / factor), math.floor(scale * width / factor)
+    if rows == 0:
+        rows, columns = 1, min(width // height, budget)
+    elif columns == 0:
+        rows, columns = min(height // width, budget), 1
+    return rows * factor, columns * factor
+
+
 def patchify(pixels: UInt8[np.ndarray, "H W 3"], settings: ImageSettings) -> UInt8[np.ndarray, "V E"]:
     """Returns the patches of pixels whose sides are multiples of patch_size * merge_size.
 
@@ -285,7 +323,9 @@ def patchify(pixels: UInt8[np.ndarray, "H W 3"], settings: ImageSettings) -> UIn
     return np.ascontiguousarray(runs).reshape(-1, settings.patch_bytes)
 
 
-def open_rgb(image: ImageLike, *, name: str = "image", smallest: tuple[int, int] | None = None) -> Image.Image:
+def open_rgb(
+    image: ImageLike, *, name: str = "image", smallest: tuple[int, int] | None = None, composite: bool = False
+) -> Image.Image:
     """Returns an RGB image, decoded: RGBA is pasted on white, every other mode goes through Pillow's convert("RGB").
 
     A PIL image that is RGB already is returned itself.
@@ -295,6 +335,7 @@ def open_rgb(image: ImageLike, *, name: str = "image", smallest: tuple[int, int]
       name: what messages call the item.
       smallest: height and width that are enough: a JPEG file is then decoded at a half, a quarter or an eighth of its
         size, if that is not less. None = every image has its size.
+      composite: whether all that is transparent is put on white, as transformers 5 does it: other modes, too.
 
     Raises:
       FileNotFoundError, TypeError, ValueError: as `process_image`.
@@ -305,11 +346,11 @@ def open_rgb(image: ImageLike, *, name: str = "image", smallest: tuple[int, int]
       (255, 255, 255)
     """
     if isinstance(image, np.ndarray):
-        return _to_rgb(_from_array(image, name))
+        return _to_rgb(_from_array(image, name), composite)
     if isinstance(image, Image.Image):
-        return _decode(image, f"the PIL image of {name}")
+        return _decode(image, f"the PIL image of {name}", composite)
     if smallest is None:
-        return _open(*_source(image, name), _to_rgb)
+        return _open(*_source(image, name), functools.partial(_to_rgb, composite=composite))
     height, width = smallest
 
     def smaller(opened: Image.Image) -> Image.Image:
@@ -411,11 +452,11 @@ def _open(source: Path | io.BytesIO, what: str, read: Callable[[Image.Image], _T
         raise _undecodable(what, error) from error
 
 
-def _decode(image: Image.Image, what: str) -> Image.Image:
+def _decode(image: Image.Image, what: str, composite: bool) -> Image.Image:
     """Returns an opened image as RGB; it may still have to read its file, which two threads must not do at once."""
     try:
         with _READING[id(image) % len(_READING)]:
-            return _to_rgb(image)
+            return _to_rgb(image, composite)
     except Exception as error:
         raise _undecodable(what, error) from error
 
@@ -424,7 +465,10 @@ def _undecodable(what: str, error: Exception) -> ValueError:
     return ValueError(f"{what} cannot be decoded ({error}): the data is truncated or damaged; write it again")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, composite: bool = False) -> Image.Image:
+    if composite and ("A" in image.getbands() or image.info.get("transparency") is not None):
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
     if image.mode == "RGB":  # `convert` would copy it
         image.load()
         return image

@@ -1,4 +1,4 @@
-"""Texts, images and videos to token ids, kept tokens and patches, with the prompt of a Qwen-VL checkpoint."""
+"""Texts, images and videos to token ids, kept tokens and patches, with the prompt of a multimodal checkpoint."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from smart_jax.inputs.pooling_rule import pooled_tokens
 from smart_jax.inputs.preprocessor import Side
 from smart_jax.inputs.presets import open_settings
 from smart_jax.inputs.prompt import Prompt, dropped_token_ids, read_chat_template
-from smart_jax.inputs.settings import Settings
+from smart_jax.inputs.settings import MultimodalConfig, Settings
+from smart_jax.inputs.soft_tokens import read_soft_token_settings
 from smart_jax.inputs.tokenized_item import TokenizedItem
 from smart_jax.inputs.tokenizer import TOKENIZER_FILES, added_ids, read_tokenizer
 from smart_jax.inputs.video import (
@@ -41,7 +42,7 @@ from smart_jax.inputs.video import (
     process_video,
     step_frame,
 )
-from smart_jax.models import Grid, QwenVLConfig
+from smart_jax.models import EmbeddingGemma2Config, Grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +74,7 @@ class MultimodalPreprocessor(MultimodalCollator):
         self,
         tokenizer: PreTrainedTokenizerBase,
         chat_template: str | None,
-        config: QwenVLConfig,
+        config: MultimodalConfig,
         images: ImageSettings,
         settings: Settings,
     ):
@@ -103,6 +104,8 @@ class MultimodalPreprocessor(MultimodalCollator):
     @property
     def modalities(self) -> tuple[str, ...]:
         """Kinds of content that an item may hold: "text", "image" and, if settings and template take it, "video"."""
+        if self.config.vision is None:
+            return ("text",)
         return ("text", "image", "video") if self._takes_videos else ("text", "image")
 
     @property
@@ -113,7 +116,7 @@ class MultimodalPreprocessor(MultimodalCollator):
 
     @classmethod
     def from_pretrained(
-        cls, checkpoint: Checkpoint | str | Path, config: QwenVLConfig, **overrides: Any
+        cls, checkpoint: Checkpoint | str | Path, config: MultimodalConfig, **overrides: Any
     ) -> MultimodalPreprocessor:
         """Reads tokenizer, chat template, preprocessor_config.json and, if there is one, smart_jax.json.
 
@@ -132,15 +135,7 @@ class MultimodalPreprocessor(MultimodalCollator):
         """
         checkpoint = Checkpoint.of(checkpoint)
         settings = open_settings(checkpoint, config.model_type, **overrides)
-        images = read_image_settings(
-            checkpoint.having(*IMAGE_FILES),
-            config.vision,
-            min_pixels=settings.min_pixels,
-            max_pixels=settings.max_pixels,
-            first_pixels=settings.first_pixels,
-            first_size=settings.first_size,
-            resize=settings.resize,
-        )
+        images = _read_images(checkpoint.having(*IMAGE_FILES), config, settings)
         words = checkpoint.having(*TOKENIZER_FILES)
         tokenizer = read_tokenizer(words, added=settings.pooling_token)
         chat_template = None if isinstance(settings.prompt, str) else read_chat_template(words, tokenizer)
@@ -151,8 +146,9 @@ class MultimodalPreprocessor(MultimodalCollator):
         return self.settings, self.images, self._chat_template, self.tokenizer.backend_tokenizer.to_str()
 
     def _check(self) -> None:
-        if self.config.vision.in_channels != 3:
-            raise ValueError(f"config.json: in_channels is {self.config.vision.in_channels}, only RGB (3) is supported")
+        vision = self.config.vision
+        if vision is not None and vision.in_channels != 3:
+            raise ValueError(f"config.json: in_channels is {vision.in_channels}, only RGB (3) is supported")
         largest = max(self.tokenizer.get_vocab().values())
         if largest >= self.config.text.vocab_size:
             raise ValueError(
@@ -312,6 +308,11 @@ class MultimodalPreprocessor(MultimodalCollator):
     def _parsed(self, item: ItemLike, instruction: str | None, query: bool, name: str) -> tuple[Item, str | None]:
         """Returns an item and its instruction, checked as far as no image or video need be opened."""
         parsed = parse_item(item, name=name)
+        if self.config.vision is None and (parsed.images or parsed.videos):
+            raise ValueError(
+                f"{name} has {'an image' if parsed.images else 'a video'}, but this checkpoint has no vision tower "
+                "(vision_config of config.json is null): pass its text, or load a checkpoint with the tower"
+            )
         instruction = self._checked_instruction(parsed.instruction or instruction, query, name)
         self._check_texts((*parsed.texts, instruction or ""), name)
         if films := len(self._films(parsed)):
@@ -440,7 +441,7 @@ class MultimodalPreprocessor(MultimodalCollator):
     def _video_runs(self, video: VideoOutline) -> list[tuple[Grid, float]]:
         if self.config.timestamps:
             return [(grid, 1.0) for grid in video.grids]
-        rate = self.config.vision.tokens_per_second
+        rate = None if self.config.vision is None else self.config.vision.tokens_per_second
         _, height, width = video.grids[0]
         return [((len(video.grids), height, width), 1.0 if rate is None else rate * video.interval)]
 
@@ -512,3 +513,23 @@ class MultimodalPreprocessor(MultimodalCollator):
             texts = [text]
             ids = written(texts)
         return np.concatenate([self._prefix, ids, self._suffix]).astype(np.int64), texts
+
+
+def _read_images(folder: Path, config: MultimodalConfig, settings: Settings) -> ImageSettings:
+    """Reads the settings by which images become patches, of the kind that the backbone's have."""
+    if isinstance(config, EmbeddingGemma2Config):
+        return read_soft_token_settings(folder, config, settings)
+    if settings.soft_tokens is not None:
+        raise ValueError(
+            f"soft_tokens is {settings.soft_tokens}, but a {config.model_type} bounds the pixels of an image: set "
+            "max_pixels instead"
+        )
+    return read_image_settings(
+        folder,
+        config.vision,
+        min_pixels=settings.min_pixels,
+        max_pixels=settings.max_pixels,
+        first_pixels=settings.first_pixels,
+        first_size=settings.first_size,
+        resize=settings.resize,
+    )

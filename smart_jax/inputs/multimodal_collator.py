@@ -12,8 +12,17 @@ from jaxtyping import Bool, Int
 
 from smart_jax.inputs.collate import check_collate, pad_text, span
 from smart_jax.inputs.image import ImageSettings
-from smart_jax.inputs.padded_sizes import Shape, bucket, buckets, check_sizes, page_shapes, page_sizes, text_sizes
-from smart_jax.inputs.settings import Settings
+from smart_jax.inputs.padded_sizes import (
+    Shape,
+    bucket,
+    buckets,
+    budget_sizes,
+    check_sizes,
+    page_shapes,
+    page_sizes,
+    text_sizes,
+)
+from smart_jax.inputs.settings import MultimodalConfig, Settings
 from smart_jax.inputs.tokenized_item import TokenizedItem
 from smart_jax.models import Batch, QwenVLConfig, VisionBatch, mrope_positions, patch_geometry
 
@@ -29,12 +38,13 @@ class MultimodalCollator:
         length for each number of patches, unless the settings name sizes: then they have each length with each number.
     """
 
-    def __init__(self, config: QwenVLConfig, images: ImageSettings, settings: Settings, *, pad_id: int):
+    def __init__(self, config: MultimodalConfig, images: ImageSettings, settings: Settings, *, pad_id: int):
         self.config, self.images, self.settings = settings.configured(config), images, settings
         unit, longest = self.merge_size**2, settings.max_length
         self.length_buckets = buckets(settings.length_buckets or text_sizes(longest), longest, 1)
         largest = min(images.max_patches, longest * unit)
-        sizes = settings.patch_buckets or page_sizes(largest, longest * unit)
+        few = budget_sizes if images.soft_tokens is not None else page_sizes
+        sizes = settings.patch_buckets or few(largest, longest * unit)
         self.patch_buckets = buckets(sizes, longest * unit, unit)
         texts = [Shape(length) for length in self.length_buckets]
         if settings.length_buckets is None and settings.patch_buckets is None:
@@ -158,6 +168,8 @@ class MultimodalCollator:
         weights = text.hidden_size * (2 * heads + 2 * text.head_dim * text.num_key_value_heads)
         token = text.num_hidden_layers * (weights + 3 * text.hidden_size * text.intermediate_size)
         token += text.attention_layers * heads * shape.length + text.state_products
+        if vision is None:
+            return rows * shape.length * token
         block = vision.hidden_size * (4 * vision.hidden_size + (2 + vision.gated_mlp) * vision.intermediate_size)
         patch = vision.depth * (block + 2 * vision.hidden_size * shape.patches)
         return rows * shape.length * token + bins * shape.patches * patch
@@ -174,7 +186,7 @@ class MultimodalCollator:
         return dataclasses.replace(batch, vision=self._pad_vision(bins, (G, V, E)) if V else None)
 
     def _positions(self, item: TokenizedItem) -> Int[np.ndarray, "3 L"]:
-        if self.settings.positions == "sequential":
+        if self.settings.positions == "sequential" or not isinstance(self.config, QwenVLConfig):
             return np.broadcast_to(np.arange(len(item)), (3, len(item)))
         return mrope_positions(
             item.input_ids,
@@ -189,6 +201,7 @@ class MultimodalCollator:
         """Returns the patches of each bin's items, one after another, with what the vision encoder knows of each."""
         G, V, E = shape
         vision = self.config.vision
+        assert vision is not None  # items with patches have passed `tokenize`
         v = VisionBatch(
             patches=np.zeros((G, V, E), np.uint8),
             coords=np.zeros((G, V, 2), np.int32),

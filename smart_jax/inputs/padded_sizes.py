@@ -63,6 +63,25 @@ def page_sizes(largest_image: int, largest: int) -> list[int]:
     return [*below, largest_image, *(n for n in doubled if n > largest_image)]
 
 
+def budget_sizes(largest_image: int, largest: int) -> list[int]:
+    """Returns the numbers of patches that a row's are padded to where every image is scaled to about as many.
+
+    Rounding leaves an image at four fifths or more of the largest number, unless it is a narrow strip.
+
+    Args:
+      largest_image: most patches of an image.
+      largest: most patches of an item.
+
+    Example:
+      >>> budget_sizes(2520, 9000)
+      [1260, 2520, 5040]
+    """
+    return [
+        largest_image // 2,
+        *(largest_image << i for i in range(largest.bit_length()) if largest_image << i <= largest),
+    ]
+
+
 def page_shapes(sizes: Sequence[int], image: int, longest: int, unit: int) -> list[Shape]:
     """Returns a shape for each number of patches, whose length has room for them and a prompt.
 

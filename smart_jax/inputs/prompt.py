@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smart_jax.files import read_json
-from smart_jax.inputs.settings import VISUAL, Turns
-from smart_jax.models import QwenVLConfig
+from smart_jax.inputs.settings import VISUAL, MultimodalConfig, Turns
 
 if TYPE_CHECKING:  # transformers takes a second to import: only where a tokenizer is read
     from jinja2 import Template
@@ -47,7 +46,7 @@ class Prompt:
         self,
         prompt: str | Turns,
         tokenizer: PreTrainedTokenizerBase,
-        config: QwenVLConfig,
+        config: MultimodalConfig,
         chat_template: str | None = None,
     ):
         """Raises ValueError: a template has a syntax error.
@@ -109,7 +108,7 @@ def sentence(instruction: str) -> str:
     return instruction + "." * (bool(instruction) and not unicodedata.category(instruction[-1]).startswith("P"))
 
 
-def dropped_token_ids(tokenizer: PreTrainedTokenizerBase, config: QwenVLConfig) -> set[int]:
+def dropped_token_ids(tokenizer: PreTrainedTokenizerBase, config: MultimodalConfig) -> set[int]:
     """Returns the token ids that take no part in late interaction (SMART, arXiv:2605.24938).
 
     These are the tokenizer's special tokens and the markers of turns and images; visual placeholders are kept, and so
@@ -117,7 +116,7 @@ def dropped_token_ids(tokenizer: PreTrainedTokenizerBase, config: QwenVLConfig) 
     """
     dropped = set(tokenizer.all_special_ids)
     dropped |= {i for marker in _MARKERS if (i := _token_id(tokenizer, marker)) is not None}
-    return dropped - {config.image_token_id, config.video_token_id}
+    return (dropped | set(config.mark_ids)) - set(config.placeholder_ids)
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:

@@ -10,13 +10,16 @@ from typing import Any, TypeGuard, TypeVar
 from smart_jax.files import read_json
 from smart_jax.inputs.pooling_rule import check_pooling, named_token
 from smart_jax.inputs.video_settings import VideoSettings
-from smart_jax.models import BertConfig, QwenVLConfig
+from smart_jax.models import BertConfig, EmbeddingGemma2Config, QwenVLConfig
 from smart_jax.typing import JsonObject
 
 SETTINGS_FILE = "smart_jax.json"
 VISUAL = "{{ visual }}"
 
 _Settings = TypeVar("_Settings", "Settings", "TextSettings")
+
+MultimodalConfig = QwenVLConfig | EmbeddingGemma2Config
+"""Config of a backbone that reads more than texts."""
 
 # Each turn is its role and then the parts of its content, Jinja templates.
 Turns = tuple[tuple[str, ...], ...]
@@ -59,6 +62,8 @@ class Settings:
       first_pixels: bounds of a resize before that one; None = there is one resize.
       first_size: height and width that every image is resized to before that, whatever its aspect ratio; None = it
         keeps its own.
+      soft_tokens: number of visual tokens to which every image is scaled, where the model does that (EmbeddingGemma 2:
+        70, 140, 280, 560 or 1120), in place of these bounds; None = the file's.
       resize: "exact" = pixels as the reference's, or "fast" = nearly those, sooner; see `ImageSettings`.
       max_length: largest number of tokens of an item; what is longer is cut at the end, or in the text ("before:").
       length_buckets, patch_buckets: padded sizes; where either is given, each length goes with each number of patches.
@@ -90,6 +95,7 @@ class Settings:
     max_pixels: int | None = 1_843_200
     first_pixels: tuple[int, int] | None = None
     first_size: tuple[int, int] | None = None
+    soft_tokens: int | None = None
     resize: str = "exact"
     max_length: int = 8192
     length_buckets: tuple[int, ...] | None = None
@@ -101,12 +107,16 @@ class Settings:
     video_max_pixels: int = VideoSettings.max_pixels
     video_total_pixels: int = VideoSettings.total_pixels
 
-    def configured(self, config: QwenVLConfig) -> QwenVLConfig:
+    def configured(self, config: MultimodalConfig) -> MultimodalConfig:
         """Returns the backbone's config as these settings ask for it: DeepStack, attention, norm and widths.
 
         Raises:
           ValueError: token_dim is more than the checkpoint's projector makes, or there is no projector.
         """
+        if not isinstance(config, QwenVLConfig):
+            if self.token_dim is not None:
+                raise ValueError(f"token_dim is {self.token_dim}, but a {config.model_type} has no token projector")
+            return config
         if self.token_dim is not None and (config.projector is None or self.token_dim > config.projector.width):
             made = "no token projector" if config.projector is None else f"one of width {config.projector.width}"
             raise ValueError(f"token_dim is {self.token_dim}, but the checkpoint has {made}")
@@ -134,7 +144,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("max_length", "video_min_pixels", "video_max_pixels", "video_total_pixels"):
             check_positive(name, getattr(self, name))
-        for name in ("min_pixels", "max_pixels", "token_dim"):
+        for name in ("min_pixels", "max_pixels", "soft_tokens", "token_dim"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
         for name in ("length_buckets", "patch_buckets", "first_pixels", "first_size"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from smart_jax.inputs.presets import multi_vector, qwen2, qwen3_vl
+from smart_jax.inputs.presets import embedding_gemma2, multi_vector, qwen2, qwen3_vl
 from smart_jax.inputs.presets.preset import Preset
 
 _FAMILIES = (
     qwen3_vl.PRESETS,
     qwen2.PRESETS,
     multi_vector.PRESETS,
+    embedding_gemma2.PRESETS,
 )
 PRESETS: dict[str, Preset] = {
     name: preset._replace(settings=dataclasses.replace(preset.settings, head=name))
