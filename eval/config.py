@@ -20,6 +20,7 @@ def default_config() -> ConfigDict:
             "head": config_dict.placeholder(str),  # as in smart_jax.load, like the next three; None = the checkpoint's
             "pooling": config_dict.placeholder(str),  # how states become the pooled vector
             "prompt": config_dict.placeholder(str),  # a Jinja template
+            "soft_tokens": config_dict.placeholder(int),  # of an image, of a model that scales each to a number of them
             "task": config_dict.placeholder(str),  # which of a checkpoint's adapters is used
             "adapter": config_dict.placeholder(str),  # folder, adapter.pt or hub id; None = no adapter methods
             "adapter_layer": config_dict.placeholder(int),  # of hidden_states, in place of its own; None = its own

@@ -232,7 +232,8 @@ def _load_encoder(config: ConfigDict, module: ModuleType) -> Retriever | None:
     how = {name: config[name] for name in ("head", "pooling", "prompt", "task")}
     devices = jax.local_devices()
     mesh = smart_jax.make_mesh(**config.mesh.to_dict(), devices=devices) if len(devices) > 1 else None
-    return smart_jax.load(config.model, dtype=config.dtype, mesh=mesh, **how)
+    settings = {} if config.soft_tokens is None else {"soft_tokens": config.soft_tokens}
+    return smart_jax.load(config.model, dtype=config.dtype, mesh=mesh, settings=settings, **how)
 
 
 def _join(config: ConfigDict) -> Worker:

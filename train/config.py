@@ -152,6 +152,7 @@ class DataConfig:
     clean_queries: str = "none"  # none | placeholders | sentence, see `train.data.clean_query`
     min_pixels: int | None = None  # None = the checkpoint's, here and in the next three
     max_pixels: int | None = None  # of an image, at most; None = the checkpoint's
+    soft_tokens: int | None = None  # of an image, of a model that scales each to a number of them; None = likewise
     max_length: int | None = None  # tokens of an item, at most; None = the checkpoint's
     resize: str | None = None  # "fast": by OpenCV (the extra `fast`), nearly the same pixels
     query_length: int | None = None  # fixed shapes take one compilation; None, here and in the next three, = each batch

@@ -82,7 +82,8 @@ def weight_folders(encoder: Encoder) -> list[Path]:
 def preprocessing_overrides(config: TrainConfig) -> dict[str, Any]:
     """Returns the settings of the checkpoint that the config changes."""
     asked = {name: getattr(config, name) for name in ("head", "pooling", "prompt")}
-    asked |= {name: getattr(config.data, name) for name in ("min_pixels", "max_pixels", "max_length", "resize")}
+    sizes = ("min_pixels", "max_pixels", "soft_tokens", "max_length", "resize")
+    asked |= {name: getattr(config.data, name) for name in sizes}
     return {name: value for name, value in asked.items() if value is not None}
 
 
@@ -208,12 +209,12 @@ def adapter_config(config: TrainConfig, model: ModelConfig) -> AdapterConfig:
         )
     asked = config.adapter
     kind = {name: getattr(asked, name) for name in ("kind", "mlp_dim", "heads", "blocks")}
-    return AdapterConfig(text.hidden_size, asked.dim, layers, asked.pooled_dim, **kind)
+    return AdapterConfig(model.state_width, asked.dim, layers, asked.pooled_dim, **kind)
 
 
 def _check_widths(config: TrainConfig, model: ModelConfig) -> None:
     """Raises ValueError where a width of `loss.matryoshka` would cut nothing."""
-    hidden = model.text.hidden_size
+    hidden = model.state_width
     vectors = {"pooled vectors": hidden, "tokens": getattr(model, "token_dim", None) or hidden}
     if "adapter" in config.parts:
         vectors = {"pooled vectors": config.adapter.pooled_dim or hidden, "tokens": config.adapter.dim or hidden}

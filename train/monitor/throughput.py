@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from smart_jax.models import ModelConfig, QwenVLConfig
+from smart_jax.models import BertConfig, EmbeddingGemma2Config, ModelConfig, QwenVLConfig
 from smart_jax.runtime import sum_over_processes
 from train.data import Work
 from train.objective import Part, Partition, Place
@@ -44,6 +44,10 @@ PEAKS = {
     r"\bL4$": 121e12,
     r"A10G": 70e12,
 }
+
+
+_PIXELS = re.compile(r"patch_embed")  # of a map's name, whose inputs are pixels
+_MERGED = re.compile(r"merger|embed_vision")  # and whose inputs are visual tokens, not patches
 
 
 class Cost(NamedTuple):
@@ -83,7 +87,7 @@ def training_cost(
       >>> training_cost(partition, weights, load_config(resolve("tiny"))).token  # forward, and the kernel's gradient
       128.0
     """
-    vision = config.vision if isinstance(config, QwenVLConfig) else None
+    vision = None if isinstance(config, BertConfig) else config.vision
     # A product's input needs a gradient where something that is trained lies before it: vision comes before text.
     backward = {
         "text": partition.trains_backbone,
@@ -98,30 +102,40 @@ def training_cost(
         if x.ndim != 2 or name.endswith(("embedding", "scales")):
             continue
         tower = _tower(partition.place(name))
-        to_input = backward[tower] and "patch_embed" not in name  # pixels need no gradient
+        to_input = backward[tower] and not _PIXELS.search(name)  # pixels need no gradient
         to_input |= tower == "adapter" and name != first
         flops = 2.0 * x.size * (1 + to_input + (name in partition.trained))
         if name.endswith("codes") and x.dtype == np.uint8:
             flops *= 2  # two codes in a byte
         if tower == "visual" and vision is not None:
-            patch += flops / (vision.spatial_merge_size**2 if "merger" in name else 1)
+            patch += flops / (vision.spatial_merge_size**2 if _MERGED.search(name) else 1)
         else:
             token += flops
     # Each pair takes part in two products: one makes its score, the other its share of the sum of values.
     in_adapter = sum(4.0 * x.shape[0] * 3 for name, x in weights.items() if _is_adapters_attention(name))
     if adapter_alone:
         return Cost(token, in_adapter)
-    if vision is None or not isinstance(config, QwenVLConfig):
-        in_text = 4.0 * config.text.hidden_size * config.text.num_hidden_layers * (1 + 2 * backward["text"])
-        return Cost(token, in_text + in_adapter)
-    text = config.text
-    width = text.num_attention_heads * text.head_dim
-    # A token attends to those before it.
-    token_pair = 4.0 * width * text.attention_layers * (1 + 2 * backward["text"]) / 2
-    token += 2.0 * text.state_products * (1 + 2 * backward["text"])
+    token_pair = _text_pair(config) * (1 + 2 * backward["text"])
+    if vision is None:
+        return Cost(token, token_pair + in_adapter)
+    if isinstance(config, QwenVLConfig):
+        token += 2.0 * config.text.state_products * (1 + 2 * backward["text"])
     block = 4.0 * vision.hidden_size * (1 + 2 * backward["visual"])
     windowed = 0 if vision.window_size is None else vision.depth - len(vision.fullatt_block_indexes)
     return Cost(token, token_pair + in_adapter, patch, block * (vision.depth - windowed), block * windowed)
+
+
+def _text_pair(config: ModelConfig) -> float:
+    """Returns the FLOPs of the text's attention for each pair of tokens, forward.
+
+    A pair beyond the windows of EmbeddingGemma 2 is counted as if there were none: rows are seldom longer.
+    """
+    text = config.text
+    if isinstance(config, QwenVLConfig):  # a token attends to those before
+        return 4.0 * config.text.attention_layers * config.text.num_attention_heads * config.text.head_dim / 2
+    if isinstance(config, EmbeddingGemma2Config):
+        return sum(4.0 * config.text.num_attention_heads * layer.head_dim for layer in config.text.heads)
+    return 4.0 * text.hidden_size * text.num_hidden_layers
 
 
 def _is_adapters_attention(name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from flax import nnx
 
+VISION_TOWERS = ("visual", "vision_tower", "embed_vision")  # first names of what comes before the text's layers
 # By dotted name: "adapter.proj.kernel", "model.visual.blocks.0.norm1.scale", "lora.visual.blocks.0.attn.qkv.a", ...
 Params = dict[str, jax.Array]
 T = TypeVar("T")  # an array, or its shape
@@ -102,7 +103,7 @@ def _leaf(part: Part, path: tuple[Any, ...], variable: nnx.Variable) -> Leaf:
     names = path
     if path[-1] in ("lora_a", "lora_b"):
         part, names = Part.LORA, (*path[:-1], path[-1].removeprefix("lora_"))
-    return Leaf(".".join(map(str, (part.value, *names))), Place(part, path[0] == "visual"), path, variable)
+    return Leaf(".".join(map(str, (part.value, *names))), Place(part, path[0] in VISION_TOWERS), path, variable)
 
 
 def temperature_name(score: str) -> str:

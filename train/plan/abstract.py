@@ -15,11 +15,11 @@ from jax.sharding import AbstractMesh, Mesh
 from smart_jax.models import (
     ARCHITECTURES,
     Batch,
+    BertConfig,
     LoraConfig,
     ModelConfig,
     ModelGraph,
     Normalisation,
-    QwenVLConfig,
     VisionBatch,
     abstract_model,
     add_lora,
@@ -176,7 +176,7 @@ def _abstract_batch(model: ModelConfig, shape: BatchShape, mesh: Mesh | Abstract
 def _blank_batch(model: ModelConfig, rows: int, tokens: int, patches: int) -> Batch:
     ids, mask = jnp.zeros((rows, tokens), jnp.int32), jnp.zeros((rows, tokens), bool)
     vision = None
-    if patches and isinstance(model, QwenVLConfig):
+    if patches and not isinstance(model, BertConfig) and model.vision is not None:
         windows = jnp.zeros((rows, patches), jnp.int32)
         learned = model.vision.grid_side is not None
         vision = VisionBatch(

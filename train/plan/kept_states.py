@@ -78,7 +78,7 @@ def kept_states(
 
 def _bytes(config: TrainConfig, model: ModelConfig, tokens: int) -> int:
     """Returns the bytes of an item: its pooled vector in float32, and its tokens with the scales of int8."""
-    width, dtype = model.text.hidden_size, stored_dtype(config)
+    width, dtype = model.state_width, stored_dtype(config)
     layers = len(parse_layers(config.adapter.layers, model.text.num_hidden_layers))
     itemsize = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
     return 4 * width + tokens * layers * (itemsize * width + (4 if dtype == "int8" else 0))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import AbstractMesh
 
-from smart_jax.models import ModelConfig, QwenVLConfig
+from smart_jax.models import BertConfig, ModelConfig
 from smart_jax.retrieval import parse_layers
 from smart_jax.runtime import AXES
 from train.config import TrainConfig
@@ -152,14 +152,12 @@ class _Sizes:
         objective, shape, width = self._objective, self._shape, self._wide(self._model.text.hidden_size)
         chunk = self._chunk(self._rows[0])
         positions = self._rows[0] * shape.document_tokens + self._rows[1] * shape.query_tokens
-        states = self._layers * width * positions
+        states = self._layers * self._wide(self._model.state_width) * positions
         tokens = chunk * shape.document_tokens * width
         vision = 0
-        if isinstance(self._model, QwenVLConfig):
-            patches, layers = (
-                chunk * shape.patches * self._wide(self._model.vision.hidden_size),
-                self._model.vision.depth,
-            )
+        tower = None if isinstance(self._model, BertConfig) else self._model.vision
+        if tower is not None:
+            patches, layers = chunk * shape.patches * self._wide(tower.hidden_size), tower.depth
             vision = PATCH * patches
             if objective.partition.trains_vision:
                 vision += (layers if objective.remat else layers * KEPT) * patches
@@ -177,8 +175,8 @@ class _Sizes:
         objective = self._objective
         if objective.config.objective == "pooled":
             return 0
-        row = self._shape.document_tokens * self._model.text.hidden_size * 4
-        queries = QUERIES * self._rows[1] * self._shape.query_tokens * self._model.text.hidden_size * 4
+        row = self._shape.document_tokens * self._model.state_width * 4
+        queries = QUERIES * self._rows[1] * self._shape.query_tokens * self._model.state_width * 4
         kept = 6 if objective.partition.trains_backbone else 0 if objective.remat else 4
         return kept * self._rows[0] * row + PASSED * row + queries
 

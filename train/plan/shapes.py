@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from smart_jax.files import named_folder, open_checkpoint
 from smart_jax.inputs import PRESETS, Settings, read_settings
-from smart_jax.models import ModelConfig, QwenVLConfig, load_config
+from smart_jax.models import ARCHITECTURES, EmbeddingGemma2Config, ModelConfig, QwenVLConfig, load_config
 from train.config import TrainConfig
 
 QWEN3_VL_2B: dict[str, Any] = {
@@ -56,7 +56,18 @@ QWEN3_VL_8B: dict[str, Any] = {
         "deepstack_visual_indexes": [8, 16, 24],
     },
 }
-PUBLISHED = {r"Qwen3-VL.*-2B": QWEN3_VL_2B, r"Qwen3-VL.*-8B": QWEN3_VL_8B}
+EMBEDDING_GEMMA2: dict[str, Any] = {  # whose sizes are the config's defaults
+    "model_type": "embedding_gemma2",
+    "text_config": {},
+    "vision_config": {},
+    "audio_config": {},
+}
+PUBLISHED = {
+    r"Qwen3-VL.*-2B": QWEN3_VL_2B,
+    r"Qwen3-VL.*-8B": QWEN3_VL_8B,
+    r"embeddinggemma-?2": EMBEDDING_GEMMA2,
+}
+SOFT_TOKENS = 280  # of an image of EmbeddingGemma 2, where nothing says another number
 PROMPT_TOKENS = 48  # room for a page's instruction, turns and marks, beside its visual tokens
 TEXT_TOKENS = 512  # of a document that is a text
 QUERY_TOKENS = 64  # of a query with its instruction
@@ -112,12 +123,12 @@ def model_config(model: str) -> ModelConfig:
     if not is_here(model):
         for pattern, shape in PUBLISHED.items():
             if re.search(pattern, model):
-                return QwenVLConfig.from_hf(shape)
+                return ARCHITECTURES[shape["model_type"]].config.from_hf(shape)
     return load_config(open_checkpoint(model))
 
 
 def batch_shape(config: TrainConfig, model: ModelConfig) -> BatchShape:
-    """Returns the largest batch that a run's settings allow: every page has `max_pixels`.
+    """Returns the largest batch that a run's settings allow: every page has `max_pixels`, or `soft_tokens`.
 
     Args:
       config: of the run.
@@ -137,6 +148,11 @@ def batch_shape(config: TrainConfig, model: ModelConfig) -> BatchShape:
         pixels = data.max_pixels or settings.get("max_pixels") or Settings.max_pixels or 0
         patches = data.document_patches or pixels // (vision.patch_size * merge) ** 2 * merge**2
         visual = patches // merge**2
+    if isinstance(model, EmbeddingGemma2Config) and model.vision is not None:
+        unit = model.vision.spatial_merge_size**2
+        budget = data.soft_tokens or settings.get("soft_tokens") or SOFT_TOKENS
+        patches = data.document_patches or budget * unit
+        visual = patches // unit
     rows = config.batch_size
     tokens = min(longest, visual + PROMPT_TOKENS if patches else TEXT_TOKENS)
     return BatchShape(
@@ -152,5 +168,6 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     """Returns the preset's settings with what a folder's smart_jax.json changes."""
     name = next((n for n, p in PRESETS.items() if p.names and re.search(p.names, config.model, re.IGNORECASE)), None)
     preset = PRESETS.get(config.head or name or "qwen3_vl_embedding")
-    settings = {} if preset is None else {n: getattr(preset.settings, n) for n in ("max_pixels", "max_length")}
+    names = ("max_pixels", "max_length", "soft_tokens")
+    settings = {} if preset is None else {n: getattr(preset.settings, n) for n in names}
     return settings | (read_settings(open_checkpoint(config.model).folder) if is_here(config.model) else {})
