@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from smart_jax.inputs.presets import PRESETS, multi_vector
+from smart_jax.inputs.presets import PRESETS
 from tests.backbone import write_checkpoint
 from tests.processes import ROOT, run_main
 
@@ -27,6 +27,9 @@ FOLDERS = {  # head: (model_type, the hub's name)
     "ops_colqwen3": ("qwen3_vl", "Ops-Colqwen3-4B"),
     "tomoro_colqwen3": ("qwen3_vl", "tomoro-colqwen3-embed-4b"),
     "colqwen3": ("qwen3_vl", "SauerkrautLM-ColQwen3-2b-v0.1"),
+    "colqwen3_5": ("qwen3_5", "colqwen3.5-4.5B-v3"),
+    "evie": ("qwen3_5", "EVIE-4.5B"),
+    "pplx_embed_v2_late": ("qwen3_5", "pplx-embed-v2-late-0.6b"),
     "nemotron_colembed": ("qwen3_vl", "nemotron-colembed-vl-4b-v2"),
     "embedding_gemma2": ("embedding_gemma2", "embeddinggemma-2"),
 }
@@ -49,5 +52,5 @@ def test_pages_benchmark(head, tmp_path):
     done = run_main("eval.run", f"--config={ROOT}/configs/eval_tiny.py:64x128", *changes)
     assert done.returncode == 0, done.stderr
     [benchmark] = json.loads((tmp_path / "out" / "results.json").read_text())["benchmarks"]
-    rows = {"late"} if head in multi_vector.PRESETS else {"pooled", "late", "hybrid"}
+    rows = {"late"} if PRESETS[head].settings.pooling == "none" else {"pooled", "late", "hybrid"}
     assert rows == set(benchmark["rows"]) - {"chance", "bm25"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import string
 from functools import partial
 
 import numpy as np
@@ -115,6 +116,13 @@ PROMPTS = [
     ("tomoro_colqwen3", ["oil"], 1, None, False, described(" oil")),
     ("colqwen3", ["oil"], 0, None, True, f"oil{PADDED}"),
     ("colqwen3", [], 1, None, False, described()),
+    ("colqwen3_5", ["oil"], 0, None, True, f"oil{PADDED}"),
+    ("colqwen3_5", [], 1, None, False, described()),
+    ("evie", ["oil"], 0, None, True, f"oil{PADDED}"),
+    ("evie", [], 1, None, False, described()),
+    ("pplx_embed_v2_late", ["oil"], 0, None, True, "[Q] oil"),
+    ("pplx_embed_v2_late", ["oil"], 0, None, False, "[D] oil"),
+    ("pplx_embed_v2_late", ["oil"], 1, None, False, f"[D] {PICTURE}oil"),
     ("nemotron_colembed", ["oil"], 0, None, True, turns("user", "Query: query: oil")),
     ("nemotron_colembed", [], 1, None, False, turns("user", f"{PICTURE}passage: ")),
     ("nemotron_colembed", ["oil"], 1, None, False, turns("user", f"{PICTURE}passage: oil")),
@@ -352,6 +360,28 @@ def test_pixel_bounds(folder, opened):
     assert opened("rzen_embed").images.first_pixels == opened("gme").images.first_pixels == (3136, 12_845_056)
 
 
+def test_sizes_of_the_models_on_qwen3_5(folder, opened):
+    own = json.loads((folder / "preprocessor_config.json").read_text())["size"]
+    found = {head: opened(head).images for head in ("colqwen3_5", "evie", "pplx_embed_v2_late")}
+    assert {head: (images.min_pixels, images.max_pixels) for head, images in found.items()} == {
+        "colqwen3_5": (own["shortest_edge"], own["longest_edge"]),
+        "evie": (own["shortest_edge"], 1_048_576),
+        "pplx_embed_v2_late": (3136, 1_800_964),
+    }
+    assert len(opened("evie").tokenize(noise_page(2000, 3000)).patches) <= 4 * 1024
+    preprocessor, text = opened("pplx_embed_v2_late"), "revenue by region " * 2000
+    assert [len(preprocessor.tokenize(text, query=query)) for query in (True, False)] == [1024, 4096]
+
+
+def test_documents_of_pplx_drop_punctuation(opened):
+    """Each of the 32 ASCII signs that is a token of its own, and no run of them that is another token."""
+    preprocessor, text = opened("pplx_embed_v2_late"), "profit, loss: (12.5 %) ... a_b?!"
+    query, document = (preprocessor.tokenize(text, query=query) for query in (True, False))
+    dropped = [word in string.punctuation for word in map(preprocessor.tokenizer.decode, document.input_ids)]
+    assert query.keep.all() and sum(dropped) > 4
+    assert document.keep.tolist() == [not each for each in dropped]
+
+
 def test_every_page_of_eager_embed_is_a_square(opened):
     """qwen-vl-utils makes it 784 x 784, and the image processor what is divisible by 32."""
     page, twice = noise_page(300, 500), noise_page(300, 500).resize((784, 784)).resize((768, 768))
@@ -408,6 +438,11 @@ BY_NAME = [
     ("qwen2_5_vl", "models--Alibaba-NLP--GVE-3B/snapshots/01", "gve"),
     ("qwen2_5_vl", "nomic-embed-multimodal-3b", "nomic_embed_multimodal"),
     ("qwen3_vl", "eager-embed-v1", "eager_embed"),
+    ("qwen3_5", "models--athrael-soju--colqwen3.5-4.5B-v3/snapshots/01", "colqwen3_5"),
+    ("qwen3_5", "VultronRetrieverPrime-Qwen3.5-8B", "colqwen3_5"),
+    ("qwen3_5", "models--tencent--EVIE-4.5B/snapshots/01", "evie"),
+    ("qwen3_5", "EVIE-8B", "evie"),
+    ("qwen3_5", "models--perplexity-ai--pplx-embed-v2-late-9b/snapshots/01", "pplx_embed_v2_late"),
 ]
 
 
@@ -422,6 +457,8 @@ def test_known_by_name(tmp_path, model_type, path, head):
     [
         ("qwen2_5_vl", {"architectures": ["JinaEmbeddingsV4Model"]}, "jina_embeddings_v4"),
         ("qwen2_vl", {"architectures": ["GmeQwen2VL"]}, "gme"),
+        ("qwen3_5", {"architectures": ["ColQwen3_5"]}, "colqwen3_5"),
+        ("qwen3_5", {"architectures": ["ColQwen3_5"], "_name_or_path": "tencent/EVIE-8B"}, "evie"),
         ("qwen3_vl", {"emb_token_ids": [151669]}, "lamra_qwen3_vl"),
         ("qwen2_vl", {"_name_or_path": "code-kunkun/LamRA-Ret"}, "lamra"),
         ("qwen2_vl", {"model_type": "unite_qwen2_vl", "architectures": ["UniteQwen2VL"]}, "unite"),
@@ -454,6 +491,8 @@ BAD = [
     ({"pooling": "first"}, "pooling is 'first', expected 'last', 'mean', 'mean_all', 'none', 'before:TOKEN'"),
     ({"pooling": "before:"}, "pooling is 'before:', expected"),
     ({"pooling": "before:<emb>"}, "does not hold '<emb>' once"),
+    ({"document_skips": ".,"}, r"document_skips is '\.,', expected a list of tokens"),
+    ({"query_length": 0}, "query_length is 0, expected a positive integer"),
     ({"keep": "some"}, "keep is 'some', expected 'words' or 'all'"),
     ({"positions": "3d"}, "positions is '3d', expected 'mrope' or 'sequential'"),
     ({"deepstack": 3}, "deepstack is 3, expected True or False"),

@@ -28,7 +28,7 @@ from smart_jax.inputs.origins import MARK, Frame, Origins, in_parts, text_places
 from smart_jax.inputs.pooling_rule import pooled_tokens
 from smart_jax.inputs.preprocessor import Side
 from smart_jax.inputs.presets import open_settings
-from smart_jax.inputs.prompt import Prompt, dropped_token_ids, read_chat_template
+from smart_jax.inputs.prompt import Prompt, dropped_token_ids, read_chat_template, token_ids
 from smart_jax.inputs.settings import MultimodalConfig, Settings
 from smart_jax.inputs.soft_tokens import read_soft_token_settings
 from smart_jax.inputs.tokenized_item import TokenizedItem
@@ -93,6 +93,7 @@ class MultimodalPreprocessor(MultimodalCollator):
             str(tokenizer.convert_ids_to_tokens(i)) for i in (config.vision_start_token_id, config.vision_end_token_id)
         ]
         self._dropped = np.array(sorted(dropped_token_ids(tokenizer, config)), np.int64)
+        self._skipped = np.array(sorted(token_ids(tokenizer, settings.document_skips)), np.int64)
         self._prefix, self._suffix = added_ids(tokenizer)
         self._check()
 
@@ -355,8 +356,8 @@ class MultimodalPreprocessor(MultimodalCollator):
             return self._expand(self._encode(self._prompt_of(texts, seen, instruction, query)), self._grids(seen))
 
         if self._pooling_id is None:
-            return self._fit(written(texts), name), texts
-        return self._fit_text(written, texts, name)
+            return self._fit(written(texts), self._longest(query), name), texts
+        return self._fit_text(written, texts, self._longest(query), name)
 
     def _prompt_of(self, texts: Sequence[str], seen: _Seen, instruction: str | None, query: bool) -> str:
         """Returns the prompt as it is tokenised, with one placeholder per image and video, or temporal patch of one."""
@@ -427,6 +428,8 @@ class MultimodalPreprocessor(MultimodalCollator):
         keep = np.ones(len(ids), bool) if self.settings.keep == "all" else ~np.isin(ids, self._dropped)
         if query and not self.settings.query_visual:
             keep &= ~self._is_visual(ids)
+        if not query:
+            keep &= ~np.isin(ids, self._skipped)
         # An item of special tokens only is scored by the pooling position's state, which is its pooled vector.
         keep[-1 if pool is None else np.flatnonzero(pool)[-1]] |= not keep.any()
         return keep
@@ -484,30 +487,34 @@ class MultimodalPreprocessor(MultimodalCollator):
         times[self._is_visual(ids)] = [t * h * w // self.merge_size**2 for t, h, w in grids]
         return times
 
-    def _fit(self, ids: Int[np.ndarray, " text"], name: str) -> Int[np.ndarray, " L"]:
-        """Returns the ids between what the tokenizer adds at either end, cut to max_length."""
-        room = self.settings.max_length - len(self._prefix) - len(self._suffix)
+    def _longest(self, query: bool) -> int:
+        """Returns the largest number of tokens of an item."""
+        of_queries = self.settings.query_length if query else None
+        return self.settings.max_length if of_queries is None else min(of_queries, self.settings.max_length)
+
+    def _fit(self, ids: Int[np.ndarray, " text"], longest: int, name: str) -> Int[np.ndarray, " L"]:
+        """Returns the ids between what the tokenizer adds at either end, at most `longest` of them."""
+        room = longest - len(self._prefix) - len(self._suffix)
         visual = self._is_visual(ids)
         if (lost := int(np.sum(visual[max(room, 0) :]))) > 0:
             raise ValueError(
                 f"{name}: {lost} of {int(np.sum(visual))} visual tokens do not fit in max_length "
-                f"{self.settings.max_length}: pass fewer images or frames, lower max_pixels (video_total_pixels) or "
-                "raise max_length"
+                f"{longest}: pass fewer images or frames, lower max_pixels (video_total_pixels) or raise max_length"
             )
         return np.concatenate([self._prefix, ids[: max(room, 0)], self._suffix]).astype(np.int64)
 
     def _fit_text(
-        self, written: Callable[[Sequence[str]], Int[np.ndarray, " L"]], texts: Sequence[str], name: str
+        self, written: Callable[[Sequence[str]], Int[np.ndarray, " L"]], texts: Sequence[str], longest: int, name: str
     ) -> tuple[Int[np.ndarray, " L"], Sequence[str]]:
-        """Returns the ids of `written(texts)`, with as little text as max_length asks for, and that text."""
-        room = self.settings.max_length - len(self._prefix) - len(self._suffix)
+        """Returns the ids of `written(texts)`, at most `longest`, with as little less text as that asks for."""
+        room = longest - len(self._prefix) - len(self._suffix)
         ids, text = written(texts), " ".join(texts)
         while (excess := len(ids) - room) > 0:
             words = self._encode(text)
             if len(words) <= excess:
                 raise ValueError(
                     f"{name}: the prompt and its {int(np.sum(self._is_visual(ids)))} visual tokens do not fit in "
-                    f"max_length {self.settings.max_length}: pass fewer images, lower max_pixels or raise max_length"
+                    f"max_length {longest}: pass fewer images, lower max_pixels or raise max_length"
                 )
             text = str(self.tokenizer.decode(words[: len(words) - excess])).rstrip("\ufffd")  # half a character
             texts = [text]

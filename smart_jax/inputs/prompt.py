@@ -115,8 +115,13 @@ def dropped_token_ids(tokenizer: PreTrainedTokenizerBase, config: MultimodalConf
     are the words of the template and of the instruction.
     """
     dropped = set(tokenizer.all_special_ids)
-    dropped |= {i for marker in _MARKERS if (i := _token_id(tokenizer, marker)) is not None}
+    dropped |= token_ids(tokenizer, _MARKERS)
     return (dropped | set(config.mark_ids)) - set(config.placeholder_ids)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> set[int]:
+    """Returns the ids of those of the tokens that the tokenizer has."""
+    return {i for token in tokens if (i := _token_id(tokenizer, token)) is not None}
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:

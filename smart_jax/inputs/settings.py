@@ -49,6 +49,7 @@ class Settings:
         L2-normalised.
       keep: the tokens of late interaction: "words" = all but special tokens, visual ones included, "all" = every one.
       query_visual: whether a query's visual tokens are among them.
+      document_skips: tokens, as texts, that are not among a document's; such as punctuation.
       instructions: which items may be given one: "all", "queries" or "none".
       default_instruction: where nobody gives an instruction; None = nothing.
       query_instruction: for queries where nobody gives one; None = default_instruction.
@@ -66,6 +67,7 @@ class Settings:
         70, 140, 280, 560 or 1120), in place of these bounds; None = the file's.
       resize: "exact" = pixels as the reference's, or "fast" = nearly those, sooner; see `ImageSettings`.
       max_length: largest number of tokens of an item; what is longer is cut at the end, or in the text ("before:").
+      query_length: the same of a query; None = max_length.
       length_buckets, patch_buckets: padded sizes; where either is given, each length goes with each number of patches.
         None = few: see `smart_jax.inputs.padded_sizes`.
       video: how a video is read: "frames", "middle" = its middle frame as an image, "none" = it is refused.
@@ -83,6 +85,7 @@ class Settings:
     pooling: str = "last"
     keep: str = "words"
     query_visual: bool = True
+    document_skips: tuple[str, ...] = ()
     instructions: str = "all"
     default_instruction: str | None = "Represent the user's input."
     query_instruction: str | None = None
@@ -98,6 +101,7 @@ class Settings:
     soft_tokens: int | None = None
     resize: str = "exact"
     max_length: int = 8192
+    query_length: int | None = None
     length_buckets: tuple[int, ...] | None = None
     patch_buckets: tuple[int, ...] | None = None
     video: str = "frames"
@@ -144,7 +148,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("max_length", "video_min_pixels", "video_max_pixels", "video_total_pixels"):
             check_positive(name, getattr(self, name))
-        for name in ("min_pixels", "max_pixels", "soft_tokens", "token_dim"):
+        for name in ("min_pixels", "max_pixels", "soft_tokens", "token_dim", "query_length"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
         for name in ("length_buckets", "patch_buckets", "first_pixels", "first_size"):
@@ -161,6 +165,7 @@ class Settings:
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name} is {value!r}, expected {' or '.join(map(repr, known))}")
         check_pooling(self.pooling)
+        object.__setattr__(self, "document_skips", _checked_tokens(self.document_skips))
         object.__setattr__(self, "prompt", _checked_prompt(self.prompt))
         _ = self.videos  # makes its own checks
 
@@ -225,6 +230,12 @@ def _checked_prompt(prompt: object) -> str | Turns:
             f"'{VISUAL}', '{{{{ texts | join }}}}']]"
         )
     return turns
+
+
+def _checked_tokens(tokens: object) -> tuple[str, ...]:
+    if not _is_list(tokens) or not all(isinstance(token, str) and token for token in tokens):
+        raise ValueError(f"document_skips is {tokens!r}, expected a list of tokens, as texts")
+    return tuple(tokens)
 
 
 def _is_list(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:

@@ -72,12 +72,14 @@ _CLASSES = {
     "ColQwen2": "qwen2_vl",
     "ColQwen2_5": "qwen2_5_vl",
     "ColQwen3": "qwen3_vl",
+    "ColQwen3_5": "qwen3_5",
     "OpsColQwen3Model": "qwen3_vl",
     "Qwen3VLNemotronEmbedModel": "qwen3_vl",
 }
 _TYPES = {
     "colqwen2_5": "qwen2_5_vl",
     "colqwen3": "qwen3_vl",
+    "colqwen3_5": "qwen3_5",
     "ops_colqwen3": "qwen3_vl",
     "qwen3_vl_nemotron_embed": "qwen3_vl",
 }
@@ -89,7 +91,7 @@ _PUBLISHED = {
     "qwen3_vl": "Qwen3-VL-Embedding, LamRA, eager-embed, ColQwen3",
     "qwen2_5_vl": "jina-embeddings-v4, LamRA, GVE, nomic-embed-multimodal, ColQwen2.5",
     "qwen2_vl": "GME, LamRA-Ret, VLM2Vec-V2, Ops-MM-embedding, RzenEmbed, UNITE, ColQwen2",
-    "qwen3_5": "Qwen3.5 and what was trained from it",
+    "qwen3_5": "ColQwen3.5, EVIE, pplx-embed-v2-late",
     "bert": "all-MiniLM-L6-v2 and other sentence-transformers",
     "embedding_gemma2": "EmbeddingGemma 2",
 }
@@ -180,6 +182,6 @@ def _read_config(path: Path) -> tuple[str, JsonObject]:
             model_type = next(iter(known), model_type)
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         kin = str(named).startswith(_MULTI_VECTOR)
-        why = " (a multi-vector model on another backbone than those of ColQwen2, 2.5 and 3)" if kin else ""
+        why = " (a multi-vector model on another backbone than those of ColQwen2, 2.5, 3 and 3.5)" if kin else ""
         raise ValueError(f"{path}: model_type {shown(named)} is not supported{why}; {supported()}")
     return model_type, hf

@@ -305,6 +305,8 @@ def _text(section: JsonObject, where: str, family: Family) -> TextConfig:
         )
     if section.get("use_sliding_window"):
         raise ValueError(f"{where}: use_sliding_window = true is not supported, only attention to the whole row")
+    if not isinstance(causal := section.get("is_causal", True), bool):
+        raise ValueError(f"{where}: is_causal is {causal!r}, expected true or false")
     switches = {"mrope_interleaved": bool(rope.get("mrope_interleaved", True)), **family.text}
     if family.equal_heads:
         section["head_dim"] = _head_dim(section, where)

@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 from transformers import ColQwen2Config, ColQwen2ForRetrieval
 
 import smart_jax
-from smart_jax.inputs.presets import multi_vector
+from smart_jax.inputs import open_preprocessor
+from smart_jax.inputs.presets import PRESETS
+from smart_jax.models import load_config
 from tests.checkpoints import noise_page, write_processor
 from tests.lora import write_lora
-from tests.parity import qwen2_vl, qwen3_vl
+from tests.parity import qwen2_vl, qwen3_5, qwen3_vl
 from tests.parity.qwen3_vl import BROKEN, TOLERANCE, Inputs
 
 pytestmark = pytest.mark.compiles
@@ -29,6 +32,7 @@ IDS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 3, "vi
 SMALL = {"min_pixels": 2048, "max_pixels": 16384}
 WIDTH, DIM = 64, 24
 DOCUMENTS = [noise_page(150, 90), {"text": "revenue", "image": noise_page(60, 120, seed=1)}, "no image: 12,345"]
+DENSE = "1_Dense"  # a module of sentence-transformers, without a bias
 # Head: model type of the base, module of the projector, its width, and what config.json says beside the base's.
 LAYOUTS = {
     "colqwen2": ("qwen2_vl", "custom_text_proj", DIM, {"architectures": ["ColQwen2"]}),
@@ -45,6 +49,19 @@ LAYOUTS = {
         {"architectures": ["ColQwen3"], "model_type": "colqwen3", "embed_dim": DIM},
     ),
     "colqwen3": ("qwen3_vl", "custom_text_proj", DIM, {"architectures": ["ColQwen3"]}),
+    "colqwen3_5": ("qwen3_5", "custom_text_proj", DIM, {"architectures": ["ColQwen3_5"], "dim": DIM}),
+    "evie": (
+        "qwen3_5",
+        "custom_text_proj",
+        WIDTH,
+        {"architectures": ["ColQwen3_5"], "dim": WIDTH, "_name_or_path": "tencent/EVIE-8B"},
+    ),
+    "pplx_embed_v2_late": (
+        "qwen3_5_not_causal",
+        DENSE,
+        DIM,
+        {"_name_or_path": "perplexity-ai/pplx-embed-v2-late-0.6b"},
+    ),
     "nemotron_colembed": (
         "qwen3_vl",
         None,
@@ -56,7 +73,7 @@ PREFIXES = {"colqwen2": "", "ops_colqwen3": "", "tomoro_colqwen3": "vlm.model.",
 
 
 def test_every_model_is_here():
-    assert set(LAYOUTS) == set(multi_vector.PRESETS)
+    assert set(LAYOUTS) == {head for head, preset in PRESETS.items() if preset.settings.pooling == "none"}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +82,10 @@ def bases():
     text, vision, sections = qwen3_vl.CONFIGS["two_taps"]
     third = qwen3_vl.torch_model(({**text, "vocab_size": 640}, vision, sections), **IDS)
     made = {"qwen3_vl": third}
+    for name, causal in (("qwen3_5", True), ("qwen3_5_not_causal", False)):
+        layers = {"num_hidden_layers": 2, "layer_types": [qwen3_5.LINEAR, qwen3_5.FULL], "is_causal": causal}
+        shape = ({**layers, "vocab_size": 640}, {"depth": 1}, [2, 1, 1], 0.25)
+        made[name] = qwen3_5.torch_model(shape, **IDS)
     for model_type, name in (("qwen2_vl", "qwen2"), ("qwen2_5_vl", "qwen2_5")):
         family, text, vision, sections = qwen2_vl.CONFIGS[name]
         made[model_type] = qwen2_vl.torch_model((family, {**text, "vocab_size": 640}, vision, sections), **IDS).model
@@ -80,11 +101,26 @@ def write(folder, model, *, prefix: str, module: str | None, width: int = DIM, k
     """A merged checkpoint: the base's tensors after `prefix`, and the projector's."""
     folder.mkdir(parents=True)
     tensors = {f"{prefix}{name}": value.numpy() for name, value in model.state_dict().items()}
-    if module is not None:
+    if module is not None and module != DENSE:
         tensors |= dict(zip((f"{module}.weight", f"{module}.bias"), projector(width), strict=True))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps({**model.config.to_dict(), **(keys or {})}, default=str))
+    if module == DENSE:
+        write_dense(folder, width)
     return write_processor(folder, patch_size=model.config.vision_config.patch_size)
+
+
+def write_dense(folder, width: int) -> dict:
+    """A Dense module without a bias, in a folder of its own; returns its config."""
+    (folder / DENSE).mkdir()
+    kinds = [("", "models.Transformer"), (DENSE, "models.Dense"), ("2_Normalize", "models.Normalize")]
+    modules = [{"path": path, "type": f"sentence_transformers.{kind}"} for path, kind in kinds]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    dense = {"in_features": WIDTH, "out_features": width, "bias": False}
+    dense["activation_function"] = "torch.nn.modules.linear.Identity"
+    (folder / DENSE / "config.json").write_text(json.dumps(dense))
+    save_file({"linear.weight": projector(width)[0]}, folder / DENSE / "model.safetensors")
+    return dense
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +156,16 @@ def states_of(model, inputs, head):
         with torch.no_grad():
             wrong = model(**found, position_ids=in_a_line).last_hidden_state.numpy()
         return inputs.torch_last(model), {"sequential positions": wrong}
+    if head == "evie":  # whose wrapper turns the switches after it has loaded the model
+        switches = [model.language_model.config, *(layer.self_attn for layer in model.language_model.layers[1::2])]
+        causal = inputs.torch_last(model)
+        try:
+            for switch in switches:
+                switch.is_causal = False
+            return inputs.torch_last(model), {"causal attention": causal}
+        finally:
+            for switch in switches:
+                switch.is_causal = True
     if head == "nemotron_colembed":
         causal, both = before_norm(model, inputs, causal=True), before_norm(model, inputs, causal=False)
         with torch.no_grad():
@@ -151,22 +197,40 @@ def test_token_vectors(written, head):
     model, folder = written(head)
     encoder = smart_jax.load(folder, settings=SMALL)
     assert encoder.preprocessor.settings.head == head and encoder.pooled_width == 0
-    query = head == "nemotron_colembed"  # the others write a text alike on either side
+    query = head == "nemotron_colembed"  # of the others only pplx writes a text in two ways, see below
     found = encoder.encode(DOCUMENTS, query=query)
     assert found.pooled.shape == (len(DOCUMENTS), 0)
     rows, inputs = rows_and_inputs(encoder, DOCUMENTS, query=query)
     last, others = states_of(model, inputs, head)
     _, module, width, _ = LAYOUTS[head]
     weight, bias = (np.eye(WIDTH), np.zeros(WIDTH)) if module is None else projector(width)
+    bias = bias * (module != DENSE)
     for i, row in enumerate(rows):
         states = last[i, : len(row.input_ids)].astype(np.float64)
+        states = states[row.keep]
+        assert len(states) == len(row.input_ids) or head == "pplx_embed_v2_late"
         expected = states @ weight.T + bias
         np.testing.assert_allclose(found[i].tokens, unit(expected), atol=TOLERANCE)
         wrong = {"no unit length": expected} | ({"no bias": unit(expected - bias)} if bias.any() else {})
         if row.grids:
-            wrong |= {name: unit(each[i, : len(states)] @ weight.T + bias) for name, each in others.items()}
+            kept = {name: each[i, : len(row.keep)][row.keep] for name, each in others.items()}
+            wrong |= {name: unit(each @ weight.T + bias) for name, each in kept.items()}
         for name, vectors in wrong.items():
             assert np.abs(found[i].tokens - vectors).max() > BROKEN, name
+
+
+def test_a_side_of_pplx_begins_with_its_token(bases, tmp_path):
+    """As an added token, which the published tokenizer has, space and all."""
+    folder = write(tmp_path / "pplx-embed-v2-late-0.6b", bases["qwen3_5"], prefix="model.", module=DENSE)
+    words = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    words.add_tokens(["[Q] ", "[D] "])
+    words.save(str(folder / "tokenizer.json"))
+    preprocessor = open_preprocessor(folder, load_config(folder))
+    ids = [words.token_to_id(token) for token in ("[D] ", "[Q] ")]
+    oil = words.encode("oil").ids
+    assert [preprocessor.tokenize("oil", query=side).input_ids.tolist() for side in (False, True)] == [
+        [token, *oil] for token in ids
+    ]
 
 
 def test_narrower_token_vectors(written):
@@ -249,16 +313,8 @@ def test_adapter_that_holds_the_projector(bases, tmp_path):
 
 def test_module_of_sentence_transformers(bases, tmp_path):
     """A Dense module without a bias, in a folder of its own: read, and written there again."""
-    folder = write(tmp_path / "late", bases["qwen3_vl"], prefix="model.", module=None)
-    (folder / "1_Dense").mkdir()
-    kinds = [("", "models.Transformer"), ("1_Dense", "models.Dense"), ("2_Normalize", "models.Normalize")]
-    modules = [{"path": path, "type": f"sentence_transformers.{kind}"} for path, kind in kinds]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    dense = {"in_features": WIDTH, "out_features": DIM, "bias": False}
-    dense["activation_function"] = "torch.nn.modules.linear.Identity"
-    (folder / "1_Dense" / "config.json").write_text(json.dumps(dense))
-    weight = projector(DIM)[0]
-    save_file({"linear.weight": weight}, folder / "1_Dense" / "model.safetensors")
+    folder, weight = write(tmp_path / "late", bases["qwen3_vl"], prefix="model.", module=None), projector(DIM)[0]
+    dense = write_dense(folder, DIM)
     how = {"prompt": "{{ visual }}{{ texts | join }}", "pooling": "none", "settings": {"keep": "all"}}
     encoder = smart_jax.load(folder, **how)
     assert encoder.config.projector.bias is False and encoder.config.projector.module == "1_Dense.linear"

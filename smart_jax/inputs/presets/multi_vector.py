@@ -15,7 +15,7 @@ from smart_jax.inputs.settings import VISUAL, Settings
 _SUFFIX = "<|endoftext|>" * 10  # of queries: tokens that the model fills with what the query leaves out
 
 
-def _prompt(prefix: str, answer: str = "") -> str:
+def colpali_prompt(prefix: str, answer: str = "") -> str:
     """Returns the template of colpali-engine's models.
 
     Args:
@@ -29,8 +29,8 @@ def _prompt(prefix: str, answer: str = "") -> str:
     )
 
 
-_COLQWEN = Settings(
-    prompt=_prompt("Query: "),
+COLQWEN = Settings(
+    prompt=colpali_prompt("Query: "),
     pooling="none",
     keep="all",
     instructions="none",
@@ -42,25 +42,25 @@ _COLQWEN = Settings(
 )
 PRESETS: dict[str, Preset] = {
     "colqwen2": Preset(
-        _COLQWEN,
+        COLQWEN,
         ("qwen2_vl", "qwen2_5_vl"),
         r"colqwen2|colnomic|evoqwen",
         architecture=("ColQwen2", "ColQwen2_5", "ColQwen2ForRetrieval"),
     ),
     "ops_colqwen3": Preset(
-        dataclasses.replace(_COLQWEN, prompt=_prompt("Query: ", "<|im_start|>assistant\n")),
+        dataclasses.replace(COLQWEN, prompt=colpali_prompt("Query: ", "<|im_start|>assistant\n")),
         ("qwen3_vl",),
         r"ops-colqwen3",
         architecture="OpsColQwen3Model",
     ),
     "tomoro_colqwen3": Preset(
-        dataclasses.replace(_COLQWEN, prompt=_prompt(""), max_pixels=1280 * 32**2),
+        dataclasses.replace(COLQWEN, prompt=colpali_prompt(""), max_pixels=1280 * 32**2),
         ("qwen3_vl",),
         r"tomoro",
         key="embed_dim",
     ),
     "colqwen3": Preset(
-        dataclasses.replace(_COLQWEN, prompt=_prompt("")),
+        dataclasses.replace(COLQWEN, prompt=colpali_prompt("")),
         ("qwen3_vl",),
         r"colqwen3|colturk",
         architecture="ColQwen3",
@@ -68,7 +68,7 @@ PRESETS: dict[str, Preset] = {
     # As NVIDIA's code runs it: no projector, attention to both sides, and the states before the final norm.
     "nemotron_colembed": Preset(
         dataclasses.replace(
-            _COLQWEN,
+            COLQWEN,
             prompt=(("user", VISUAL, "{{ 'Query: query:' if query else 'passage:' }} {{ texts | join(' ') }}"),),
             causal=False,
             final_norm=False,

@@ -56,10 +56,18 @@ def _recognised(folders: Sequence[Path], model_type: str) -> str | None:
     names = " ".join(name for folder in folders for name in _names(folder))
     names += "".join(f" {hf.get('_name_or_path', '')}" for hf in configs)
     architectures = {name for hf in configs for name in hf.get("architectures") or ()}
+
+    def is_of_class(preset: Preset) -> bool:
+        return bool(architectures & set(_tuple(preset.architecture)))
+
+    def is_named(preset: Preset) -> bool:
+        return preset.names is not None and re.search(preset.names, names, re.IGNORECASE) is not None
+
     tests: tuple[Callable[[Preset], object], ...] = (
         lambda preset: any(preset.key in hf for hf in configs),
-        lambda preset: architectures & set(_tuple(preset.architecture)),
-        lambda preset: preset.names is not None and re.search(preset.names, names, re.IGNORECASE),
+        lambda preset: is_of_class(preset) and is_named(preset),  # of several with one class
+        is_of_class,
+        is_named,
         lambda preset: preset.default,
     )
     return next((name for test in tests for name, preset in presets.items() if test(preset)), None)

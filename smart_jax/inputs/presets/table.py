@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from smart_jax.inputs.presets import embedding_gemma2, multi_vector, qwen2, qwen3_vl
+from smart_jax.inputs.presets import embedding_gemma2, multi_vector, qwen2, qwen3_5, qwen3_vl
 from smart_jax.inputs.presets.preset import Preset
 
 _FAMILIES = (
@@ -12,6 +12,7 @@ _FAMILIES = (
     qwen2.PRESETS,
     multi_vector.PRESETS,
     embedding_gemma2.PRESETS,
+    qwen3_5.PRESETS,
 )
 PRESETS: dict[str, Preset] = {
     name: preset._replace(settings=dataclasses.replace(preset.settings, head=name))

@@ -20,7 +20,6 @@ class Qwen35TextConfig(TextConfig):
 
     layer_types: tuple[str, ...] = ()  # FULL or LINEAR, of each layer
     partial_rotary_factor: float = 0.25  # share of a head's components that turn, its first ones
-    is_causal: bool = True  # whether full layers attend to no later position; linear ones never do
     linear_num_key_heads: int = 16
     linear_num_value_heads: int = 32
     linear_key_head_dim: int = 128
@@ -57,8 +56,6 @@ class Qwen35TextConfig(TextConfig):
                 f"text_config: linear_num_value_heads {self.linear_num_value_heads} must be a multiple of "
                 f"linear_num_key_heads {self.linear_num_key_heads}"
             )
-        if not isinstance(self.is_causal, bool):
-            raise ValueError(f"text_config: is_causal is {self.is_causal!r}, expected true or false")
         share = self.partial_rotary_factor
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1 or self.rotary_dim % 2:
             raise ValueError(
@@ -111,7 +108,7 @@ def _values(config: QwenVLConfig | TextConfig) -> dict[str, Any]:
 def _text(plain: TextConfig, section: JsonObject) -> Qwen35TextConfig:
     if not section.get("attn_output_gate", True):
         raise ValueError("text_config: attn_output_gate = false is not supported, only attention with a gate")
-    fields = {name: section[name] for name in ("is_causal", *_LINEAR_SIZES) if name in section}
+    fields = {name: section[name] for name in _LINEAR_SIZES if name in section}
     for place in (section, section["rope_parameters"]):  # of which the second counts
         if "partial_rotary_factor" in place:
             fields["partial_rotary_factor"] = place["partial_rotary_factor"]
