@@ -75,6 +75,12 @@ def test_points_of_hybrid_against_pooled():
     assert points == [(row["pooled"]["ndcg@5"].mean, row["hybrid"]["ndcg@5"].mean) for row in rows]
 
 
+@pytest.mark.parametrize("size", [1000.0, 1536.0])
+def test_storage_of_one_method_on_one_task(tmp_path, size):
+    made = dataclasses.replace(result("t", 0, rows=("late",)), bytes_per_document={"late": size})
+    assert "storage" in plots.write(summarise([made], samples=20), tmp_path)
+
+
 def test_storage_has_a_mean_of_every_row():
     made = summary(3)
     (axis,) = plots.storage(made).axes

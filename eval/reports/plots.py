@@ -143,7 +143,8 @@ def storage(report: Report) -> Figure | None:
         sizes = [task.bytes_per_document[method] for task in have]
         values = [task.estimates[method][report.primary_metric(task.name)].mean for task in have]
         axis.plot(sizes, values, "o", ms=2.5, alpha=0.5, color=colours[method])
-        mean = np.exp(np.mean(np.log(sizes))), np.mean(values)
+        # Equal sizes stay what they are: a rounded logarithm would make an axis of no width.
+        mean = sizes[0] if len(set(sizes)) == 1 else np.exp(np.mean(np.log(sizes))), np.mean(values)
         axis.plot(*mean, "D", ms=8, color=colours[method], label=f"{method}: {mean[0]:,.0f} bytes, {mean[1]:.3f}")
     axis.set_xscale("log")
     axis.legend(fontsize=7, frameon=False, title="diamonds: means", title_fontsize=7)
