@@ -142,6 +142,7 @@ def test_control_no_gate(pairs):
     assert error(pair, changed(pair[3], "q_proj.bias", opened), extra=EXTRA["odd_widths"]) > BROKEN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"partial_rotary_factor": 1.0}, {"is_causal": False}])
 def test_control_other_configs(pairs, change):
     pair = pairs("odd_widths")
@@ -164,6 +165,19 @@ def test_remat_keeps_states_and_gradients(pairs):
     plain, again = (jax.jit(jax.value_and_grad(lambda p, r=r: loss(p, r)))(params) for r in (False, True))
     assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(plain[1]["language_model"]["layers"]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, again)
+
+
+@pytest.mark.slow
+def test_bfloat16_pooled_cosine(pairs):
+    _, config, graphdef, params, folder = pairs("published_order")
+    batch = Inputs.random(CASES["image_and_text"]).batch(config)
+    half = load_weights(folder, config, dtype=jnp.bfloat16)[1]
+    run = jax.jit(lambda p: nnx.merge(graphdef, p)(batch).pooled)
+    full, low = run(params), run(half)
+    assert low.dtype == jnp.bfloat16
+    full, low = (np.asarray(x, np.float32) for x in (full, low))
+    cosine = (full * low).sum(-1) / np.linalg.norm(full, axis=-1) / np.linalg.norm(low, axis=-1)
+    assert cosine.min() >= 0.999
 
 
 @pytest.mark.slow
