@@ -21,6 +21,7 @@ FOLDERS = {  # head: (model_type, the hub's name)
     "rzen_embed": ("qwen2_vl", "RzenEmbed"),
     "unite": ("qwen2_vl", "Unite-Base-Qwen2-VL-2B"),
     "gve": ("qwen2_5_vl", "GVE-3B"),
+    "moca": ("qwen2_5_vl", "MoCa-Qwen25VL-3B"),
     "nomic_embed_multimodal": ("qwen2_5_vl", "nomic-embed-multimodal-3b"),
     "eager_embed": ("qwen3_vl", "eager-embed-v1"),
     "colqwen2": ("qwen2_5_vl", "colqwen2.5-v0.2"),

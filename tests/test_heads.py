@@ -95,6 +95,9 @@ PROMPTS = [
     ("unite", [], 1, None, False, unite(PICTURE, "image")),
     ("gve", ["oil"], 0, "Find a page", True, gme("Find a page", "oil")),
     ("gve", [], 1, None, False, gme(HELPFUL, PICTURE)),
+    ("moca", ["oil"], 0, None, True, "oil"),
+    ("moca", [], 1, None, False, f"{PICTURE}Represent the given document image.\n"),
+    ("moca", ["oil"], 1, None, False, f"{PICTURE}Represent the given image with the following question: oil\n"),
     ("nomic_embed_multimodal", ["oil"], 0, None, True, "Query: oil<|endoftext|>"),
     (
         "nomic_embed_multimodal",
@@ -161,7 +164,7 @@ def pooled(row):
     return np.flatnonzero(row.pool).tolist()
 
 
-POOLED_OTHERWISE = {"lamra", "lamra_qwen3_vl", "jina_embeddings_v4", "embedding_gemma2"}
+POOLED_OTHERWISE = {"lamra", "lamra_qwen3_vl", "jina_embeddings_v4", "moca", "embedding_gemma2"}
 
 
 @pytest.mark.parametrize("head", sorted(set(PRESETS) - POOLED_OTHERWISE))
@@ -191,6 +194,12 @@ def test_mean_over_the_picture_or_all_tokens(opened):
     two = preprocessor.tokenize({"images": [noise_page(64, 64)] * 2})
     marks = np.flatnonzero(np.isin(two.input_ids, [3, 4]))
     assert len(marks) == 4 and pooled(two) == list(range(marks[0], marks[3] + 1))
+
+
+def test_mean_over_all_tokens(opened):
+    for item in ("oil", noise_page(96, 64), {"text": "oil", "image": noise_page(64, 64)}):
+        row = opened("moca").tokenize(item)
+        assert row.pool.all() and row.keep.sum() == len(row.input_ids) - 2 * (item != "oil")  # the marks
 
 
 def test_embedding_gemma_pools_all_and_keeps_words_and_soft_tokens(opened):
@@ -339,7 +348,7 @@ def test_frames_of_videos(opened, head, frames, bounds):
     assert videos.frame_pixels(frames, 2) == bounds[1]  # the bound of the whole video does not lower it
 
 
-@pytest.mark.parametrize("head", ["ops_mm_embedding", "rzen_embed", "nomic_embed_multimodal", "eager_embed"])
+@pytest.mark.parametrize("head", ["ops_mm_embedding", "rzen_embed", "moca", "nomic_embed_multimodal", "eager_embed"])
 def test_videos_that_are_passed_as_images(opened, head):
     with pytest.raises(ValueError, match=rf"this model \({head}\) does not take: pass some frames as images"):
         opened(head).tokenize({"video": [noise_page(64, 64)] * 2})
@@ -357,6 +366,7 @@ def test_pixel_bounds(folder, opened):
         assert (opened(head).images.min_pixels, opened(head).images.max_pixels) == (200_704, 1_003_520)
     nomic = opened("nomic_embed_multimodal").images
     assert (nomic.min_pixels, nomic.max_pixels) == (3136, 602_112)
+    assert (opened("moca").images.min_pixels, opened("moca").images.max_pixels) == (200_704, 802_816)
     assert opened("rzen_embed").images.first_pixels == opened("gme").images.first_pixels == (3136, 12_845_056)
 
 
@@ -436,6 +446,7 @@ BY_NAME = [
     ("qwen2_vl", "Unite-Base-Qwen2-VL-2B", "unite"),
     ("qwen2_vl", "models--friedrichor--Unite-Instruct-Qwen2-VL-7B/snapshots/01", "unite"),
     ("qwen2_5_vl", "models--Alibaba-NLP--GVE-3B/snapshots/01", "gve"),
+    ("qwen2_5_vl", "models--moca-embed--MoCa-Qwen25VL-3B/snapshots/01", "moca"),
     ("qwen2_5_vl", "nomic-embed-multimodal-3b", "nomic_embed_multimodal"),
     ("qwen3_vl", "eager-embed-v1", "eager_embed"),
     ("qwen3_5", "models--athrael-soju--colqwen3.5-4.5B-v3/snapshots/01", "colqwen3_5"),

@@ -89,7 +89,7 @@ _WRAPPED = "vlm_config"  # of transformers' ColQwen2ForRetrieval: the backbone's
 # Models of each of them, for the messages that say what can be loaded.
 _PUBLISHED = {
     "qwen3_vl": "Qwen3-VL-Embedding, LamRA, eager-embed, ColQwen3",
-    "qwen2_5_vl": "jina-embeddings-v4, LamRA, GVE, nomic-embed-multimodal, ColQwen2.5",
+    "qwen2_5_vl": "jina-embeddings-v4, LamRA, GVE, MoCa, nomic-embed-multimodal, ColQwen2.5",
     "qwen2_vl": "GME, LamRA-Ret, VLM2Vec-V2, Ops-MM-embedding, RzenEmbed, UNITE, ColQwen2",
     "qwen3_5": "ColQwen3.5, EVIE, pplx-embed-v2-late",
     "bert": "all-MiniLM-L6-v2 and other sentence-transformers",

@@ -28,6 +28,7 @@ CASES = [
     ("rzen_embed", "qwen2_vl"),
     ("unite", "qwen2_vl"),
     ("gve", "qwen2_5_vl"),
+    ("moca", "qwen2_5_vl"),
     ("nomic_embed_multimodal", "qwen2_5_vl"),
     ("eager_embed", "qwen3_vl"),
 ]
@@ -73,6 +74,18 @@ def embeddings_only(model, inputs):
         return decoder(inputs_embeds=embeds, attention_mask=found["attention_mask"]).last_hidden_state.numpy()
 
 
+def to_both_sides(model, inputs):
+    """Last states where each token attends to those after it, too."""
+    decoder = model.language_model
+    for part in (decoder.config, *(layer.self_attn for layer in decoder.layers)):
+        part.is_causal = False
+    try:
+        return inputs.torch_last(model)
+    finally:
+        for part in (decoder.config, *(layer.self_attn for layer in decoder.layers)):
+            part.is_causal = True
+
+
 def pooled_position(head, row, tokenizer):
     """Indices of the states whose mean is the pooled one, by each model's own rule."""
     ids = row.input_ids.tolist()
@@ -80,7 +93,10 @@ def pooled_position(head, row, tokenizer):
         return [ids.index(tokenizer.convert_tokens_to_ids("<emb>")) - 1]
     if head == "jina_embeddings_v4":
         return list(range(ids.index(3), ids.index(4) + 1)) if 3 in ids else list(range(len(ids)))
-    return [len(ids) - 1]
+    return list(range(len(ids))) if head == "moca" else [len(ids) - 1]
+
+
+RUNS = dict.fromkeys(EMBEDDINGS_ONLY, embeddings_only) | {"moca": to_both_sides}
 
 
 def unit(x):
@@ -96,7 +112,7 @@ def test_embeddings(checkpoint, head, model_type):
         rows = [encoder.preprocessor.tokenize(item, query=query) for item in DOCUMENTS]
         how = encoder.preprocessor.images.normalisation
         inputs = Inputs([(row.input_ids, list(row.grids), row.patches) for row in rows], image=5, how=how)
-        last = embeddings_only(model, inputs) if head in EMBEDDINGS_ONLY else inputs.torch_last(model)
+        last = RUNS.get(head, lambda model, inputs: inputs.torch_last(model))(model, inputs)
         for i, row in enumerate(rows):
             states = last[i, : len(row.input_ids)]
             pooled = states[pooled_position(head, row, encoder.preprocessor.tokenizer)].mean(0)
@@ -118,6 +134,8 @@ def test_every_head_is_here():
         ("lamra_qwen3_vl", "qwen3_vl", {"deepstack": True}),
         ("lamra_qwen3_vl", "qwen3_vl", {"positions": "mrope"}),
         ("jina_embeddings_v4", "qwen2_5_vl", {"pooling": "last"}),
+        ("moca", "qwen2_5_vl", {"causal": True}),
+        ("moca", "qwen2_5_vl", {"pooling": "mean"}),
         ("qwen3_vl_embedding", "qwen3_vl", {"deepstack": False}),
     ],
 )

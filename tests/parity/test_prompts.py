@@ -26,6 +26,7 @@ WRAPPERS = {  # head: (module of mteb, its class, whether the task's instruction
     "rzen_embed": ("rzen_embed_model", "RzenEmbedWrapper", True),
     "unite": ("unite_models", "UniteWrapper", False),
     "gve": ("gve_models", "GVEWrapper", False),
+    "moca": ("moca_models", "MoCaWrapper", False),
     "eager_embed": ("eagerworks_models", "EagerEmbedV1Wrapper", False),
 }
 
@@ -74,6 +75,7 @@ def test_prompt_of_mteb(folder, head, monkeypatch):
         "max_length": 2000,
         "videos_kwargs": {},
         "image_size": 784,
+        "image_prompt": "Represent the given document image.",
         "get_task_instruction": lambda *_: TASK,
         "get_instruction": lambda *_: TASK,
     }.items():

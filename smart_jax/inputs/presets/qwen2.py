@@ -160,6 +160,27 @@ PRESETS: dict[str, Preset] = {
         ("qwen2_5_vl",),
         r"\bgve-\d+b",
     ),
+    # mteb.models.model_implementations.moca_models, MoCaWrapper.encode, as demo.py of github.com/haon-chen/MoCa; that
+    # repository's script for ViDoRe has the line break before the sentence instead. Each token attends to all.
+    "moca": Preset(
+        Settings(
+            prompt=(
+                "{% if images %}{{ visual }}Represent the given "
+                "{% if texts %}image with the following question: {{ texts | join(' ') }}"
+                "{% else %}document image.{% endif %}\n{% else %}{{ texts | join(' ') }}{% endif %}"
+            ),
+            pooling="mean_all",
+            causal=False,
+            instructions="none",
+            default_instruction=None,
+            min_pixels=256 * 28**2,
+            max_pixels=1024 * 28**2,
+            max_length=2048,
+            video="none",
+        ),
+        ("qwen2_5_vl",),
+        r"moca-qwen25vl",
+    ),
     # github.com/nomic-ai/colpali, colpali_engine/models/qwen2_5/, BiQwen2_5_Processor.process_queries and
     # ColQwen2_5_Processor.process_images, as of the model's release; colpali-engine 0.3.18 leaves "Query: " out and
     # appends ten <|endoftext|>. It has no prompt of a text beside an image, and one for all other texts.
