@@ -16,7 +16,7 @@ from tests.training import make_config, repeatable
 from train.checkpoints import Checkpoints
 from train.monitor import MetricsLog, read_metrics
 from train.posttrain import train
-from train.run_directory import UnwrittenError, open_run
+from train.run_directory import UnwrittenError, hold_run, open_run
 
 # What a full disk does not take stays in a file's buffer, and Python says so where it drops the file.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file")
@@ -149,6 +149,31 @@ def test_a_run_that_can_not_start(small_disk):
     (disk / "other").write_bytes(b"x" * 60 * 1024)
     with pytest.raises(OSError, match=r"config\.json cannot be written"):
         open_run(disk / "run", {"long": "x" * 10_000}, resume=False, overwrite=False)
+
+
+def test_a_disk_that_can_only_be_read(small_disk):
+    """What is said on resuming, and not the error of the clean-up after it."""
+    run = small_disk(256) / "run"
+    open_run(run, {"seed": 0}, resume=False, overwrite=False)
+    MetricsLog(run).close()
+    (run / "metrics.jsonl.part").touch()  # of a run that was killed
+    subprocess.run(["mount", "-o", "remount,ro", str(run.parent)], check=True)
+    with pytest.raises(UnwrittenError, match=r"metrics\.jsonl cannot be written \(Read-only file system\)"):
+        MetricsLog(run, last_step=1)
+    with pytest.raises(UnwrittenError, match=r"run\.lock cannot be written \(Read-only file system\)"), hold_run(run):
+        pass
+
+
+def test_a_run_directory_that_is_deleted(tmp_path):
+    """Nothing is whole any longer."""
+    run = tmp_path / "run"
+    checkpoints, log = Checkpoints(run / "checkpoints", identity=IDENTITY), MetricsLog(run)
+    save(checkpoints, 1)
+    shutil.rmtree(run)
+    with pytest.raises(UnwrittenError, match=f"step 2 cannot be written: {run} is gone.*bring it back"):
+        save(checkpoints, 2)
+    with pytest.raises(UnwrittenError, match=f"{run} is gone"):
+        log.write(2, {"loss": 0.5})
 
 
 @pytest.mark.slow

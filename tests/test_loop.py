@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import socket
+import subprocess
+import sys
 import threading
 import time
 
 import jax.numpy as jnp
 import pytest
 
-from tests.processes import run_main, run_python
+from tests.processes import ROOT, environment, run_main, run_python
 from train.config import TrainConfig, default_config, from_config_dict, to_config_dict
 from train.data import Prefetch, parse_names
 from train.monitor import LossGuard, MetricsLog, read_metrics
 from train.posttrain import due
-from train.run_directory import check_run, open_run
+from train.run_directory import BusyRunError, check_run, hold_run, open_run
 
 MODE = {"resume": False, "overwrite": False}
 
@@ -138,13 +141,49 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "notes.txt"]
 
 
-def test_resuming_prints_what_changed(tmp_path, capsys):
+HOLDER = """
+import sys
+from train.run_directory import hold_run
+with hold_run(sys.argv[1]):
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_process_writes_to_a_run_directory(tmp_path):
+    """The other is told whom to wait for, and a process that was killed holds nothing."""
+    command, pipes = (
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE},
+    )
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes) as process:
+        process.stdout.readline()
+        name = rf"is written to by process {process.pid} \(-c\) on {socket.gethostname()} since \d+.*: wait for it"
+        for resume in (False, True):
+            with pytest.raises(BusyRunError, match=name):
+                check_run(tmp_path, resume=resume, overwrite=not resume)
+        with pytest.raises(BusyRunError, match=name), hold_run(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
+    with hold_run(tmp_path):
+        open_run(tmp_path, {}, **MODE)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_resuming_keeps_what_changed(tmp_path, capsys):
     config = {"seed": 1, "resume": False, "optimizer": {"learning_rate": 0.1}}
     open_run(tmp_path / "new", config, **MODE)
     changed = {"seed": 1, "resume": True, "optimizer": {"learning_rate": 0.2}}
     open_run(tmp_path / "new", changed, resume=True, overwrite=False)
-    assert capsys.readouterr().out == "config differs from the run's start: optimizer.learning_rate: 0.1 -> 0.2\n"
-    assert json.loads((tmp_path / "new" / "config.json").read_text()) == config
+    line = "config differs from the run's last start: optimizer.learning_rate: 0.1 -> 0.2\n"
+    assert capsys.readouterr().out == line
+    for seed in (1, 2, 2):  # without a change, with one, and as the last start
+        open_run(tmp_path / "new", changed | {"seed": seed}, resume=True, overwrite=False)
+    kept = json.loads((tmp_path / "new" / "config.json").read_text())
+    starts = [{"optimizer.learning_rate": [0.1, 0.2]}, {"seed": [1, 2]}]
+    assert kept == changed | {"seed": 2, "changed_on_resuming": starts}
 
 
 def test_config_round_trip():

@@ -369,6 +369,15 @@ def test_a_finished_run_resumes_to_the_same_export(finished, tmp_path, capsys):
         assert (again / name).read_bytes() == (finished.folder / name).read_bytes()
 
 
+def test_fewer_steps_than_are_done_are_refused(finished, tmp_path):
+    again = shutil.copytree(finished.folder, tmp_path / "again")
+    before = {path: path.read_bytes() for path in again.rglob("*") if path.is_file() and path.name != "config.json"}
+    with pytest.raises(ValueError, match=r"is at step 8, and the config asks for 6: raise config\.steps"):
+        train(dataclasses.replace(finished.config, output=str(again), resume=True, steps=6), lambda encoder: {})
+    after = {path: path.read_bytes() for path in again.rglob("*") if path.is_file() and path.name != "config.json"}
+    assert after == before
+
+
 def test_a_failed_evaluation_leaves_what_was_trained(inputs, tmp_path, monkeypatch):
     """At the end it has been exported; the run goes on with the evaluation alone, and chooses the best step then."""
     settings = {"steps": 2, "eval__every": 1, "checkpoint__best_metric": "eval/score", "checkpoint__every": 2}

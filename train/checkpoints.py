@@ -25,7 +25,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from smart_jax.files import files_fingerprint
 from smart_jax.models import array_sums
 from smart_jax.runtime import is_main, on_any, wait_for_all
-from train.run_directory import UnwrittenError
+from train.run_directory import UnwrittenError, gone
 
 Tree = Any  # pytree of arrays, whatever its nodes
 FORMAT = 1
@@ -151,8 +151,12 @@ class Checkpoints:
           metrics: of this step, among them `best_metric` where it was computed.
 
         Raises:
-          UnwrittenError: it cannot be written; what there is of it is removed, the earlier ones stay.
+          UnwrittenError: it cannot be written, or the folder is gone; what there is of it is removed, the earlier ones
+            stay.
         """
+        if not self.folder.exists():  # orbax would make it again, for this checkpoint alone
+            lost = self.folder if self.folder.parent.exists() else self.folder.parent
+            raise UnwrittenError(f"checkpoint of step {step} cannot be written: {gone(lost)}")
         params, train_state = _by_name(params), _by_name(train_state)
         ranked = metrics is not None and self._best_metric in metrics
         info = {

@@ -45,7 +45,7 @@ from train.monitor import (
     peak_flops,
 )
 from train.plan import advice, batch_shape, fit, model_config, this_machine
-from train.run_directory import UnwrittenError, check_run, open_run
+from train.run_directory import BusyRunError, UnwrittenError, check_run, hold_run, open_run
 from train.states import StatesBatcher, StatesCache
 from train.sweep import sweep
 from train.training import Training
@@ -64,6 +64,7 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
 
     Raises:
       FileExistsError: the run directory is not empty, without `resume` or `overwrite`.
+      BusyRunError: another process writes to the run directory.
       ValueError: settings, data or checkpoints do not fit together; the message names the remedy.
       UnwrittenError: the disk is full, for example; the run resumes from its last checkpoint.
       UnevaluatedError: the run is trained and exported, but the evaluation after it failed.
@@ -81,9 +82,31 @@ def train(config: TrainConfig, eval_fn: EvalFn | None = None) -> dict[str, float
     training = Training(config, mesh, steps, eval_fn)
     training.check_evaluation()
     # The directory is touched last, when settings, data and model are known to fit.
+    with hold_run(config.output):
+        return train_in(asked, config, training, examples, mesh, steps)
+
+
+def train_in(
+    asked: TrainConfig, config: TrainConfig, training: Training, examples: Examples | Mixture, mesh: Mesh, steps: int
+) -> dict[str, float]:
+    """Does what `train` does, in the run directory, which no other process writes to.
+
+    Args:
+      asked: the config as it was given.
+      config: the same, with what it left to the devices' memory.
+      training: before the first update.
+      examples: to train with.
+      mesh: of devices.
+      steps: batches of the whole run.
+    """
     folder = open_run(config.output, dataclasses.asdict(asked), resume=config.resume, overwrite=config.overwrite)
     checkpoints = open_checkpoints(folder, config, training)
     skipped = resume(training, examples, checkpoints)
+    if training.step > steps:
+        raise ValueError(
+            f"{folder} is at step {training.step}, and the config asks for {steps}: raise config.steps (or "
+            "config.epochs) to go on, or start another run (--config.output=runs/NAME)"
+        )
     start, position = training.step, examples.get_state() | {"skipped": skipped}
     announce(f"{folder}: steps {start + 1} to {steps}" if start < steps else f"{folder}: all {steps} steps are done")
     cache = training.keep_states(folder, steps - start) if start < steps else None
@@ -299,7 +322,7 @@ def run_once(config: TrainConfig, module: ModuleType) -> None:
         )
     try:
         train(config, eval_fn)
-    except (FileExistsError, UnwrittenError) as error:
+    except (FileExistsError, BusyRunError, UnwrittenError) as error:
         sys.exit(str(error))
 
 
