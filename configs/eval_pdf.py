@@ -5,14 +5,16 @@
 
 The heading is painted over on its page by default, so that the query is never read off the page letter by letter.
 Prints the table of bm25, pooled, late and hybrid and writes it, its JSON and a plot to results/pdf. Several files,
-separated by commas, or a folder of PDFs also give their average.
+separated by commas, or a folder of PDFs also give their average. One that cannot be read is named, and the others are
+evaluated.
 """
 
+from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from eval.benchmarks import Benchmark
+from eval.benchmarks import Deferred
 from eval.benchmarks.pdf import pdf_benchmark
 from eval.config import default_config
 
@@ -28,12 +30,11 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
-def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
-    """Returns a benchmark of each PDF."""
+def get_benchmarks(config: ConfigDict) -> list[Deferred]:
+    """Returns a benchmark of each PDF, which is opened when its turn comes."""
     paths = [Path(path) for path in config.path.split(",") if path]
     files = [file for path in paths for file in (sorted(path.glob("**/*.pdf")) if path.is_dir() else [path])]
     if not files:
         raise ValueError("no PDF: add --config.path=FILE.pdf, or a folder that holds some")
-    return [
-        pdf_benchmark(file, dpi=config.dpi, white_out=config.white_out, max_level=config.max_level) for file in files
-    ]
+    how = {"dpi": config.dpi, "white_out": config.white_out, "max_level": config.max_level}
+    return [Deferred(file.stem, partial(pdf_benchmark, file, **how)) for file in files]

@@ -24,12 +24,13 @@ developers-reference (279 queries, 107 pages; 67 % are cut):
 """
 
 import dataclasses
+from functools import partial
 
 from ml_collections import ConfigDict
 
 import smart_jax
 from configs import eval_pdf
-from eval.benchmarks import Benchmark
+from eval.benchmarks import Benchmark, Deferred
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -42,9 +43,14 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
-def get_benchmarks(config: ConfigDict) -> list[Benchmark]:
+def get_benchmarks(config: ConfigDict) -> list[Deferred]:
     """Returns the benchmarks of configs/eval_pdf.py with texts as documents."""
-    return [as_texts(benchmark) for benchmark in eval_pdf.get_benchmarks(ConfigDict({"dpi": 72, **config}))]
+    benchmarks = eval_pdf.get_benchmarks(ConfigDict({"dpi": 72, **config}))
+    return [Deferred(benchmark.name, partial(_opened_as_texts, benchmark)) for benchmark in benchmarks]
+
+
+def _opened_as_texts(benchmark: Deferred) -> Benchmark:
+    return as_texts(benchmark.load())
 
 
 def as_texts(benchmark: Benchmark) -> Benchmark:

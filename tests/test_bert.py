@@ -232,7 +232,8 @@ def test_pages_of_a_pdf_as_texts(folder, tmp_path):
     path = write_pdf(tmp_path / "a.pdf", lines, [("1. Pump", 0, 350), ("2. Oil", 1, 350)])
     config = minilm_pages.get_config(str(path))
     config.model, config.max_length, config.output = str(folder), 16, str(tmp_path)
-    (benchmark,) = minilm_pages.get_benchmarks(config)
+    (deferred,) = minilm_pages.get_benchmarks(config)
+    benchmark = deferred.load()
     assert benchmark.instruction is None and list(benchmark.queries) == ["Pump", "Oil"]
     assert [item["text"].split() for item in benchmark.corpus] == [["grease", "the", "bearing"], ["NULL"], ["x"]]
     encoder = minilm_pages.get_encoder(config)

@@ -8,6 +8,8 @@ import pytest
 from eval.benchmarks.pdf import pdf_benchmark
 from eval.benchmarks.pdf.benchmark import is_contents_page
 from eval.benchmarks.pdf.page_text import clean_title, fold
+from eval.reports import read_results
+from tests.processes import run_main
 from tests.small_pdf import HEIGHT, WIDTH, write_pdf
 
 HEADING = 18
@@ -55,6 +57,21 @@ def test_entries_become_queries_and_pages_the_corpus(tmp_path):
     assert list(benchmark.corpus_ids) == ["page-0001", "page-0003", "page-0004", "page-0006"]
     relevant = [set(benchmark.qrels[q]) for q in benchmark.query_ids]
     assert relevant == [{"page-0003"}, {"page-0003", "page-0006"}, {"page-0004"}]
+
+
+def test_a_bad_file_of_a_folder_leaves_the_others(tmp_path):
+    """It is named in the report and in the exit code, and the others are evaluated."""
+    manual(tmp_path)
+    (tmp_path / "a_bad_one.pdf").write_bytes(b"%PDF-1.7 and nothing else")
+    out = f"--config.output={tmp_path / 'out'}"
+    done = run_main(
+        "eval.run", "--config=configs/eval_pdf.py", f"--config.path={tmp_path}", "--config.rows=['bm25']", out
+    )
+    assert done.returncode and "1 of 2 benchmarks failed" in done.stderr
+    report = read_results(tmp_path / "out" / "results.json")
+    assert [benchmark.name for benchmark in report.benchmarks] == ["manual"]
+    (failure,) = report.failed
+    assert failure.name == "a_bad_one" and "cannot be read as a PDF" in failure.error
 
 
 def test_pages_are_rendered_at_the_asked_size_each_time(tmp_path):

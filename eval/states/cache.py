@@ -7,11 +7,13 @@ A cache is a folder; each side of each benchmark has a folder of its own in it, 
 
 KEY is a hash of the manifest: other weights, another instruction or other items have another folder, so that a folder's
 states are never of something else. A shard is written whole or not at all, so that a run that was killed goes on with
-the first that is missing. Of N processes each writes every N-th shard, and reads the others'.
+the first that is missing; one whose values have changed counts as missing. Of two runs that have the same to encode the
+second is refused. Of N processes each writes every N-th shard, and reads the others'.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -31,11 +33,13 @@ from tqdm.auto import tqdm
 
 from eval.benchmarks import Side, fingerprint
 from eval.states.workers import Worker
+from smart_jax.files import named_lock, read_json, write_whole_text
 from smart_jax.retrieval import LAST, Retriever, States
 
 FORMAT, VERSION = "smart_jax.eval.cache", 1
 GIB = 2**30
 MEMORY = 8 * GIB
+LOCK = "write.lock"
 SHARD_ITEMS = 256  # in a shard, at most
 SHARE = (
     8  # parts of the memory: a shard while it is made, one while it is saved (and its copy), a run of the corpus, ...
@@ -112,18 +116,35 @@ class Cache:
         missing = [number for number in numbers if not shards.has(number)]
         options: dict[str, Any] = {"layers": layers, "dtype": np.dtype(dtype), "batch_size": batch_size}
         total = sum(map(shards.items_of, numbers))
-        with tqdm(
-            total=total,
-            initial=total - sum(map(shards.items_of, missing)),
-            desc=f"encode {side.name}",
-            unit="item",
-            delay=2.0 if progress is None else 0,
-            disable=progress is False,
-        ) as bar:
+        with (
+            self._writing(shards, missing),
+            tqdm(
+                total=total,
+                initial=total - sum(map(shards.items_of, missing)),
+                desc=f"encode {side.name}",
+                unit="item",
+                delay=2.0 if progress is None else 0,
+                disable=progress is False,
+            ) as bar,
+        ):
             for number in _encode(encoder, side, shards, missing, options):
                 bar.update(shards.items_of(number))
         self.worker.wait_for(map(shards.path, range(shards.count)), side.benchmark)
         return shards
+
+    def _writing(self, shards: Shards, missing: list[int]) -> contextlib.AbstractContextManager[None]:
+        """Keeps other runs from encoding the same, where anything is to be encoded; one process does so for all."""
+        lock = shards.folder / LOCK
+        if self.worker.index or not (missing or lock.exists()):  # it may be there of a run that was killed
+            return contextlib.nullcontext()
+
+        def busy(holder: str) -> ValueError:
+            return ValueError(
+                f"'{shards.folder}' is being written to by {holder}: wait for it, end it, or keep states in another "
+                "folder (--config.cache)"
+            )
+
+        return named_lock(lock, busy)
 
     def _open(self, encoder: Retriever, side: Side, layers: Sequence[int] | None, dtype: np.dtype) -> Shards:
         """Returns the side's shards, whether they are there or not; the first process writes their manifest."""
@@ -145,12 +166,22 @@ class Cache:
             largest = encoder.max_tokens * len(layers or [LAST]) * encoder.width * dtype.itemsize
             size = max(1, min(SHARD_ITEMS, self.memory // SHARE // largest))
             text = json.dumps(description | {"items": len(side.items), "shard_items": size}, indent=2)
-            partial = folder / "manifest.json.tmp"
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(manifest)
+            write_whole_text(manifest, text + "\n")
         self.worker.wait_for([manifest], side.benchmark)
-        size = json.loads(manifest.read_text(encoding="utf-8"))["shard_items"]
-        return Shards(folder, len(side.items), size, self.memory // SHARE)
+        return Shards(folder, len(side.items), _shard_items(manifest), self.memory // SHARE)
+
+
+def _shard_items(manifest: Path) -> int:
+    """Returns how many items a shard has."""
+    try:
+        size = read_json(manifest).get("shard_items")
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"shard_items is {size!r}")
+    except ValueError as error:
+        raise ValueError(
+            f"'{manifest}' is damaged ({error}): delete '{manifest.parent}', whose states are then encoded again"
+        ) from error
+    return size
 
 
 def _encode(
@@ -225,11 +256,11 @@ class Shards:
         return self.folder / f"{number:05}.safetensors"
 
     def has(self, number: int) -> bool:
-        """Returns whether a shard is there; a damaged one counts as missing."""
+        """Returns whether a shard is there, as it was written; a damaged or altered one counts as missing."""
         if not self.path(number).exists():
             return False
         try:
-            return len(self.shard(number)) == self.items_of(number)
+            return len(States.load(self.path(number), check=True)) == self.items_of(number)
         except ValueError as error:
             _logger.warning("%s; it is encoded again", error)
             return False

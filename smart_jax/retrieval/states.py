@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from smart_jax.retrieval.provenance import Provenance, join
 from smart_jax.typing import HostOrDevice
 
 FORMAT, VERSION = "smart_jax.states", "1"
+CHECKSUM = "checksum"  # in the metadata of a file
 ARRAYS = ("pooled", "states", "norms", "ids", "offsets", "grids")
 TOKENS_AT_ONCE = 4096  # projected by an adapter
 SHORTEST = 16  # length to which the tokens of a short item are padded where an adapter takes items
@@ -191,17 +193,22 @@ class States:
         """Writes one safetensors file, whole or not at all."""
         facts = {name: getattr(self, name) for name in ("visual_ids", "layers", "depth")}
         metadata = {"format": FORMAT, "version": VERSION} | {name: json.dumps(value) for name, value in facts.items()}
+        metadata[CHECKSUM] = _checksum(self)
         if self.provenance is not None:
             metadata["provenance"] = json.dumps(self.provenance.to_dict())
         write_tensors(Path(path), {name: getattr(self, name) for name in ARRAYS}, metadata)
 
     @staticmethod
-    def load(path: str | Path) -> States:
+    def load(path: str | Path, *, check: bool = False) -> States:
         """Returns states that `save` wrote, left in the file: what is used is read when it is used.
+
+        Args:
+          path: of the file.
+          check: whether all of it is read at once, to find out if a value has changed since it was written.
 
         Raises:
           FileNotFoundError: there is no such file.
-          ValueError: the file is corrupt, truncated, or of another format.
+          ValueError: the file is corrupt, truncated, or of another format; or, with `check`, altered.
         """
         path = Path(path)
         if not path.is_file():
@@ -210,7 +217,10 @@ class States:
             arrays, metadata = map_tensors(path)
             if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
                 raise ValueError(f"its format is {metadata.get('format')} {metadata.get('version')}")
-            return States(**_facts(metadata) | {name: arrays[name] for name in ARRAYS})
+            loaded = States(**_facts(metadata) | {name: arrays[name] for name in ARRAYS})
+            if check and CHECKSUM in metadata and metadata[CHECKSUM] != _checksum(loaded):
+                raise ValueError("its values are not those that were written")
+            return loaded
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is corrupt or truncated ({error}): remove it and encode again") from error
 
@@ -287,6 +297,14 @@ def _facts(metadata: Mapping[str, str]) -> dict[str, Any]:
     if "provenance" in parsed:
         facts["provenance"] = Provenance.from_dict(parsed["provenance"])
     return facts
+
+
+def _checksum(states: States) -> str:
+    """Returns the CRC-32 of all values, as a text in JSON."""
+    total = 0
+    for name in ARRAYS:
+        total = zlib.crc32(np.ascontiguousarray(getattr(states, name)).reshape(-1).view(np.uint8).data, total)
+    return f'"{total:08x}"'
 
 
 @partial(jax.jit, static_argnames=("graphdef",))
