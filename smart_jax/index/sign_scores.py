@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Num, UInt32
 
 from smart_jax.index.token_runs import runs
 from smart_jax.retrieval import Embeddings
+from smart_jax.runtime import bounded
 
 WORD = 32  # bits
 BLOCK_TOKENS, BLOCK_DOCUMENTS = 2**16, 2**12  # of one call of the compiled function, at most
@@ -73,6 +74,7 @@ def sign_scores(
     return scores
 
 
+@bounded
 @jax.jit
 def _fewest_differences(
     asked: UInt32[jax.Array, "P words"], words: UInt32[jax.Array, "T words"], bounds: Int[jax.Array, "N 2"]

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Num
 from smart_jax.maxsim import inner_products
 from smart_jax.retrieval.block import Block, Window
 from smart_jax.retrieval.block_plan import power_of_two_within
+from smart_jax.runtime import bounded
 from smart_jax.typing import HostOrDevice
 
 TILE_SCORES = 2**18  # similarities at once, 1 MiB in float32
@@ -35,7 +36,7 @@ def block_scores(q: Block, d: Block, weights: Float[Array, " 2"]) -> Float[Array
     return total
 
 
-score_block = jax.jit(block_scores)
+score_block = bounded(jax.jit(block_scores))
 
 
 def late_scores(

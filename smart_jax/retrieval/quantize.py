@@ -8,9 +8,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from smart_jax.runtime import bounded
+
 LARGEST = 127
 UNIT = np.float32(1 / LARGEST)
-LEAST_SCALE = np.finfo(np.float32).tiny  # smaller ones have no reciprocal
+# Smaller ones have no reciprocal, or belong to components that XLA takes for 0 and NumPy does not.
+LEAST_SCALE = 4 * np.finfo(np.float32).tiny
 VALUES = 2**20  # of a chunk, which stays in the cache from the search for its maxima to its rounding
 LEAST_LANES = 64
 INTEGERS = np.float32(1.5 * 2**23)  # a float32 of this size holds an integer in its last bits
@@ -50,6 +53,7 @@ def _by_numpy(tokens: Float[np.ndarray, "T D"]) -> tuple[Int[np.ndarray, "T D"],
     return np.rint(part, out=part).astype(np.int8), scales
 
 
+@bounded
 @jax.jit
 def _by_xla(tokens: Float[Array, "T D"]) -> tuple[Int[Array, "T D"], Float[Array, " T"]]:
     part = tokens.astype(jnp.float32)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from smart_jax.retrieval.embeddings import INT8, Embeddings
 from smart_jax.retrieval.length_groups import LengthGroup, length_groups
 from smart_jax.retrieval.resident_search import NO_ITEM, SPLIT, WHOLE, Documents, Group
-from smart_jax.runtime import place
+from smart_jax.runtime import bounded, place
 
 PIECE_BYTES = 2**26  # that are padded on the host at a time, for each device
 ROWS, LANES = 8, 128  # a TPU stores tokens in tiles of so many rows and columns; elsewhere groups end at so many rows
@@ -164,6 +164,7 @@ def _empty(piece: PyTree, rows: int, mesh: Mesh) -> PyTree:
     return jax.jit(zeros, out_shardings=NamedSharding(mesh, SPLIT))()
 
 
+@bounded
 @partial(jax.jit, static_argnames="mesh", donate_argnums=0)
 def _written(whole: PyTree, piece: PyTree, first: Int[Array, ""], mesh: Mesh) -> PyTree:
     """Returns the arrays with each device's rows of a piece in them, from row `first` on."""

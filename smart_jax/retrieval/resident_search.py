@@ -23,7 +23,7 @@ from smart_jax.retrieval.block import Block, Parts, Run
 from smart_jax.retrieval.block_plan import Limits, Plan, eighths, make_plan, power_of_two_within
 from smart_jax.retrieval.embeddings import Embeddings
 from smart_jax.retrieval.streamed_search import AXIS, replicate
-from smart_jax.runtime import compiler_options, to_host
+from smart_jax.runtime import bounded, compiler_options, to_host
 from smart_jax.typing import HostOrDevice, register_arrays
 
 QUERIES, QUERY_TOKENS = 64, 2048  # of a call at most, unless one query has more tokens
@@ -202,7 +202,8 @@ def search_program(mesh: Mesh) -> Search:
         best: Best = run(q, d, weights)
         return best
 
-    program: Search = jax.jit(resident_search, static_argnames="kept", compiler_options=compiler_options(device))
+    options = compiler_options(device)
+    program: Search = bounded(jax.jit(resident_search, static_argnames="kept", compiler_options=options))
     return program
 
 
@@ -216,7 +217,7 @@ def score_program(mesh: Mesh) -> Score:
 
     by_document = PartitionSpec(None, AXIS)
     run = jax.shard_map(on_device, mesh=mesh, in_specs=(WHOLE, SPLIT, WHOLE), out_specs=by_document, check_vma=False)
-    program: Score = jax.jit(run, compiler_options=compiler_options(device))
+    program: Score = bounded(jax.jit(run, compiler_options=compiler_options(device)))
     return program
 
 
@@ -239,7 +240,7 @@ def _scores(q: Block, d: Documents, weights: Weights, platform: str) -> Iterator
 
 def _first(scores: Float[Array, "B N"], items: Int[HostOrDevice, " N"], kept: int) -> Best:
     # top_k puts the first of equal values first, and items rise.
-    values, at = lax.top_k(scores, min(kept, len(items)))
+    values, at = lax.top_k(jnp.where(scores == 0, 0, scores), min(kept, len(items)))  # which has -0.0 below 0.0
     return values, jnp.asarray(items)[at]
 
 

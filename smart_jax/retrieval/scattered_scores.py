@@ -21,6 +21,7 @@ from smart_jax.retrieval.block import ALIGNMENT, Window, values_in_place
 from smart_jax.retrieval.block_plan import power_of_two, power_of_two_within
 from smart_jax.retrieval.block_scores import TILE_VALUES, late_means
 from smart_jax.retrieval.embeddings import Embeddings
+from smart_jax.runtime import bounded
 from smart_jax.typing import HostOrDevice, register_arrays
 
 TILES = range(128, 257, 16)  # numbers of document tokens that are multiplied at once
@@ -94,6 +95,7 @@ def _scattered(d: Embeddings, at: int, size: int, spans: Int[np.ndarray, "2 M"])
     return Scattered(values, skip, scales, scales_skip, padded, np.asarray(spans.shape[1], np.int32))
 
 
+@bounded
 @partial(jax.jit, static_argnames="tile")
 def scattered_scores(
     q: Window, q_lengths: Int[HostOrDevice, " queries"], d: Scattered, tile: int

@@ -23,7 +23,7 @@ from smart_jax.retrieval.block_scores import block_scores, score_block
 from smart_jax.retrieval.embeddings import Embeddings
 from smart_jax.retrieval.gathered import Gathered
 from smart_jax.retrieval.top_k import TopK
-from smart_jax.runtime import place
+from smart_jax.runtime import bounded, place
 
 AXIS = "documents"
 LEAST_KEPT = 128  # of each query on several devices: up to there, k is not compiled
@@ -151,6 +151,7 @@ def _with_axis(x: np.ndarray) -> np.ndarray:
     return np.asarray(x)[None]
 
 
+@bounded
 @partial(jax.jit, static_argnames="mesh")
 def _search_block(best: Best, q: Block, d: Block, weights: Float[Array, " 2"], mesh: Mesh) -> Best:
     """Returns the best so far with each device's block of documents merged into them."""
@@ -169,6 +170,7 @@ def _search_block(best: Best, q: Block, d: Block, weights: Float[Array, " 2"], m
     return merged
 
 
+@bounded
 @partial(jax.jit, static_argnames="mesh")
 def _merge(best: Best, mesh: Mesh) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
     """Returns the best of all devices, on every device; all that is ever exchanged between them."""
@@ -180,7 +182,7 @@ def _merge(best: Best, mesh: Mesh) -> tuple[Float[Array, "queries k"], Int[Array
 
 def _largest(scores: Float[Array, "queries candidates"], indices: Int[Array, "queries candidates"], k: int) -> Best:
     # top_k puts the first of equal values first, and lower indices always stand before higher ones.
-    values, at = lax.top_k(scores, k)
+    values, at = lax.top_k(jnp.where(scores == 0, 0, scores), k)  # which has -0.0 below 0.0
     return values, jnp.take_along_axis(indices, at, axis=1)
 
 

@@ -1,6 +1,7 @@
 """Devices and processes: the mesh, several processes as one, the compilation cache and the compiler's options."""
 
 from smart_jax.runtime import compilation_cache, distributed
+from smart_jax.runtime.bounded_programs import bounded
 from smart_jax.runtime.compiler_options import compiler_options
 from smart_jax.runtime.distributed import (
     DistributedConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "Rules",
     "batch_part",
     "batch_sharding",
+    "bounded",
     "compilation_cache",
     "compiler_options",
     "distributed",
