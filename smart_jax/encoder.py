@@ -501,8 +501,7 @@ class Encoder:
         return None if self.adapter is None else nnx.split(self.adapter)
 
     def _vectors(self, batch: Batch, how: Computation) -> Vectors:
-        if self.mesh is not None:
-            batch = put_batch(batch, self.mesh)
+        batch = jax.device_put(batch) if self.mesh is None else put_batch(batch, self.mesh)
         backbone = (self.graphdef, self.params)
         vectors: Vectors = compute(backbone, how.projection, batch, how.layers, how.own_head, how.dtype)
         return vectors

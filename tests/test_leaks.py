@@ -1,10 +1,12 @@
-"""No traced value outlives its trace: encoding, scoring and a training step under `jax.checking_leaks`."""
+"""No traced value outlives its trace, under `jax.checking_leaks`; and no program outlives its use for ever."""
 
 import jax
 import numpy as np
 import pytest
 
 import smart_jax
+from smart_jax.retrieval import host_scores
+from tests.processes import run_python
 from tests.training import make_config, write_inputs
 from train.data import Batcher, Examples, open_split
 from train.optimizer import make_optimizer, make_schedule
@@ -17,6 +19,41 @@ def leaks_are_errors():
     with jax.checking_leaks():
         yield
     jax.clear_caches()  # programs traced under the check are no others' to reuse
+
+
+STRICT = {
+    "jax_debug_nans": lambda: jax.debug_nans(True),
+    "jax_numpy_rank_promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "jax_transfer_guard": lambda: jax.transfer_guard("disallow"),
+}
+
+
+@pytest.fixture(params=STRICT)
+def strict(request):
+    """jax as it is where NaN, or a shape or a transfer that nobody asked for, is an error."""
+    with STRICT[request.param]():
+        yield
+    jax.clear_caches()
+
+
+@pytest.mark.compiles
+@pytest.mark.usefixtures("strict")
+def test_public_functions_where_jax_is_strict(checkpoint, monkeypatch):
+    """Encoding, scores and search by each way, MaxSim with its gradient, of items without tokens, too."""
+    model = smart_jax.load(checkpoint)
+    queries, pages = model.encode_query(["red"]), model.encode_document(["a red page", "a blue one"])
+    expected = smart_jax.score(queries, pages)
+    monkeypatch.setattr(host_scores, "PAIRS", 0)
+    np.testing.assert_allclose(smart_jax.score(queries, pages), expected, atol=1e-5)
+    for documents in (pages, pages.astype(np.int8), smart_jax.to_device(pages)):
+        assert smart_jax.search(queries, documents, k=1)[1].tolist() == [[int(expected.argmax())]]
+    rng = np.random.default_rng(0)
+    q, d = (jax.device_put(rng.normal(size=shape).astype(np.float32)) for shape in ((2, 3, 8), (2, 5, 8)))
+    mask = jax.device_put(np.array([[True] * 5, [False] * 5]))
+    total = lambda q, d: smart_jax.maxsim(q, d, d_mask=mask).sum()  # noqa: E731
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(q, d)
+    assert all(np.isfinite(jax.device_get(x)).all() for x in gradients)
+    assert np.isfinite(jax.device_get(smart_jax.maxsim_pairs(q, d[:, None]))).all()
 
 
 @pytest.mark.usefixtures("leaks_are_errors")
@@ -38,3 +75,14 @@ def test_a_training_step(tmp_path):
     batch = Batcher(encoder.preprocessor, config.data, mesh)(next(Examples(open_split(tmp_path / "data", "pages"), 8)))
     state, metrics = make_train_step(objective, optimizer, schedule, state)(state, frozen, batch)
     assert np.isfinite(metrics["loss"])
+
+
+@pytest.mark.slow
+def test_memory_and_files_do_not_grow_with_the_shapes_asked_for():
+    """After the first 200 calls; see `tests.soak`."""
+    done = run_python("-m", "tests.soak", "--calls", "240")
+    assert done.returncode == 0, done.stderr
+    calls, memory, files = np.array([line.split() for line in done.stdout.splitlines()], int).T
+    assert len(calls) == 10 and calls[-1] == 240
+    before = calls <= 200
+    assert memory[~before].max() <= 1.1 * memory[before].max() and len(set(files)) == 1, done.stdout

@@ -18,6 +18,7 @@ from smart_jax.retrieval import block_plan, block_scores, host_scores, streamed_
 from smart_jax.retrieval.block import Parts
 from smart_jax.retrieval.embeddings import Embeddings
 from smart_jax.retrieval.operands import operands
+from smart_jax.retrieval.resident import to_device
 from smart_jax.retrieval.score import score
 from smart_jax.retrieval.search import search
 from smart_jax.retrieval.top_k import TopK
@@ -270,6 +271,56 @@ def test_the_best_so_far(rng):
         values, indices = best.result()
         np.testing.assert_array_equal(indices, ranked(scores, k))
         np.testing.assert_array_equal(values, np.take_along_axis(scores, indices, 1))
+
+
+def ways(q: Embeddings, d: Embeddings):
+    """`search` by each of its ways, with the numbers of d."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    every = np.arange(len(d))
+    yield "blocks", lambda k: search(q, d, k, device_bytes=2**20)
+    yield "host or blocks", lambda k: search(q, d, k)
+    yield "resident", lambda k: search(q, to_device(d, mesh), k)
+    yield "candidates", lambda k: search(q, d, k, candidates=every)
+    yield "candidates of each", lambda k: search(q, d, k, candidates=[every] * len(q))
+    yield "rescored", lambda k: search(q, d, k, rescore=d)
+
+
+@pytest.mark.usefixtures("either")
+def test_scores_beyond_float32_are_refused(rng):
+    """Of finite vectors: no index is -1, and no score is infinite."""
+    q, d = make(rng, [2, 3]), make(rng, [4, 1, 5])
+    large = Embeddings(1e30 * np.sign(q.pooled), 1e30 * q.tokens, q.offsets)
+    for sign in (1, -1):
+        opposite = Embeddings(sign * 1e30 * np.sign(q.pooled[[0, 0, 0]]), 1e30 * d.tokens, d.offsets)
+        for _, run in ways(large, opposite):
+            for k in (1, 3):
+                with pytest.raises(ValueError, match=r"a score of query \d is .*: beyond float32\. L2-normalise"):
+                    run(k)
+        with pytest.raises(ValueError, match="beyond float32"):
+            score(large, opposite)
+        with pytest.raises(ValueError, match="beyond float32"):
+            score(large, opposite, candidates=[[0], [1, 2]])
+    for call in (score, search):
+        with pytest.raises(ValueError, match="late_weight is 1e.39: it must be finite, and fit float32"):
+            call(q, d, late_weight=1e39)
+    assert np.isneginf(score(q, d, candidates=[[0], [1, 2]])[0, 1])  # no document, and so no overflow
+
+
+@pytest.mark.usefixtures("either")
+def test_zeros_of_both_signs_are_equal():
+    """The lowest index comes first."""
+    q = Embeddings(np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), [0, 1])
+    zeros = np.float32([[-0.0, -0.0], [0.0, 0.0], [-0.0, -0.0], [0.0, 0.0]])
+    d = Embeddings(zeros, zeros, np.arange(5))
+    assert np.signbit(np.float32(-0.0) * np.float32(1) + np.float32(-0.0))
+    for name, run in ways(q, d):
+        for k in (1, 2, 4):
+            assert run(k)[1].tolist() == [list(range(k))], name
+
+
+def test_the_best_of_several_devices_has_equal_zeros():
+    scores, indices = jnp.float32([[-0.0, 0.0, -0.0]]), jnp.int32([[3, 5, 9]])
+    assert streamed_search._largest(scores, indices, 2)[1].tolist() == [[3, 5]]
 
 
 @pytest.mark.usefixtures("either")

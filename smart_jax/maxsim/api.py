@@ -114,7 +114,7 @@ def maxsim_pairs(
       implementation: as in `smart_jax.maxsim`.
 
     Returns:
-      float32 (float64 for float64 inputs). A document without kept tokens scores -1e30 with a zero gradient, a query
+      float32 (float64 for float64 inputs). A document without kept tokens scores -1e18 with a zero gradient, a query
       without kept tokens 0 with every other document. A NaN in a kept token makes its own item's scores NaN, and no
       others.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-NO_TOKENS = -1e30  # score of a document without tokens: below any other, yet finite, so that no gradient becomes NaN
+# Score of a document without tokens: below any other, yet finite, so that no gradient becomes NaN, and its square, too,
+# is finite in float32 and bfloat16. Scores are float32 whatever is scored; float16, which ends at 65,504, would not do.
+NO_TOKENS = -1e18
 
 
 def dense_maxsim(

@@ -26,7 +26,8 @@ def small_scores(
     if not is_small(q, d, parts):
         return None
     documents = d if isinstance(d, Embeddings) else d.pack((0, len(d)), parts, int(d.offsets[-1]))
-    return host_scores(q, documents, weights)
+    with np.errstate(over="ignore", invalid="ignore"):  # who asked for the scores says so, by `check_scores`
+        return host_scores(q, documents, weights)
 
 
 def is_small(q: Embeddings, d: Embeddings | Gathered, parts: Parts) -> bool:

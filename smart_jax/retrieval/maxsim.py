@@ -56,7 +56,7 @@ def maxsim(
       force: of `Embeddings`, as in `score`.
 
     Returns:
-      Scores [B, N], float32 (float64 for float64 inputs). A document without kept tokens scores -1e30 with a zero
+      Scores [B, N], float32 (float64 for float64 inputs). A document without kept tokens scores -1e18 with a zero
       gradient: finite, last in any ranking and without weight in a softmax. A query without kept tokens scores 0 with
       every other document. A NaN in a kept token makes its own item's scores NaN, and no others.
 

@@ -26,6 +26,7 @@ from smart_jax.retrieval.states import States
 from smart_jax.typing import HostOrDevice
 
 _ITEMS = (str, bytes, Path, Mapping, Image.Image)  # what `Encoder.encode_query` takes
+LARGEST = float(np.finfo(np.float32).max)
 Items = Embeddings | HostOrDevice | Sequence[HostOrDevice]
 
 
@@ -47,8 +48,8 @@ def operands(
       TypeError, ValueError: as `smart_jax.score` says.
     """
     for name, weight in (("pooled_weight", pooled_weight), ("late_weight", late_weight)):
-        if not math.isfinite(weight):
-            raise ValueError(f"{name} is {weight}: it must be finite")
+        if not math.isfinite(weight) or abs(weight) > LARGEST:
+            raise ValueError(f"{name} is {weight}: it must be finite, and fit float32")
     asked = Parts(pooled_weight != 0, late_weight != 0)
     if not any(asked):
         raise ValueError("pooled_weight and late_weight are both 0: nothing is left to score")
@@ -66,7 +67,29 @@ def operands(
         _check_widths("pooled vectors", queries.pooled, documents.pooled)
     if parts.late:
         _check_widths("tokens", queries.tokens, documents.tokens)
-    return queries, documents, np.asarray([pooled_weight * parts.pooled, late_weight * parts.late], np.float32)
+    weights = np.asarray([pooled_weight * parts.pooled, late_weight * parts.late], np.float32)
+    return queries, documents, weights
+
+
+def check_scores(
+    scores: Float[np.ndarray, "Nq n"], missing: Bool[np.ndarray, "Nq n"] | None = None
+) -> Float[np.ndarray, "Nq n"]:
+    """Returns scores, or raises ValueError where one is beyond float32, as of vectors of 1e20.
+
+    Args:
+      scores: of finite vectors.
+      missing: where there is no document: the score is -inf there.
+    """
+    wrong = ~np.isfinite(scores)
+    if missing is not None:
+        wrong &= ~missing
+    if wrong.any():
+        query, place = (int(at[0]) for at in np.nonzero(wrong))
+        raise ValueError(
+            f"a score of query {query} is {scores[query, place]}: beyond float32. L2-normalise the vectors, or choose "
+            "smaller weights"
+        )
+    return scores
 
 
 def _side(

@@ -15,7 +15,7 @@ from smart_jax.retrieval.candidates import CandidateLists, Candidates
 from smart_jax.retrieval.embeddings import Embeddings
 from smart_jax.retrieval.gathered import Gathered
 from smart_jax.retrieval.host_scores import small_scores
-from smart_jax.retrieval.operands import Items, operands
+from smart_jax.retrieval.operands import Items, check_scores, operands
 from smart_jax.retrieval.resident import Resident, resident_operands
 from smart_jax.retrieval.resident_search import score_resident
 from smart_jax.typing import HostOrDevice
@@ -61,8 +61,8 @@ def score(
       TypeError: a dtype or a type of input that is not one of these.
       IndexError: a candidate that d does not have.
       ValueError: the sides differ in kind or width or do not belong together (see `force`), an array holds NaN or
-        infinity, a mask has the wrong shape, an item has no token, both weights are 0, or candidates have the wrong
-        shape. The message names the side and the item.
+        infinity, a mask has the wrong shape, an item has no token, both weights are 0, candidates have the wrong
+        shape, or a score is beyond float32. The message names the side and the item.
 
     Example:
       A query with tokens (1, 0) and (0, 1), a document with tokens (0.8, -0.6) and (-0.8, 0.6): the pooled part is 0.6
@@ -81,12 +81,13 @@ def score(
     """
     if isinstance(d, Resident):
         queries, of_parts = resident_operands(q, d, pooled_weight, late_weight, q_mask, d_mask, candidates, force)
-        return score_resident(queries, d.documents, d.items, of_parts, d.mesh)
+        return check_scores(score_resident(queries, d.documents, d.items, of_parts, d.mesh))
     queries, documents, weights = operands(q, d, pooled_weight, late_weight, q_mask, d_mask, force=force)
     if candidates is None:
-        return score_all(queries, documents, weights)
+        return check_scores(score_all(queries, documents, weights))
     lists = CandidateLists.of(candidates, len(queries), len(documents))
-    return candidate_scores(queries, documents, weights, lists, score_all)
+    scores = candidate_scores(queries, documents, weights, lists, score_all)
+    return check_scores(scores, lists.numbers(len(queries)) < 0)
 
 
 def score_all(q: Embeddings, d: Embeddings | Gathered, weights: Float[np.ndarray, " 2"]) -> Float[np.ndarray, "Nq Nd"]:

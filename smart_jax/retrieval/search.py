@@ -13,7 +13,7 @@ from smart_jax.retrieval.candidate_search import candidate_search
 from smart_jax.retrieval.candidates import CandidateLists, Candidates
 from smart_jax.retrieval.embeddings import Embeddings
 from smart_jax.retrieval.host_scores import small_scores
-from smart_jax.retrieval.operands import Items, operands
+from smart_jax.retrieval.operands import Items, check_scores, operands
 from smart_jax.retrieval.resident import Resident, resident_operands
 from smart_jax.retrieval.resident_search import search_resident
 from smart_jax.retrieval.streamed_search import streamed_search
@@ -70,9 +70,10 @@ def search(
     Raises:
       TypeError: as `score`, or `rescore` is given with arrays.
       IndexError: a candidate that d does not have.
-      ValueError: as `score`; k is not an integer of at least 1, `allow` is no mask of the documents, `rescore` has
-        another number of items than d, a document needs more than `device_bytes`, `mesh` is given with a list of
-        candidates for each query, or `mesh`, `device_bytes` or `candidates` with a `Resident`.
+      ValueError: as `score`; k is not an integer of at least 1, `allow` is no mask of the documents, `rescore`
+        has another number of items than d, a document needs more than `device_bytes`, a score is beyond
+        float32, `mesh` is given with a list of candidates for each query, or `mesh`, `device_bytes` or
+        `candidates` with a `Resident`.
 
     Example:
       >>> import numpy as np
@@ -91,23 +92,47 @@ def search(
     options: dict[str, Any] = {"mesh": mesh, "device_bytes": device_bytes}
     if rescore is not None:
         options |= {"candidates": candidates, "allow": allow, "force": force}
-        return _rescored(q, d, int(k), rescore, pooled_weight, late_weight, **options)
+        found = _rescored(q, d, int(k), rescore, pooled_weight, late_weight, **options)
+    else:
+        options |= {"q_mask": q_mask, "d_mask": d_mask}
+        found = _best(q, d, int(k), pooled_weight, late_weight, candidates, allow, force, **options)
+    scores, indices = found
+    check_scores(scores, None if candidates is None else indices < 0)
+    return scores, indices
+
+
+def _best(
+    q: Items,
+    d: Items | Resident,
+    k: int,
+    pooled_weight: float,
+    late_weight: float,
+    candidates: Candidates | None,
+    allow: Bool[np.ndarray, " Nd"] | None,
+    force: bool,
+    *,
+    mesh: Mesh | None,
+    device_bytes: int | None,
+    q_mask: Bool[HostOrDevice, "Nq P"] | None,
+    d_mask: Bool[HostOrDevice, "Nd L"] | None,
+) -> tuple[Float[np.ndarray, "Nq k"], Int[np.ndarray, "Nq k"]]:
+    """Returns what `search` does, without a second look; an index is -1 where scores are beyond float32."""
     if isinstance(d, Resident):
         if mesh is not None or device_bytes is not None:
             raise ValueError("mesh or device_bytes is given with a Resident: pass the mesh to to_device")
         queries, weights = resident_operands(q, d, pooled_weight, late_weight, q_mask, d_mask, candidates, force)
-        k = min(int(k), _allowed(allow, len(d)))
+        k = min(k, _allowed(allow, len(d)))
         return search_resident(queries, d.allowed(allow), weights, k, d.mesh)
     queries, documents, weights = operands(q, d, pooled_weight, late_weight, q_mask, d_mask, force=force)
-    k = min(int(k), _allowed(allow, len(documents)))
+    k = min(k, _allowed(allow, len(documents)))
     if candidates is not None:
         lists = CandidateLists.of(candidates, len(queries), len(documents)).to_search(allow)
-        return candidate_search(queries, documents, weights, lists, k, **options)
+        return candidate_search(queries, documents, weights, lists, k, mesh=mesh, device_bytes=device_bytes)
     if k == 0:
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     small = small_scores(queries, documents, weights) if mesh is None and device_bytes is None else None
     if small is None:
-        return streamed_search(queries, documents, weights, k, allow=allow, **options)
+        return streamed_search(queries, documents, weights, k, allow=allow, mesh=mesh, device_bytes=device_bytes)
     found = TopK(len(queries), k)
     found.add(small, 0, allow)
     return found.result()
