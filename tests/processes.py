@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 import os
+import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
@@ -56,3 +60,36 @@ def run_main(module: str, *arguments: str) -> subprocess.CompletedProcess:
         flagsaver.restore_flag_values(before)
         flags.FLAGS.unparse_flags()
     return subprocess.CompletedProcess([module, *arguments], code, output.getvalue(), errors.getvalue())
+
+
+@contextmanager
+def nursery(program: str, *arguments: str, **changes: str) -> Iterator[Callable[..., int]]:
+    """A function of JSON values that gives the exit code of a try of them: minus the signal, where one ended it.
+
+    The program imports once, and forks for each try, before jax has made any thread: a try starts in a fraction of the
+    time. It reads a list of values from each line, and answers with a line.
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    with tempfile.TemporaryFile("w+") as errors:
+        command = [sys.executable, "-c", program, *arguments]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment(**changes), stderr=errors, **pipes)
+
+        def attempt(*values: object) -> int:
+            process.stdin.write(json.dumps(values) + "\n")
+            process.stdin.flush()
+            if answer := process.stdout.readline():
+                return int(answer)
+            errors.seek(0)
+            raise AssertionError(errors.read())
+
+        try:
+            yield attempt
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # and a try that a failed test has left
+            process.communicate()
+
+
+def left_over(folder: Path) -> list[str]:
+    """Files and folders that only a process at work has: what is being written, and locks."""
+    paths = folder.rglob("*")
+    return [str(path.relative_to(folder)) for path in paths if "tmp" in path.name or path.suffix in (".part", ".lock")]

@@ -1,12 +1,13 @@
 """The cache of encoded states: figures, resuming, damage, memory, several processes; and data's fingerprints."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from eval.states import Cache, Worker
 from smart_jax.files import files_fingerprint
 from smart_jax.retrieval.adapter import Adapter, AdapterConfig
 from tests.fake_encoder import FakeEncoder
-from tests.processes import ROOT, environment
+from tests.processes import ROOT, environment, left_over, nursery
 from tests.test_eval_run import config, made
 
 METRICS = ("ndcg@5", "mrr")
@@ -96,6 +97,49 @@ def test_a_shard_that_is_missing_or_damaged_is_encoded_again(tmp_path, caplog):
     assert "00002.safetensors' is corrupt or truncated" in caplog.text
 
 
+def test_a_shard_that_was_altered_is_encoded_again(tmp_path, caplog):
+    """The file is whole: one value is another."""
+    encoder, cache = FakeEncoder(), Cache(tmp_path, "f", memory=FEW_ITEMS)
+    first = run(cache, encoder)
+    path = sorted(tmp_path.glob("made/corpus-*/*.safetensors"))[1]
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    encoder.calls = []
+    assert_equal(run(cache, encoder), first)
+    assert encoder.calls == [("states of documents", 10, None)]
+    assert "00001.safetensors' is corrupt or truncated (its values are not those that were written)" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["{", "7", '{"shard_items": "many"}', '{"shard_items": 0}'])
+def test_a_manifest_that_is_damaged_is_named(tmp_path, text):
+    cache = Cache(tmp_path, "f")
+    run(cache)
+    (manifest,) = tmp_path.glob("made/corpus-*/manifest.json")
+    manifest.write_text(text)
+    with pytest.raises(ValueError, match=f"'{manifest}' is damaged .*: delete '{manifest.parent}'"):
+        run(cache)
+
+
+def test_two_runs_do_not_encode_the_same(tmp_path):
+    """Not at once; and a lock that a killed run left is nobody's."""
+    whole = run(Cache(tmp_path, "f", memory=FEW_ITEMS))
+    shards = sorted(tmp_path.glob("made/corpus-*/*.safetensors"))
+    shards[1].unlink()
+    (shards[0].parent / "write.lock").write_text("process 1 on another host")
+    inner, asked = Cache(tmp_path, "f", memory=FEW_ITEMS), []
+
+    class Slow(FakeEncoder):
+        def states(self, items, **options):
+            with pytest.raises(ValueError, match=rf"is being written to by process {os.getpid()} .*--config.cache"):
+                run(inner)
+            asked.append(len(items))
+            return super().states(items, **options)
+
+    assert_equal(run(Cache(tmp_path, "f", memory=FEW_ITEMS), Slow(noise=1.5)), whole)
+    assert not list(tmp_path.rglob("*.lock")) and asked == [10]
+
+
 def test_states_are_dropped_task_by_task(tmp_path, monkeypatch):
     """Those of the run, once it is done with a benchmark: another model's stay, and those of one that failed.
 
@@ -153,7 +197,7 @@ def test_a_full_disk_leaves_what_is_whole(tmp_path, monkeypatch):
 
     def flush(descriptor):
         written.append(descriptor)
-        if len(written) == 4:
+        if len(written) == 6:  # two manifests and three shards are before
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -254,8 +298,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     assert float(done.stdout) < 1
 
 
-KILLED = """
-import sys, time
+NURSERY = """
+import json, os, signal, sys, threading, time
 from pathlib import Path
 from eval.run import evaluate
 from tests.fake_encoder import FakeEncoder
@@ -268,45 +312,45 @@ class Slow(FakeEncoder):
         return super().states(items, **options)
 
 benchmarks = [made(name=name, documents=60, local=name == "b") for name in "abc"]
-made_config = config(Path(sys.argv[1]), memory_gib=FEW_ITEMS / 2**30)
-print("ready", flush=True)
-evaluate(made_config, benchmarks, Slow(noise=1.0))
+for line in sys.stdin:
+    folder, moment = json.loads(line)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.dup2(os.open(folder + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+            os.dup2(1, 2)
+            if moment is not None:
+                threading.Timer(moment, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            evaluate(config(Path(folder), memory_gib=FEW_ITEMS / 2**30), benchmarks, Slow(noise=1.0))
+            status = 0
+        finally:
+            os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+
+def killed_evaluations(folder: Path, rounds: int) -> int:
+    """How often an evaluation was killed; the figures are those of a run that nobody stopped, and nothing is left."""
+    rng, killed, results = np.random.default_rng(0), 0, folder / "out" / "results.json"
+    with nursery(NURSERY) as attempt:
+        assert attempt(str(folder), None) == 0, Path(f"{folder}.log").read_text()[-3000:]
+        expected = results.read_bytes()
+        for _ in range(rounds):
+            for path in sorted(folder.glob("out/embeddings/*/*/*.safetensors")):
+                if rng.random() < 0.5:
+                    path.unlink()  # so that there is work to be stopped in
+            results.unlink(missing_ok=True)
+            killed += attempt(str(folder), rng.uniform(0, 1.5)) == -signal.SIGKILL
+            assert not results.exists() or results.read_bytes() == expected
+            assert attempt(str(folder), None) == 0, Path(f"{folder}.log").read_text()[-3000:]
+            assert results.read_bytes() == expected and not left_over(folder)
+    return killed
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
-    """Five SIGKILLs, each followed by the same command; the figures are those of a run that nobody stopped."""
-    command = [sys.executable, "-c", KILLED, str(tmp_path)]
-
-    def start():
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        return process
-
-    def finish():
-        with start() as process:
-            assert process.wait(timeout=120) == 0
-
-    def results():
-        return (tmp_path / "out" / "results.json").read_bytes()
-
-    finish()
-    expected = results()
-    rng = np.random.default_rng(0)
-    killed = 0
-    for _ in range(5):
-        for path in sorted(tmp_path.glob("out/embeddings/*/*/*.safetensors")):
-            if rng.random() < 0.5:
-                path.unlink()  # so that there is work to be stopped in
-        (tmp_path / "out" / "results.json").unlink(missing_ok=True)
-        with start() as process:
-            time.sleep(rng.uniform(0, 1.0))
-            process.send_signal(signal.SIGKILL)
-            killed += process.wait() == -signal.SIGKILL
-        finish()
-        assert results() == expected
-    assert killed >= 4
+    assert killed_evaluations(tmp_path / "run", rounds=5) >= 3
 
 
 PROCESS = """

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ import pytest
 from smart_jax import Index
 from tests.fake_encoder import FakeEncoder
 from tests.indexes import check_marks, check_nothing_left_over, contents, random_embeddings
-from tests.processes import ROOT, environment
+from tests.processes import nursery
 from tests.small_pdf import write_pdf
 
 KILLS, COUNT = 50, 1200
@@ -100,25 +97,30 @@ for line in sys.stdin:
 @pytest.fixture(scope="module")
 def attempt():
     """A function that changes an index, up to a moment; its exit code, and the seconds that a whole change took."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    options = {"cwd": ROOT, "env": environment(), "text": True, "start_new_session": True}
-    nursery = subprocess.Popen([sys.executable, "-c", NURSERY, str(COUNT)], **options, **pipes)
+    with attempts() as attempt:
+        yield attempt
 
-    def run(*arguments: object) -> tuple[int, float]:
-        nursery.stdin.write(json.dumps(arguments) + "\n")
-        nursery.stdin.flush()
-        code, seconds = int(nursery.stdout.readline()), Path(f"{arguments[0]}.seconds")
-        return code, float(seconds.read_text()) if seconds.exists() else 0.0
 
-    yield run
-    os.killpg(nursery.pid, signal.SIGKILL)
-    nursery.communicate()
+@contextlib.contextmanager
+def attempts():
+    """What the fixture gives."""
+    with nursery(NURSERY, str(COUNT)) as change:
+
+        def run(*arguments: object) -> tuple[int, float]:
+            code, seconds = change(*arguments), Path(f"{arguments[0]}.seconds")
+            return code, float(seconds.read_text()) if seconds.exists() else 0.0
+
+        yield run
 
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory):
     """Folder of an index of two batches, half of one removed, and of the marks of its first stages."""
-    folder = tmp_path_factory.mktemp("old") / "index"
+    return old_index(tmp_path_factory.mktemp("old") / "index")
+
+
+def old_index(folder: Path) -> Path:
+    """What the fixture gives."""
     with Index(folder, model=FakeEncoder(width=8)) as index:
         for batch in ("old", "other"):
             facts = [{"batch": batch, "number": i} for i in range(COUNT)]
@@ -176,10 +178,17 @@ def test_a_killed_change_is_made_whole_or_not_at_all(old, attempt, tmp_path, kin
 
 @pytest.mark.slow
 def test_files_of_a_killed_add_are_whole(old, attempt, tmp_path):
-    """Files of 3 to 11 pages, committed by fours; three of them are there in another version."""
-    rng, papers = np.random.default_rng(0), tmp_path / "papers"
+    assert killed_adds(old, attempt, tmp_path, rounds=10) >= 10
+
+
+def killed_adds(old: Path, attempt, at: Path, rounds: int) -> int:
+    """How often an encoding into an index was killed, at most four times a round.
+
+    Files of 3 to 11 pages, committed by fours; three of them are there in another version.
+    """
+    rng, papers, killed = np.random.default_rng(0), at / "papers", 0
     papers.mkdir()
-    folder, pages = copied(old, tmp_path / "index"), {}
+    folder, pages = copied(old, at / "index"), {}
 
     def write(name: str, version: str) -> None:
         pages[name] = [f"{version} {name} page {i}" for i in range(int(rng.integers(3, 12)))]
@@ -189,17 +198,18 @@ def test_files_of_a_killed_add_are_whole(old, attempt, tmp_path):
         write(name, "first")
     with Index(folder, model=FakeEncoder(width=8)) as index:
         index.add(papers, progress=False)
-    base, former = copied(folder, tmp_path / "base"), dict(pages)
+    base, former = copied(folder, at / "base"), dict(pages)
     for name in "abcdef":
         write(name, "second")
     _, seconds = attempt(str(folder), "files", str(papers), "never", 0)
-    for number in range(10):
+    for number in range(rounds):
         folder, kills = copied(base, folder), 0
         while True:
             how = "never" if kills == 4 else ("time", "write", "commit")[(number + kills) % 3]
             moment = {"time": rng.uniform(0, seconds), "write": int(rng.integers(12)), "commit": int(rng.integers(6))}
             code, _ = attempt(str(folder), "files", str(papers), how, moment.get(how, 0))
             kills += 1
+            killed += code == -signal.SIGKILL
             with Index(folder, model=FakeEncoder(width=8)) as index:
                 for name in "abcdef":
                     texts = [item.text for item in index.items({"file": f"{name}.pdf"})]
@@ -213,3 +223,4 @@ def test_files_of_a_killed_add_are_whole(old, attempt, tmp_path):
             }
             assert index.info().waiting == 0
         clear(folder)
+    return killed

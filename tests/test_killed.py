@@ -1,24 +1,19 @@
-"""One run, killed at twenty random moments and resumed after each: as if nothing had happened."""
+"""One run, killed at random moments and resumed after each: as if nothing had happened."""
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.processes import ROOT, environment
+from tests.processes import left_over, nursery
 from tests.training import repeatable
 from train.monitor import read_metrics
 
 KILLS, STEPS, EVERY = 20, 26, 2
 
-# Imports once and forks for each try, before jax has made any thread: a try starts in a fraction of the time.
 NURSERY = """
 import json, os, random, signal, sys, threading, time
 from pathlib import Path
@@ -32,7 +27,24 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def arm(kind, at, when, output):
-    make, save = training.make_train_step, training.Training.save
+    make, save, export = training.make_train_step, training.Training.save, training.Training.export
+
+    def die_at_operation(number):
+        count = 0
+        def hook(name, args):
+            nonlocal count
+            if name in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir") and output in str(args[0]):
+                count += 1
+                if count == number:
+                    die()
+        sys.addaudithook(hook)
+
+    def killed_export(self, *args):
+        if kind == "export":
+            die_at_operation(when)
+        if kind == "export time":
+            threading.Timer(when, die).start()
+        return export(self, *args)
 
     def make_train_step(*args):
         update = make(*args)
@@ -47,19 +59,13 @@ def arm(kind, at, when, output):
 
     def killed_save(self, *args):
         if self.step >= at and kind == "save":
-            count = 0
-            def hook(name, args):
-                nonlocal count
-                if name in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir") and output in str(args[0]):
-                    count += 1
-                    if count == when:
-                        die()
-            sys.addaudithook(hook)
+            die_at_operation(when)
         if self.step >= at and kind == "save time":
             threading.Timer(when, die).start()
         save(self, *args)
 
     training.make_train_step, training.Training.save = make_train_step, killed_save
+    training.Training.export = killed_export
 
 for line in sys.stdin:
     inputs, output, settings, moment = json.loads(line)
@@ -85,57 +91,61 @@ for line in sys.stdin:
 SETTINGS = {
     "adapter": {"loss__objective": "hybrid"},
     "lora": {"trainable": "lora", "lora__r": 4, "lora__dropout": 0.2, "lora__merge": False},
+    "full": {"trainable": "full"},
+    "merged": {"trainable": "adapter+lora", "lora__r": 4, "lora__merge": True},
 }
 ALL = {"steps": STEPS, "checkpoint__every": EVERY, "eval__validation_batches": 0, "data__query_length": 64}
 ALL |= {"data__document_length": 64, "data__document_patches": 16, "optimizer__schedule": "constant"}
 
 
-@pytest.fixture(scope="module")
-def attempt(inputs, tmp_path_factory):
-    """A function that starts or resumes the run in a folder, up to a moment; its exit code."""
-    compiled = tmp_path_factory.mktemp("compiled")  # not among the suite's: some die as they write
-    variables = environment(SMART_JAX_COMPILATION_CACHE=str(compiled))
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    options = {"cwd": ROOT, "env": variables, "text": True, "start_new_session": True}
-    nursery = subprocess.Popen([sys.executable, "-c", NURSERY], **options, **pipes)
+def moments(seed: int, kills: int) -> list[list]:
+    """Before an update, some time after its start, at a file operation of a save, or some time after its start.
 
-    def run(output: Path, settings: dict, moment: list | None = None) -> int:
-        nursery.stdin.write(json.dumps([str(inputs), str(output), settings, moment]) + "\n")
-        nursery.stdin.flush()
-        if not (answer := nursery.stdout.readline()):
-            pytest.fail(nursery.stderr.read())
-        return int(answer)
-
-    yield run
-    os.killpg(nursery.pid, signal.SIGKILL)  # and a try that a failed test has left
-    nursery.communicate()
-
-
-def moments(seed: int) -> list[list]:
-    """Before an update, some time after its start, at a file operation of a save, or some time after its start."""
-    rng = np.random.default_rng(seed)
-    steps = sorted(rng.integers(1, STEPS - 2, KILLS).tolist())
-    kinds = rng.permutation(["update", "time", "save", "save", "save time"] * (KILLS // 5)).tolist()
+    The last tenth, and at least one, are at a file operation of the export, or some time after its start.
+    """
+    rng, exports = np.random.default_rng(seed), max(1, kills // 10)
+    steps = sorted(rng.integers(1, STEPS - 2, kills - exports).tolist())
+    kinds = rng.permutation((["update", "time", "save", "save", "save time"] * kills)[: len(steps)]).tolist()
     when = {"update": lambda: 0, "time": lambda: rng.uniform(0, 0.1), "save time": lambda: rng.uniform(0, 0.3)}
     when["save"] = lambda: int(rng.integers(1, 60))
-    return [[kind, step, when[kind]()] for kind, step in zip(kinds, steps, strict=True)]
+    found = [[kind, step, when[kind]()] for kind, step in zip(kinds, steps, strict=True)]
+    found += [["export", STEPS, int(rng.integers(1, 5))] for _ in range(exports // 2 + exports % 2)]
+    return found + [["export time", STEPS, rng.uniform(0, 0.05)] for _ in range(exports // 2)]
+
+
+def killed_runs(inputs: Path, folder: Path, trainable: str, kills: int) -> tuple[int, int]:
+    """How often a run was killed, and how often while it wrote a checkpoint; it is as one that nobody stopped."""
+    settings, whole, cut = ALL | SETTINGS[trainable], folder / "whole", folder / "cut"
+    compiled = folder / "compiled"  # not among the suite's: some die as they write
+    with nursery(NURSERY, SMART_JAX_COMPILATION_CACHE=str(compiled)) as attempt:
+
+        def run(output: Path, moment: list | None = None) -> int:
+            return attempt(str(inputs), str(output), settings, moment)
+
+        log = folder / "cut.log"
+        assert run(whole) == 0, (folder / "whole.log").read_text()
+        killed = partial = 0
+        for moment in moments(len(trainable), kills):
+            code = run(cut, moment)
+            ended = moment[0] == "export time" and code == 0  # the export took less time
+            assert code == -signal.SIGKILL or ended, (moment, code, log.read_text()[-3000:])
+            killed += code == -signal.SIGKILL
+            checkpoints = cut / "checkpoints"
+            partial += checkpoints.exists() and any("tmp" in path.name for path in checkpoints.iterdir())
+        assert run(cut) == 0, log.read_text()[-3000:]
+    exported = [sorted(path.relative_to(run) for path in run.glob("[alm]*/**/*")) for run in (cut, whole)]
+    assert exported[0] == exported[1] and not left_over(cut)
+    for path in exported[0]:
+        a, b = cut / path, whole / path
+        assert a.is_dir() or a.read_bytes() == b.read_bytes(), path
+    records = [repeatable(read_metrics(run / "metrics.jsonl")) for run in (cut, whole)]
+    assert records[0] == records[1] and [r["step"] for r in records[0]] == list(range(1, STEPS + 1))
+    assert sorted(path.name for path in (cut / "checkpoints").iterdir()) == [str(STEPS - EVERY), str(STEPS)]
+    return killed, partial
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainable", SETTINGS)
-def test_killed_at_twenty_moments_and_resumed_is_bit_identical(inputs, attempt, tmp_path, trainable):
-    settings, whole, cut = ALL | SETTINGS[trainable], tmp_path / "whole", tmp_path / "cut"
-    assert attempt(whole, settings) == 0, (tmp_path / "whole.log").read_text()
-    partial = 0
-    for moment in moments(seed=len(trainable)):
-        code = attempt(cut, settings, moment)
-        assert code == -signal.SIGKILL, (moment, code, (tmp_path / "cut.log").read_text()[-3000:])
-        checkpoints = cut / "checkpoints"
-        partial += checkpoints.exists() and any("tmp" in path.name for path in checkpoints.iterdir())
-    assert partial >= 3  # killed while a checkpoint was being written
-    assert attempt(cut, settings) == 0, (tmp_path / "cut.log").read_text()[-3000:]
-    name = {"adapter": "adapter/adapter.safetensors", "lora": "lora/adapter_model.safetensors"}[trainable]
-    assert (cut / name).read_bytes() == (whole / name).read_bytes()
-    records = [repeatable(read_metrics(folder / "metrics.jsonl")) for folder in (cut, whole)]
-    assert records[0] == records[1] and [r["step"] for r in records[0]] == list(range(1, STEPS + 1))
-    assert sorted(path.name for path in (cut / "checkpoints").iterdir()) == [str(STEPS - EVERY), str(STEPS)]
+@pytest.mark.parametrize("trainable", ["adapter", "lora"])
+def test_killed_at_twenty_moments_and_resumed_is_bit_identical(inputs, tmp_path, trainable):
+    killed, partial = killed_runs(inputs, tmp_path, trainable, KILLS)
+    assert killed >= KILLS - 1 and partial >= 3  # killed while a checkpoint was being written
