@@ -28,7 +28,7 @@ from smart_jax.notebook import abbreviated, facts_table
 from smart_jax.option_names import known_options
 from smart_jax.publishing import push_folder, write_card
 from smart_jax.retrieval import LAST, Adapter, Embeddings, EmbeddingsFolder, Provenance, States, open_adapter, score
-from smart_jax.runtime import is_main, to_host
+from smart_jax.runtime import is_main, refuse_after_fork, to_host
 
 BATCH_SIZE = 8  # items per device
 
@@ -501,6 +501,7 @@ class Encoder:
         return None if self.adapter is None else nnx.split(self.adapter)
 
     def _vectors(self, batch: Batch, how: Computation) -> Vectors:
+        refuse_after_fork()
         batch = jax.device_put(batch) if self.mesh is None else put_batch(batch, self.mesh)
         backbone = (self.graphdef, self.params)
         vectors: Vectors = compute(backbone, how.projection, batch, how.layers, how.own_head, how.dtype)

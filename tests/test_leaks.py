@@ -86,3 +86,28 @@ def test_memory_and_files_do_not_grow_with_the_shapes_asked_for():
     assert len(calls) == 10 and calls[-1] == 240
     before = calls <= 200
     assert memory[~before].max() <= 1.1 * memory[before].max() and len(set(files)) == 1, done.stdout
+
+
+FORKED = """
+import os, signal, sys
+import numpy as np
+import smart_jax
+from smart_jax import Embeddings
+ones = np.ones((4, 8), np.float32)
+documents = smart_jax.to_device(Embeddings(ones, ones, np.arange(5)))
+queries = Embeddings(ones[:1], ones[:1], np.arange(2))
+smart_jax.search(queries, documents, k=1)
+if not os.fork():
+    signal.alarm(60)  # where it hangs
+    try:
+        smart_jax.search(queries, documents, k=1)
+    except RuntimeError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_process_that_was_forked_after_use_is_told_so():
+    done = run_python("-W", "ignore", "-c", FORKED)
+    assert "forked after jax had computed" in done.stdout and "spawn" in done.stdout, done

@@ -145,8 +145,8 @@ def test_compilations_are_few(rng):
     program.clear_cache()
     for _ in range(60):
         search(make(rng, rng.integers(1, 41, rng.integers(1, 5))), on_device, int(rng.integers(1, 20)))
-    assert program._cache_size() <= 12
-    compiled = program._cache_size()
+    assert program.programs() <= 12
+    compiled = program.programs()
     for k in range(1, 100):
         search(make(rng, [5]), on_device, k)
     assert program._cache_size() <= compiled + 1

@@ -11,6 +11,7 @@ from smart_jax.runtime.distributed import (
     sum_over_processes,
     wait_for_all,
 )
+from smart_jax.runtime.forked import refuse_after_fork
 from smart_jax.runtime.mesh import (
     AXES,
     BATCH,
@@ -40,6 +41,7 @@ __all__ = [
     "make_mesh",
     "on_any",
     "place",
+    "refuse_after_fork",
     "replicated",
     "sharding_for",
     "sum_over_processes",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from smart_jax.runtime.forked import refuse_after_fork
+
 MOST = 64  # of one function; the next has all of them forgotten, and those that are asked for again compiled again
 
 
@@ -23,6 +25,7 @@ def bounded(program: Any, most: int = MOST) -> Any:
 
     @functools.wraps(program)
     def run(*arguments: Any, **options: Any) -> Any:
+        refuse_after_fork()
         if program._cache_size() >= most:
             program.clear_cache()
         return program(*arguments, **options)
