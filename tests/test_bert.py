@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -12,13 +13,15 @@ import pytest
 from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
 import smart_jax
 from configs import minilm_pages
 from eval.benchmarks import Benchmark
 from eval.run import evaluate
 from smart_jax import forward
-from smart_jax.files.checkpoint import SINGLE_FILE
+from smart_jax.files.checkpoint import SINGLE_FILE, Checkpoint
+from smart_jax.inputs import open_preprocessor
 from smart_jax.inputs.text import TextPreprocessor
 from smart_jax.models import load_config
 from smart_jax.models.pooling import read_pooling
@@ -367,6 +370,14 @@ def test_bad_config(tmp_path, change, message):
     write_json(tmp_path / "config.json", {key: value for key, value in config.items() if value is not None})
     with pytest.raises(ValueError, match=message):
         smart_jax.load(tmp_path)
+
+
+def test_the_last_token_of_a_vocabulary_is_in_it(folder):
+    config, checkpoint = load_config(folder), Checkpoint(folder)
+    largest = max(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab().values())
+    open_preprocessor(checkpoint, dataclasses.replace(config, vocab_size=largest + 1))
+    with pytest.raises(ValueError, match=f"ids up to {largest}, the backbone's vocabulary ends before {largest}:"):
+        open_preprocessor(checkpoint, dataclasses.replace(config, vocab_size=largest))
 
 
 def test_tokenizer_without_cls(tmp_path):

@@ -19,6 +19,7 @@ from eval.methods import Options, run_benchmark
 from eval.run import evaluate
 from eval.states import Cache, Worker
 from smart_jax.files import files_fingerprint
+from smart_jax.retrieval import States
 from smart_jax.retrieval.adapter import Adapter, AdapterConfig
 from tests.fake_encoder import FakeEncoder
 from tests.processes import ROOT, environment, left_over, nursery
@@ -111,6 +112,17 @@ def test_a_shard_that_was_altered_is_encoded_again(tmp_path, caplog):
     assert "00001.safetensors' is corrupt or truncated (its values are not those that were written)" in caplog.text
 
 
+def test_a_shard_of_fewer_items_is_encoded_again(tmp_path):
+    """It is whole, of another size."""
+    encoder, cache = FakeEncoder(), Cache(tmp_path, "f", memory=FEW_ITEMS)
+    first = run(cache, encoder)
+    path = sorted(tmp_path.glob("made/corpus-*/*.safetensors"))[1]
+    States.load(path)[:9].save(path)
+    encoder.calls = []
+    assert_equal(run(cache, encoder), first)
+    assert encoder.calls == [("states of documents", 10, None)]
+
+
 @pytest.mark.parametrize("text", ["{", "7", '{"shard_items": "many"}', '{"shard_items": 0}'])
 def test_a_manifest_that_is_damaged_is_named(tmp_path, text):
     cache = Cache(tmp_path, "f")
@@ -197,7 +209,7 @@ def test_a_full_disk_leaves_what_is_whole(tmp_path, monkeypatch):
 
     def flush(descriptor):
         written.append(descriptor)
-        if len(written) == 6:  # two manifests and three shards are before
+        if len(written) == 4:
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

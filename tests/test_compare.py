@@ -166,6 +166,16 @@ def test_groups_are_averaged_in_their_primary_metrics():
     assert text.index("### one") < text.index("### first") and "groups that" not in text
 
 
+def test_intervals_of_groups_are_of_the_level_that_is_asked_for():
+    first, second = run(1, names=NAMES, counts=(40, 70, 20)), run(2, names=NAMES, counts=(40, 70, 20))
+    sides = grouped(first, ("all", GROUP)), grouped(second, ("all", GROUP))
+    widths = []
+    for level in (0.5, 0.9, 0.99):
+        change = compare(*sides, samples=SAMPLES, level=level).groups[0].changes["late"].to_json()
+        widths.append(change["high"] - change["low"])
+    assert widths[0] < widths[1] < widths[2]
+
+
 def test_groups_of_one_side_only():
     first, second = run(1, names=("first", "mine"), rows=("late", "bm25")), run(2, names=("first", "yours"))
     a = grouped(

@@ -372,6 +372,21 @@ def test_tensors_of_another_kind(tmp_path):
         Embeddings.load(tmp_path)
 
 
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize(
+    ("offsets", "message"), [((0, 3, 2, 9, 11), "not monotone: item 1"), ((0, 3, 4, 9, 10), "end")]
+)
+def test_offsets_of_a_file_are_checked(tmp_path, offsets, message, mmap):
+    from safetensors.numpy import save_file
+
+    _, tensors = saved(tmp_path)
+    e = make()
+    offsets = np.array(offsets)
+    save_file({"pooled": np.array(e.pooled), "tokens": np.array(e.tokens), "offsets": offsets}, tensors)
+    with pytest.raises(ValueError, match=f"corrupt or truncated.*{message}"):
+        Embeddings.load(tmp_path, mmap=mmap)
+
+
 def test_tiny_values_in_int8():
     """Down to denormal ones, which XLA takes for 0 on a CPU and NumPy does not; both ways give the same."""
     rng = np.random.default_rng(0)

@@ -200,6 +200,19 @@ def test_evaluate_samples(tmp_path):
     assert (report.benchmarks[0].queries, report.benchmarks[0].documents) == (4, 9)
 
 
+def test_another_seed_draws_another_sample(tmp_path):
+    figures = {}
+    for seed in (0, 1, 2, 0):
+        made_config = config(tmp_path / str(seed), max_queries=4, max_corpus=9, rows=["bm25"])
+        made_config.seed = seed
+        report, _ = evaluate(made_config, [made(queries=20, documents=60)], None)
+        expected = made(queries=20, documents=60).sample(queries=4, corpus=9, seed=seed)
+        assert report.benchmarks[0].query_ids == list(expected.query_ids)
+        figures.setdefault(seed, report.benchmarks[0].query_ids)
+        assert figures[seed] == report.benchmarks[0].query_ids
+    assert len({tuple(ids) for ids in figures.values()}) > 1
+
+
 def test_float16_storage_keeps_the_figures(tmp_path):
     full, _ = evaluate(config(tmp_path, storage_dtype="float32"), [made()], FakeEncoder())
     half, _ = evaluate(config(tmp_path), [made()], FakeEncoder())

@@ -323,3 +323,12 @@ def test_branches_are_split_as_their_kernels(checkpoint, kind):
     assert (spec["down_proj.lora_a"], spec["down_proj.lora_b"]) == (P("tensor", None), P(None, "fsdp"))
     if kind != "none":
         assert spec["q_proj.kernel.codes"] == P("fsdp", "tensor")
+
+
+def test_branches_of_one_shape_begin_apart(tmp_path):
+    """Each has a key of its own, in one layer and from layer to layer."""
+    encoder = smart_jax.load(write_bert(tmp_path))
+    made = branches(*add_lora(encoder.graphdef, encoder.params, LoraConfig(r=2, modules="attention")))
+    alike = [module.lora_a[...] for module in made.values() if module.lora_a.shape == (32, 2)]
+    values = {np.asarray(value).tobytes() for value in alike}
+    assert len(values) == len(alike) >= 4

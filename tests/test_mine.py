@@ -5,10 +5,11 @@ import pyarrow as pa
 import pytest
 
 from tests.fake_encoder import FakeEncoder
+from tests.indexes import random_embeddings
 from tests.test_data import pair, write
 from train.data import Example, content_hash, convert, open_split
 from train.data import mine as module
-from train.data.mine import Corpus, MineConfig, choose, main, mine, search
+from train.data.mine import Corpus, MineConfig, Ranked, choose, main, mine, search
 
 VOCABULARY = [f"word{i}" for i in range(30)]
 
@@ -142,3 +143,17 @@ def test_command_on_pages(tmp_path, capsys):
     assert [list(item) for item in example.negatives] == [["image"], ["image"]]
     with pytest.raises(SystemExit, match=r"train\.data\.mine: .*mined' exists: pass overwrite"):
         main(["--model", "tiny", *where])
+
+
+def test_a_negative_may_score_as_much_as_the_margin_says():
+    """Half the positive's score, exactly, is kept; what is above it is not."""
+    made = [Example(str(i), {"text": f"query {i}"}, {"text": f"text {i}"}) for i in range(4)]
+    corpus = Corpus(made, "made")
+    ranked = Ranked(
+        documents=np.array([[0, 1, 2, 3], [1, 0, 2, 3], [2, 0, 1, 3], [3, 0, 1, 2]]),
+        scores=np.array([[1, np.nextafter(np.float32(0.5), 1), 0.5, 0.25]] * 4, np.float32),
+        own=np.ones(4, np.float32),
+        queries=random_embeddings(4),
+    )
+    chosen, drawn = choose(ranked, corpus, MineConfig(negatives=2, depth=4, margin=0.5))
+    assert (chosen, drawn) == ([[2, 3], [2, 3], [1, 3], [1, 2]], 0)

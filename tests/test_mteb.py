@@ -377,3 +377,24 @@ def test_importing_the_library_imports_none_of_the_libraries_that_it_has_models_
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and f"mteb_model needs mteb, and there is no module mteb: {INSTALL}" in done.stderr
     assert "pip install 'smart_jax[haystack]'" in done.stdout and "pip install 'smart_jax[langchain]'" in done.stdout
+
+
+def test_reranking_keeps_the_best_that_are_asked_for(bert):
+    """Of three candidates, in their order."""
+    model, texts = smart_jax.mteb_model(bert), metadata("TextsForTest")
+    documents = datasets.Dataset.from_dict({"id": ["a", "b", "c"], "text": ["oil", "price of oil", "a page"]})
+    options = dict(hf_split="test", hf_subset="default", encode_kwargs={}, task_metadata=texts)
+    model.index(documents, **options)
+    queries = datasets.Dataset.from_dict({"id": ["q"], "text": ["oil price"]})
+    found = [model.search(queries, top_k=k, top_ranked={"q": ["a", "b", "c"]}, **options)["q"] for k in (3, 2, 1)]
+    assert [len(best) for best in found] == [3, 2, 1]
+    falling = sorted(found[0], key=found[0].get, reverse=True)
+    assert [list(best) for best in found] == [falling, falling[:2], falling[:1]]
+
+
+@pytest.mark.parametrize(
+    ("weights", "kind"), [((1, 0), "dense"), ((0, 1), "late-interaction"), ((1, 1), "late-interaction")]
+)
+def test_the_kind_of_model_is_that_of_its_late_part(bert, weights, kind):
+    model = smart_jax.mteb_model(bert, pooled_weight=weights[0], late_weight=weights[1])
+    assert model.mteb_model_meta.model_type == [kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from smart_jax.files import Checkpoint
+from smart_jax.inputs import open_preprocessor
 from smart_jax.inputs.image import smart_resize
 from smart_jax.inputs.multimodal import MultimodalPreprocessor
 from smart_jax.inputs.tokenized_item import TokenizedItem
@@ -437,3 +441,17 @@ def test_rows_do_not_depend_on_each_other(preprocessor):
     expected = [preprocessor.tokenize(item).input_ids.tolist() for item in items]
     for order in itertools.permutations(range(4)):
         assert [preprocessor.tokenize(items[i]).input_ids.tolist() for i in order] == [expected[i] for i in order]
+
+
+def test_the_last_token_of_a_vocabulary_is_in_it(checkpoint):
+    config = load_config(checkpoint)
+    largest = max(Tokenizer.from_file(str(checkpoint / "tokenizer.json")).get_vocab().values())
+
+    def opened(size):
+        return open_preprocessor(
+            Checkpoint(checkpoint), dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=size))
+        )
+
+    opened(largest + 1)
+    with pytest.raises(ValueError, match=f"ids up to {largest}, the backbone's vocabulary ends before {largest}:"):
+        opened(largest)

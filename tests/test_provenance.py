@@ -13,7 +13,7 @@ from flax import nnx
 
 import smart_jax
 from smart_jax import Adapter, AdapterConfig, Embeddings, Index, States, maxsim, reductions, score, search, to_device
-from smart_jax.models import sample_checksum
+from smart_jax.models import checksum, sample_checksum
 from smart_jax.retrieval.embeddings import INDEX
 from smart_jax.retrieval.provenance import SEVERAL, Provenance
 from tests.indexes import random_embeddings
@@ -198,3 +198,10 @@ def test_every_parameter_counts():
         found.add(sample_checksum(nnx.State(params | {name: value.at[(0,) * value.ndim].set(2)})))
         found.add(sample_checksum(nnx.State(params | {name: value[:-1]})))
     assert len(found) == 7
+
+
+@pytest.mark.parametrize("digest", [checksum, sample_checksum])
+def test_checksums_see_the_order_of_values(digest):
+    values = jnp.arange(1, 7, dtype=jnp.float32).reshape(2, 3)
+    found = {digest(nnx.State({"a": nnx.Param(x)})) for x in (values, values[::-1], values[:, ::-1])}
+    assert len(found) == 3

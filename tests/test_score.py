@@ -307,6 +307,20 @@ def test_scores_beyond_float32_are_refused(rng):
 
 
 @pytest.mark.usefixtures("either")
+def test_the_second_look_has_a_list_of_four_times_k_and_orders_equal_scores():
+    """The exact best is the fourth by d, or the fifth, which is not looked at; all equal, they are in d's order."""
+
+    def of(*pooled: float) -> Embeddings:
+        pooled = np.float32(pooled)[:, None]
+        return Embeddings(pooled, pooled, np.arange(len(pooled) + 1))
+
+    q, d, options = of(1), of(5, 4, 3, 2, 1), {"late_weight": 0}
+    assert search(q, d, 1, rescore=of(0, 0, 0, 5, 9), **options)[1].tolist() == [[3]]
+    assert search(q, d, 2, rescore=of(0, 0, 0, 5, 9), **options)[1].tolist() == [[4, 3]]
+    assert search(q, of(1, 2, 3, 4), 2, rescore=of(7, 7, 7, 7), **options)[1].tolist() == [[0, 1]]
+
+
+@pytest.mark.usefixtures("either")
 def test_zeros_of_both_signs_are_equal():
     """The lowest index comes first."""
     q = Embeddings(np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), [0, 1])

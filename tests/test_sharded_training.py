@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from smart_jax.models.qwen_vl import QwenVL
+from smart_jax.runtime import AXES, batch_sharding
 from smart_jax.runtime.mesh import batch_part, make_mesh
 from tests.test_posttrain import examples
 from tests.training import make_config
@@ -151,3 +152,9 @@ def test_processes_prepare_equal_parts_of_a_batch(monkeypatch, unchecked):
     for uneven in ([[0], [0], [1]], [[0, 0], [0, 1], [1, 1]]):
         with pytest.raises(ValueError, match="do not split the batch into equal parts"):
             parts(uneven)
+
+
+def test_rows_are_split_over_all_axes_but_the_tensors():
+    mesh = AbstractMesh((2, 4, 3), AXES)
+    assert batch_sharding(mesh).shard_shape((16, 5)) == (2, 5)
+    assert batch_sharding(mesh, leading=1).shard_shape((7, 16, 5)) == (7, 2, 5)

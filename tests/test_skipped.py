@@ -135,3 +135,12 @@ def test_a_run_counts_them_and_resumes_bit_identically(inputs, tmp_path, damaged
     assert repeatable(read_metrics(cut / "metrics.jsonl")) == repeatable(records)
     files = [folder / "adapter" / "adapter.safetensors" for folder in (whole, cut)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_scores_of_the_teacher_are_those_of_what_stands_in(inputs):
+    config = make_config(inputs, Path("unused"), data__negatives=1)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    batcher = Batcher(load_encoder(config, mesh).preprocessor, config.data, mesh, teacher=True)
+    made = [dataclasses.replace(e, scores=(float(i), i + 0.5)) for i, e in enumerate(examples(4, (1, 3), negatives=1))]
+    found = batcher.arrays(made, Skipped(2))
+    assert found.teacher.tolist() == [[0, 0.5], [2, 2.5], [2, 2.5], [0, 0.5]]

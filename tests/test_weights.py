@@ -235,3 +235,11 @@ def test_mesh_that_does_not_fit():
         make_mesh(data=3, fsdp=2)
     with pytest.raises(ValueError, match="at most one may be -1"):
         make_mesh(data=-1, fsdp=-1)
+
+
+def test_one_tensor_under_two_prefixes_is_refused(folder):
+    """Neither takes the other's place."""
+    name = "language_model.norm.weight"
+    edit(folder, lambda t: t | {name: np.zeros_like(t[f"model.{name}"])})
+    with pytest.raises(ValueError, match=r"does not use: (model\.)?language_model\.norm\.weight"):
+        load_weights(folder, load_config(folder))

@@ -15,10 +15,14 @@ PARTIAL = ".tmp"  # suffix of a file that is being written
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
     """Gives a file to write, which replaces the one at the path when the block ends without an error.
 
     It is readable by whom the umask says. What writers that were killed have left of the same file is removed.
+
+    Args:
+      path: of the file.
+      flush: whether it is on the disk, and not in the system's cache alone, before it has its name.
 
     Example:
       >>> import tempfile
@@ -35,7 +39,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         try:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                os.fsync(file.fileno())
             partial.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):  # would hide the first
@@ -43,7 +48,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
-def write_whole_text(path: Path, text: str) -> None:
+def write_whole_text(path: Path, text: str, *, flush: bool = False) -> None:
     """Writes a text file, whole or not at all, see `whole_file`.
 
     Example:
@@ -53,7 +58,7 @@ def write_whole_text(path: Path, text: str) -> None:
       >>> path.read_text()
       '{}'
     """
-    with whole_file(path) as file:
+    with whole_file(path, flush=flush) as file:
         file.write(text.encode())
 
 

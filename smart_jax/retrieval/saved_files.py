@@ -49,7 +49,7 @@ def save_files(folder: Path, arrays: Mapping[str, np.ndarray], index: Mapping[st
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
     """Replaces the index of a folder."""
-    write_whole_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+    write_whole_text(folder / INDEX, json.dumps(index, indent=2) + "\n", flush=True)
 
 
 @contextlib.contextmanager
