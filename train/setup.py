@@ -213,7 +213,12 @@ def adapter_config(config: TrainConfig, model: ModelConfig) -> AdapterConfig:
 
 
 def _check_widths(config: TrainConfig, model: ModelConfig) -> None:
-    """Raises ValueError where a width of `loss.matryoshka` would cut nothing."""
+    """Raises ValueError where there is no pooled vector, or a width of `loss.matryoshka` would cut nothing."""
+    if not getattr(model, "pooled", True):
+        raise ValueError(
+            "the model has no pooled vector, beside which tokens are trained here: set config.pooling to 'last' or "
+            "another rule"
+        )
     hidden = model.state_width
     vectors = {"pooled vectors": hidden, "tokens": getattr(model, "token_dim", None) or hidden}
     if "adapter" in config.parts:

@@ -125,7 +125,7 @@ def _put(rows: Rows, items: Int[np.ndarray, "devices rows"], row_bytes: int, mes
     """
     own = [i for i, device in enumerate(mesh.devices) if device.process_index == jax.process_index()]
     count = items.shape[1]
-    size = min(count, max(1, PIECE_BYTES // row_bytes))
+    size = min(count, max(1, PIECE_BYTES // max(row_bytes, 1)))
 
     def piece(first: int) -> PyTree:
         return _together([jax.device_put(rows(items[i, first : first + size]), mesh.devices[i]) for i in own], mesh)
