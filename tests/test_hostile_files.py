@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sqlite3
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from eval.benchmarks import Benchmark
-from smart_jax import Embeddings
+from smart_jax import Embeddings, Index
 from smart_jax.files import (
     checked_float,
     checked_int,
@@ -28,6 +29,8 @@ from smart_jax.index.segment_files import Extent, SegmentFiles
 from smart_jax.index.vector_format import VectorFormat
 from smart_jax.retrieval import States
 from smart_jax.retrieval.embeddings_folder import JOURNAL, EmbeddingsFolder
+from tests.fake_encoder import FakeEncoder
+from tests.indexes import random_embeddings
 from tests.small_pdf import write_pdf
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -358,3 +361,29 @@ def test_pages_of_absurd_size(tmp_path, monkeypatch):
         pdf.image(0)
     with Pdf(tmp_path / "x.pdf") as pdf:
         assert pdf.image(0, dpi=2).size == (834, 834)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE about SET value = '7' WHERE key = 'vectors'",
+        'UPDATE about SET value = \'{"name": "int8", "pooled_width": 1e9, "token_width": 4}\' WHERE key = \'vectors\'',
+        f"UPDATE about SET value = '{DEEP}' WHERE key = 'vectors'",
+        'UPDATE about SET value = \'[{"name": "../../x", "number": 1}]\' WHERE key = \'stages\'',
+        "UPDATE about SET value = 'x' WHERE key = 'generation'",
+        "UPDATE segment SET items = -1",
+        "UPDATE segment SET tokens = 'x'",
+        "UPDATE segment SET items = 4611686018427387904",
+        "INSERT INTO dead VALUES (99)",
+        "DROP TABLE segment",
+    ],
+)
+def test_catalogs_that_are_damaged(tmp_path, statement):
+    with Index(tmp_path, FakeEncoder(), dtype="int8") as index:
+        index.add_embeddings(random_embeddings(4, pooled=16, width=16), ids=list("abcd"))
+        index.keep_stages(["binary"])
+    with sqlite3.connect(tmp_path / "index.db") as db:
+        db.execute(statement)
+    db.close()
+    with pytest.raises(ValueError, match=r"index|segment"), Index(tmp_path, FakeEncoder()) as index:
+        index.info()

@@ -243,7 +243,7 @@ def put(name, *shape):
         (lambda t: None, {"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' changes the base weights: convert"),
         (lambda t: None, {"use_qalora": True}, "use_qalora is not supported"),
         (lambda t: None, {"alora_invocation_tokens": [1]}, "alora_invocation_tokens is not supported"),
-        (lambda t: None, {"r": 0}, "r of model.* is 0, expected a positive number"),
+        (lambda t: None, {"r": 0}, "r of model.* is 0, expected an integer from 1"),
         (lambda t: None, {"base_model_name_or_path": None}, "has no base_model_name_or_path: set it"),
     ],
 )

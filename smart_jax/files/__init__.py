@@ -11,7 +11,7 @@ from smart_jax.files.checkpoint import (
     find_adapter,
     read_adapter_config,
 )
-from smart_jax.files.checkpoint_tensors import first_names, read_tensors, tensor_shapes
+from smart_jax.files.checkpoint_tensors import first_names, read_tensors, tensor_shapes, weight_sizes
 from smart_jax.files.fingerprint import files_fingerprint
 from smart_jax.files.hub import download, hub_id, is_hub_id, open_checkpoint, resolve, resolve_base, snapshot_of
 from smart_jax.files.inside import path_inside
@@ -19,6 +19,7 @@ from smart_jax.files.json_file import parse_json, read_json, read_json_value
 from smart_jax.files.lock import holder, lock_file, named_lock, try_lock
 from smart_jax.files.named_models import EMBEDDED, PACKAGED, PackagedModel, meant_by, named_folder
 from smart_jax.files.other_folders import other_folder
+from smart_jax.files.patterns import check_pattern
 from smart_jax.files.safetensors_file import (
     TensorEntry,
     flush_file,
@@ -39,6 +40,7 @@ __all__ = [
     "Checkpoint",
     "PackagedModel",
     "TensorEntry",
+    "check_pattern",
     "checked_float",
     "checked_int",
     "download",
@@ -72,6 +74,7 @@ __all__ = [
     "tensor_shapes",
     "torch_file",
     "try_lock",
+    "weight_sizes",
     "whole_file",
     "write_tensors",
     "write_whole_text",

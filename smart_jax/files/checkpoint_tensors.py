@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from smart_jax.files.checkpoint import INDEX_FILE, SINGLE_FILE, WEIGHTS_FILE
 from smart_jax.files.inside import path_inside
 from smart_jax.files.json_file import read_json
+from smart_jax.files.safetensors_file import TensorEntry, read_header
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
@@ -84,6 +85,28 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
     if (folder / SINGLE_FILE).is_file():
         return {path_inside(folder, SINGLE_FILE, str(folder)): None}
     raise FileNotFoundError(f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: are the weights in safetensors?")
+
+
+def weight_sizes(folder: Path) -> tuple[int, int]:
+    """Returns the number of tensors of a checkpoint, and the bytes of their files, whose headers alone are read.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_tensors`, as far as that shows without the values.
+
+    Example:
+      >>> from smart_jax.files import resolve
+      >>> weight_sizes(resolve("tiny"))[0] > 50
+      True
+    """
+    files = [file for file in _weight_files(folder) if file.is_file()]
+    return sum(len(_header(file)) for file in files), sum(file.stat().st_size for file in files)
+
+
+def _header(file: Path) -> dict[str, TensorEntry]:
+    try:
+        return read_header(file)[0]
+    except ValueError as error:
+        raise ValueError(f"{file} is corrupt or truncated ({error}): fetch the checkpoint again") from error
 
 
 def first_names(names: Sequence[str], most: int = 8) -> str:

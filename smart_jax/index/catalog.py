@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from smart_jax.files import parse_json
+
 FORMAT, VERSION = "smart_jax.index", 1
 ITEM_COLUMNS = "row, id, hash, source, page, metadata"
 
@@ -99,15 +101,26 @@ class Catalog:
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Yields a connection that sees one state until the end of the block, whatever is written meanwhile."""
-        db = self._connection()
-        if db.in_transaction:
-            yield db
-            return
-        db.execute("BEGIN")
+        with self._explained():
+            db = self._connection()
+            if db.in_transaction:
+                yield db
+                return
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                db.rollback()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Says of a damaged database which it is; that another process holds it is another thing."""
         try:
-            yield db
-        finally:
-            db.rollback()
+            yield
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.IntegrityError) or "locked" in str(error) or "disk" in str(error)[:5]:
+                raise
+            raise ValueError(f"'{self.path}' is damaged ({error}): restore it, or make the index again") from error
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -124,12 +137,16 @@ class Catalog:
 
     def generation(self, db: sqlite3.Connection) -> int:
         """Returns a number that every change raises."""
-        return int(db.execute("SELECT value FROM about WHERE key = 'generation'").fetchone()[0])
+        found = db.execute("SELECT value FROM about WHERE key = 'generation'").fetchone()
+        if found is None or not str(found[0]).isdecimal():
+            raise ValueError(f"'{self.path}' is damaged (it has no generation): restore it, or make the index again")
+        return int(found[0])
 
     def get(self, key: str) -> Any:
         """Returns a fact of the index, None where it is not stated."""
-        found = self._connection().execute("SELECT value FROM about WHERE key = ?", (key,)).fetchone()
-        return None if found is None else json.loads(found[0])
+        with self._explained():
+            found = self._connection().execute("SELECT value FROM about WHERE key = ?", (key,)).fetchone()
+        return None if found is None else parse_json(found[0], f"'{self.path}': {key}", remedy="restore the index")
 
     def set(self, key: str, value: Any) -> None:
         """States a fact of the index, within `writing`."""

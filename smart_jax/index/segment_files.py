@@ -8,6 +8,7 @@ them, which nobody changes.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -126,7 +127,7 @@ def map_rows(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
       FileNotFoundError: there is no such file.
       ValueError: it is too short.
     """
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     if (there := path.stat().st_size) < size:
         raise ValueError(f"'{path}' has {there} bytes of {size}: the index is damaged; restore the file")
     if size == 0:  # pooled vectors of a multi-vector model, which nothing can map

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from smart_jax.files import checked_int
 from smart_jax.index.segment_files import Extent, SegmentFiles
 from smart_jax.index.stage_files import StageFiles
 from smart_jax.index.stages import Marks, Stage
@@ -128,13 +129,16 @@ class Snapshot:
 
 def extents(db: sqlite3.Connection) -> list[Extent]:
     """Returns how much of each segment there is."""
-    return [Extent(*row) for row in db.execute("SELECT number, items, tokens FROM segment ORDER BY number")]
+    rows = db.execute("SELECT number, items, tokens FROM segment ORDER BY number")
+    return [Extent(*(checked_int(x, "a segment's extent", least=0, most=2**62) for x in row)) for row in rows]
 
 
 def _alive(extent: Extent, dead: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, " N"] | None:
     first, last = np.searchsorted(dead, [extent.number << PLACES, (extent.number + 1) << PLACES])
     if first == last:
         return None
+    if dead[last - 1] - (extent.number << PLACES) >= extent.items:
+        raise ValueError(f"segment {extent.number} has not as many items as the catalog says: restore the index")
     alive = np.ones(extent.items, bool)
     alive[dead[first:last] - (extent.number << PLACES)] = False
     return alive

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from jaxtyping import Float, Num
 
+from smart_jax.files import checked_int, shown
 from smart_jax.index.centroids import assign
 from smart_jax.index.sign_scores import sign_words, words_of
 from smart_jax.index.token_runs import float_tokens
@@ -72,7 +73,16 @@ class Stage:
 
 def parse_stages(known: Iterable[Mapping[str, Any]] | None) -> list[Stage]:
     """Returns the stages as the catalog has them; None = none."""
-    return [Stage(**each) for each in known or ()]
+    return [_stage(each) for each in known or ()]
+
+
+def _stage(fields: object) -> Stage:
+    names = {field.name for field in dataclasses.fields(Stage)}
+    if not isinstance(fields, dict) or not {"name", "number"} <= fields.keys() <= names or fields["name"] not in MARKED:
+        raise ValueError(f"a first stage of the index is {shown(fields)}: the index is damaged; restore it")
+    for key in fields.keys() - {"name"}:
+        checked_int(fields[key], f"a first stage's {key}", least=0, most=2**62)
+    return Stage(**fields)
 
 
 def check_stage(name: str) -> StageName:

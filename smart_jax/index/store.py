@@ -44,7 +44,7 @@ class Store:
     def files(self) -> SegmentFiles | None:
         """Files of the segments; None = nothing has ever been written."""
         if self._files is None and (fields := self.catalog.get("vectors")) is not None:
-            self._files = SegmentFiles(self.folder / SEGMENTS, VectorFormat(**fields))
+            self._files = SegmentFiles(self.folder / SEGMENTS, VectorFormat.from_json(fields))
         return self._files
 
     @property

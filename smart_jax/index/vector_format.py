@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from smart_jax.files import checked_int, shown
 from smart_jax.retrieval import Embeddings
 
 STORED = ("float16", "float32", "int8")
@@ -33,6 +34,15 @@ class VectorFormat:
     def of(cls, embeddings: Embeddings, name: str) -> VectorFormat:
         """Returns the format of such embeddings."""
         return cls(name, embeddings.pooled.shape[1], embeddings.tokens.shape[1])
+
+    @classmethod
+    def from_json(cls, fields: object) -> VectorFormat:
+        """Returns the format as the catalog keeps it; raises ValueError where that is damaged."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(fields, dict) or fields.keys() != names or fields["name"] not in STORED:
+            raise ValueError(f"the form of the index's vectors is {shown(fields)}: the index is damaged; restore it")
+        widths = (checked_int(fields[key], f"the index's {key}") for key in ("pooled_width", "token_width"))
+        return cls(str(fields["name"]), *widths)
 
     @property
     def dtype(self) -> np.dtype:

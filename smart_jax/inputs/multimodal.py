@@ -32,7 +32,7 @@ from smart_jax.inputs.prompt import Prompt, dropped_token_ids, read_chat_templat
 from smart_jax.inputs.settings import MultimodalConfig, Settings
 from smart_jax.inputs.soft_tokens import read_soft_token_settings
 from smart_jax.inputs.tokenized_item import TokenizedItem
-from smart_jax.inputs.tokenizer import TOKENIZER_FILES, added_ids, read_tokenizer
+from smart_jax.inputs.tokenizer import TOKENIZER_FILES, added_ids, panics_as_errors, read_tokenizer
 from smart_jax.inputs.video import (
     VideoLike,
     VideoOutline,
@@ -268,7 +268,8 @@ class MultimodalPreprocessor(MultimodalCollator):
         tokens = self._outlined(parsed, seen, instruction, query, name)
         _, texts = self._fitted(parsed.texts, seen, instruction, query, name)
         prompt, marked = (self._prompt_of(x, seen, instruction, query) for x in (texts, [MARK] * len(texts)))
-        encoded = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        with panics_as_errors():
+            encoded = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = np.asarray(encoded["input_ids"], np.int64), np.asarray(encoded["offset_mapping"]).reshape(-1, 2)
         times = self._times(ids, self._grids(seen))
         room = len(tokens) - len(self._prefix) - len(self._suffix)
@@ -476,7 +477,9 @@ class MultimodalPreprocessor(MultimodalCollator):
         return head
 
     def _encode(self, prompt: str) -> Int[np.ndarray, " L"]:
-        return np.asarray(self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"], np.int64)
+        with panics_as_errors():
+            encoded = self.tokenizer(prompt, add_special_tokens=False, verbose=False)
+        return np.asarray(encoded["input_ids"], np.int64)
 
     def _expand(self, ids: Int[np.ndarray, " l"], grids: Sequence[Grid]) -> Int[np.ndarray, " L"]:
         """Returns the ids with each placeholder (of an image, video or temporal patch) once per visual token."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smart_jax.files import read_json
+from smart_jax.files import read_json, shown
 from smart_jax.inputs.settings import VISUAL, MultimodalConfig, Turns
 
 if TYPE_CHECKING:  # transformers takes a second to import: only where a tokenizer is read
@@ -56,18 +56,27 @@ class Prompt:
           tokenizer, config: of the checkpoint.
           chat_template: of the checkpoint; needed for turns.
         """
-        from jinja2 import StrictUndefined, TemplateSyntaxError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from jinja2 import StrictUndefined, TemplateError
 
-        jinja = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
+        from smart_jax.inputs.bounded_jinja import BoundedEnvironment, bounded, chat_environment
+
+        jinja = BoundedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
         jinja.filters["sentence"] = sentence
         self._literal = isinstance(prompt, str)
         turns: Turns = (("", prompt),) if isinstance(prompt, str) else prompt
         try:
-            self._turns = [(role, [_Part(part, jinja.from_string(part)) for part in parts]) for role, *parts in turns]
-        except TemplateSyntaxError as error:
-            raise ValueError(f"the prompt is not a Jinja template ({error}): {prompt!r}") from error
-        self._tokenizer, self._chat_template = tokenizer, chat_template
+            with bounded(texts=0):  # what is constant in a template is computed as it is compiled
+                self._turns = [
+                    (role, [_Part(part, jinja.from_string(part)) for part in parts]) for role, *parts in turns
+                ]
+        except (TemplateError, SyntaxError) as error:
+            raise ValueError(f"the prompt is not a Jinja template ({error}): {shown(prompt)}") from error
+        try:
+            with bounded(texts=0):
+                self._chat = None if chat_template is None else chat_environment().from_string(chat_template)
+        except (TemplateError, SyntaxError) as error:
+            raise ValueError(f"the chat template cannot be rendered ({error}): fetch the checkpoint again") from error
+        self._special = dict(tokenizer.special_tokens_map)
         ids = (config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id)
         image, video, start, end = (str(tokenizer.convert_ids_to_tokens(i)) for i in ids)
         self._tokens = {"image_token": image, "video_token": video}
@@ -83,23 +92,28 @@ class Prompt:
         """
         from jinja2 import TemplateError
 
+        from smart_jax.inputs.bounded_jinja import bounded
+
         visual = self._tokens["video"] * videos + self._tokens["image"] * images
         values = {"texts": list(texts), "images": images, "videos": videos, "query": query, "visual": visual}
         values |= {"instruction": instruction, **self._tokens}
         try:
-            if self._literal:
-                return self._turns[0][1][0].template.render(values)
-            turns: Any = [
-                {"role": role, "content": [piece for part in parts for piece in part.content(values)]}
-                for role, parts in self._turns
-            ]
-            return str(
-                self._tokenizer.apply_chat_template(
-                    turns, chat_template=self._chat_template, tokenize=False, add_generation_prompt=True
-                )
-            )
-        except TemplateError as error:
+            with bounded(texts=len(instruction) + sum(map(len, texts))):
+                return self._rendered(values)
+        except (TemplateError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
             raise ValueError(f"the prompt or chat template cannot be rendered: {error}") from error
+
+    def _rendered(self, values: Mapping[str, Any]) -> str:
+        if self._literal:
+            return self._turns[0][1][0].template.render(values)
+        turns = [
+            {"role": role, "content": [piece for part in parts for piece in part.content(values)]}
+            for role, parts in self._turns
+        ]
+        if self._chat is None:
+            raise ValueError("turns need the chat template of the checkpoint, which has none")
+        given = {**self._special, "messages": turns, "tools": None, "documents": None, "add_generation_prompt": True}
+        return self._chat.render(given)
 
 
 def sentence(instruction: str) -> str:

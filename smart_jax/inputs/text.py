@@ -20,7 +20,7 @@ from smart_jax.inputs.padded_sizes import bucket, buckets, check_sizes, octaves
 from smart_jax.inputs.preprocessor import Side
 from smart_jax.inputs.settings import SETTINGS_FILE, TextSettings, read_settings, with_settings
 from smart_jax.inputs.tokenized_item import TokenizedItem
-from smart_jax.inputs.tokenizer import TOKENIZER_FILES, added_ids, read_tokenizer
+from smart_jax.inputs.tokenizer import TOKENIZER_FILES, added_ids, panics_as_errors, read_tokenizer
 from smart_jax.models import Batch, BertConfig
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ class TextPreprocessor:
           TypeError, ValueError, FileNotFoundError: the item cannot be used; the message says why and what to do.
         """
         _, text = self._text(item, instruction, query, name)
-        words = self.tokenizer(text.lower() if self.lower_case else text, add_special_tokens=False, verbose=False)
+        with panics_as_errors():
+            words = self.tokenizer(text.lower() if self.lower_case else text, add_special_tokens=False, verbose=False)
         return self._tokenized(np.asarray(words["input_ids"], np.int64))
 
     def _text(self, item: ItemLike, instruction: str | None, query: bool, name: str) -> tuple[Item, str]:
@@ -185,7 +186,8 @@ class TextPreprocessor:
         """
         parsed, text = self._text(item, instruction, query, name)
         read = text.lower() if self.lower_case else text
-        words = self.tokenizer(read, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        with panics_as_errors():
+            words = self.tokenizer(read, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         tokens = self._tokenized(np.asarray(words["input_ids"], np.int64), whole=whole)
         offsets = np.asarray(words["offset_mapping"], np.int64).reshape(-1, 2)
         if len(read) != len(text):  # a few letters are two characters in lower case

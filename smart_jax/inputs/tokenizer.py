@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from smart_jax.files import read_json
+from smart_jax.files import check_pattern, read_json
 
 if TYPE_CHECKING:  # transformers takes a second to import: only where a tokenizer is read
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # one of them is there
+MOST_PARTS = 200  # of a normalizer, a pre_tokenizer and others, together
 _PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that take tokenizer.json as it is
 
 
@@ -37,13 +38,15 @@ def read_tokenizer(folder: Path, *, added: str | None = None) -> PreTrainedToken
     """
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise FileNotFoundError(f"{folder} lacks tokenizer.json: copy it from the original checkpoint")
+    check_tokenizer(folder)
     try:
-        tokenizer: PreTrainedTokenizerBase = _tokenizer_class(folder).from_pretrained(str(folder))
-        tokenizer("a")
+        with panics_as_errors():
+            tokenizer: PreTrainedTokenizerBase = _tokenizer_class(folder).from_pretrained(str(folder))
+            tokenizer("a")
     except Exception as error:  # the Rust tokenizers raise a bare Exception
         raise ValueError(
-            f"the tokenizer in {folder} (tokenizer.json, tokenizer_config.json) cannot be read ({error}): fetch the "
-            "checkpoint again"
+            f"the tokenizer in {folder} (tokenizer.json, tokenizer_config.json) cannot be read ({error!s:.2000}): "
+            "fetch the checkpoint again"
         ) from error
     if added is not None:
         tokenizer.add_tokens([added])
@@ -60,6 +63,41 @@ def _tokenizer_class(folder: Path) -> Any:
     path = folder / "tokenizer_config.json"
     plain = path.is_file() and read_json(path).get("tokenizer_class") in _PLAIN
     return transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Looks through tokenizer.json for what could take the time or the memory of a machine.
+
+    Raises:
+      ValueError: a regular expression may take too long, or texts are to be replaced by much longer ones.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    content, count = read_json(path, remedy="fetch the checkpoint again"), 0
+    stack = [content.get(part) for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, dict):
+            count += 1
+            if "Regex" in part:
+                check_pattern(part["Regex"], str(path))
+            if part.get("type") in ("Replace", "Prepend") and len(str(part.get("content", part.get("prepend")))) > 16:
+                raise ValueError(f"{path}: a {part['type']} has a content of more than 16 characters")
+        if count > MOST_PARTS:
+            raise ValueError(f"{path}: its normalizer, pre_tokenizer and others have more than {MOST_PARTS} parts")
+        stack += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+
+
+@contextlib.contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Turns what Rust raises where it gives up, which is no `Exception`, into a ValueError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the tokenizer gave up ({error!s:.500}): fetch the checkpoint again") from error
 
 
 @contextlib.contextmanager

@@ -18,9 +18,20 @@ import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from smart_jax.files import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
+from smart_jax.files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_pattern,
+    checked_float,
+    checked_int,
+    path_inside,
+    read_adapter_config,
+    shown,
+)
 from smart_jax.typing import JsonObject
 
+LONGEST_NAME = 256  # characters of a module: what a pattern is matched with
+MOST_PATTERNS, LARGEST_RANK = 4096, 2**20
 CHUNK = 2**22  # values of a weight that are merged at a time, which bounds the memory beside the weight's
 
 _PREFIX = "base_model.model."
@@ -147,7 +158,8 @@ def read_adapter(folder: str | Path, *, tasks: Sequence[str] = (), task: str | N
         tensor has another tag, or the task is unknown; the message names it.
     """
     folder, task = Path(folder), choose_task(task, tasks)
-    config, file = read_adapter_config(folder), folder / WEIGHTS_FILE
+    config, file = read_adapter_config(folder), path_inside(folder, WEIGHTS_FILE, str(folder))
+    _check_patterns(config)
     if not file.is_file():
         raise FileNotFoundError(
             f"{folder} has {CONFIG_FILE} but no {WEIGHTS_FILE}: save the adapter in safetensors, or remove "
@@ -193,6 +205,8 @@ def _sorted_out(names: Sequence[str]) -> tuple[dict[str, str], _Factors]:
 
 def _check_factors(file: Path, factors: _Factors, tasks: Sequence[str], *, dora: bool, bias: bool) -> None:
     """Raises ValueError unless the factors of every weight are complete, for every task, and nothing else is there."""
+    if long := [module for module, _ in factors if len(module) > LONGEST_NAME]:
+        raise ValueError(f"{file}: {shown(long[0])} has more than {LONGEST_NAME} characters")
     if not factors:
         raise ValueError(f"{file} holds no LoRA factors: is it the adapter of this {CONFIG_FILE}?")
     allowed = tuple(tasks) or (None, "default")
@@ -224,13 +238,28 @@ def _low_rank(config: JsonObject, module: str, parts: Mapping[str, str]) -> LowR
     )
 
 
+def _check_patterns(config: JsonObject) -> None:
+    """Raises ValueError where a regular expression, or a name that it is for, could take long to match."""
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(key) or {}
+        if not isinstance(patterns, dict) or len(patterns) > MOST_PATTERNS:
+            raise ValueError(f"{CONFIG_FILE}: {key} is {shown(patterns)}, expected an object of module names")
+        for pattern in patterns:
+            check_pattern(pattern, f"{CONFIG_FILE}: {key}", most=2)
+            try:
+                re.compile(rf"(.*\.)?({pattern})$")
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ValueError(f"{CONFIG_FILE}: {key} has {shown(pattern)}, which is no pattern ({error})") from error
+
+
 def _by_pattern(config: JsonObject, patterns: str, module: str, key: str, default: int) -> Any:  # int or float
     """Returns a module's value: that of the first regular expression which matches the end of its path, or `key`'s."""
-    value = config.get(key, default)
+    value, name = config.get(key, default), f"{CONFIG_FILE}: {key} of {module}"
     for pattern, of_pattern in (config.get(patterns) or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             value = of_pattern
             break
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ValueError(f"{CONFIG_FILE}: {key} of {module} is {value!r}, expected a positive number")
+    if key == "r":
+        return checked_int(value, name, most=LARGEST_RANK)
+    checked_float(value, name)
     return value

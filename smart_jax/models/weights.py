@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from smart_jax.files import SINGLE_FILE, Checkpoint, first_names, read_tensors, write_tensors
+from smart_jax.files import SINGLE_FILE, Checkpoint, first_names, read_tensors, weight_sizes, write_tensors
 from smart_jax.models.architectures import ARCHITECTURES, ModelConfig, projector_of
 from smart_jax.models.peft import Change, choose_task, read_adapter
 from smart_jax.models.torch_layout import (
@@ -111,6 +111,7 @@ def load_weights(
       dtype(bfloat16)
     """
     checkpoint = Checkpoint.of(checkpoint)
+    _check_sizes(checkpoint, config)
     graphdef, abstract = abstract_model(config)
     architecture = ARCHITECTURES[config.model_type]
     if not architecture.float16 and jnp.dtype(dtype) == jnp.float16:
@@ -209,6 +210,21 @@ def _tensors(
 def _contiguous(value: np.ndarray) -> np.ndarray:
     """Returns the array in one piece; NumPy's function makes a vector of a scalar."""
     return np.ascontiguousarray(value).reshape(value.shape)
+
+
+def _check_sizes(checkpoint: Checkpoint, config: ModelConfig) -> None:
+    """Refuses weights that are too small for their config, before a model of its size is built, which takes long."""
+    tensors, size = weight_sizes(checkpoint.weights)
+    text = config.text
+    layers = text.num_hidden_layers + getattr(getattr(config, "vision", None), "depth", 0)
+    least = text.hidden_size * (
+        getattr(text, "vocab_size", 0) + text.num_hidden_layers
+    )  # bytes, of eight bits for each parameter
+    if layers > tensors or least > size:
+        raise ValueError(
+            f"{checkpoint}: config.json asks for {layers} layers and at least {least} parameters, but the weights are "
+            f"{tensors} tensors of {size} bytes: the weights and the config are of different models"
+        )
 
 
 def _changes(checkpoint: Checkpoint, config: ModelConfig, task: str | None) -> dict[str, Change]:
