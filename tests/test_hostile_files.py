@@ -374,7 +374,7 @@ def test_pages_of_absurd_size(tmp_path, monkeypatch):
         "UPDATE segment SET items = -1",
         "UPDATE segment SET tokens = 'x'",
         "UPDATE segment SET items = 4611686018427387904",
-        "INSERT INTO dead VALUES (99)",
+        "INSERT INTO dead SELECT (number << 32) + 99 FROM segment",
         "DROP TABLE segment",
     ],
 )

@@ -13,12 +13,13 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, cast
 
 from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 MOST_STEPS = 100_000  # of one rendering
@@ -95,8 +96,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self, **options: Any):
         super().__init__(**options)
-        self.filters |= {name: _counted(name, filter_) for name, filter_ in self.filters.items()}
-        self.tests |= {name: _counted(name, test) for name, test in self.tests.items()}
+        self.filters |= {name: _counted(name, cast(Any, filter_)) for name, filter_ in self.filters.items()}
+        self.tests |= {name: _counted(name, cast(Any, test)) for name, test in self.tests.items()}
         self.filters |= {"tojson": _counted("tojson", _to_json), "_pass": _pass, "_joined": _joined}
         self.globals |= {"range": _range, "namespace": _PublicNamespace, "dict": _new_dict}
         for name in ("lipsum", "cycler", "joiner"):
@@ -128,7 +129,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 class _Generation(Extension):
     """The tag that marks what an assistant writes, which means nothing here."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  an attribute of instances in Jinja's annotations
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -191,9 +192,11 @@ def _instrumented(template: nodes.Template) -> nodes.Template:
     for kind in (nodes.For, nodes.Macro, nodes.CallBlock, nodes.FilterBlock):
         for node in template.find_all(kind):
             counted = nodes.Filter(nodes.Const(None), "_pass", [], [], None, None)
-            node.body.insert(0, nodes.ExprStmt(counted, lineno=node.lineno))
+            cast(nodes.For, node).body.insert(0, nodes.ExprStmt(counted, lineno=node.lineno))
     _wrap_concatenations(template)
-    return template.set_environment(template.environment)
+    assert template.environment is not None
+    template.set_environment(template.environment)
+    return template
 
 
 def _wrap_concatenations(node: nodes.Node) -> None:
