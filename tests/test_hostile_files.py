@@ -62,7 +62,7 @@ def test_what_the_reader_of_json_takes(tmp_path):
     (tmp_path / "x.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"x\.json holds a JSON list, expected an object"):
         read_json(tmp_path / "x.json")
-    with pytest.raises(ValueError, match=r"x\.json has 3 bytes, more than the 2"):
+    with pytest.raises(ValueError, match=r"x\.json has more than the 2 bytes"):
         read_json(tmp_path / "x.json", most=2)
 
 
@@ -334,6 +334,17 @@ def test_images_of_a_benchmark_stay_in_its_folder(tmp_path, image):
 def test_documents_that_are_no_texts(tmp_path, record):
     with pytest.raises(ValueError, match="corpus .d0.: (text|title|page_text) is"):
         Benchmark.load(beir(tmp_path / "set", [{"_id": "d0"} | record]))
+
+
+def test_links_to_what_has_no_end(tmp_path):
+    (tmp_path / "x.json").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="has more than the 1000 bytes"):
+        read_json(tmp_path / "x.json", most=1000)
+    folder = beir(tmp_path / "set")
+    (folder / "qrels" / "test.jsonl").unlink()
+    (folder / "qrels" / "test.tsv").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="has a line of more than"):
+        Benchmark.load(folder)
 
 
 def test_a_line_that_gzip_blows_up(tmp_path, monkeypatch):

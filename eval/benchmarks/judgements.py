@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.raw_records import read_columns, read_json_lines
+from eval.benchmarks.raw_records import read_columns, read_json_lines, read_lines
 from smart_jax.files import checked_float, checked_int, shown
 from smart_jax.tables import Table, shards, splits
 
@@ -57,7 +57,7 @@ def _no_qrels(folder: Path, split: str) -> str:
 
 
 def _of_tsv(path: Path) -> Iterator[tuple[str, tuple[str, str, int]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_text_lines(path), 1):
         fields = line.split("\t")
         if not line or (number == 1 and fields == QRELS_HEADER):
             continue
@@ -68,6 +68,12 @@ def _of_tsv(path: Path) -> Iterator[tuple[str, tuple[str, str, int]]]:
             raise ValueError(
                 f"{path}, line {number}: expected query, document, integer score, not {shown(line)}"
             ) from None
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        for line in read_lines(file, path):
+            yield line.decode("utf-8").rstrip("\r\n")
 
 
 def _of_jsonl(path: Path) -> Iterator[tuple[str, tuple[str, str, int]]]:

@@ -22,7 +22,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
       ValueError: a line is not a JSON object; the message names it.
     """
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-        for number, line in enumerate(_lines(file, path), 1):
+        for number, line in enumerate(read_lines(file, path), 1):
             if not line.strip():
                 continue
             record = parse_json(line, f"{path}, line {number}")
@@ -31,8 +31,12 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _lines(file: gzip.GzipFile | io.BufferedReader, path: Path) -> Iterator[bytes]:
-    """Yields lines, none of which is read without bound: a few kilobytes of gzip can be gigabytes of one line."""
+def read_lines(file: gzip.GzipFile | io.BufferedReader, path: Path) -> Iterator[bytes]:
+    """Yields lines, none of which is read without bound: a few kilobytes of gzip can be gigabytes of one line.
+
+    Raises:
+      ValueError: a line is too long, or the file is truncated.
+    """
     try:
         while line := file.readline(MAX_BYTES + 1):
             if len(line) > MAX_BYTES:

@@ -48,9 +48,11 @@ def read_json_value(path: Path, *, remedy: str = _REMEDY, most: int = MAX_BYTES)
       >>> read_json_value(path)
       [1, 2]
     """
-    if (size := path.stat().st_size) > most:
-        raise ValueError(f"{path} has {size} bytes, more than the {most} that such a file may have: {remedy}")
-    return parse_json(path.read_bytes(), str(path), remedy=remedy)
+    with path.open("rb") as file:
+        data = file.read(most + 1)  # a device, to which a link may lead, has no size and no end
+    if len(data) > most:
+        raise ValueError(f"{path} has more than the {most} bytes that such a file may have: {remedy}")
+    return parse_json(data, str(path), remedy=remedy)
 
 
 def parse_json(text: str | bytes, name: str, *, remedy: str = _REMEDY) -> Any:  # whatever the text holds
