@@ -166,6 +166,17 @@ def test_arguments_that_do_not_fit():
         run(q, k, v, g, beta, chunk=48)
 
 
+def test_the_backward_pass_keeps_its_arguments_and_a_state_of_each_chunk():
+    """As traced: XLA's CPU compiler merges what is computed twice."""
+    inputs = arguments()
+    traced = jax.make_jaxpr(lambda *x: jax.tree.leaves(jax.vjp(partial(gated_delta, chunk=16), *x)[1]))(*inputs).jaxpr
+    kept = sum(x.aval.size for x in {id(x): x for x in traced.outvars}.values())
+    (length, _, heads, width, value_width), batch = SHAPES["two chunks"], 2
+    states = batch * heads * width * value_width * length // 16
+    masks = 8 * 16 * 16
+    assert states <= kept - sum(x.size for x in inputs) < states + masks
+
+
 @pytest.mark.slow
 def test_heads_on_eight_devices():
     """Eight heads of keys that serve two of values each, split over the devices: results and gradients."""

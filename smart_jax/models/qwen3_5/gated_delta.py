@@ -17,12 +17,16 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 # Natural logarithm of a share that is 0 in float32, so that what would fade a state more is the same.
 NOTHING_LEFT = -128.0
 STEPS = 1024.0  # to which sums of logarithms are exact: 2^24 / 1,024 = 128 tokens of a chunk times 128
+
+# Positions of a chunk. A TPU's products are of 128 rows and columns, whether an array fills them or not.
+CHUNKS = {"cpu": 32, "gpu": 64, "tpu": 128}
 
 _einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
@@ -34,7 +38,7 @@ def gated_delta(
     g: Float[Array, "B L A"],
     beta: Float[Array, "B L A"],
     *,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Float[Array, "B L A width"]:
     """Returns what each position reads of the state that it and the positions before it have left.
 
@@ -48,6 +52,7 @@ def gated_delta(
       g: natural logarithm of the share of the state that stays at each position; not positive.
       beta: by how much of the difference a position corrects the state, 0 to 1.
       chunk: positions of a chunk, a power of two up to 128: those of one are computed at once, and chunks in turn.
+        None = what suits the device, see `CHUNKS`.
 
     Returns:
       Sums of values, float32.
@@ -65,58 +70,45 @@ def gated_delta(
     length, keys, values = k.shape[1], k.shape[2], v.shape[2]
     if values % keys:
         raise ValueError(f"{keys} heads of keys cannot serve {values} heads of values: choose a multiple of {keys}")
+    chunk = CHUNKS.get(jax.default_backend(), 64) if chunk is None else chunk
     if chunk not in (1, 2, 4, 8, 16, 32, 64, 128):
         raise ValueError(f"a chunk cannot have {chunk} positions: choose a power of two up to 128")
     chunk = min(chunk, 1 << max(length - 1, 0).bit_length())
-    grouped = (keys, values // keys)
-    chunks = (
-        *(_in_chunks(x, chunk, "bnigc->nbgic") for x in (q, k)),
-        _in_chunks(v.reshape(*v.shape[:2], *grouped, -1), chunk, "bnigrw->nbgirw"),
-        *(_in_chunks(x.reshape(*x.shape[:2], *grouped), chunk, "bnigr->nbgri") for x in (g, beta)),
-    )
-    empty = jnp.zeros((len(k), keys, k.shape[3], values // keys, v.shape[3]))
+    chunks = tuple(_in_chunks(x, chunk) for x in (q, k, v, g, beta))
+    empty = jnp.zeros((len(k), values, k.shape[3], v.shape[3]))
     _, read = lax.scan(jax.checkpoint(_step, prevent_cse=False), empty, chunks)
-    joined = jnp.einsum("nbgirw->bnigrw", read).reshape(len(v), -1, *v.shape[2:])
+    joined = jnp.einsum("nbaiw->bniaw", read).reshape(len(v), -1, *v.shape[2:])
     return joined[:, :length]
 
 
-def _in_chunks(x: Float[Array, "B L ..."], chunk: int, axes: str) -> Float[Array, ...]:
-    """Returns float32 in chunks, the last of them filled up with zeros: they write nothing and fade nothing.
-
-    Args:
-      x: an array of positions.
-      chunk: how many a chunk has.
-      axes: by `einsum`, how the array is turned once its second axis is two: chunks n, and positions i of one.
-    """
+def _in_chunks(x: Float[Array, "B L heads ..."], chunk: int) -> Float[Array, "chunks B heads chunk ..."]:
+    """Returns float32 in chunks, the last of them filled up with zeros: they write nothing and fade nothing."""
     filled = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, -x.shape[1] % chunk), *((0, 0),) * (x.ndim - 2)))
-    return jnp.einsum(axes, filled.reshape(len(x), -1, chunk, *x.shape[2:]))
+    return jnp.einsum("bnia...->nbai...", filled.reshape(len(x), -1, chunk, *x.shape[2:]))
 
 
 def _step(
-    state: Float[Array, "B keys C shared width"],
+    state: Float[Array, "B A C width"],
     inputs: tuple[
         Float[Array, "B keys chunk C"],
         Float[Array, "B keys chunk C"],
-        Float[Array, "B keys chunk shared width"],
-        Float[Array, "B keys shared chunk"],
-        Float[Array, "B keys shared chunk"],
+        Float[Array, "B A chunk width"],
+        Float[Array, "B A chunk"],
+        Float[Array, "B A chunk"],
     ],
-) -> tuple[Float[Array, "B keys C shared width"], Float[Array, "B keys chunk shared width"]]:
+) -> tuple[Float[Array, "B A C width"], Float[Array, "B A chunk width"]]:
     """Returns the state after a chunk, and what its positions read."""
     q, k, v, g, beta = inputs
+    shared = v.shape[1] // k.shape[1]
     faded, between, rest = _shares(g)
-    products = (_einsum("bgic,bgjc->bgij", x, k)[:, :, None] * between for x in (q, k))
-    inside, system = next(products), jnp.tril(beta[..., None] * next(products), -1)
-    held, before = (_columns(faded) * _einsum("bgic,bgcrw->bgirw", x, state) for x in (k, q))
-    written = _einsum("bgrij,bgjrw->bgirw", _inverse(system), _columns(beta) * (v - held))
-    read = before + _einsum("bgrij,bgjrw->bgirw", inside, written)
-    kept = faded[:, :, None, :, -1:] * state
-    return kept + _einsum("bgic,bgirw->bgcrw", k, _columns(rest) * written), read
-
-
-def _columns(x: Float[Array, "B keys shared chunk"]) -> Float[Array, "B keys chunk shared 1"]:
-    """Returns factors of positions, as they multiply vectors."""
-    return jnp.swapaxes(x, 2, 3)[..., None]
+    faded, rest, beta = faded[..., None], rest[..., None], beta[..., None]
+    inside, others = (between * jnp.repeat(_einsum("bgic,bgjc->bgij", x, k), shared, 1) for x in (q, k))
+    inverse = _inverse(_where(_below(1, k.shape[2]), beta * others))
+    q, k = (jnp.repeat(x, shared, 1) for x in (q, k))
+    held, before = (_einsum("baic,bacw->baiw", x, state) for x in (k, q))
+    written = _einsum("baij,bajw->baiw", inverse, beta * v - beta * faded * held)
+    read = faded * before + _einsum("baij,bajw->baiw", inside, written)
+    return faded[:, :, -1:] * state + _einsum("baic,baiw->bacw", k, rest * written), read
 
 
 def _shares(
@@ -134,25 +126,39 @@ def _shares(
     coarse = lax.stop_gradient(jnp.round(g * STEPS) / STEPS)
     coarse, fine = jnp.cumsum(coarse, -1), jnp.cumsum(g - coarse, -1)
     differences = (coarse[..., :, None] - coarse[..., None, :]) + (fine[..., :, None] - fine[..., None, :])
-    causal = jnp.tril(jnp.ones(differences.shape[-2:], bool)).reshape((1,) * (g.ndim - 1) + differences.shape[-2:])
-    between = jnp.exp(jnp.where(causal, differences, -jnp.inf))  # masked before: later positions would overflow
-    return jnp.exp(coarse + fine), between, between[..., -1, :]
+    causal = np.tri(g.shape[-1], dtype=bool)
+    between = jnp.exp(_where(causal, differences, -jnp.inf))  # masked before: later positions would overflow
+    return jnp.exp(coarse + fine), between, jnp.exp((coarse[..., -1:] - coarse) + (fine[..., -1:] - fine))
+
+
+def _where(
+    mask: Bool[np.ndarray, "n n"], x: Float[Array, "*batch n n"], other: float = 0.0
+) -> Float[Array, "*batch n n"]:
+    """Returns the matrices where the mask is true, and the other value elsewhere."""
+    return jnp.where(mask.reshape((1,) * (x.ndim - 2) + mask.shape), x, other)
+
+
+def _below(size: int, n: int) -> Bool[np.ndarray, "n n"]:
+    """Returns where a matrix lies below the blocks of a size on its diagonal."""
+    block = np.arange(n) // size
+    return block[:, None] > block
 
 
 @jax.custom_jvp
 def _inverse(system: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
     """Returns the inverse of I + system, which is 0 on and above its diagonal; n is a power of two."""
-    *batch, n, _ = system.shape
-    found = jnp.ones((*batch, n, 1, 1), system.dtype)  # inverses of the blocks on the diagonal, of growing size
-    while (size := found.shape[-1]) < n:
-        pairs = n // (2 * size)
-        tiles = system.reshape(*batch, pairs, 2, size, pairs, 2, size)
-        below = jnp.stack([tiles[..., i, 1, :, i, 0, :] for i in range(pairs)], axis=-3)
-        first, second = found[..., 0::2, :, :], found[..., 1::2, :, :]
-        corner = -_einsum("...ij,...jk->...ik", second, _einsum("...ij,...jk->...ik", below, first))
-        top = jnp.concatenate([first, jnp.zeros_like(corner)], -1)
-        found = jnp.concatenate([top, jnp.concatenate([corner, second], -1)], -2)
-    return found.reshape(system.shape)
+    n = system.shape[-1]
+    system = lax.optimization_barrier(system)  # else XLA computes it again, with its exponentials, for every product
+    found = jnp.broadcast_to(jnp.eye(n), system.shape)  # inverses of the blocks on the diagonal, of growing size
+    size = 1
+    while size < n:
+        # The corner between two blocks is -second corner first. Whole products, most of whose factors are zeros, take a
+        # TPU less time than to cut the corners out of arrays that lie in tiles of 128 columns.
+        corners = _where(_below(size, n) & ~_below(2 * size, n), system)
+        product = partial(_einsum, "...ij,...jk->...ik")
+        found = found - (corners if size == 1 else product(found, product(corners, found)))
+        size *= 2
+    return found
 
 
 @_inverse.defjvp
