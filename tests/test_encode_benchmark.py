@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import encode, encode_device, encode_models, encoder_tpu
+from benchmarks import encode, encode_device, encode_models, encoder_tpu, gated_delta
 from benchmarks.shapes import QWEN3_VL_2B
 from smart_jax.models import attention
 from smart_jax.models.qwen_vl_config import QwenVLConfig
@@ -95,3 +95,38 @@ def test_estimates_of_a_program_are_those_of_its_entry():
     inner = '%fused (p: f32[8]) -> f32[8] {\n  %a = f32[8] add(), backend_config={"estimated_cycles":"7"}\n}\n'
     entry = "\nENTRY %main {\n" + "".join(f'  %b = fusion(), config={{"estimated_cycles":"{n}"}}\n' for n in (5, 30))
     assert encoder_tpu.estimated_cycles(inner + entry + "  %c = custom-call()\n}") == 35
+
+
+def test_estimates_of_a_loop_count_its_trips():
+    """And those of a loop within it, too; fused operations are no operations of their own."""
+
+    def computation(name, *lines):
+        return f"%{name} (p: s32[]) -> s32[] {{\n" + "".join(f"  %x = {line}\n" for line in lines) + "}\n\n"
+
+    def loop(name):
+        return f"(s32[]) while(%t), condition=%{name}.until, body=%{name}"
+
+    def op(cycles):
+        return f'fusion(), calls=%fused, backend_config={{"estimated_cycles":"{cycles}"}}'
+
+    program = computation("fused", op(1000)) + computation("in.1", op(7)) + computation("in.1.until", "constant(3)")
+    program += computation("out.2", op(5), loop("in.1")) + computation("out.2.until", "constant(10)")
+    program += "ENTRY " + computation("main", op(100), loop("out.2"), op(1))
+    assert gated_delta.estimated_cycles(program) == 100 + 10 * (5 + 3 * 7) + 1
+    with pytest.raises(ValueError, match="trips of the loop out.2 are not a constant"):
+        gated_delta.estimated_cycles(program.replace("constant(10)", "get-tuple-element(%t)"))
+
+
+@pytest.mark.slow
+def test_a_row_of_the_gated_delta_rule():
+    row = gated_delta.measure(gated_delta.Workload(2, 40, 1, 2, width=8), 1, 1)
+    time = r"[\d.]+ ms \[[\d.]+, [\d.]+\]"
+    found = re.fullmatch(rf"\| 2 x 40, 1 / 2 \| {time} \| {time} \| [\d.]+ \| {time} \| [\d.]+ \| ([\d.e-]+) \|", row)
+    assert found and float(found[1]) < 1e-6
+
+
+def test_products_of_the_gated_delta_rule():
+    """Of a chunk of four positions: those with the state, those within the chunk, and the systems' inverses."""
+    rest, inverses = gated_delta.Workload(1, 4, 1, 2, width=8).products(4)
+    assert sorted(rest) == sorted([(1, 4, 8, 4)] * 2 + [(2, 4, 8, 8)] * 2 + [(2, 4, 4, 8)] * 2 + [(2, 8, 4, 8)])
+    assert inverses == [(2, 4, 4, 4)] * 2
