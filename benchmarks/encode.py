@@ -30,12 +30,19 @@ WORKLOADS: dict[str, Workload] = {
     "4 images of 1,024 patches": ([[12, (1, 32, 32), 12]] * 4, 4),
     "mixed sizes": ([[12, (1, 8, 8), 12], [12, (1, 16, 8), 20], [12, (1, 16, 16), 4], [60]], 1),
 }
+# Of a model whose visual tokens are 3 x 3 patches, and whose texts may be longer than its layers' windows.
+GEMMA: dict[str, Workload] = {
+    "text 8 x 128": WORKLOADS["text 8 x 128"],
+    "text 1 x 2,048": ([[2048]], 1),
+    "4 images of 270 patches": ([[12, (1, 15, 18), 12]] * 4, 4),
+    "4 images of 990 patches": ([[12, (1, 33, 30), 12]] * 4, 4),
+}
 IMAGES: dict[str, Workload] = {
     "1 image of 256 patches": ([[12, (1, 16, 16), 12]], 1),
     "1 image of 1,024 patches": ([[12, (1, 32, 32), 12]], 1),
     "1 image of 4,096 patches": ([[12, (1, 64, 64), 12]], 1),
 }
-MODELS = ("qwen3_vl", "qwen3_5", "qwen2_vl", "qwen2_5_vl", "bert", "tiny")
+MODELS = ("qwen3_vl", "qwen3_5", "qwen2_vl", "qwen2_5_vl", "embedding_gemma2", "bert", "tiny")
 HEADER = (
     "| model | batch | ours | torch sdpa | ratio | max error | memory, ours / torch |\n|---|---|---|---|---|---|---|"
 )
@@ -45,6 +52,8 @@ def workloads_of(model: str) -> dict[str, Workload]:
     """Returns the workloads of a model unless the command line names some."""
     if model == "bert":
         return {name: rows for name, rows in WORKLOADS.items() if name.startswith("text")}
+    if model == "embedding_gemma2":
+        return GEMMA
     return WORKLOADS | IMAGES if model == "qwen3_vl" else WORKLOADS
 
 
@@ -75,7 +84,7 @@ def measure(model: str, folder: Path, workload: str, cores: list[int], repeats: 
 
     from benchmarks import encode_models
 
-    spec, bins = (WORKLOADS | IMAGES)[workload]
+    spec, bins = (WORKLOADS | IMAGES | GEMMA)[workload]
     ours, theirs = (side(folder, spec, bins) for side in (encode_models.ours, encode_models.theirs))
     rows = encode_models.inputs(encode_models.config_of(folder), spec).rows
     error = max(
@@ -108,7 +117,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", choices=MODELS, help="may be repeated; all by default")
-    parser.add_argument("--workload", action="append", choices=[*WORKLOADS, *IMAGES], help="may be repeated")
+    parser.add_argument("--workload", action="append", choices=list(WORKLOADS | IMAGES | GEMMA), help="may be repeated")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--core", type=int, default=min(os.sched_getaffinity(0)), help="first of the cores")
     parser.add_argument("--repeats", type=int, default=9)

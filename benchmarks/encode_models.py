@@ -13,8 +13,8 @@ import torch
 from flax import nnx
 
 from smart_jax.files import resolve
-from smart_jax.models import Batch, BertConfig, ModelConfig, load_config, load_weights
-from tests.parity import qwen2_vl, qwen3_5, qwen3_vl
+from smart_jax.models import Batch, BertConfig, EmbeddingGemma2Config, ModelConfig, load_config, load_weights
+from tests.parity import embedding_gemma2, qwen2_vl, qwen3_5, qwen3_vl
 
 # Rows of a batch, each of parts: a number of text tokens, or the frames (1), rows and columns of an image's patches.
 Spec = Sequence[Sequence[int | tuple[int, int, int]]]
@@ -68,6 +68,13 @@ HYBRID = {
     "linear_key_head_dim": 128,
     "linear_value_head_dim": 128,
 }
+# The published widths, with half of the layers and few words.
+GEMMA: tuple[dict[str, Any], dict[str, Any]] = (
+    {"num_hidden_layers": 12, "hidden_size": 512, "intermediate_size": 2048, "head_dim": 256, "global_head_dim": 512}
+    | {"hidden_size_per_layer_input": 512, "embedding_dim": 768, "sliding_window": 512, "sliding_window_pattern": 6},
+    {"num_hidden_layers": 6, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "patch_size": 16}
+    | {"num_key_value_heads": 12, "head_dim": 64, "position_embedding_size": 512},
+)
 MINILM: dict[str, Any] = {
     "hidden_size": 384,
     "intermediate_size": 1536,
@@ -92,6 +99,10 @@ def _qwen35(folder: Path) -> None:
     qwen3_5.torch_model((HYBRID, VISION["qwen3_5"], [6, 5, 5], 0.25)).save_pretrained(folder)
 
 
+def _gemma(folder: Path) -> None:
+    embedding_gemma2.torch_model(*GEMMA).save_pretrained(folder)
+
+
 def _qwen2(family: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         qwen2_vl.torch_model((family, TEXT, VISION[family], SECTIONS)).save_pretrained(folder)
@@ -104,6 +115,7 @@ WRITE: dict[str, Callable[[Path], None]] = {
     "qwen3_5": _qwen35,
     "qwen2_vl": _qwen2("qwen2_vl"),
     "qwen2_5_vl": _qwen2("qwen2_5_vl"),
+    "embedding_gemma2": _gemma,
     "bert": _bert,
 }
 MODELS = (*WRITE, "tiny")  # "tiny" = the embedded Qwen3-VL
@@ -139,8 +151,23 @@ class Texts:
             return model(ids, attention_mask=torch.ones_like(ids)).last_hidden_state.numpy()
 
 
-def inputs(config: ModelConfig, spec: Spec) -> Texts | qwen3_vl.Inputs:
+class GemmaInputs(embedding_gemma2.Inputs):
+    """Rows of an EmbeddingGemma 2."""
+
+    def batch(self, *_: object, **__: object) -> Batch:
+        """Returns the batch that a backbone takes, whose rows share no bins."""
+        return self.for_ours()
+
+    def torch_last(self, model: torch.nn.Module) -> np.ndarray:
+        """Returns the last hidden states of transformers' model."""
+        with torch.no_grad():
+            return model(**self.for_torch(left=False)).last_hidden_state.numpy()
+
+
+def inputs(config: ModelConfig, spec: Spec) -> Texts | qwen3_vl.Inputs | GemmaInputs:
     """Returns random inputs of the model."""
+    if isinstance(config, EmbeddingGemma2Config):
+        return GemmaInputs(GemmaInputs.random(spec, size=16).rows)
     if isinstance(config, BertConfig):
         rng = np.random.default_rng(0)
         return Texts([(rng.integers(20, 180, length),) for (length,) in spec])
@@ -175,6 +202,7 @@ def theirs(folder: Path, spec: Spec, bins: int) -> Callable[[], np.ndarray]:
         "qwen3_5": "Qwen3_5Model",
         "qwen2_vl": "Qwen2VLForConditionalGeneration",
         "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+        "embedding_gemma2": "EmbeddingGemma2Model",
         "bert": "BertModel",
     }
     kind = getattr(transformers, classes[config.model_type])

@@ -109,6 +109,8 @@ def torch_model(
                 x.copy_(0.25 + 0.05 * noise(x))  # with ones, a chain of random blocks multiplies float32's rounding
             elif x.ndim == 1 and leaf == "weight":
                 x.copy_(0.8 + 0.15 * noise(x))
+                if ("q_norm" in name or "k_norm" in name) and len(x) > 32:  # scores of wide heads, like narrow ones'
+                    x.mul_((14 / len(x)) ** 0.25)
     return model
 
 

@@ -11,16 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from peft import PeftModel
 from PIL import Image
 from safetensors.numpy import load_file
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
 import smart_jax
 from smart_jax.inputs.image import ImageSettings, process_image
-from smart_jax.models import EmbeddingGemma2Config, abstract_model, load_config, load_weights, save_weights
+from smart_jax.models import EmbeddingGemma2Config, abstract_model, batch_axes, load_config, load_weights, save_weights
 from smart_jax.models.embedding_gemma2 import text as text_module
+from smart_jax.models.lora import LoraConfig, add_lora, save_lora
 from smart_jax.models.pixels import byte_values
 from smart_jax.models.positions import patch_geometry
+from smart_jax.runtime import batch_sharding, make_mesh, place
 from tests.backbone import GEMMA
 from tests.checkpoints import noise_page, write_gemma_processor
 from tests.parity import embedding_gemma2 as E
@@ -294,6 +297,60 @@ def test_towers_may_be_left_out(pair, tmp_path):
 def test_float16_is_refused(pair):
     with pytest.raises(ValueError, match="embedding_gemma2 overflow float16: use bfloat16 or float32"):
         load_weights(pair.folder, pair.config, dtype=jnp.float16)
+
+
+@pytest.mark.slow
+def test_lora_in_torch(pair, tmp_path):
+    """Branches on every linear map, those of the tower too, as PEFT opens them."""
+    lora = LoraConfig(r=3, alpha=5.0, modules=".")
+    graphdef, params = add_lora(*load_weights(pair.folder, pair.config), lora)
+    rng = np.random.default_rng(0)
+    flat = [
+        (path, leaf.replace(jnp.float32(0.05 * rng.standard_normal(leaf.shape))) if path[-1] == "lora_b" else leaf)
+        for path, leaf in nnx.to_flat_state(params)
+    ]
+    params = nnx.from_flat_state(flat)
+    save_lora(tmp_path, params, pair.config, lora, base=pair.folder)
+    inputs = pair.inputs("images")
+    ours = jax.jit(lambda p, b: nnx.merge(graphdef, p)(b).states[:, :, 0])(params, inputs.for_ours())
+    model = PeftModel.from_pretrained(E.EmbeddingGemma2Model.from_pretrained(pair.folder), tmp_path).eval()
+    with E.torch.no_grad():
+        theirs = model(**inputs.for_torch(left=False)).last_hidden_state.numpy()
+    assert difference(inputs, ours, theirs, left=False) < E.TOLERANCE
+    with E.torch.no_grad():
+        plain = pair.torch(**inputs.for_torch(left=False)).last_hidden_state.numpy()
+    assert difference(inputs, ours, plain, left=False) > E.BROKEN
+
+
+@pytest.mark.slow
+def test_weights_and_batch_split_over_devices(pair):
+    mesh = make_mesh(2, 2, 2)
+    graphdef, params = load_weights(pair.folder, pair.config, mesh=mesh)
+    split = [leaf for leaf in jax.tree.leaves(params) if not leaf.sharding.is_fully_replicated]
+    assert len(split) > 7 * pair.config.text.num_hidden_layers
+    batch = pair.inputs("images").for_ours()
+    placed = place(batch, jax.tree.map(lambda axis: batch_sharding(mesh, leading=axis), batch_axes(batch)))
+    with jax.set_mesh(mesh):
+        ours = jax.jit(lambda p, b: nnx.merge(graphdef, p)(b).pooled)(params, placed)
+    np.testing.assert_allclose(ours, jax.jit(lambda b: pair.model(b).pooled)(batch), atol=E.TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", [True, "dots"])
+def test_gradients_do_not_depend_on_what_is_computed_again(pair, remat):
+    graphdef, params = load_weights(pair.folder, pair.config)
+    batch = pair.inputs("images").for_ours()
+
+    def gradient(remat):
+        loss = lambda p: jnp.sum(nnx.merge(graphdef, p)(batch, remat=remat).pooled ** 3)  # noqa: E731
+        return jax.jit(jax.grad(loss))(params)
+
+    found, expected = gradient(remat), gradient(False)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4 * max(1.0, float(np.abs(b).max())))
+    scalars = [layer["layer_scalar"] for layer in found["language_model"]["layers"].values()]
+    assert not any(np.any(x[...]) for x in scalars)  # of the checkpoint: nothing trains them
+    assert all(np.any(x) for x in jax.tree.leaves(found["vision_tower"]))
 
 
 # ---- config.json

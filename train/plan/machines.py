@@ -18,6 +18,8 @@ TPUS = {
 }
 # The same of GPUs, with what their drivers report; jax takes a share of it, see `gpu_share`.
 GPUS = {
+    "t4": ("NVIDIA T4", 14.6),  # which computes in float32 alone: --config.dtype=float32
+    "rtx4080": ("NVIDIA GeForce RTX 4080", 15.6),
     "l4": ("NVIDIA L4", 22.0),
     "a100-40g": ("NVIDIA A100-SXM4-40GB", 39.4),
     "a100": ("NVIDIA A100-SXM4-80GB", 79.3),
@@ -56,7 +58,8 @@ def machine(name: str) -> Machine:
 
     Args:
       name: "KIND:AxB" or "KIND:AxBxC", a slice of TPUs (v4, v5e, v5p, v6e) by its chips along each axis; "KINDxN", so
-        many GPUs (l4, a100-40g, a100, h100, h200, b200); "cpu" or "cpuxN", where nothing is known of the memory.
+        many GPUs (t4, rtx4080, l4, a100-40g, a100, h100, h200, b200); "cpu" or "cpuxN", where nothing is known of the
+        memory.
 
     Raises:
       ValueError: the name is none of these.

@@ -41,6 +41,13 @@ class EmbeddingGemma2(nnx.Module):
 
     Parameters are created in float32 with the config's initializer_range. Computing follows the parameters' dtype, with
     rotary angles, the norms' statistics and the softmax in float32.
+
+    Example:
+      >>> text = TextConfig(vocab_size=9, hidden_size=4, intermediate_size=8, num_hidden_layers=1, full_head_dim=4,
+      ...                   hidden_size_per_layer_input=2, embedding_dim=6)
+      >>> model = EmbeddingGemma2(EmbeddingGemma2Config(text=text), rngs=nnx.Rngs(0))
+      >>> model.language_model.embedding_projection.kernel.shape
+      (4, 6)
     """
 
     def __init__(self, config: EmbeddingGemma2Config, *, rngs: nnx.Rngs) -> None:
