@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,10 @@ def read_json_value(path: Path, *, remedy: str = _REMEDY, most: int = MAX_BYTES)
       [1, 2]
     """
     with path.open("rb") as file:
-        data = file.read(most + 1)  # a device, to which a link may lead, has no size and no end
-    if len(data) > most:
-        raise ValueError(f"{path} has more than the {most} bytes that such a file may have: {remedy}")
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size + 1) if size <= most else b""
+    if len(data) != size:  # a device, to which a link may lead, has no size and no end
+        raise ValueError(f"{path} has more than the {min(size, most)} bytes that such a file may have: {remedy}")
     return parse_json(data, str(path), remedy=remedy)
 
 
