@@ -135,7 +135,7 @@ def of_header(data: bytes, rng: random.Random) -> bytes:
     length = int.from_bytes(data[:8], "little")
     header, values = data[8 : 8 + length], data[8 + length :]
     if rng.random() < 0.1:
-        return rng.choice((0, 1, length - 1, length + 1, 2**31, 2**63)).to_bytes(8, "little") + header + values
+        return rng.choice((0, 1, max(length - 1, 0), length + 1, 2**31, 2**63)).to_bytes(8, "little") + header + values
     if rng.random() < 0.2:  # values that are no numbers
         at = rng.randrange(len(values) + 1)
         return (
