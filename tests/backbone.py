@@ -155,6 +155,18 @@ GEMMA: dict[str, Any] = {
 }
 
 
+# Of EmbeddingGemma 2's audio tower, which reads 128 bands.
+HEARING: dict[str, Any] = {
+    "model_type": "gemma4_audio",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "subsampling_conv_channels": [128, 4],
+    "output_proj_dims": 20,
+    "initializer_range": 0.2,
+}
+
+
 def small_config(**changes: Any) -> dict[str, Any]:
     """CONFIG, or that of another model_type, with top-level keys replaced and the two sections updated."""
     others = {**QWEN2, "qwen3_5": QWEN35, "embedding_gemma2": GEMMA}

@@ -286,11 +286,11 @@ def test_clips_are_padded_to_few_shapes_and_found_again():
     assert {audio_shape([(n,)])[1] for n in range(1, 3001)} == {256, 512, 1024, 2048, 3000}
     assert audio_shape([(3001,), (5, 5, 5)]) == (4, 6000)
     items = [clip_item((9, 300), 90), clip_item((), 3), clip_item((40,), 12)]
-    places = [np.pad(item.input_ids == 7, (0, 90 - len(item))) for item in items]
+    places = np.stack([np.pad(item.input_ids == 7, (0, 90 - len(item))) for item in items])
     batch = pad_audio(items, places, rows=4)
     assert batch.features.shape == (8, 512, 4) and batch.index.shape == (4, 90)
     assert batch.mask.sum(1).tolist() == [9, 300, 0, 0, 40, 0, 0, 0]
     np.testing.assert_array_equal(batch.index[0, 1:79], [0, 1, 2, *range(128, 128 + 75)])
     assert (batch.features[1, :300] == 300).all() and not batch.features[~batch.mask].any()
     assert (batch.index[[1, 3]] == -1).all() and batch.index[2].max() == 9
-    assert pad_audio([items[1]], [places[1]], rows=2) is None
+    assert pad_audio(items[1:2], places[1:2], rows=2) is None

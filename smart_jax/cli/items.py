@@ -46,7 +46,7 @@ def given_queries(queries: Sequence[str] | None, file: str | None, images: Seque
 
 
 def given_documents(documents: Sequence[str], file: str | None) -> list[Any]:
-    """Returns the documents of a command: images and text files by their names, everything else as texts.
+    """Returns the documents of a command: images, audio and text files by their names, everything else as texts.
 
     Raises:
       typer.BadParameter: there is none, or one is a PDF.
@@ -58,13 +58,15 @@ def given_documents(documents: Sequence[str], file: str | None) -> list[Any]:
 
 
 def _document(given: str) -> Any:
-    from smart_jax.inputs import IMAGE_SUFFIXES
+    from smart_jax.inputs import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 
     suffix = Path(given).suffix.lower()
     if suffix == ".pdf":
         raise typer.BadParameter(f"'{given}' is a PDF, whose pages an index has: smart-jax index add INDEX '{given}'")
     if suffix in IMAGE_SUFFIXES and not any(c.isspace() for c in suffix):
         return {"image": given}
+    if suffix in AUDIO_SUFFIXES and Path(given).is_file():
+        return {"audio": given}
     is_file = suffix in (".txt", ".md", ".rst") and Path(given).is_file()
     return Path(given).read_text(encoding="utf-8") if is_file else given
 
@@ -72,5 +74,5 @@ def _document(given: str) -> Any:
 def name_of(item: Any) -> str:
     """Returns what an item is called in a table."""
     if isinstance(item, dict):
-        return shortened(str(item.get("id") or item.get("image") or item.get("text") or item))
+        return shortened(str(item.get("id") or item.get("image") or item.get("audio") or item.get("text") or item))
     return shortened(str(item))

@@ -4,7 +4,7 @@ from smart_jax.evidence.comparison import Comparison, TokenDifference
 from smart_jax.evidence.evidence import Evidence, TokenEvidence, Weights
 from smart_jax.evidence.explain import explain
 from smart_jax.evidence.layout import SHOWN
-from smart_jax.evidence.marks import Box, Highlight
+from smart_jax.evidence.marks import Box, Highlight, Moment
 from smart_jax.evidence.pdf_page import PageText, page_scale
 from smart_jax.evidence.similarities import Best, usual_cosines
 from smart_jax.evidence.token_sources import Cell, Span, TokenSources
@@ -18,6 +18,7 @@ __all__ = [
     "Comparison",
     "Evidence",
     "Highlight",
+    "Moment",
     "PageText",
     "Span",
     "TokenDifference",

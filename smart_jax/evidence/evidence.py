@@ -15,7 +15,7 @@ from PIL import Image
 
 from smart_jax.evidence.comparison import Comparison, compared
 from smart_jax.evidence.html import to_html
-from smart_jax.evidence.marks import Box, Highlight, boxes_of, highlights_of
+from smart_jax.evidence.marks import Box, Highlight, Moment, boxes_of, highlights_of, moments_of
 from smart_jax.evidence.picture import png_bytes, to_picture
 from smart_jax.evidence.similarities import Best
 from smart_jax.evidence.svg import to_svg
@@ -130,6 +130,20 @@ class Evidence:
         shares: np.ndarray = split.parts.astype(np.float64) @ other.embeddings.pooled[0].astype(np.float64)
         return self.weights.pooled * shares
 
+    @functools.cached_property
+    def pair_shares(self) -> Float[np.ndarray, "P L"] | None:
+        """Share of each pair of a query token and a document token in the pooled part.
+
+        Where token vectors are the states of which both pooled vectors are means, it is the cosine that the late part
+        takes the maxima of, times two weights that depend on the tokens' lengths. None = one of them is no such mean,
+        or was not traced.
+        """
+        if self.query.parts is None or self.document.parts is None:
+            return None
+        q, d = (item.parts.astype(np.float64) for item in (self.query, self.document) if item.parts is not None)
+        shares: np.ndarray = self.weights.pooled * (q @ d.T)
+        return shares
+
     @property
     def rest(self) -> float:
         """Rest of the pooled part where it is told by token: the share of tokens that are not kept."""
@@ -172,6 +186,10 @@ class Evidence:
     def highlights(self) -> list[Highlight]:
         """Returns the words of the document's texts in which the query's tokens find their best match."""
         return highlights_of(self.document, self.found.tokens)
+
+    def moments(self) -> list[Moment]:
+        """Returns when, in the document's audio, the query's tokens find their best match."""
+        return moments_of(self.document, self.found.tokens)
 
     def heat(self, frame: int = 0, *, least: float = 0.0) -> Float[np.ndarray, "rows columns"]:
         """Returns the emphasis that the cells of one of the document's frames get from the query's tokens, summed.
@@ -227,11 +245,13 @@ class Evidence:
         """Returns all numbers and places as JSON has them, without pictures."""
         tokens = [token._asdict() for token in self.tokens]
         for token in tokens:
-            token["boxes"], token["highlights"] = [], []
+            token["boxes"], token["highlights"], token["moments"] = [], [], []
         for box in self.boxes():
             tokens[box.token]["boxes"].append(box._asdict())
         for highlight in self.highlights():
             tokens[highlight.token]["highlights"].append(highlight.span._asdict())
+        for moment in self.moments():
+            tokens[moment.token]["moments"].append(moment._asdict())
         parts = {name: getattr(self, name) for name in ("score", "pooled", "late", "rest")}
         return parts | {"weights": self.weights._asdict(), "tokens": tokens}
 

@@ -1,4 +1,4 @@
-"""Places of evidence on a document: boxes on its pictures, and words of its texts."""
+"""Places of evidence on a document: boxes on its pictures, words of its texts, moments of its audio."""
 
 from __future__ import annotations
 
@@ -47,6 +47,36 @@ class Highlight(NamedTuple):
 
     token: int
     span: Span
+
+
+class Moment(NamedTuple):
+    """A moment of a clip in which a query token finds its best match.
+
+    Attributes:
+      token: number of the query token.
+      audio: number of the clip among the document's.
+      start, stop: seconds from the clip's beginning.
+
+    Example:
+      >>> Moment(0, audio=0, start=1.2, stop=1.24).start
+      1.2
+    """
+
+    token: int
+    audio: int
+    start: float
+    stop: float
+
+
+def moments_of(document: Traced, best: Int[np.ndarray, " P"]) -> list[Moment]:
+    """Returns the moments of each query token's best document token; see `boxes_of`."""
+    moments = []
+    for token, vector in enumerate(best.tolist()):
+        for member in document.sources.members(vector):
+            place, moment = document.sources.place(member), document.moment(member)
+            if moment is not None and isinstance(place, Cell):
+                moments.append(Moment(token, document.sources.frames[place.frame].number, *moment))
+    return moments
 
 
 def boxes_of(document: Traced, best: Int[np.ndarray, " P"]) -> list[Box]:

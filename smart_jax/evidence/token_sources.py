@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -12,14 +12,15 @@ from jaxtyping import Int, UInt8
 from smart_jax.inputs import Frame, ItemLike, Origins, Preprocessor, TextPreprocessor
 
 PROMPT, CELL, TEXT = 0, 1, 2  # kinds of tokens
+_MEDIA: tuple[Literal["image", "video", "audio"], ...] = ("image", "video", "audio")  # stored as their places
 
 
 class Cell(NamedTuple):
-    """A cell of a frame.
+    """A cell of a frame; of audio, a moment.
 
     Attributes:
       frame: number of the frame among the item's.
-      row, column: of the cell.
+      row, column: of the cell; the columns of audio follow one another in time.
 
     Example:
       >>> Cell(frame=0, row=2, column=5).row
@@ -101,7 +102,8 @@ class TokenSources:
         Raises:
           TypeError, ValueError, OSError: the item cannot be used.
         """
-        return cls._of(preprocessor.origins(item, instruction=instruction, query=query), preprocessor.visual_ids)
+        soft = (*preprocessor.visual_ids, *preprocessor.audio_ids)
+        return cls._of(preprocessor.origins(item, instruction=instruction, query=query), soft)
 
     @classmethod
     def of_whole_text(
@@ -116,9 +118,9 @@ class TokenSources:
         return cls._of(preprocessor.origins({"text": text}, instruction=instruction, whole=True), ())
 
     @classmethod
-    def _of(cls, origins: Origins, visual_ids: tuple[int, ...]) -> TokenSources:
+    def _of(cls, origins: Origins, soft_ids: tuple[int, ...]) -> TokenSources:
         keep = origins.tokens.keep
-        visual = np.isin(origins.tokens.input_ids, visual_ids)[keep]
+        visual = np.isin(origins.tokens.input_ids, soft_ids)[keep]
         spans = origins.spans[keep]
         kinds = np.where(visual, CELL, np.where(spans[:, 0] >= 0, TEXT, PROMPT)).astype(np.uint8)
         pieces = [piece for piece, kept in zip(origins.pieces, keep, strict=True) if kept]
@@ -189,7 +191,7 @@ class TokenSources:
         """
         frames = [
             (
-                f.medium == "video",
+                _MEDIA.index(f.medium),
                 f.number,
                 f.rows,
                 f.columns,
@@ -223,10 +225,10 @@ class TokenSources:
         )
 
 
-def _frame(video: float, number: float, rows: float, columns: float, step: float, seconds: float) -> Frame:
+def _frame(medium: float, number: float, rows: float, columns: float, step: float, seconds: float) -> Frame:
     at: dict[str, Any] = {} if np.isnan(step) else {"step": int(step)}
     at |= {} if np.isnan(seconds) else {"seconds": seconds}
-    return Frame("video" if video else "image", int(number), int(rows), int(columns), **at)
+    return Frame(_MEDIA[int(medium)], int(number), int(rows), int(columns), **at)
 
 
 def _numbers_within(kinds: UInt8[np.ndarray, " kept"]) -> Int[np.ndarray, " kept"]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from smart_jax.evidence.pdf_page import PageText, page_scale
-from smart_jax.evidence.token_sources import Span, TokenSources
+from smart_jax.evidence.token_sources import Cell, Span, TokenSources
 from smart_jax.inputs import ImageLike, ItemLike, Origins, Preprocessor, open_rgb, parse_item
 from smart_jax.retrieval import Embeddings, Retriever
 
@@ -55,8 +55,8 @@ class Traced:
       embeddings: of the one item, of any dtype.
       sources: of its tokens.
       texts: the item's texts, of which the sources name characters.
-      pictures: a picture for each frame of the sources: an image, a path, or a function that opens one; empty = there
-        is nothing to draw on, and evidence has numbers only.
+      pictures: a picture for each frame of the sources: an image, a path, or a function that opens one, of audio its
+        spectrogram; empty = there is nothing to draw on, and evidence has numbers only.
       page: where the characters of the first text stand on a page that is the only picture, and no frame.
       parts: float32 [tokens, pooled width], where the pooled vector is a mean of token states: what each token brings
         to it. Their sum is the pooled vector but for what tokens bring that are not kept.
@@ -111,7 +111,18 @@ class Traced:
             return text[place.start : place.stop] or f"characters {place.start} to {place.stop}"
         assert place is not None  # it has a piece otherwise
         frame = self.sources.frames[place.frame]
+        if (moment := self.moment(token)) is not None:
+            return f"{frame_name(frame.medium, frame.number, None)}, {moment[0]:.2f} to {moment[1]:.2f} s"
         return f"{frame_name(frame.medium, frame.number, frame.seconds)}, row {place.row}, column {place.column}"
+
+    def moment(self, token: int) -> tuple[float, float] | None:
+        """Returns the first second of a clip, and the last, that a kept token stands for; None = it is not of audio."""
+        place = self.sources.place(token)
+        if not isinstance(place, Cell) or self.sources.frames[place.frame].medium != "audio":
+            return None
+        frame = self.sources.frames[place.frame]
+        each = (frame.seconds or 0.0) / frame.columns
+        return place.column * each, (place.column + 1) * each
 
     def open_picture(self, number: int) -> Image.Image:
         """Returns one of the pictures, in RGB; of PDFs and videos it is made now.
@@ -125,8 +136,8 @@ class Traced:
 
 
 def frame_name(medium: str, number: int, seconds: float | None) -> str:
-    """Returns a frame's name: "image 1", "video 2 at 3.5 s"; counted from 1."""
-    return f"{medium} {number + 1}" + ("" if seconds is None else f" at {seconds:.1f} s")
+    """Returns a frame's name: "image 1", "video 2 at 3.5 s", "audio 1"; counted from 1."""
+    return f"{medium} {number + 1}" + ("" if seconds is None or medium == "audio" else f" at {seconds:.1f} s")
 
 
 def trace(model: TracingModel, item: ItemLike, *, instruction: str | None = None, query: bool = False) -> Traced:

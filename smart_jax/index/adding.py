@@ -90,7 +90,7 @@ class Adding:
             self._describe([found], given.metadata)
             return
         text = given.item.texts[0] if len(given.item.texts) == 1 else None
-        alone = not (given.item.images or given.item.videos or given.item.instruction)
+        alone = not (given.item.images or given.item.videos or given.item.audios or given.item.instruction)
         record = Record(given.id, given.hash, metadata=given.metadata, text=text)
         self._wait(_Waiting(Page(given.item, text=text if alone else None), record, given.id))
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smart_jax.index.where import check_key
-from smart_jax.inputs import IMAGE_SUFFIXES, Item, item_parts, parse_item
+from smart_jax.inputs import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Item, item_parts, parse_item
 
 PDFS, TEXTS = (".pdf",), (".txt", ".md", ".rst")
-SUFFIXES = (*PDFS, *TEXTS, *IMAGE_SUFFIXES)
+SUFFIXES = (*PDFS, *TEXTS, *IMAGE_SUFFIXES, *AUDIO_SUFFIXES)
 EXTRA_KEYS = ("id", "metadata", "file", "password")  # of an item, beside those that the model reads
 READ_AT_ONCE = 2**20  # bytes
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
@@ -59,8 +59,10 @@ def find_given(
     ids: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
     password: str | None = None,
+    *,
+    audio: bool = True,
 ) -> list[Given]:
-    """Returns files and items, see `Index.add`; files are not opened.
+    """Returns files and items, see `Index.add`; files are not opened. Folders have no audio unless it is wanted.
 
     Raises:
       FileNotFoundError: a name or a pattern has no file.
@@ -71,7 +73,7 @@ def find_given(
             raise ValueError("ids are for a list of items: the items of files are named after them")
         if metadata is not None and not isinstance(metadata, Mapping):
             raise TypeError("metadata of files are one mapping for all; give each its own by a list of dicts")
-        return [GivenFile(path, dump_metadata(metadata), password) for path in find_files(what)]
+        return [GivenFile(path, dump_metadata(metadata), password) for path in find_files(what, audio=audio)]
     entries = [what] if isinstance(what, Mapping) or not isinstance(what, list | tuple) else list(what)
     for name, values in (("ids", ids), ("metadata", metadata)):
         if isinstance(values, str) or (
@@ -81,18 +83,22 @@ def find_given(
     given: list[Given] = []
     for i, entry in enumerate(entries):
         facts = metadata if metadata is None or isinstance(metadata, Mapping) else metadata[i]
-        given += _find_entry(entry, f"item {i}", None if ids is None else ids[i], facts, password)
+        given += _find_entry(entry, f"item {i}", None if ids is None else ids[i], facts, password, audio)
     names = [each.id for each in given if each.id is not None]
     if twice := {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else None:
         raise ValueError(f"id {sorted(twice)[0]!r} is given twice, to different items: ids are names of single items")
     return given
 
 
-def find_files(name: str | Path) -> list[Path]:
-    """Returns the file of this name, those of the folder (and its folders), or those that a pattern fits, sorted."""
+def find_files(name: str | Path, *, audio: bool = True) -> list[Path]:
+    """Returns the file of this name, those of the folder (and its folders), or those that a pattern fits, sorted.
+
+    Of a folder's files audio is left out unless it is wanted.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
-        there = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
+        wanted = [suffix for suffix in SUFFIXES if audio or suffix not in AUDIO_SUFFIXES]
+        there = sorted(each for each in path.rglob("*") if each.suffix.lower() in wanted and each.is_file())
         if not there:
             raise FileNotFoundError(f"folder '{path}' has no file that can be added, such as .pdf, .png or .txt")
         return there
@@ -133,7 +139,7 @@ def file_hash(path: Path) -> str:
 
 
 def _find_entry(
-    entry: Any, name: str, given_id: str | None, metadata: Mapping[str, Any] | None, password: str | None
+    entry: Any, name: str, given_id: str | None, metadata: Mapping[str, Any] | None, password: str | None, audio: bool
 ) -> list[Given]:
     content: Any = entry
     if isinstance(entry, Mapping):
@@ -144,13 +150,17 @@ def _find_entry(
         if "file" in entry:
             if content or given_id is not None:
                 raise ValueError(f"{name} has a file, beside which only metadata and password may be given")
-            return [GivenFile(path, dump_metadata(metadata), password) for path in find_files(entry["file"])]
-        if list(content) == ["image"] and isinstance(content["image"], str | Path):
-            content = Path(content["image"])
+            return [
+                GivenFile(path, dump_metadata(metadata), password) for path in find_files(entry["file"], audio=audio)
+            ]
+        for medium in ("image", "audio"):
+            if list(content) == [medium] and isinstance(content[medium], str | Path):
+                content = Path(content[medium])
+                break
     if given_id is not None and (not isinstance(given_id, str) or not given_id):
         raise TypeError(f"{name}: id {given_id!r} must be a text that is not empty")
     if isinstance(content, Path) or (isinstance(content, str) and _names_files(content)):
-        files = find_files(content)
+        files = find_files(content, audio=audio)
         if given_id is not None and (len(files) > 1 or files[0].suffix.lower() in PDFS):
             raise ValueError(f"{name}: the items of '{content}' are named after it, and take no id")
         return [GivenFile(path, dump_metadata(metadata), password, given_id) for path in files]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from safetensors.numpy import load, save
 from smart_jax.evidence import PageText, TokenSources, Traced
 from smart_jax.index.documents import PDFS, file_hash
 from smart_jax.index.pdf import Pdf
+from smart_jax.inputs import AUDIO_SUFFIXES, Frame, draw_audio
 from smart_jax.retrieval import Embeddings
 
 
@@ -61,15 +63,18 @@ def trace_stored(stored: StoredTrace, *, password: str | None = None) -> Traced:
         raise ValueError("what the item's tokens stand for is not in the index: it was added as embeddings")
     sources = unpack_sources(stored.tokens)
     texts = () if stored.text is None else (stored.text,)
-    pictures, page = _pictures(stored, password)
+    pictures, page = _pictures(stored, sources.frames, password)
     if len(pictures) != (len(sources.frames) if page is None else 1):
         pictures, page = [], None
     return Traced(stored.embeddings, sources, texts, tuple(pictures), page=page)
 
 
-def _pictures(stored: StoredTrace, password: str | None) -> tuple[list[Any], PageText | None]:
+def _pictures(stored: StoredTrace, frames: Sequence[Frame], password: str | None) -> tuple[list[Any], PageText | None]:
     if stored.path is None or not (path := Path(stored.path)).is_file() or file_hash(path) != stored.hash:
         return [], None
+    if path.suffix.lower() in AUDIO_SUFFIXES:
+        seconds = next((frame.seconds for frame in frames if frame.medium == "audio"), None)
+        return [partial(draw_audio, path, seconds)], None
     if path.suffix.lower() not in PDFS:
         return [path], None
     how: Mapping[str, Any] = json.loads(stored.how or "{}")

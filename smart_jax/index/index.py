@@ -213,10 +213,10 @@ class Index:
         and keeps no other from being added.
 
         Args:
-          what: the name of a file or a folder, or a pattern such as `"papers/*.pdf"`: PDFs, images and text files. Or a
-            list of such names, of items as `Encoder.encode` takes them, and of dicts that have `id` and `metadata`
-            beside what the model reads, or `file`, `metadata` and `password`. Texts are added as a list, too. An item
-            of an id that is there takes the other's place.
+          what: the name of a file or a folder, or a pattern such as `"papers/*.pdf"`: PDFs, images, text files and, if
+            the model hears, audio. Or a list of such names, of items as `Encoder.encode` takes them, and of dicts that
+            have `id` and `metadata` beside what the model reads, or `file`, `metadata` and `password`. Texts are added
+            as a list, too. An item of an id that is there takes the other's place.
           ids: of the items of a list; None = they are named by their content. Items of files are named after these:
             "papers/a.pdf#3" is the third page.
           metadata: of all, or of each of a list: a mapping of names to texts, numbers, True, False and lists. What is
@@ -237,9 +237,9 @@ class Index:
         """
         if commit_every < 1 or dpi <= 0:
             raise ValueError(f"commit_every is {commit_every} and dpi {dpi}: both must be positive")
-        given = find_given(what, ids, metadata, password)
+        reading = self._reading(pdf, dpi)
+        given = find_given(what, ids, metadata, password, audio=reading.audio)
         with self._engine.writing() as writer:
-            reading = self._reading(pdf, dpi)
             how: dict[str, Any] = {"dtype": self._made["dtype"], "commit_every": commit_every, "progress": progress}
 
             def encode(pages: Any) -> Any:
@@ -269,12 +269,13 @@ class Index:
 
     def _reading(self, pdf: PdfMode | None, dpi: float) -> Reading:
         modalities = (self._engine.fact("model") or {}).get("modalities")
-        images = "image" in (self._model.facts["modalities"] if modalities is None else modalities)
+        modalities = self._model.facts["modalities"] if modalities is None else modalities
+        images = "image" in modalities
         if pdf in ("image", "both") and not images:
             raise ValueError(f"pdf is {pdf!r}, but the model of this index reads texts only: use pdf='text'")
         if pdf not in (None, "image", "text", "both"):
             raise ValueError(f"pdf is {pdf!r}: it must be 'image', 'text' or 'both'")
-        return Reading(pdf or ("image" if images else "text"), dpi, images)
+        return Reading(pdf or ("image" if images else "text"), dpi, images, "audio" in modalities)
 
     def add_embeddings(
         self,

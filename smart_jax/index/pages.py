@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from smart_jax.index.documents import PDFS, TEXTS, GivenFile
 from smart_jax.index.pdf import DPI, Pdf
+from smart_jax.inputs import AUDIO_SUFFIXES
 
 PdfMode = Literal["image", "text", "both"]
 
@@ -39,11 +40,13 @@ class Reading:
       pdf: what is read of a PDF's pages: images, texts, or both.
       dpi: pixels per inch of page images.
       images: whether the model reads images.
+      audio: whether it hears audio.
     """
 
     pdf: PdfMode = "image"
     dpi: float = DPI
     images: bool = True
+    audio: bool = False
 
     def described(self, given: GivenFile) -> str:
         """Returns what the items of a file depend on beside its content."""
@@ -70,7 +73,9 @@ class OpenFile:
         suffix = given.path.suffix.lower()
         if suffix in PDFS:
             self._pdf = Pdf(given.path, password=given.password)
-        elif suffix not in TEXTS and not reading.images:
+        elif suffix in AUDIO_SUFFIXES and not reading.audio:
+            raise ValueError(f"'{given.path}' is audio, which the model of this index does not hear")
+        elif suffix not in (*TEXTS, *AUDIO_SUFFIXES) and not reading.images:
             raise ValueError(f"'{given.path}' is an image, but the model of this index reads texts only")
 
     def __len__(self) -> int:

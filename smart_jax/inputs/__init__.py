@@ -11,6 +11,7 @@ from smart_jax.inputs.origins import Frame, Origins
 from smart_jax.inputs.preprocessor import Preprocessor
 from smart_jax.inputs.presets import PRESETS, Preset
 from smart_jax.inputs.settings import SETTINGS_FILE, Settings, TextSettings, read_settings
+from smart_jax.inputs.spectrogram import draw_audio
 from smart_jax.inputs.text import TextPreprocessor
 from smart_jax.inputs.tokenized_item import TokenizedItem
 from smart_jax.inputs.tokenizer import TOKENIZER_FILES
@@ -40,6 +41,7 @@ __all__ = [
     "audio_shape",
     "check_sampling",
     "check_video_file",
+    "draw_audio",
     "item_parts",
     "items_fingerprint",
     "middle_frame",

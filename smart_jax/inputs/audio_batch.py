@@ -32,12 +32,12 @@ def audio_shape(clips: Iterable[Sequence[int]]) -> tuple[int, int]:
     return 1 << (most - 1).bit_length(), next(size for size in sizes if size >= longest)
 
 
-def pad_audio(items: Sequence[TokenizedItem], places: Sequence[Bool[np.ndarray, " L"]], rows: int) -> AudioBatch | None:
+def pad_audio(items: Sequence[TokenizedItem], places: Bool[np.ndarray, "items L"], rows: int) -> AudioBatch | None:
     """Returns the clips of a batch; None = no item has any.
 
     Args:
       items: of the first rows.
-      places: of each item, which positions of its padded row are soft tokens of audio.
+      places: which positions of their padded rows are soft tokens of audio.
       rows: number B of the batch.
     """
     count, frames = audio_shape([[len(clip) for clip in item.audio] for item in items])

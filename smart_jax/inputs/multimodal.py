@@ -1,4 +1,4 @@
-"""Texts, images and videos to token ids, kept tokens and patches, with the prompt of a multimodal checkpoint."""
+"""Texts, images, videos and audio to token ids, kept tokens and patches, with the prompt of a multimodal checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 from smart_jax.files import Checkpoint
-from smart_jax.inputs.audio import refuse_audio
+from smart_jax.inputs.audio import AudioClip, process_audio, refuse_audio, soft_tokens
+from smart_jax.inputs.audio_settings import FILES as AUDIO_FILES
+from smart_jax.inputs.audio_settings import AudioSettings, read_audio_settings
 from smart_jax.inputs.image import (
     IMAGE_FILES,
     ImageLike,
@@ -30,7 +32,8 @@ from smart_jax.inputs.preprocessor import Side
 from smart_jax.inputs.presets import open_settings
 from smart_jax.inputs.prompt import Prompt, dropped_token_ids, read_chat_template, token_ids
 from smart_jax.inputs.settings import MultimodalConfig, Settings
-from smart_jax.inputs.soft_tokens import read_soft_token_settings
+from smart_jax.inputs.soft_tokens import VIDEO_FILES, read_soft_token_settings, with_frame_budget
+from smart_jax.inputs.spectrogram import spectrogram
 from smart_jax.inputs.tokenized_item import TokenizedItem
 from smart_jax.inputs.tokenizer import TOKENIZER_FILES, added_ids, panics_as_errors, read_tokenizer
 from smart_jax.inputs.video import (
@@ -49,17 +52,19 @@ if TYPE_CHECKING:
 
 
 class _Seen(NamedTuple):
-    """Videos and images of an item as its prompt shows them, without their pixels."""
+    """Videos and images of an item as its prompt shows them, without their pixels, and its audio."""
 
     videos: list[VideoOutline]
     images: list[Grid]
+    clips: list[AudioClip]
 
 
 class MultimodalPreprocessor(MultimodalCollator):
-    """The `Preprocessor` of models that read texts, images and videos.
+    """The `Preprocessor` of models that read texts, images and videos, and may hear audio.
 
     Attributes:
       tokenizer: of the checkpoint.
+      audio: how audio becomes features; None = the model does not hear.
       and those of `MultimodalCollator`.
 
     Example:
@@ -77,15 +82,17 @@ class MultimodalPreprocessor(MultimodalCollator):
         config: MultimodalConfig,
         images: ImageSettings,
         settings: Settings,
+        audio: AudioSettings | None = None,
     ):
         pad_id = tokenizer.pad_token_id
         super().__init__(config, images, settings, pad_id=0 if pad_id is None else pad_id)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.audio = tokenizer, audio
         self._prompt, self._chat_template = Prompt(settings.prompt, tokenizer, config, chat_template), chat_template
         self._image_token = str(tokenizer.convert_ids_to_tokens(config.image_token_id))
         self._video_token = str(tokenizer.convert_ids_to_tokens(config.video_token_id))
         token = settings.pooling_token
-        self._placeholders = [self._image_token, self._video_token, *([] if token is None else [token])]
+        heard = [str(tokenizer.convert_ids_to_tokens(i)) for i in self.audio_ids]
+        self._placeholders = [self._image_token, self._video_token, *heard, *([] if token is None else [token])]
         named = None if token is None else tokenizer.convert_tokens_to_ids(token)
         assert named is None or isinstance(named, int)  # of one token it is one id
         self._pooling_id = named
@@ -104,10 +111,9 @@ class MultimodalPreprocessor(MultimodalCollator):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Kinds of content that an item may hold: "text", "image" and, if settings and template take it, "video"."""
-        if self.config.vision is None:
-            return ("text",)
-        return ("text", "image", "video") if self._takes_videos else ("text", "image")
+        """Kinds of content that an item may hold: "text" and, as checkpoint and settings have it, other media."""
+        there = {"image": self.config.vision is not None, "video": self._takes_videos, "audio": self.audio is not None}
+        return ("text", *(medium for medium, taken in there.items() if taken))
 
     @property
     def prompted(self) -> tuple[Side, ...]:
@@ -136,15 +142,27 @@ class MultimodalPreprocessor(MultimodalCollator):
         """
         checkpoint = Checkpoint.of(checkpoint)
         settings = open_settings(checkpoint, config.model_type, **overrides)
+        if isinstance(config, EmbeddingGemma2Config):
+            settings = with_frame_budget(checkpoint.having(*VIDEO_FILES), settings)
+        elif settings.video_soft_tokens is not None:
+            raise ValueError(
+                f"video_soft_tokens is {settings.video_soft_tokens}, but a {config.model_type} bounds the pixels of a "
+                "frame: set video_max_pixels instead"
+            )
         images = _read_images(checkpoint.having(*IMAGE_FILES), config, settings)
         words = checkpoint.having(*TOKENIZER_FILES)
         tokenizer = read_tokenizer(words, added=settings.pooling_token)
         chat_template = None if isinstance(settings.prompt, str) else read_chat_template(words, tokenizer)
-        return cls(tokenizer, chat_template, config, images, settings)
+        audio = None
+        if config.audio_ids:
+            how = {"max_seconds": settings.max_seconds, "long_audio": settings.long_audio}
+            audio = read_audio_settings(checkpoint.having(*AUDIO_FILES), **how)
+        return cls(tokenizer, chat_template, config, images, settings, audio)
 
     def description(self) -> tuple[object, ...]:
         """Returns all that tokenised items depend on beside the config; its `repr` is the same in every process."""
-        return self.settings, self.images, self._chat_template, self.tokenizer.backend_tokenizer.to_str()
+        described = self.settings, self.images, self._chat_template, self.tokenizer.backend_tokenizer.to_str()
+        return described if self.audio is None else (*described, self.audio)
 
     def _check(self) -> None:
         vision = self.config.vision
@@ -168,7 +186,11 @@ class MultimodalPreprocessor(MultimodalCollator):
             )
         both = self.prompt(["text"], 1, video_count=1)
         written = self.settings.video == "frames" and self._video_token in both
-        self._takes_videos = written or self.settings.video == "middle"
+        self._takes_videos = vision is not None and (written or self.settings.video == "middle")
+        if self.audio is not None:
+            heard, token = self.prompt(["text"], 1, audio_count=1), self._placeholders[2]
+            if heard.count(token) != 1 or heard.find(token) < heard.find(self._image_token):
+                raise ValueError(f"the prompt does not write '{token}' once for audio, after images")
         if both.rfind(self._video_token) > both.find(self._image_token):
             raise ValueError("the prompt writes images before videos, whose patches come first: turn them round")
         if self._pooling_id is not None and np.sum(ids == self._pooling_id) != 1:
@@ -184,13 +206,15 @@ class MultimodalPreprocessor(MultimodalCollator):
         *,
         instruction: str | None = None,
         video_count: int = 0,
+        audio_count: int = 0,
         query: bool = False,
     ) -> str:
-        """Returns the prompt of one item, with one placeholder per video and image; see `inputs.prompt.Prompt`."""
+        """Returns the prompt of one item, with a placeholder per video, image and clip; see `inputs.prompt.Prompt`."""
         if not (instruction or "").strip():
             for_queries = self.settings.query_instruction if query else None
             instruction = self.settings.default_instruction if for_queries is None else for_queries
-        return self._prompt(texts, images=image_count, videos=video_count, instruction=instruction or "", query=query)
+        counts = {"images": image_count, "videos": video_count, "audios": audio_count}
+        return self._prompt(texts, **counts, instruction=instruction or "", query=query)
 
     def tokenize(
         self, item: ItemLike, *, instruction: str | None = None, query: bool = False, name: str = "item"
@@ -217,7 +241,7 @@ class MultimodalPreprocessor(MultimodalCollator):
             process_video(film, self.images, self.settings.videos, **self._sampling(parsed), name=name)
             for film in self._films(parsed)
         ]
-        seen = _Seen([video.outline for video in videos], [grid for _, grid in images])
+        seen = _Seen([video.outline for video in videos], [grid for _, grid in images], self._clips(parsed, name))
         patches = self._joined([video.patches for video in videos] + [patches for patches, _ in images])
         return self._written(parsed.texts, seen, patches, instruction, query, name)
 
@@ -226,7 +250,7 @@ class MultimodalPreprocessor(MultimodalCollator):
     ) -> TokenizedItem:
         """Returns what `tokenize` gives, but without a patch: pixels are not decoded.
 
-        Images are known by their headers, videos by their index.
+        Images are known by their headers, videos by their index; audio is decoded, which tells its length.
 
         Args:
           item, instruction, query, name: as in `tokenize`.
@@ -246,7 +270,14 @@ class MultimodalPreprocessor(MultimodalCollator):
             grids = [size_grid(size, self.images, name=name) for size in sizes] + grids
         films = self._films(item)
         videos = [outline_video(film, self.images, self.settings.videos, **how, name=name) for film in films]
-        return _Seen(videos, grids)
+        return _Seen(videos, grids, self._clips(item, name))
+
+    def _clips(self, item: Item, name: str) -> list[AudioClip]:
+        """Returns what is heard of an item."""
+        if self.audio is None:
+            return []
+        rate = item.sampling_rate
+        return [process_audio(audio, self.audio, sampling_rate=rate, name=name) for audio in item.audios]
 
     def _outlined(self, item: Item, seen: _Seen, instruction: str | None, query: bool, name: str) -> TokenizedItem:
         width = self.images.patch_bytes * (self.images.temporal_patch_size if seen.videos else 1)
@@ -271,9 +302,9 @@ class MultimodalPreprocessor(MultimodalCollator):
         with panics_as_errors():
             encoded = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = np.asarray(encoded["input_ids"], np.int64), np.asarray(encoded["offset_mapping"]).reshape(-1, 2)
-        times = self._times(ids, self._grids(seen))
+        times = self._times(ids, seen)
         room = len(tokens) - len(self._prefix) - len(self._suffix)
-        offsets = np.repeat(np.where(self._is_visual(ids)[:, None], 0, offsets), times, axis=0)[:room]
+        offsets = np.repeat(np.where(self._is_soft(ids)[:, None], 0, offsets), times, axis=0)[:room]
         offsets = np.pad(offsets, ((len(self._prefix), len(self._suffix)), (0, 0)))
         spans = text_spans(offsets, prompt, text_places(prompt, marked, texts), texts)
         return Origins(
@@ -299,6 +330,10 @@ class MultimodalPreprocessor(MultimodalCollator):
                 if number < middles
                 else Frame("image", number - middles, *cells(grid))
             )
+        for number, clip in enumerate(seen.clips):
+            assert self.audio is not None  # otherwise there is no clip
+            tokens = soft_tokens(len(clip.features))
+            yield Frame("audio", number, 1, tokens, seconds=tokens * self.audio.token_seconds)
 
     def measure(
         self, item: ItemLike, *, instruction: str | None = None, query: bool = False, name: str = "item"
@@ -346,6 +381,8 @@ class MultimodalPreprocessor(MultimodalCollator):
             patches=patches,
             pool=pool,
             steps=tuple(step for _, step in self._runs(seen)),
+            audio=tuple(clip.features for clip in seen.clips),
+            unheard=sum(clip.unheard for clip in seen.clips),
         )
 
     def _fitted(
@@ -354,7 +391,8 @@ class MultimodalPreprocessor(MultimodalCollator):
         """Returns the ids of the prompt, and the texts that it was written of: one that is shorter if need be."""
 
         def written(texts: Sequence[str]) -> Int[np.ndarray, " L"]:
-            return self._expand(self._encode(self._prompt_of(texts, seen, instruction, query)), self._grids(seen))
+            ids = self._encode(self._prompt_of(texts, seen, instruction, query))
+            return np.repeat(ids, self._times(ids, seen))
 
         if self._pooling_id is None:
             return self._fit(written(texts), self._longest(query), name), texts
@@ -362,22 +400,27 @@ class MultimodalPreprocessor(MultimodalCollator):
 
     def _prompt_of(self, texts: Sequence[str], seen: _Seen, instruction: str | None, query: bool) -> str:
         """Returns the prompt as it is tokenised, with one placeholder per image and video, or temporal patch of one."""
-        counts = {"image_count": len(seen.images), "video_count": len(seen.videos)}
+        counts = {"image_count": len(seen.images), "video_count": len(seen.videos), "audio_count": len(seen.clips)}
         prompt = self.prompt(texts, instruction=instruction, query=query, **counts)
         return self._write_times(prompt, seen.videos)
 
     def picture(self, item: ItemLike) -> Image.Image | None:
-        """Returns what an item shows: its first image, or the middle frame of its first video; None of a text."""
+        """Returns the first image, the middle frame of the first video, or the first clip drawn; None of a text."""
         parsed = parse_item(item)
         if parsed.images:
             return open_rgb(parsed.images[0])
-        return self._middle_frame(parsed, parsed.videos[0], "video") if parsed.videos else None
+        if parsed.videos:
+            return self._middle_frame(parsed, parsed.videos[0], "video")
+        clips = self._clips(parsed, "item")
+        return spectrogram(clips[0].features) if clips else None
 
     def frame_picture(self, item: ItemLike, frame: Frame) -> Image.Image:
         """Returns the image that a frame of `origins` is of, in its full size; of a temporal patch its first."""
         parsed = parse_item(item)
         if frame.medium == "image":
             return open_rgb(parsed.images[frame.number])
+        if frame.medium == "audio":
+            return spectrogram(self._clips(parsed, "item")[frame.number].features)
         video = parsed.videos[frame.number]
         if frame.step is None:
             return self._middle_frame(parsed, video, "video")
@@ -428,7 +471,7 @@ class MultimodalPreprocessor(MultimodalCollator):
         """Returns the kept tokens, those of late interaction."""
         keep = np.ones(len(ids), bool) if self.settings.keep == "all" else ~np.isin(ids, self._dropped)
         if query and not self.settings.query_visual:
-            keep &= ~self._is_visual(ids)
+            keep &= ~self._is_soft(ids)
         if not query:
             keep &= ~np.isin(ids, self._skipped)
         # An item of special tokens only is scored by the pooling position's state, which is its pooled vector.
@@ -443,7 +486,7 @@ class MultimodalPreprocessor(MultimodalCollator):
         return [run for video in seen.videos for run in self._video_runs(video)] + [(grid, 1.0) for grid in seen.images]
 
     def _video_runs(self, video: VideoOutline) -> list[tuple[Grid, float]]:
-        if self.config.timestamps:
+        if self.config.marked_frames:
             return [(grid, 1.0) for grid in video.grids]
         rate = None if self.config.vision is None else self.config.vision.tokens_per_second
         _, height, width = video.grids[0]
@@ -464,16 +507,18 @@ class MultimodalPreprocessor(MultimodalCollator):
         """Returns the prompt with a time and a marked placeholder for each temporal patch of each video.
 
         The template's own marks around a video go, as in the transformers (4.57) that the Qwen3-VL models came with;
-        from version 5 on it leaves them in, two tokens more. Models without timestamps take the prompt as it is.
+        from version 5 on it leaves them in, two tokens more. EmbeddingGemma 2 marks frames, but is not told their
+        times. Other models take the prompt as it is.
         """
-        if not self.config.timestamps:
+        if not self.config.marked_frames:
             return prompt
         start, end = self._marks
         marked = f"{start}{self._video_token}{end}"
         placeholder = marked if marked in prompt else self._video_token
         head, *tails = prompt.split(placeholder) if videos else [prompt]
         for video, tail in zip(videos, tails, strict=True):
-            head += "".join(f"<{t:.1f} seconds>{marked}" for t in video.seconds) + tail
+            times = [f"<{t:.1f} seconds>" if self.config.timestamps else "" for t in video.seconds]
+            head += "".join(f"{time}{marked}" for time in times) + tail
         return head
 
     def _encode(self, prompt: str) -> Int[np.ndarray, " L"]:
@@ -481,13 +526,11 @@ class MultimodalPreprocessor(MultimodalCollator):
             encoded = self.tokenizer(prompt, add_special_tokens=False, verbose=False)
         return np.asarray(encoded["input_ids"], np.int64)
 
-    def _expand(self, ids: Int[np.ndarray, " l"], grids: Sequence[Grid]) -> Int[np.ndarray, " L"]:
-        """Returns the ids with each placeholder (of an image, video or temporal patch) once per visual token."""
-        return np.repeat(ids, self._times(ids, grids))
-
-    def _times(self, ids: Int[np.ndarray, " l"], grids: Sequence[Grid]) -> Int[np.ndarray, " l"]:
+    def _times(self, ids: Int[np.ndarray, " l"], seen: _Seen) -> Int[np.ndarray, " l"]:
+        """Returns how often each id stands in the sequence: a placeholder once for each soft token."""
         times = np.ones(len(ids), np.int64)
-        times[self._is_visual(ids)] = [t * h * w // self.merge_size**2 for t, h, w in grids]
+        times[self._is_visual(ids)] = [t * h * w // self.merge_size**2 for t, h, w in self._grids(seen)]
+        times[self._is_audio(ids)] = [soft_tokens(len(clip.features)) for clip in seen.clips]
         return times
 
     def _longest(self, query: bool) -> int:
@@ -498,7 +541,7 @@ class MultimodalPreprocessor(MultimodalCollator):
     def _fit(self, ids: Int[np.ndarray, " text"], longest: int, name: str) -> Int[np.ndarray, " L"]:
         """Returns the ids between what the tokenizer adds at either end, at most `longest` of them."""
         room = longest - len(self._prefix) - len(self._suffix)
-        visual = self._is_visual(ids)
+        visual = self._is_soft(ids)
         if (lost := int(np.sum(visual[max(room, 0) :]))) > 0:
             raise ValueError(
                 f"{name}: {lost} of {int(np.sum(visual))} visual tokens do not fit in max_length "

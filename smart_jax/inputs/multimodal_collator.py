@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
+from smart_jax.inputs.audio_batch import pad_audio
 from smart_jax.inputs.collate import check_collate, pad_text, span
 from smart_jax.inputs.image import ImageSettings
 from smart_jax.inputs.padded_sizes import (
@@ -59,6 +60,11 @@ class MultimodalCollator:
     def visual_ids(self) -> tuple[int, ...]:
         """Token ids of the placeholders of images and videos."""
         return (self.config.image_token_id, self.config.video_token_id)
+
+    @property
+    def audio_ids(self) -> tuple[int, ...]:
+        """Token ids of the placeholder of audio; () = the model does not hear."""
+        return self.config.audio_ids[1:2]
 
     @property
     def merge_size(self) -> int:
@@ -183,7 +189,11 @@ class MultimodalCollator:
         for b, item in enumerate(items):
             visual = self._is_visual(item.input_ids)
             batch.index[b, span(item, L, left=left)] = np.where(visual, first[b] + np.cumsum(visual) - 1, -1)
-        return dataclasses.replace(batch, vision=self._pad_vision(bins, (G, V, E)) if V else None)
+        heard = np.zeros((len(items), L), bool)
+        for b, item in enumerate(items):
+            heard[b, span(item, L, left=left)] = self._is_audio(item.input_ids)
+        vision = self._pad_vision(bins, (G, V, E)) if V else None
+        return dataclasses.replace(batch, vision=vision, audio=pad_audio(items, heard, B))
 
     def _positions(self, item: TokenizedItem) -> Int[np.ndarray, "3 L"]:
         if self.settings.positions == "sequential" or not isinstance(self.config, QwenVLConfig):
@@ -230,3 +240,9 @@ class MultimodalCollator:
 
     def _is_visual(self, ids: Int[np.ndarray, " L"]) -> Bool[np.ndarray, " L"]:
         return np.isin(ids, self.visual_ids)
+
+    def _is_audio(self, ids: Int[np.ndarray, " L"]) -> Bool[np.ndarray, " L"]:
+        return np.isin(ids, self.audio_ids)
+
+    def _is_soft(self, ids: Int[np.ndarray, " L"]) -> Bool[np.ndarray, " L"]:
+        return np.isin(ids, (*self.visual_ids, *self.audio_ids))

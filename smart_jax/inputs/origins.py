@@ -1,4 +1,4 @@
-"""Origins of tokens: the characters of an item's texts, and the cells of its images and videos, that they stand for."""
+"""Origins of tokens: characters of an item's texts, and cells of its images, videos and audio."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ MARK = "\ue000"  # of private use: stands for a text where the prompt's own word
 
 
 class Frame(NamedTuple):
-    """An image, or a temporal patch of a video, as the grid of cells that its visual tokens are.
+    """An image, or a temporal patch of a video, as the grid of cells that its visual tokens are; or a clip of audio.
 
     Attributes:
       medium: what it is of.
-      number: of the image among the item's images, of the video among its videos.
-      rows, columns: cells, each a visual token, line by line; they cover the whole picture.
+      number: of the image among the item's images, of the video among its videos, of the clip among its audio.
+      rows, columns: cells, each a visual token, line by line; they cover the whole picture. Audio has one row, whose
+        cells follow one another in time.
       step: number of the temporal patch; None = an image, or the middle frame of a video that is read as one.
-      seconds: mean time of the temporal patch's frames.
+      seconds: mean time of the temporal patch's frames; of audio, the time that its cells cover.
 
     Example:
       >>> Frame("image", 0, rows=4, columns=8).step is None
       True
     """
 
-    medium: Literal["image", "video"]
+    medium: Literal["image", "video", "audio"]
     number: int
     rows: int
     columns: int

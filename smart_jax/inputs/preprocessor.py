@@ -51,7 +51,7 @@ class Preprocessor(Protocol):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Kinds of content that an item may hold: "text", "image", "video"."""
+        """Kinds of content that an item may hold: "text", "image", "video", "audio"."""
 
     @property
     def prompted(self) -> tuple[Side, ...]:
@@ -60,6 +60,10 @@ class Preprocessor(Protocol):
     @property
     def visual_ids(self) -> tuple[int, ...]:
         """Token ids that stand for parts of images and videos."""
+
+    @property
+    def audio_ids(self) -> tuple[int, ...]:
+        """Token ids that stand for parts of audio."""
 
     @property
     def merge_size(self) -> int:
@@ -98,7 +102,7 @@ class Preprocessor(Protocol):
         """Returns the numbers of tokens and of patches that `tokenize` gives, without decoding pixels."""
 
     def picture(self, item: ItemLike) -> Image.Image | None:
-        """Returns what an item shows: its first image, or the middle frame of its first video; None of a text."""
+        """Returns the first image, the middle frame of the first video, or the first clip drawn; None of a text."""
 
     def origins(
         self, item: ItemLike, *, instruction: str | None = None, query: bool = False, name: str = "item"

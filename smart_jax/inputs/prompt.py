@@ -38,8 +38,9 @@ class Prompt:
       texts: list of the item's texts; images, videos: numbers of these; query: whether it is a query;
       instruction: as given, or the default, or "" (the filter `sentence` strips it and ends it in a period unless its
         last character is punctuation, Unicode P*);
-      visual: placeholders, between their marks, of all videos and then all images; image, video: placeholder of one;
-      image_token, video_token: the bare placeholders.
+      audios: number of clips; visual: placeholders, between their marks, of all videos, then images, then clips; image,
+      video, audio: placeholder of one; image_token, video_token, audio_token: the bare placeholders, "" of a model that
+      does not hear.
     """
 
     def __init__(
@@ -81,11 +82,21 @@ class Prompt:
         image, video, start, end = (str(tokenizer.convert_ids_to_tokens(i)) for i in ids)
         self._tokens = {"image_token": image, "video_token": video}
         self._tokens |= {"image": f"{start}{image}{end}", "video": f"{start}{video}{end}"}
+        heard = config.audio_ids
+        before, audio, after = map(str, tokenizer.convert_ids_to_tokens(list(heard))) if heard else ("", "", "")
+        self._tokens |= {"audio_token": audio, "audio": f"{before}{audio}{after}"}
 
     def __call__(
-        self, texts: Sequence[str], *, images: int = 0, videos: int = 0, instruction: str = "", query: bool = False
+        self,
+        texts: Sequence[str],
+        *,
+        images: int = 0,
+        videos: int = 0,
+        audios: int = 0,
+        instruction: str = "",
+        query: bool = False,
     ) -> str:
-        """Returns the prompt of one item, with one placeholder per video and image.
+        """Returns the prompt of one item, with one placeholder per video, image and clip.
 
         Raises:
           ValueError: a template cannot be rendered.
@@ -94,8 +105,10 @@ class Prompt:
 
         from smart_jax.inputs.bounded_jinja import bounded
 
-        visual = self._tokens["video"] * videos + self._tokens["image"] * images
-        values = {"texts": list(texts), "images": images, "videos": videos, "query": query, "visual": visual}
+        counts = {"video": videos, "image": images, "audio": audios}
+        visual = "".join(self._tokens[medium] * count for medium, count in counts.items())
+        values: dict[str, Any] = {f"{medium}s": count for medium, count in counts.items()}
+        values |= {"texts": list(texts), "query": query, "visual": visual}
         values |= {"instruction": instruction, **self._tokens}
         try:
             with bounded(texts=len(instruction) + sum(map(len, texts))):

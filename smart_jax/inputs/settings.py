@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from smart_jax.files import read_json
+from smart_jax.inputs.audio_settings import AudioSettings, check_long_audio
 from smart_jax.inputs.pooling_rule import check_pooling, named_token
 from smart_jax.inputs.video_settings import VideoSettings
 from smart_jax.models import BertConfig, EmbeddingGemma2Config, QwenVLConfig
@@ -74,6 +75,10 @@ class Settings:
       fps, max_frames: number of frames taken of a video per second, and their largest number.
       video_min_pixels, video_max_pixels: bounds of a video frame's height * width after the resize.
       video_total_pixels: bound of a whole video, its frames counted in pairs.
+      video_soft_tokens: number of visual tokens to which every frame is scaled, where the model does that, in place of
+        these bounds; None = as the checkpoint's file says.
+      max_seconds: most that is read of a clip of audio, where the model hears.
+      long_audio: what becomes of a longer one, "cut" = its beginning is read, which is said, or "refuse".
 
     Example:
       >>> Settings(pooling="before:<emb>").pooling_token
@@ -110,6 +115,9 @@ class Settings:
     video_min_pixels: int = VideoSettings.min_pixels
     video_max_pixels: int = VideoSettings.max_pixels
     video_total_pixels: int = VideoSettings.total_pixels
+    video_soft_tokens: int | None = None
+    max_seconds: float = AudioSettings.max_seconds
+    long_audio: str = AudioSettings.long_audio
 
     def configured(self, config: MultimodalConfig) -> MultimodalConfig:
         """Returns the backbone's config as these settings ask for it: DeepStack, attention, norm and widths.
@@ -136,9 +144,8 @@ class Settings:
     @property
     def videos(self) -> VideoSettings:
         """Settings by which a video is sampled and sized."""
-        return VideoSettings(
-            self.fps, self.max_frames, self.video_min_pixels, self.video_max_pixels, self.video_total_pixels
-        )
+        bounds = self.video_min_pixels, self.video_max_pixels, self.video_total_pixels
+        return VideoSettings(self.fps, self.max_frames, *bounds, self.video_soft_tokens)
 
     @property
     def pooling_token(self) -> str | None:
@@ -148,7 +155,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("max_length", "video_min_pixels", "video_max_pixels", "video_total_pixels"):
             check_positive(name, getattr(self, name))
-        for name in ("min_pixels", "max_pixels", "soft_tokens", "token_dim", "query_length"):
+        for name in ("min_pixels", "max_pixels", "soft_tokens", "video_soft_tokens", "token_dim", "query_length"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
         for name in ("length_buckets", "patch_buckets", "first_pixels", "first_size"):
@@ -168,6 +175,7 @@ class Settings:
         object.__setattr__(self, "document_skips", _checked_tokens(self.document_skips))
         object.__setattr__(self, "prompt", _checked_prompt(self.prompt))
         _ = self.videos  # makes its own checks
+        check_long_audio(self.max_seconds, self.long_audio)
 
 
 _CHOICES: dict[str, tuple[object, ...]] = {

@@ -1,16 +1,20 @@
-"""Images of models that scale each to a number of visual tokens ("soft tokens"): EmbeddingGemma 2."""
+"""Images and frames of models that scale each to a number of visual tokens ("soft tokens"): EmbeddingGemma 2."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+from smart_jax.files import read_json
 from smart_jax.inputs.image import IMAGE_FILES, ImageSettings, read_processor_config
 from smart_jax.inputs.settings import Settings
 from smart_jax.models import EmbeddingGemma2Config
 
 BUDGETS = (70, 140, 280, 560, 1120)  # that the model was trained with
 BUDGET = 280  # where a checkpoint's files do not say
+VIDEO_FILES = ("video_preprocessor_config.json", "processor_config.json")
+FRAME_BUDGET = 140  # of a frame of a video
 _PATCH, _MERGE = 16, 3  # of a checkpoint without a vision tower
 
 
@@ -47,3 +51,24 @@ def read_soft_token_settings(folder: Path, config: EmbeddingGemma2Config, settin
     return ImageSettings(
         patch_size=patch, temporal_patch_size=1, merge_size=merge, soft_tokens=budget, resize=settings.resize
     )
+
+
+def with_frame_budget(folder: Path, settings: Settings) -> Settings:
+    """Returns the settings with a number of visual tokens of a frame: their own, the file's or 140.
+
+    Args:
+      folder: with video_preprocessor_config.json, or processor_config.json with a section for videos.
+      settings: whose `video_soft_tokens` come before the file's.
+
+    Raises:
+      ValueError: there may not be so many.
+    """
+    found: dict[str, Any] = {}
+    for path in (folder / name for name in reversed(VIDEO_FILES)):
+        if path.is_file():
+            content = dict(read_json(path))
+            found = content.get("video_processor") or (content if path.name == VIDEO_FILES[0] else found)
+    budget = settings.video_soft_tokens or found.get("max_soft_tokens") or FRAME_BUDGET
+    if budget not in BUDGETS:
+        raise ValueError(f"video_soft_tokens is {budget}, expected one of {', '.join(map(str, BUDGETS))}")
+    return dataclasses.replace(settings, video_soft_tokens=budget)

@@ -55,6 +55,7 @@ class TextPreprocessor:
     preset: str | None = None
     prompted: tuple[Side, ...] = ()  # an instruction would be a prefix of the text
     visual_ids: tuple[int, ...] = ()
+    audio_ids: tuple[int, ...] = ()
     merge_size = 1
 
     def __init__(

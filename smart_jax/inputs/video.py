@@ -1,4 +1,4 @@
-"""Videos to vision patches and times, as the Qwen-VL models take them (PyAV, Pillow and NumPy).
+"""Videos to vision patches and times, as the Qwen-VL models and EmbeddingGemma 2 take them (PyAV, Pillow and NumPy).
 
 The reference is qwen-vl-utils (which frames, which size) followed by transformers' processor (times, patches). Two
 frames become one temporal patch. Qwen3-VL sees each like an image of its own, after its time in seconds as text
@@ -9,6 +9,8 @@ frames become one temporal patch. Qwen3-VL sees each like an image of its own, a
 - A file of one frame works: the frame is repeated.
 - Frames at a variable rate are chosen, and timed, by their presentation times instead of their numbers.
 - Pillow resizes, not torch: bytes may differ by one or two.
+
+EmbeddingGemma 2's frames are each scaled to a number of visual tokens, and no two share a patch.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from PIL import Image
 from smart_jax.inputs.image import (
     ImageLike,
     ImageSettings,
+    budget_size,
     existing_file,
     image_size,
     open_rgb,
@@ -334,6 +337,8 @@ def _fit(
 ) -> tuple[int, int]:
     """Returns the height and width to which each of `count` frames of one size is resized."""
     try:
+        if settings.soft_tokens is not None:
+            return budget_size(*size, factor=images.factor, budget=settings.soft_tokens)
         return smart_resize(
             *size,
             factor=images.factor,
@@ -391,8 +396,11 @@ def _firstresized(frame: ImageLike, images: ImageSettings, name: str) -> Image.I
 def _first_size(size: tuple[int, int], images: ImageSettings, name: str) -> tuple[int, int]:
     """Returns the size of a frame in multiples of two visual tokens.
 
-    qwen-vl-utils resizes listed frames to it before it fits them to the budget, and it can change the grid.
+    qwen-vl-utils resizes listed frames to it before it fits them to the budget, and it can change the grid. Frames that
+    are scaled to a number of visual tokens keep their size here.
     """
+    if images.soft_tokens is not None:
+        return size
     factor = 2 * images.factor
     bounds = {"min_pixels": _LIST_MIN_BLOCKS * factor**2, "max_pixels": _LIST_MAX_BLOCKS * factor**2}
     try:

@@ -166,6 +166,8 @@ def choose_frames(
     index: VideoIndex, settings: VideoSettings, temporal: int
 ) -> tuple[Int[np.ndarray, " n"], list[float]]:
     """Returns frame numbers and times: at least one temporal patch; a file of fewer frames repeats its last."""
+    if settings.soft_tokens is not None:
+        return _at_every_step(index, settings)
     total = len(index.seconds)
     most = settings.max_frames // temporal * temporal
     wanted = min(max(total / index.rate * settings.fps, MIN_FRAMES), most, total)
@@ -177,6 +179,23 @@ def choose_frames(
     else:
         times = np.linspace(0, index.seconds[-1], count)
         chosen = np.abs(index.seconds[:, None] - times).argmin(0)
+    return chosen, index.seconds[chosen].tolist()
+
+
+def _at_every_step(index: VideoIndex, settings: VideoSettings) -> tuple[Int[np.ndarray, " n"], list[float]]:
+    """Returns numbers and times of the frames at 0, 1 / fps, ... seconds, or max_frames of these, evenly spread.
+
+    As EmbeddingGemma 2's processor, which goes by the frames' numbers; at a variable rate this goes by their times.
+    """
+    total = len(index.seconds)
+    count = max(1, int(total / index.rate * settings.fps))
+    if index.even:
+        chosen = np.minimum((np.arange(count) * (index.rate / settings.fps)).astype(int), total - 1)
+    else:
+        chosen = np.searchsorted(index.seconds, np.arange(count) / settings.fps + 1e-9) - 1
+        chosen = np.clip(chosen, 0, total - 1)
+    if count > settings.max_frames:
+        chosen = chosen[np.linspace(0, count - 1, settings.max_frames, dtype=int)]
     return chosen, index.seconds[chosen].tolist()
 
 

@@ -16,6 +16,8 @@ class VideoSettings:
         temporal_patch_size.
       min_pixels, max_pixels: bounds of a frame's height * width after the resize.
       total_pixels: bound of all temporal patches together; a frame of at least 1.05 * min_pixels is always allowed.
+      soft_tokens: number of visual tokens to which each frame is scaled, in place of these bounds; frames are then
+        those at 0, 1 / fps, 2 / fps, ... seconds. None = the pixels are bounded, and frames spread evenly.
     """
 
     fps: float = 1.0
@@ -23,6 +25,7 @@ class VideoSettings:
     min_pixels: int = 131_072
     max_pixels: int = 786_432
     total_pixels: int = 7_864_320
+    soft_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_sampling(self.fps, self.max_frames)

@@ -246,6 +246,16 @@ class QwenVLConfig:
         return (self.image_token_id, self.video_token_id)
 
     @property
+    def audio_ids(self) -> tuple[int, ...]:
+        """Tokens of audio, as every multimodal backbone's config has them: there are none."""
+        return ()
+
+    @property
+    def marked_frames(self) -> bool:
+        """Whether each temporal patch of a video stands between marks of its own."""
+        return self.timestamps
+
+    @property
     def timestamps(self) -> bool:
         """Whether each temporal patch of a video is like an image, after its time as text.
 

@@ -24,6 +24,7 @@ class TokenAnswer(BaseModel):
     emphasis: float = Field(description=f"With which it is drawn; below {SHOWN} it is not, unless it is asked for.")
     boxes: list[dict[str, Any]] = Field(description="On pictures, in parts of their sides.")
     highlights: list[dict[str, Any]] = Field(description="Characters start to stop of texts.")
+    moments: list[dict[str, Any]] = Field(default=[], description="Seconds start to stop of audio.")
 
 
 class EvidenceAnswer(BaseModel):

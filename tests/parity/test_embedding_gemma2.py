@@ -359,12 +359,13 @@ def test_gradients_do_not_depend_on_what_is_computed_again(pair, remat):
 @pytest.mark.slow
 def test_the_published_sizes():
     """Of a config.json without anything: the counts that are known of the published model."""
-    config = EmbeddingGemma2Config.from_hf({"model_type": "embedding_gemma2", "vision_config": {}})
-    text, vision = config.text, config.vision
-    assert (text.num_hidden_layers, vision.depth) == (24, 16)
+    config = EmbeddingGemma2Config.from_hf({"model_type": "embedding_gemma2", "vision_config": {}, "audio_config": {}})
+    text, vision, audio = config.text, config.vision, config.audio
+    assert (text.num_hidden_layers, vision.depth, audio.num_hidden_layers) == (24, 16, 12)
     # Layers repeat: every sixth is full, and the tower's are all alike.
     fewer = dataclasses.replace(text, num_hidden_layers=6), dataclasses.replace(vision, num_hidden_layers=1)
-    _, params = abstract_model(dataclasses.replace(config, text=fewer[0], vision=fewer[1]))
+    audio = dataclasses.replace(audio, num_hidden_layers=1)
+    _, params = abstract_model(dataclasses.replace(config, text=fewer[0], vision=fewer[1], audio=audio))
 
     def count(part):
         return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(part))
@@ -374,6 +375,8 @@ def test_the_published_sizes():
     scalars = 24  # buffers, which no count of parameters holds
     assert count(language) + 3 * sum(map(count, repeated)) - scalars == 271_002_624
     assert count(tower) + 15 * count(tower["encoder"]["layers"]) + count(params["embed_vision"]) == 167_757_824
+    heard, clamps = params["audio_tower"], 12 * 10 * 4  # buffers, too
+    assert count(heard) + 11 * count(heard["layers"]) + count(params["embed_audio"]) - clamps == 305_611_040
 
 
 @pytest.mark.parametrize(

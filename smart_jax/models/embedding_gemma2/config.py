@@ -237,6 +237,16 @@ class EmbeddingGemma2Config:
         return (self.image_token_id, self.video_token_id, self.audio_token_id)
 
     @property
+    def audio_ids(self) -> tuple[int, ...]:
+        """Mark before audio, placeholder, and mark after it; () = there is no tower for it."""
+        return () if self.audio is None else (self.boa_token_id, self.audio_token_id, self.eoa_token_id)
+
+    @property
+    def marked_frames(self) -> bool:
+        """Whether each frame of a video stands between marks of its own."""
+        return True
+
+    @property
     def vision_start_token_id(self) -> int:
         """Mark before an image."""
         return self.boi_token_id

@@ -1,4 +1,4 @@
-"""EmbeddingGemma 2 as an encoder of texts and of what its towers make of images.
+"""EmbeddingGemma 2 as an encoder of texts and of what its towers make of images and audio.
 
 Soft tokens take their places among the text's embeddings before the first layer, and are like other tokens from there
 on. The encoder's projection acts on each token, so that the pooled vector is the mean of the token vectors. Everything
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from smart_jax.models import layers as L
 from smart_jax.models.batch import Batch, Hidden
+from smart_jax.models.embedding_gemma2.audio import AudioTower, with_audio
 from smart_jax.models.embedding_gemma2.config import EmbeddingGemma2Config
 from smart_jax.models.embedding_gemma2.linears import SoftTokenEmbedder
 from smart_jax.models.embedding_gemma2.text import TextModel
@@ -25,8 +26,11 @@ from smart_jax.models.pooling import mean_state
 
 # Megatron layout: a pair of matrices is split by columns then by rows; fsdp takes the other side.
 SHARDING_RULES = (
-    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|per_layer_input_gate)(\.linear)?\.kernel$", P("fsdp", "tensor")),
-    (r"(o_proj|down_proj|per_layer_projection)(\.linear)?\.kernel$", P("tensor", "fsdp")),
+    (
+        r"(q_proj|k_proj|v_proj|gate_proj|up_proj|per_layer_input_gate|ffw_layer_1|linear_start)(\.linear)?\.kernel$",
+        P("fsdp", "tensor"),
+    ),
+    (r"(o_proj|down_proj|per_layer_projection|post|ffw_layer_2|linear_end)(\.linear)?\.kernel$", P("tensor", "fsdp")),
     (r"(per_layer_model_projection|embedding_projection)\.kernel$", P("fsdp", None)),
     (r"embed_tokens\.embedding$", P("fsdp", None)),
     (r"input_proj\.kernel$", P(None, "fsdp")),
@@ -62,6 +66,15 @@ class EmbeddingGemma2(nnx.Module):
                 std=config.text.initializer_range,
                 rngs=rngs,
             )
+        if (audio := config.audio) is not None:
+            self.audio_tower = AudioTower(audio, rngs=rngs)
+            self.embed_audio = SoftTokenEmbedder(
+                audio.output_proj_dims,
+                config.text.hidden_size,
+                eps=audio.rms_norm_eps,
+                std=config.text.initializer_range,
+                rngs=rngs,
+            )
 
     def __call__(self, batch: Batch, layers: Sequence[int] = (-1,), *, remat: bool | str = False) -> Hidden:
         """Returns the states of a batch.
@@ -78,11 +91,12 @@ class EmbeddingGemma2(nnx.Module):
           attended positions.
 
         Raises:
-          ValueError: the batch has images, and the model no vision tower.
+          ValueError: the batch has images or audio, and the model no tower for them.
         """
         depth = self.config.text.num_hidden_layers
         chosen = [range(depth + 1)[i] for i in layers]
         x = self._with_images(self.language_model.embed(batch.input_ids), batch, remat)
+        x = self._with_audio(x, batch, remat)
         states = self.language_model.run_layers(x, batch, {*chosen, depth}, remat)
         read = {i: self.language_model.read(state) for i, state in states.items()}
         mask = batch.attention_mask if batch.pool_mask is None else batch.pool_mask
@@ -100,3 +114,13 @@ class EmbeddingGemma2(nnx.Module):
         visual = self.embed_vision(self.vision_tower(batch.vision, remat=remat))
         visual = checkpoint_name(visual, L.VISUAL_FEATURES)
         return jnp.where((jnp.asarray(batch.index) >= 0)[..., None], L.gathered(visual, batch.index), x)
+
+    def _with_audio(self, x: Float[Array, "B L H"], batch: Batch, remat: bool | str) -> Float[Array, "B L H"]:
+        """Returns the embeddings with the soft tokens of audio in their places."""
+        if batch.audio is None:
+            return x
+        if self.config.audio is None:
+            raise ValueError("the batch has audio, but this checkpoint has no audio tower (audio_config is null)")
+        soft, _ = self.audio_tower(batch.audio.features, batch.audio.mask, remat=remat)
+        soft = checkpoint_name(self.embed_audio(soft), L.VISUAL_FEATURES)
+        return with_audio(x, soft, batch.audio.index)
