@@ -15,10 +15,13 @@ import pytest
 from transformers import Gemma4AudioFeatureExtractor
 
 from smart_jax.files import resolve
+from smart_jax.index.documents import GivenFile, find_files
+from smart_jax.index.pages import OpenFile, Reading
 from smart_jax.inputs import Item, TokenizedItem, items_fingerprint, open_preprocessor, parse_item, parse_items
 from smart_jax.inputs.audio import check_audio, log_mel, process_audio, read_audio, resampled, soft_tokens
 from smart_jax.inputs.audio_batch import audio_shape, pad_audio
 from smart_jax.inputs.audio_settings import AudioSettings, read_audio_settings
+from smart_jax.inputs.spectrogram import draw_audio, spectrogram
 from smart_jax.models import load_config
 
 SETTINGS = AudioSettings()
@@ -294,3 +297,24 @@ def test_clips_are_padded_to_few_shapes_and_found_again():
     assert (batch.features[1, :300] == 300).all() and not batch.features[~batch.mask].any()
     assert (batch.index[[1, 3]] == -1).all() and batch.index[2].max() == 9
     assert pad_audio(items[1:2], places[1:2], rows=2) is None
+
+
+def test_folders_have_audio_for_models_that_hear(tmp_path):
+    wav = write_wav(tmp_path / "a.wav", np.zeros((4000, 1), int), RATE)
+    (tmp_path / "b.txt").write_text("words")
+    assert find_files(tmp_path) == [wav, tmp_path / "b.txt"]
+    assert find_files(tmp_path, audio=False) == [tmp_path / "b.txt"]
+    given = GivenFile(wav)
+    with pytest.raises(ValueError, match=r"a.wav' is audio, which the model of this index does not hear"):
+        OpenFile(given, Reading())
+    (page,) = OpenFile(given, Reading(audio=True)).pages()
+    assert parse_item(page.content()).audios == (wav,)
+
+
+def test_spectrograms_rise_with_their_sound(tmp_path):
+    sweep = np.sin(2 * np.pi * np.cumsum(np.linspace(200, 6000, RATE)) / RATE)
+    picture = draw_audio(write_wav(tmp_path / "a.wav", (20_000 * sweep[:, None]).astype(int), RATE))
+    assert picture.size == (99, 128)
+    loudest = np.asarray(picture.convert("L")).argmin(axis=0)[5:-5]  # the row of each column's darkest pixel
+    assert (np.diff(loudest) <= 1).all() and loudest[0] - loudest[-1] > 60
+    assert spectrogram(np.zeros((2999, 128), np.float32)).size == (2999, 374)

@@ -31,6 +31,7 @@ from smart_jax.models.embedding_gemma2.config import EmbeddingGemma2Config
 from tests.backbone import GEMMA, HEARING
 from tests.checkpoints import noise_page, write_gemma_processor
 from tests.parity import embedding_gemma2 as E
+from tests.test_audio import write_wav
 
 pytestmark = pytest.mark.compiles
 
@@ -395,3 +396,23 @@ def test_frames_are_those_of_transformers(frames, rate):
     np.testing.assert_allclose(seconds, np.asarray(expected) / rate)
     uneven = index._replace(even=False)  # by their times, which here are the same
     np.testing.assert_array_equal(choose_frames(uneven, settings, 1)[0], expected)
+
+
+@pytest.mark.slow
+def test_an_index_hears(whole, tmp_path):
+    """Files by their names, from a folder, and hits that name their moments and are drawn."""
+    _, folder = whole
+    (tmp_path / "talks").mkdir()
+    sound = (3000 * np.sin(np.arange(16_000) / np.linspace(3, 30, 16_000))).astype(int)[:, None]
+    write_wav(tmp_path / "talks" / "bell.wav", sound, 16_000)
+    (tmp_path / "talks" / "notes.txt").write_text("a bell rings twice")
+    index = smart_jax.Index(tmp_path / "index", model=smart_jax.load(folder))
+    report = index.add(str(tmp_path / "talks"), progress=False)
+    assert (report.added, report.failed) == (2, {})
+    hits = {Path(hit.file).name: hit for hit in index.search("bell", k=2)}
+    evidence = hits["bell.wav"].explain()
+    assert evidence.document.sources.frames[0].medium == "audio"
+    assert all(0 <= moment.start < moment.stop <= 1.01 for moment in evidence.moments()) and evidence.moments()
+    assert evidence.document.open_picture(0).size == (99, 128)
+    assert evidence.picture().width == 960 and "audio 1" in evidence.html()
+    assert evidence.to_dict()["tokens"][evidence.moments()[0].token]["moments"]
