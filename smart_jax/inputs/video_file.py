@@ -121,7 +121,8 @@ def import_av(name: str) -> ModuleType:
 
 def _stream(av: ModuleType, container: Any, what: str) -> Any:
     covers = av.stream.Disposition.attached_pic  # the picture of a song is a video stream
-    streams = [s for s in container.streams.video if not s.disposition & covers]
+    # A damaged header may name a codec that there is none of.
+    streams = [s for s in container.streams.video if not s.disposition & covers and s.codec_context is not None]
     if not streams:
         kinds = ", ".join(sorted({s.type for s in container.streams if s.type != "video"})) or "no other"
         raise ValueError(f"{what} has no video stream ({kinds} found): pass a file that has one, or images")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -302,6 +303,8 @@ def _shown(value: Any) -> str:
 
 def _whole_lines(journal: Any) -> list[str]:
     """Returns the lines of a journal; the last one is dropped where the process ended while it was written."""
+    if not stat.S_ISREG(os.fstat(journal.fileno()).st_mode):
+        raise ValueError("it leads to a device")
     journal.seek(0)
     text: str = journal.read()
     whole, _, torn = text.rpartition("\n")
