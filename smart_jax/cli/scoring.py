@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import numpy as np
 import typer
 
 import smart_jax
@@ -37,7 +36,7 @@ def score(
     q = encoder.encode_query(asked, instruction=instruction)
     d = encoder.encode_document(given)
     late = smart_jax.score(q, d, pooled_weight=0.0)
-    pooled = smart_jax.score(q, d, late_weight=0.0) if encoder.pooled_width else np.zeros_like(late)
+    pooled = smart_jax.score(q, d, late_weight=0.0) if encoder.pooled_width else 0.0 * late
     total = pooled_weight * pooled + late_weight * late
     results = []
     for i, each in enumerate(asked):
