@@ -31,7 +31,7 @@ from benchmarks.encode import spread
 from benchmarks.maxsim_tpu import CHIPS, LIBTPU
 from benchmarks.processes import ENVIRONMENT
 from benchmarks.train import interleaved
-from smart_jax.models.qwen3_5.gated_delta import CHUNKS, gated_delta
+from smart_jax.models.qwen3_5 import CHUNKS, gated_delta
 
 PASSES = 6  # products of bfloat16 that one of float32 takes at full precision
 MEASURED = (
