@@ -95,6 +95,20 @@ def test_allow_leaves_documents_out_of_search():
         search(queries, documents, allow=allow[:-1])
 
 
+def test_an_item_whose_file_has_been_altered_is_named(tmp_path):
+    e = random_embeddings(COUNT)
+    with Index(tmp_path / "index", model="tiny") as index:
+        index.add_embeddings(e, [f"d{i}" for i in range(COUNT)], metadata=[{"odd": i % 2} for i in range(COUNT)])
+        (path,) = (tmp_path / "index" / "segments").glob("*.pooled")
+        values = np.fromfile(path, np.float32)
+        values[3 * e.pooled.shape[1]] = np.nan
+        values.tofile(path)
+        for where in (None, {"odd": 1}):
+            with pytest.raises(ValueError, match="item 3 of segment 1: its vectors hold NaN"):
+                index.search(e[:1], 2, where=where)
+        assert index.search(e[:1], 2, where={"odd": 0})
+
+
 def test_int8_and_several_segments(tmp_path):
     e, query = random_embeddings(COUNT), random_embeddings(1, seed=1)
     with Index(tmp_path / "index", model="tiny", dtype="int8") as index:

@@ -286,6 +286,24 @@ def ways(q: Embeddings, d: Embeddings):
 
 
 @pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("sign", [0x7FC00000, 0xFFC00000], ids=["positive", "negative"])
+@pytest.mark.parametrize("where", ["pooled", "tokens"])
+def test_a_mapped_documents_nan_is_met_by_its_name(rng, where, sign):
+    """Whatever its sign, which decides on which end a sort puts it, and however many results are asked for."""
+    q, d = make(rng, [2, 3]), make(rng, [4, 1, 5, 2])
+    arrays = {"pooled": d.pooled.copy(), "tokens": d.tokens.copy()}
+    arrays[where][{"pooled": 2, "tokens": 9}[where]].view(np.uint32)[1] = sign
+    d = Embeddings.from_checked(**arrays, offsets=d.offsets)  # as a file that was altered has them
+    for _, run in ways(q, d):
+        for k in (1, 3):
+            with pytest.raises(ValueError, match="document 2: its score with query 0 is NaN"):
+                run(k)
+    for candidates in (None, [0, 2, 3], [[0, 2], [1, 2]]):
+        with pytest.raises(ValueError, match="document 2: its score with query 0 is NaN"):
+            score(q, d, candidates=candidates)
+
+
+@pytest.mark.usefixtures("either")
 def test_scores_beyond_float32_are_refused(rng):
     """Of finite vectors: no index is -1, and no score is infinite."""
     q, d = make(rng, [2, 3]), make(rng, [4, 1, 5])
@@ -294,7 +312,7 @@ def test_scores_beyond_float32_are_refused(rng):
         opposite = Embeddings(sign * 1e30 * np.sign(q.pooled[[0, 0, 0]]), 1e30 * d.tokens, d.offsets)
         for _, run in ways(large, opposite):
             for k in (1, 3):
-                with pytest.raises(ValueError, match=r"a score of query \d is .*: beyond float32\. L2-normalise"):
+                with pytest.raises(ValueError, match=r"score (of|with) query \d is .*beyond float32.* L2-normalise"):
                     run(k)
         with pytest.raises(ValueError, match="beyond float32"):
             score(large, opposite)

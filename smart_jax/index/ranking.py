@@ -88,13 +88,19 @@ def _best(
 def best_of_rows(
     query: Embeddings, snapshot: Snapshot, rows: Int[np.ndarray, " rows"], k: int, weights: Weights
 ) -> Ranked:
-    """Returns the best k of some rows."""
+    """Returns the best k of some rows; raises ValueError where one of them has NaN in its vectors."""
     rows = np.sort(rows)
     pooled, late = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
     for segment in snapshot.segments:
         inside = _inside(rows, segment)
         pooled[inside], late[inside] = part_scores(query, segment.embeddings, rows[inside] - (segment.number << PLACES))
     scores = np.float32(weights.pooled) * pooled + np.float32(weights.late) * late
+    if np.isnan(scores).any():
+        row = int(rows[np.isnan(scores)][0])
+        raise ValueError(
+            f"item {row % (1 << PLACES)} of segment {row >> PLACES}: its vectors hold NaN, so the index's files have "
+            "been altered; delete it and add it again"
+        )
     best = np.lexsort((rows, -scores))[:k]
     return Ranked(rows[best], scores[best], pooled[best], late[best])
 

@@ -10,6 +10,7 @@ from smart_jax.retrieval.candidate_scores import candidate_scores
 from smart_jax.retrieval.candidates import CandidateLists
 from smart_jax.retrieval.embeddings import Embeddings
 from smart_jax.retrieval.gathered import Gathered
+from smart_jax.retrieval.operands import check_scores
 from smart_jax.retrieval.score import score_all
 from smart_jax.retrieval.streamed_search import streamed_search
 
@@ -34,7 +35,7 @@ def candidate_search(
       k: at least 1.
 
     Raises:
-      ValueError: `mesh` is given with lists of several queries.
+      ValueError: `mesh` is given with lists of several queries, or a score is NaN or beyond float32.
     """
     k = min(k, lists.width)
     if lists.bounds is None:
@@ -45,6 +46,7 @@ def candidate_search(
             return scores, lists.ids[places]
     elif mesh is not None:
         raise ValueError("mesh is given with candidates for each query: leave it out, or pass one list for all")
-    scores = candidate_scores(q, d, weights, lists, score_all)
+    numbers = lists.numbers(len(q))
+    scores = check_scores(candidate_scores(q, d, weights, lists, score_all), numbers < 0, numbers)
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # lists rise: among equals the lowest number comes first
-    return np.take_along_axis(scores, best, 1), np.take_along_axis(lists.numbers(len(q)), best, 1)
+    return np.take_along_axis(scores, best, 1), np.take_along_axis(numbers, best, 1)

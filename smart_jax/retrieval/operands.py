@@ -72,19 +72,28 @@ def operands(
 
 
 def check_scores(
-    scores: Float[np.ndarray, "Nq n"], missing: Bool[np.ndarray, "Nq n"] | None = None
+    scores: Float[np.ndarray, "Nq n"],
+    missing: Bool[np.ndarray, "Nq n"] | None = None,
+    documents: Int[np.ndarray, "Nq n"] | None = None,
 ) -> Float[np.ndarray, "Nq n"]:
-    """Returns scores, or raises ValueError where one is beyond float32, as of vectors of 1e20.
+    """Returns scores, or raises ValueError where one is NaN, or beyond float32, as of vectors of 1e20.
 
     Args:
-      scores: of finite vectors.
+      scores: of queries, which are finite, with documents, which are finite unless they are mapped.
       missing: where there is no document: the score is -inf there.
+      documents: numbers of the documents; None = in order.
     """
     wrong = ~np.isfinite(scores)
     if missing is not None:
         wrong &= ~missing
     if wrong.any():
         query, place = (int(at[0]) for at in np.nonzero(wrong))
+        if np.isnan(scores[query, place]):
+            raise ValueError(
+                f"document {place if documents is None else documents[query, place]}: its score with query {query} is "
+                "NaN. Its vectors hold NaN, for which mapped files are not searched: drop it or encode it again; or "
+                "its products are beyond float32: L2-normalise the vectors"
+            )
         raise ValueError(
             f"a score of query {query} is {scores[query, place]}: beyond float32. L2-normalise the vectors, or choose "
             "smaller weights"

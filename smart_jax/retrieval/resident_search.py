@@ -23,6 +23,7 @@ from smart_jax.retrieval.block import Block, Parts, Run
 from smart_jax.retrieval.block_plan import Limits, Plan, eighths, make_plan, power_of_two_within
 from smart_jax.retrieval.embeddings import Embeddings
 from smart_jax.retrieval.streamed_search import AXIS, replicate
+from smart_jax.retrieval.top_k import ordered
 from smart_jax.runtime import bounded, compiler_options, to_host
 from smart_jax.typing import HostOrDevice, register_arrays
 
@@ -240,7 +241,7 @@ def _scores(q: Block, d: Documents, weights: Weights, platform: str) -> Iterator
 
 def _first(scores: Float[Array, "B N"], items: Int[HostOrDevice, " N"], kept: int) -> Best:
     # top_k puts the first of equal values first, and items rise.
-    values, at = lax.top_k(jnp.where(scores == 0, 0, scores), min(kept, len(items)))  # which has -0.0 below 0.0
+    values, at = lax.top_k(ordered(scores), min(kept, len(items)))
     return values, jnp.asarray(items)[at]
 
 

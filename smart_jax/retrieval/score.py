@@ -87,7 +87,8 @@ def score(
         return check_scores(score_all(queries, documents, weights))
     lists = CandidateLists.of(candidates, len(queries), len(documents))
     scores = candidate_scores(queries, documents, weights, lists, score_all)
-    return check_scores(scores, lists.numbers(len(queries)) < 0)
+    numbers = lists.numbers(len(queries))
+    return check_scores(scores, numbers < 0, numbers)
 
 
 def score_all(q: Embeddings, d: Embeddings | Gathered, weights: Float[np.ndarray, " 2"]) -> Float[np.ndarray, "Nq Nd"]:

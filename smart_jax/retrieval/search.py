@@ -97,7 +97,7 @@ def search(
         options |= {"q_mask": q_mask, "d_mask": d_mask}
         found = _best(q, d, int(k), pooled_weight, late_weight, candidates, allow, force, **options)
     scores, indices = found
-    check_scores(scores, None if candidates is None else indices < 0)
+    check_scores(scores, None if candidates is None else indices < 0, indices)
     return scores, indices
 
 

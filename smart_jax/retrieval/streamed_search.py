@@ -22,7 +22,7 @@ from smart_jax.retrieval.block_plan import Plan, document_plan, power_of_two, qu
 from smart_jax.retrieval.block_scores import block_scores, score_block
 from smart_jax.retrieval.embeddings import Embeddings
 from smart_jax.retrieval.gathered import Gathered
-from smart_jax.retrieval.top_k import TopK
+from smart_jax.retrieval.top_k import TopK, ordered
 from smart_jax.runtime import bounded, place
 
 AXIS = "documents"
@@ -182,7 +182,7 @@ def _merge(best: Best, mesh: Mesh) -> tuple[Float[Array, "queries k"], Int[Array
 
 def _largest(scores: Float[Array, "queries candidates"], indices: Int[Array, "queries candidates"], k: int) -> Best:
     # top_k puts the first of equal values first, and lower indices always stand before higher ones.
-    values, at = lax.top_k(jnp.where(scores == 0, 0, scores), k)  # which has -0.0 below 0.0
+    values, at = lax.top_k(ordered(scores), k)
     return values, jnp.take_along_axis(indices, at, axis=1)
 
 

@@ -1,16 +1,17 @@
-"""The best documents of each query, kept on the host while scores come in: no compilation, whatever the k."""
+"""The best documents of each query: kept on the host while scores come in, without a compilation, or on devices."""
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class TopK:
     """The k largest scores so far of each query, with their documents; of equal scores the lowest document comes first.
 
     A score and its document make one integer, the smaller the better: its upper half falls as the score rises, and its
-    lower half is the document.
+    lower half is the document. NaN, whatever its sign, is above all others, so that who checks the best meets it.
 
     Args:
       queries: number of queries.
@@ -31,6 +32,7 @@ class TopK:
         documents = np.arange(first, first + scores.shape[1])
         if allow is not None:
             scores, documents = scores[:, allow], documents[allow]
+        scores = np.where(np.isnan(scores), np.float32(np.nan), scores)
         upper = (~_ordered(np.add(scores, 0.0).view(np.int32))).astype(np.int64) << 32  # + 0.0: no zero is negative
         keys = np.concatenate([self._keys, upper | documents], axis=1)
         self._keys = np.partition(keys, self.k - 1, axis=1)[:, : self.k] if keys.shape[1] > self.k else keys
@@ -45,3 +47,8 @@ def _ordered(bits: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
     """Returns integers in the order of the floats that have these bits, or, given such integers, the bits."""
     other: Int[np.ndarray, "*shape"] = bits ^ (bits >> 31 & 0x7FFF_FFFF)
     return other
+
+
+def ordered(scores: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns scores that `lax.top_k` orders as `TopK` does: it has -0.0 below 0.0, and a negative NaN below all."""
+    return jnp.where(scores == 0, 0.0, jnp.where(jnp.isnan(scores), jnp.nan, scores))
