@@ -109,7 +109,16 @@ def host_maxsim(
     scores[:, ~scored] = NO_TOKENS
     if asked.any() and scored.any():
         scores[np.ix_(asked, scored)] = packed_scores(queries, documents, mean=mean)
+    if not asked.all():
+        scores[np.ix_(~asked, _have_nan(d, d_mask))] = np.nan
     return scores
+
+
+def _have_nan(d: Float[np.ndarray, "*N L D"], mask: Bool[np.ndarray, "*N L"] | None) -> Bool[np.ndarray, "*N"]:
+    """Returns which items have NaN in a kept token: no query's maxima tell, where a query has no token."""
+    tokens = np.isnan(d).any(axis=-1)
+    found: Bool[np.ndarray, "*N"] = (tokens if mask is None else tokens & mask).any(axis=-1)
+    return found
 
 
 def host_maxsim_pairs(
@@ -158,6 +167,9 @@ def _pairs(
     if mean:
         scores /= P if q_mask is None else np.maximum(q_mask.sum(axis=1), 1).astype(np.float32)[:, None]
     scores[empty] = NO_TOKENS
+    if q_mask is not None and not q_mask.any(axis=1).all():
+        without = np.logical_not(q_mask.any(axis=1, keepdims=True))
+        scores[without & _have_nan(d, d_mask)] = np.nan
     return scores
 
 
