@@ -41,7 +41,8 @@ class VectorFormat:
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or fields.keys() != names or fields["name"] not in STORED:
             raise ValueError(f"the form of the index's vectors is {shown(fields)}: the index is damaged; restore it")
-        widths = (checked_int(fields[key], f"the index's {key}") for key in ("pooled_width", "token_width"))
+        least = {"pooled_width": 0, "token_width": 1}  # no pooled vectors, of a model that has none
+        widths = (checked_int(fields[key], f"the index's {key}", least=each) for key, each in least.items())
         return cls(str(fields["name"]), *widths)
 
     @property
