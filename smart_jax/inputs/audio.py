@@ -184,8 +184,8 @@ def log_mel(samples: Float[np.ndarray, " samples"], settings: AudioSettings) -> 
       float32; `settings.frames(samples)` frames.
 
     Example:
-      >>> log_mel(np.zeros(400, np.float32), AudioSettings())[0, :2].round(3).tolist()
-      [-6.908, -6.908]
+      >>> log_mel(np.zeros(400, np.float32), AudioSettings())[0, :2].round(3)
+      array([-6.908, -6.908], dtype=float32)
     """
     length, hop = settings.frame_length, settings.hop_length
     count = settings.frames(len(samples))

@@ -47,6 +47,7 @@ class EmbeddingGemma2(nnx.Module):
     rotary angles, the norms' statistics and the softmax in float32.
 
     Example:
+      >>> from smart_jax.models.embedding_gemma2.config import TextConfig
       >>> text = TextConfig(vocab_size=9, hidden_size=4, intermediate_size=8, num_hidden_layers=1, full_head_dim=4,
       ...                   hidden_size_per_layer_input=2, embedding_dim=6)
       >>> model = EmbeddingGemma2(EmbeddingGemma2Config(text=text), rngs=nnx.Rngs(0))
