@@ -195,7 +195,7 @@ def test_config_spellings(jina, tmp_path):
 def test_bad_token_dim(jina, tmp_path, dim):
     shutil.copy(jina[0] / "config.json", tmp_path)
     change_config(tmp_path, {"multi_vector_projector_dim": dim})
-    with pytest.raises(ValueError, match="multi_vector_projector_dim is .*, expected a positive integer"):
+    with pytest.raises(ValueError, match="multi_vector_projector_dim is .*, expected an integer from 1"):
         load_config(tmp_path)
 
 

@@ -219,7 +219,11 @@ def test_vision_config_that_names_only_differences(family):
         ("text_config", {"rope_parameters": {"rope_theta": 1e6, "mrope_section": [2, 2, 2]}}, "add up to half of 16"),
         ("text_config", {"hidden_act": "relu6"}, "relu6"),
         ("vision_config", {"hidden_act": "relu6"}, "relu6"),
-        ("vision_config", {"tokens_per_second": 0}, "tokens_per_second is 0, expected a positive number"),
+        (
+            "vision_config",
+            {"tokens_per_second": 0},
+            r"vision_config\.tokens_per_second is 0\.0, expected a positive number",
+        ),
         ("vision_config", {"window_size": 27}, "window_size 27 is smaller than one visual token"),
     ],
 )
