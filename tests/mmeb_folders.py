@@ -68,7 +68,7 @@ class Watcher(Reader):
 
 
 def words_of(image: Any) -> list[str]:
-    """Of a picture, JPEG or not."""
+    """Returns the words of a picture, JPEG or not."""
     row = np.asarray(open_rgb(image), int)[8, CELL // 2 :: CELL]
     return [WORDS[(red + 20) // 40] for red, green, _ in row.tolist() if green < 60]
 

@@ -38,7 +38,7 @@ def run_python(*arguments: str, devices: int = 1, timeout: float = 600, **change
 
 
 def run_main(module: str, *arguments: str) -> subprocess.CompletedProcess:
-    """What `python -m module ARGUMENTS` does, in this process: nothing is imported or compiled again.
+    """Does what `python -m module ARGUMENTS` does, in this process: nothing is imported or compiled again.
 
     absl's flags, which a process has once, are afterwards those of before.
     """

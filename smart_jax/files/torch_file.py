@@ -230,7 +230,7 @@ def _check_opcodes(data: bytes) -> None:
 
 
 class _Value:
-    """What is known of a value before it exists: its kind, and how deep it is nested."""
+    """Facts of a value before it exists: its kind, and how deep it is nested."""
 
     __slots__ = ("depth", "kind")
 

@@ -66,5 +66,5 @@ class Page:
         return self.text("#error")
 
     def log(self) -> list[str]:
-        """What the browser has complained of since."""
+        """Returns what the browser has complained of since."""
         return [entry["message"] for entry in self.driver.get_log("browser")]

@@ -358,7 +358,7 @@ def test_gradients_do_not_depend_on_what_is_computed_again(pair, remat):
 
 @pytest.mark.slow
 def test_the_published_sizes():
-    """Of a config.json without anything: the counts that are known of the published model."""
+    """A config.json without anything has the counts that are known of the published model."""
     config = EmbeddingGemma2Config.from_hf({"model_type": "embedding_gemma2", "vision_config": {}, "audio_config": {}})
     text, vision, audio = config.text, config.vision, config.audio
     assert (text.num_hidden_layers, vision.depth, audio.num_hidden_layers) == (24, 16, 12)

@@ -49,7 +49,7 @@ class Processor:
 
 
 class Loader(list):
-    """What of a DataLoader the wrappers read: batches, and the names of the columns."""
+    """The part of a DataLoader that the wrappers read: batches, and the names of the columns."""
 
     @property
     def dataset(self) -> SimpleNamespace:

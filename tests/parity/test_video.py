@@ -89,7 +89,7 @@ def pair(request, pairs):
 
 @pytest.fixture(params=["qwen2", "qwen2_5"])
 def one_run(request, pairs):
-    """Of the families whose videos are one run of visual tokens."""
+    """A model of the families whose videos are one run of visual tokens."""
     return pairs(request.param)
 
 
@@ -102,7 +102,7 @@ def seconds_per_grid(item: dict[str, Any], video: Any) -> float:
 
 
 def torch_inputs(pair: tuple, rows: list[TokenizedItem], items: list[Any]) -> dict[str, torch.Tensor]:
-    """What transformers' processor hands to the model: videos and images apart, a grid with all frames per video."""
+    """The inputs that transformers' processor makes: videos and images apart, a grid with all frames per video."""
     config, how = pair[1].config, pair[1].images.normalisation
     length = max(len(row.input_ids) for row in rows)
     ids, mask = np.zeros((len(rows), length), np.int64), np.zeros((len(rows), length), np.int64)
