@@ -303,7 +303,7 @@ def lik_scorer() -> Callable:
 
 
 def in_chunks(scorer: Callable[[], Callable], chunk: int | None) -> Callable[[Data], Call]:
-    """For functions that hold all similarities of what they are given; documents are stored padded."""
+    """Calls functions that hold all similarities of what they get part by part; documents are stored padded."""
 
     def prepare(data: Data) -> Call:
         import torch

@@ -63,7 +63,7 @@ def write_index(folder: Path, **fields: Any) -> None:
 
 
 def drop_cache(folder: Path) -> None:
-    """From the system's cache of files; a mapped page would stay."""
+    """Drops a file from the system's cache of files; a mapped page would stay."""
     gc.collect()
     with (folder / "embeddings.safetensors").open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

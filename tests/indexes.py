@@ -24,7 +24,7 @@ def random_embeddings(count: int, seed: int = 0, *, pooled: int = 8, width: int 
 
 
 def contents(index: Index) -> dict[str, tuple[Any, bytes, bytes]]:
-    """By id: metadata, and the bytes of pooled vector and tokens."""
+    """Metadata and the bytes of pooled vector and tokens, by id."""
     held = {}
     with index._engine.store.reading() as (db, snapshot):
         by_number = {segment.number: segment for segment in snapshot.segments}

@@ -1,4 +1,4 @@
-"""What every implementation of MaxSim must do: subclass `MaxSimSuite` in a test file and set `implementation`.
+"""Tests of what every implementation of MaxSim must do: subclass `MaxSimSuite` in a test file and set `implementation`.
 
 The oracle is NumPy in float64, token by token; gradients are compared with autodiff of the dense reference and with
 finite differences.
@@ -389,7 +389,7 @@ class MaxSimSuite:
 
 
 class MaxSimVariants(chex.TestCase):
-    """With jit and without, of arrays on a device and on the host: subclass it beside `MaxSimSuite`."""
+    """Tests with jit and without, of arrays on a device and on the host: subclass it beside `MaxSimSuite`."""
 
     implementation: str
 

@@ -45,7 +45,7 @@ def np_adamw(params, gradients, config, rates):
 
 @pytest.mark.parametrize("broken", [2, pytest.param(None, marks=pytest.mark.slow)])
 def test_an_update_is_the_one_of_the_mean_gradient(inputs, tmp_path, monkeypatch, broken):
-    """Of two batches each; one whose gradient is not finite is left out, and the next takes its place."""
+    """Each update is of two batches; one whose gradient is not finite is left out, and the next takes its place."""
     settings = {"optimizer.eps": 1e-3, "optimizer.clip_norm": 0.1, "optimizer.skip_nonfinite": 1, "accumulate": 2}
     settings |= {"data.document_length": 64, "data.document_patches": 16, "data.query_length": 64, "adapter.dim": 16}
     config = make_config(inputs, tmp_path, **settings)
@@ -119,7 +119,7 @@ def test_resumes_between_two_batches_of_an_update_bit_identically(inputs, tmp_pa
     [(1, 0, [0, 1, 2, 3, 4, 5]), (2, 0, [0, 0, 1, 1, 2, 2]), (2, 3, [0, 0, 1, 1, 1, 2])],
 )
 def test_updates_are_counted(name, accumulate, skip, expected):
-    """Of 6 gradients the third is not finite."""
+    """The third of 6 gradients is not finite."""
     config = OptimizerConfig(name=name, skip_nonfinite=skip, schedule="linear")
     optimizer = make_optimizer(config, 6, accumulate)
     params = {"proj.kernel": jnp.ones((4, 3)), "norm.scale": jnp.ones(4)}

@@ -53,7 +53,7 @@ def test_a_line_stands_under_its_folder():
 
 
 def drawn_floors() -> dict[str, list[tuple[str, frozenset[str]]]]:
-    """By container ("" = the packages themselves), the floors from top to bottom: how they are parted, and names."""
+    """Floors by container ("" = the packages themselves), from top to bottom: how they are parted, and names."""
     drawing = PAGE.split("```")[1]
     floors: dict[str, list[tuple[str, frozenset[str]]]] = {"": []}
     container = ""

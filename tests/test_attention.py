@@ -76,7 +76,7 @@ def padding(request):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("length", "most"), [(40, 256), (37, 16)])
 def test_by_head(monkeypatch, padding, causal, length, most):
-    """In one block and in several, the last of them full or not."""
+    """Takes one block and several, the last of them full or not."""
     monkeypatch.setattr(A, "CPU_SCORES", 0)
     monkeypatch.setattr(A, "CPU_QUERIES", most)
     check(A._by_head, *arrays(length), padding(length), causal)
@@ -154,7 +154,7 @@ def test_bands(monkeypatch, padding, backend, length, band):
 @pytest.mark.compiles
 @pytest.mark.parametrize("length", [40, 200])
 def test_a_scale_of_one_s_own(length):
-    """With all heads at once and one by one."""
+    """Takes all heads at once and one by one."""
     q, k, v = arrays(length)
     segment = jnp.ones((2, length), jnp.int32)
     out = A.attention(q, k, v, segment, causal=True, scale=1.0)
@@ -246,7 +246,7 @@ def every_array(jaxpr):
     ("causal", "length", "heads", "width"), [(False, 7200, (16, 16, 16), 64), (True, 1848, (16, 8, 8), 128)]
 )
 def test_no_mask_of_all_by_all(cudnn, causal, length, heads, width):
-    """In value and gradient; the largest mask is of so many queries that it has 2^21 elements a row, in 16 bits."""
+    """Value and gradient; the largest mask is of so many queries that it has 2^21 elements a row, in 16 bits."""
     for function in (partial(loss, causal=causal), jax.grad(partial(loss, causal=causal), (0, 1, 2))):
         shapes = [x for x in every_array(jax.make_jaxpr(function)(*for_cudnn(length, heads, width)).jaxpr) if x.shape]
         by_key = [x for x in shapes if x.shape[-1] == length and len(x.shape) > 2]
@@ -322,7 +322,7 @@ def test_flash(monkeypatch, padding, causal, length, width):
     ],
 )
 def test_mosaic_accepts_flash(monkeypatch, dtype, causal, length, heads, groups, width):
-    """With the gradient; head widths of Qwen3-VL (64 or 72, 128) and Qwen2.5-VL (80)."""
+    """Takes the gradient, too; head widths of Qwen3-VL (64 or 72, 128) and Qwen2.5-VL (80)."""
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
 
     def loss(q, k, v, segment):

@@ -38,7 +38,7 @@ def noise(samples: int, loudness: float = 0.5) -> np.ndarray:
 
 
 def write_wav(path: Path, samples: np.ndarray, rate: int) -> Path:
-    """Of int16 samples [samples, channels]."""
+    """Writes int16 samples [samples, channels]."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(samples.shape[1])
         file.setsampwidth(2)
@@ -48,7 +48,7 @@ def write_wav(path: Path, samples: np.ndarray, rate: int) -> Path:
 
 
 def encode(path: Path, samples: np.ndarray, rate: int, codec: str, kind: str) -> Path:
-    """Of float samples in one channel, by FFmpeg."""
+    """Encodes float samples in one channel, by FFmpeg."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, layout="mono")
         frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")

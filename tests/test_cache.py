@@ -343,7 +343,7 @@ for line in sys.stdin:
 
 
 def killed_evaluations(folder: Path, rounds: int) -> int:
-    """How often an evaluation was killed; the figures are those of a run that nobody stopped, and nothing is left."""
+    """Returns how often an evaluation was killed; its figures are those of one that nobody stopped, nothing is left."""
     rng, killed, results = np.random.default_rng(0), 0, folder / "out" / "results.json"
     with nursery(NURSERY) as attempt:
         assert attempt(str(folder), None) == 0, Path(f"{folder}.log").read_text()[-3000:]

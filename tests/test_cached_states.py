@@ -188,7 +188,7 @@ def test_a_disk_without_room_is_refused(inputs, tmp_path, monkeypatch):
 
 @pytest.mark.compiles
 def test_batches_have_negatives_scores_and_stand_ins(inputs, tmp_path, monkeypatch, capsys):
-    """What a `Batcher` makes of the same examples, also in fewer bits; a page that cannot be read is stood in for."""
+    """They equal a `Batcher`'s of the same examples, in fewer bits, too; a page that cannot be read is stood in for."""
     rows = [
         {
             "image": {"bytes": page(i // 2), "path": None},

@@ -240,7 +240,7 @@ def test_wrong_values_of_the_right_shape_are_found(tmp_path):
 
 
 def test_reading_leaves_alone_what_another_writes(tmp_path):
-    """What a run that was killed left is removed by the run that goes on, not by one that looks into the folder."""
+    """The run that goes on removes what a killed run left; one that looks into the folder does not."""
     writer = Checkpoints(tmp_path, identity=IDENTITY)
     partial = tmp_path / "1.orbax-checkpoint-tmp"
     (partial / "params").mkdir(parents=True)
@@ -283,7 +283,7 @@ for after in sys.argv[2:]:
 
 
 def killed_while_saving(folder: Path, moments: Sequence[int]) -> list[bool]:
-    """In a folder for each: saves step 1, dies at that file operation of saving step 2; False if there were fewer."""
+    """Saves step 1, a folder for each, and dies at that file operation of saving step 2; False if there were fewer."""
     done = run_python("-c", KILLED_WHILE_SAVING, str(folder), *map(str, moments))
     codes = [int(line) for line in done.stdout.split()]
     assert len(codes) == len(moments) and set(codes) <= {0, -signal.SIGKILL}, done.stderr

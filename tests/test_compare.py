@@ -41,7 +41,7 @@ def shuffled(result, seed=0):
 
 
 def oracle(first, second, row, metric, *, seed=0, level=0.95):
-    """Of every benchmark and of their average: mean and interval of the difference, one resample at a time."""
+    """Mean and interval of the difference, of every benchmark and of their average, one resample at a time."""
     found, resamples = [], []
     for place, (a, b) in enumerate(zip(first, second, strict=True)):
         theirs = dict(zip(b.query_ids, b.values[row][metric].tolist(), strict=True))

@@ -79,7 +79,7 @@ def test_outlines_follow_the_records(tmp_path):
 
 @pytest.mark.slow
 def test_processes_convert_to_the_same_files(tmp_path):
-    """And parts to the same examples, in the same order, as the whole at once."""
+    """Parts have the same examples, in the same order, as the whole at once."""
     folder = colpali(tmp_path / "colpali", 41)
     how = {"validation_ratio": 0.3, "shards": 5}
     results = [convert(folder, "a", tmp_path / str(n), **how, processes=n) for n in (1, 2)]

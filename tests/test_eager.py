@@ -40,7 +40,7 @@ COMPILATION = "/jax/core/compile/backend_compile_duration"
 
 @pytest.mark.compiles
 class TestEager(MaxSimSuite):
-    """What of the suite does without jit."""
+    """Tests of the suite that do without jit."""
 
     implementation = None
     test_pairs = None  # under jit

@@ -26,7 +26,7 @@ def make(lengths=LENGTHS, *, width=4, pooled_width=4, seed=0, dtype=np.float32) 
 
 
 def items(e: Embeddings) -> list[tuple[list, list]]:
-    """What the embeddings hold, item by item, as plain lists."""
+    """Contents of embeddings, item by item, as plain lists."""
     bounds = e.offsets.tolist()
     return [(e.pooled[i].tolist(), e.tokens[a:b].tolist()) for i, (a, b) in enumerate(pairwise(bounds))]
 
@@ -168,7 +168,7 @@ def test_infinities_that_cancel_are_found():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_large_finite_values_are_accepted(dtype):
-    """Of both signs, whose bits are those next to infinity's, and whose sum overflows."""
+    """Values of both signs, whose bits are those next to infinity's, and whose sum overflows."""
     largest = ml_dtypes.finfo(dtype).max
     big = np.asarray([[largest, largest, -largest, -0.0]], dtype)
     assert len(Embeddings(big, big, np.array([0, 1]))) == 1
@@ -440,7 +440,7 @@ def test_killed_writers_leave_nothing_for_the_next(tmp_path):
 
 
 def killed_saves(folder: Path, rounds: int) -> int:
-    """How many of so many killed writers left files, of which the next leaves nothing; all find whole embeddings."""
+    """Returns how many killed writers left files, of which the next leaves nothing; all find whole embeddings."""
     whole = make([50] * 40, width=64)
     whole.save(folder)
     expected, rng, left = whole.pooled.tobytes(), np.random.default_rng(0), 0

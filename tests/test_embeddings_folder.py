@@ -252,7 +252,7 @@ def test_encodes_into_a_folder_and_goes_on_there(model, tmp_path, monkeypatch):
 
 
 def recorded(folder: Path) -> int:
-    """How many items a folder's journal names, which may be being written."""
+    """Returns how many items a folder's journal names, which may be being written."""
     whole = (folder / embeddings_folder.JOURNAL).read_text().rpartition("\n")[0]
     return sum(len(json.loads(line)) for line in whole.splitlines()[1:])
 

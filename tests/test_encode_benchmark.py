@@ -46,7 +46,7 @@ def test_a_row_with_memory(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_flops_are_those_that_xla_counts(monkeypatch):
-    """With attention in one piece, which XLA counts; it does not leave out what is not causal, nor padding."""
+    """Attention is in one piece, which XLA counts; it does not leave out what is not causal, nor padding."""
     config = QwenVLConfig.from_hf(encode_device.SHAPES["small"])
     monkeypatch.setattr(attention, "_choose", lambda *_: attention._by_rows)
     batch = encode_device.page_batch(config, 1)
@@ -58,7 +58,7 @@ def test_flops_are_those_that_xla_counts(monkeypatch):
 
 
 def test_flops_of_the_2b_model_are_twice_its_parameters_a_token():
-    """Without an image's share: attention adds little to a short row."""
+    """Leaves out an image's share: attention adds little to a short row."""
     config = QwenVLConfig.from_hf(QWEN3_VL_2B)
     per_token = encode_device.flops(config, 33, (0, 32, 32)) - encode_device.flops(config, 32, (0, 32, 32))
     assert per_token == pytest.approx(2 * 1.41e9, rel=0.02)  # 1.72 billion less the embedding's 0.31
@@ -98,7 +98,7 @@ def test_estimates_of_a_program_are_those_of_its_entry():
 
 
 def test_estimates_of_a_loop_count_its_trips():
-    """And those of a loop within it, too; fused operations are no operations of their own."""
+    """Counts those of a loop within it, too; fused operations are no operations of their own."""
 
     def computation(name, *lines):
         return f"%{name} (p: s32[]) -> s32[] {{\n" + "".join(f"  %x = {line}\n" for line in lines) + "}\n\n"
@@ -126,7 +126,7 @@ def test_a_row_of_the_gated_delta_rule():
 
 
 def test_products_of_the_gated_delta_rule():
-    """Of a chunk of four positions: those with the state, those within the chunk, and the systems' inverses."""
+    """Products of a chunk of four positions: with the state, within the chunk, and the systems' inverses."""
     rest, inverses = gated_delta.Workload(1, 4, 1, 2, width=8).products(4)
     assert sorted(rest) == sorted([(1, 4, 8, 4)] * 2 + [(2, 4, 8, 8)] * 2 + [(2, 4, 4, 8)] * 2 + [(2, 8, 4, 8)])
     assert inverses == [(2, 4, 4, 4)] * 2

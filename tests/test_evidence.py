@@ -64,7 +64,7 @@ def check_parts(model, query, document, **weights):
     "head", ["gme", "jina_embeddings_v4", "lamra", "lamra_qwen3_vl", "moca", "qwen3_vl_embedding", "vlm2vec"]
 )
 def test_heads_of_every_kind(head, tmp_path):
-    """Of each way to pool and to read films; the others differ from one of these in their prompts."""
+    """Heads of each way to pool and to read films; the others differ from one of these in their prompts."""
     changes = {"multi_vector_projector_dim": 8} if head == "jina_embeddings_v4" else {}
     folder = write_checkpoint(tmp_path / "model", model_type=FOLDERS[head][0], **changes)
     settings = SMALL if head == "jina_embeddings_v4" else SMALL | {"video_min_pixels": 2048}

@@ -156,7 +156,7 @@ def test_mosaic_accepts_the_kernel(tpu, name, length, dtype):
 
 @pytest.mark.parametrize("wrapped", [lambda f: f, jax.checkpoint])
 def test_a_gradient_takes_heads_as_an_axis(tpu, wrapped):
-    """In its forward pass, too; its program has no flat kernel."""
+    """Its forward pass does, too; its program has no flat kernel."""
     heads, form = CASES["text"]
 
     @wrapped

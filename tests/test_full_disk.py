@@ -152,7 +152,7 @@ def test_a_run_that_can_not_start(small_disk):
 
 
 def test_a_disk_that_can_only_be_read(small_disk):
-    """What is said on resuming, and not the error of the clean-up after it."""
+    """Its error is told on resuming, and not that of the clean-up after it."""
     run = small_disk(256) / "run"
     open_run(run, {"seed": 0}, resume=False, overwrite=False)
     MetricsLog(run).close()

@@ -58,7 +58,7 @@ def exact(*inputs):
 
 
 def torch_gradients(inputs, weights):
-    """Of the weighted sum of the recurrence's results, in float64 by torch's autodiff."""
+    """Gradients of the weighted sum of the recurrence's results, in float64 by torch's autodiff."""
     inputs = [torch.from_numpy(np.float64(x)).requires_grad_() for x in inputs]
     q, k, v, g, beta = inputs
     q, k = (x.repeat_interleave(v.shape[2] // k.shape[2], 2) for x in (q, k))
@@ -122,7 +122,7 @@ def test_sums_of_strong_and_weak_decays_keep_the_weak():
 
 
 def test_inverse_of_keys_that_are_the_same():
-    """Of a triangle of ones, whose powers reach 1e18: what doubling multiplies."""
+    """Takes a triangle of ones, whose powers reach 1e18: doubling multiplies these."""
     system = np.tril(np.ones((2, 64, 64), np.float32), -1)
     expected = np.eye(64) - np.eye(64, k=-1)
     np.testing.assert_array_equal(_inverse(jnp.asarray(system)), np.broadcast_to(expected, system.shape))

@@ -1,4 +1,4 @@
-"""What GradCache keeps and computes again; that it changes neither loss nor gradient is tested with the trainer."""
+"""GradCache: what is kept and computed again; that it changes neither loss nor gradient is tested with the trainer."""
 
 from __future__ import annotations
 

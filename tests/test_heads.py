@@ -324,7 +324,7 @@ def test_gme_takes_the_middle_frame(opened, frames):
     [("lamra", 1), ("vlm2vec", 0), ("unite", 1), ("gve", 1), ("lamra_qwen3_vl", 2), ("qwen3_vl_embedding", 2)],
 )
 def test_videos_have_the_marks_of_their_prompt(opened, head, marks):
-    """Of Qwen3-VL each temporal patch has its own, of Qwen2-VL the video has one pair, and VLM2Vec writes none."""
+    """Each temporal patch has its own with Qwen3-VL, the video has one pair with Qwen2-VL, and VLM2Vec writes none."""
     row = opened(head).tokenize({"video": [noise_page(280, 196, seed=i) for i in range(4)], "fps": 1})
     ids = row.input_ids.tolist()
     assert ids.count(CONFIG.vision_start_token_id) == ids.count(CONFIG.vision_end_token_id) == marks

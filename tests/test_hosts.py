@@ -146,7 +146,7 @@ def mixed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_process(inputs, tmp_path_factory):
-    """By kind and devices: the run directory of one process, and its results."""
+    """Run directory of one process, and its results, by kind and devices."""
 
     @functools.cache
     def trained(kind: str, devices: int):
@@ -265,7 +265,7 @@ def test_two_are_stopped_and_one_goes_on(inputs, one_process, tmp_path, kind, te
 
 @pytest.mark.slow
 def test_one_is_stopped_and_two_go_on(inputs, one_process, tmp_path):
-    """From the middle of an epoch, which is of three steps."""
+    """Goes on from the middle of an epoch, which is of three steps."""
     settings = KINDS["adapter+lora"] | {"checkpoint.every": 100}
     joined = {"distributed.enabled": True}  # as on a single machine with TPUs
     assert f"{STOPPED}4:" in launch(inputs, tmp_path, 1, 2, (4,), **settings | joined)[0]

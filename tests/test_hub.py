@@ -73,7 +73,7 @@ def test_minilm_is_that_of_the_installed_package():
 
 @pytest.mark.parametrize("revision", [None, "main"])
 def test_minilm_is_otherwise_the_hub_s(monkeypatch, tmp_path, revision):
-    """Without the package, and with a revision, which a package does not have."""
+    """Takes the hub's without the package, and with a revision, which a package does not have."""
     asked = []
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download", lambda name, **options: asked.append((name, options)) or str(tmp_path)

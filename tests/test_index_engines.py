@@ -1,4 +1,4 @@
-"""What every engine of an index must do alike: a folder, Qdrant's client alone, its embedded engine, a server.
+"""Tests of what every engine of an index must do alike: a folder, Qdrant's client alone, its embedded engine, a server.
 
 `QDRANT_URL=qdrant://host:6333` has the last one tested, too, in collections that are deleted afterwards.
 """
@@ -271,7 +271,7 @@ def test_tokens_are_brought_under_the_cap():
 
 @pytest.mark.compiles
 def test_long_documents_are_narrowed_and_pooled():
-    """By the model's own vectors, under a cap of a few tokens; what is found is what the smaller vectors say."""
+    """Takes the model's own vectors, under a cap of a few tokens; what is found is what the smaller vectors say."""
     encoder = smart_jax.load("tiny")
     texts = ["revenue by region and by year", "errors", "a list of errors by code and by the year that they were of"]
     with Index("qdrant://:memory:/papers", model=encoder, dtype="float32") as index:

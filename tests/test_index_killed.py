@@ -103,7 +103,7 @@ def attempt():
 
 @contextlib.contextmanager
 def attempts():
-    """What the fixture gives."""
+    """Returns what the fixture gives."""
     with nursery(NURSERY, str(COUNT)) as change:
 
         def run(*arguments: object) -> tuple[int, float]:
@@ -120,7 +120,7 @@ def old(tmp_path_factory):
 
 
 def old_index(folder: Path) -> Path:
-    """What the fixture gives."""
+    """Returns what the fixture gives."""
     with Index(folder, model=FakeEncoder(width=8)) as index:
         for batch in ("old", "other"):
             facts = [{"batch": batch, "number": i} for i in range(COUNT)]
@@ -141,7 +141,7 @@ def state(folder: Path) -> dict:
 
 
 def clear(folder: Path) -> None:
-    """What the next writer does before anything else, and what it leaves."""
+    """Does what the next writer does before anything else, and returns what it leaves."""
     with Index(folder, model=FakeEncoder(width=8)) as index:
         index.delete(["nowhere"])
         check_nothing_left_over(index)
@@ -182,7 +182,7 @@ def test_files_of_a_killed_add_are_whole(old, attempt, tmp_path):
 
 
 def killed_adds(old: Path, attempt, at: Path, rounds: int) -> int:
-    """How often an encoding into an index was killed, at most four times a round.
+    """Returns how often an encoding into an index was killed, at most four times a round.
 
     Files of 3 to 11 pages, committed by fours; three of them are there in another version.
     """

@@ -1,4 +1,4 @@
-"""What counts as an item, and the messages of what does not."""
+"""Tests of what counts as an item, and of the messages of what does not."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def moments(seed: int, kills: int) -> list[list]:
 
 
 def killed_runs(inputs: Path, folder: Path, trainable: str, kills: int) -> tuple[int, int]:
-    """How often a run was killed, and how often while it wrote a checkpoint; it is as one that nobody stopped."""
+    """Returns how often a run was killed, and how often as it wrote a checkpoint; it is as one that nobody stopped."""
     settings, whole, cut = ALL | SETTINGS[trainable], folder / "whole", folder / "cut"
     compiled = folder / "compiled"  # not among the suite's: some die as they write
     with nursery(NURSERY, SMART_JAX_COMPILATION_CACHE=str(compiled)) as attempt:

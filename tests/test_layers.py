@@ -37,7 +37,7 @@ def test_rms_norm_is_flax_own_and_autodiffs():
 
 
 def test_rms_norm_computes_in_float32():
-    """Of 16 bits, squares of 300 would overflow float16, and a mean of 4,096 would lose digits."""
+    """In 16 bits squares of 300 would overflow float16, and a mean of 4,096 would lose digits."""
     x = 300 * np.random.default_rng(0).standard_normal((3, 4096))
     for dtype, tolerance in ((jnp.float16, 2e-3), (jnp.bfloat16, 1e-2)):
         given = jnp.asarray(x, dtype)
@@ -61,7 +61,7 @@ def test_a_rotation_turns_by_the_chosen_positions():
 
 
 def test_a_cosine_is_computed_once_for_all_heads():
-    """On a CPU: not in the fusions that turn the vectors."""
+    """Is not in the fusions that turn the vectors, on a CPU."""
     x, positions, axes = jnp.ones((2, 8, 4, 16)), jnp.ones((3, 2, 8), jnp.int32), jnp.arange(8) % 3
 
     def turned(x, positions):

@@ -94,7 +94,7 @@ class TestFusedInSmallGroups(MaxSimSuite):
 
 @pytest.mark.slow
 class TestChunkedWithSmallTiles(MaxSimSuite):
-    """What GPUs but Hopper run, compiled for a CPU: several tiles along both axes, the last ones overlapping."""
+    """Tests of the code for GPUs but Hopper, compiled for a CPU: several tiles on both axes, overlapping at last."""
 
     implementation = "xla_gpu"
 
@@ -250,7 +250,7 @@ def test_each_device_has_its_default(monkeypatch, backend, hopper, width, expect
     [(512, None, 2**23), (513, None, 2**25), (2048, 80 * 2**30, 2**25), (2048, 2**32, 2**23)],
 )
 def test_a_gpu_s_tiles(monkeypatch, width, memory, scores):
-    """By width, and a small part of the memory."""
+    """Follow from the width, and take a small part of the memory."""
     stats = {"bytes_limit": memory} if memory else None
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [type("Device", (), {"memory_stats": lambda _: stats})()])
@@ -327,7 +327,7 @@ def test_memory_of_forward_and_backward(masked):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
 @pytest.mark.parametrize("tokens", [3, 20])
 def test_few_query_tokens_and_wide_documents(monkeypatch, dtype, tolerance, tokens):
-    """Of which each product takes all: by rows and by columns, of all queries and of each with its own, in tiles."""
+    """Each product takes all of them: by rows and by columns, of all queries and of each with its own, in tiles."""
     monkeypatch.setattr(xla, "TILE_VALUES", 2 * 9 * 320)
     jax.clear_caches()
     rng = np.random.default_rng(0)
@@ -457,7 +457,7 @@ def own_tokens(block, slot: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize(("dtype", "width"), [(np.float32, 8), (np.float32, 1), (np.float16, 33), (np.int8, 100)])
 def test_blocks_have_one_shape_and_share_memory(in_place, dtype, width):
-    """In place every block but those at the array's ends is an aligned view, wherever the array starts."""
+    """Every block but those at the array's ends is an aligned view in place, wherever the array starts."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 30, 50)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -478,7 +478,7 @@ def test_blocks_have_one_shape_and_share_memory(in_place, dtype, width):
 
 @pytest.mark.parametrize("count", [1, 3, 10, 33, 70])
 def test_little_is_copied(count):
-    """Of more than 4 MiB in place: the first item and the last."""
+    """Copies the first item and the last of more than 4 MiB in place."""
     width = 2048
     lengths = np.random.default_rng(0).integers(300, 500, count)
     offsets = np.concatenate([[0], np.cumsum(lengths)])

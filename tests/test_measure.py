@@ -1,4 +1,4 @@
-"""What is known of an item before its pixels are decoded: exactly what tokenising gives."""
+"""Tests of what is known of an item before its pixels are decoded: exactly what tokenising gives."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def as_given(picture: Image.Image, kind: str):
 
 
 def found(function, item, **options):
-    """What a function gives, or the message of its error."""
+    """Returns what a function gives, or the message of its error."""
     try:
         return function(item, **options)
     except ValueError as error:

@@ -84,7 +84,7 @@ def opened(name, root):
 
 
 def words(item):
-    """What can be seen and read in an item, after the names of its parts."""
+    """Lists what can be seen and read in an item, after the names of its parts."""
     parsed = parse_item(item)
     parts = [[word for frame in video for word in words_of(frame)] for video in parsed.videos]
     return [*parts, *map(words_of, parsed.images), *parsed.texts]
@@ -660,7 +660,7 @@ def test_every_task_through_the_tiny_model(root, tiny):
 
 
 def annotated(name, root):
-    """Where a task's annotations are in `root`, and its rows."""
+    """Returns where a task's annotations are in `root`, and its rows."""
     source = TABLE[name].source
     path = root / source.repository / source.files
     if path.suffix == ".jsonl":

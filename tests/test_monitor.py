@@ -1,4 +1,4 @@
-"""What a run shows of itself: the held-out search and its samples, norms, rates, TensorBoard, wandb."""
+"""Tests of what a run shows of itself: the held-out search and its samples, norms, rates, TensorBoard, wandb."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from train.posttrain import train
 
 
 def events(folder: Path) -> list[Event]:
-    """Of all event files: a length, its checksum, an event, its checksum, and so on."""
+    """Reads all event files: a length, its checksum, an event, its checksum, and so on."""
     found = []
     for file in sorted(folder.iterdir()):
         data, at = file.read_bytes(), 0

@@ -380,7 +380,7 @@ def test_importing_the_library_imports_none_of_the_libraries_that_it_has_models_
 
 
 def test_reranking_keeps_the_best_that_are_asked_for(bert):
-    """Of three candidates, in their order."""
+    """Keeps those of three candidates, in their order."""
     model, texts = smart_jax.mteb_model(bert), metadata("TextsForTest")
     documents = datasets.Dataset.from_dict({"id": ["a", "b", "c"], "text": ["oil", "price of oil", "a page"]})
     options = dict(hf_split="test", hf_subset="default", encode_kwargs={}, task_metadata=texts)

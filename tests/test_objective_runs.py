@@ -88,7 +88,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_run_minimises_it(inputs, tmp_path, name):
-    """On eight devices. Without any one of the options the value would be another."""
+    """Runs on eight devices. Without any one of the options the value would be another."""
     settings = SETTINGS[name] | {"data.name": "scored", "data.negatives": 2, "loss.temperature": 0.3, "steps": 2}
     config = make_config(inputs, tmp_path, **settings, **{"eval.validation_batches": int(name == "full")})
     results = train(config)

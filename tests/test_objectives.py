@@ -427,7 +427,7 @@ def test_equals_float64_on_one_and_eight_devices(name):
 
 
 def test_negatives_have_gradients_on_every_device():
-    """Of objective hybrid: all queries, all positives and both negatives of each query, wherever they are."""
+    """Takes objective hybrid: all queries, all positives and both negatives of each query, wherever they are."""
     config = LossConfig("hybrid", temperature=0.3)
     gradient = run(config, 8, *made())[2]
     norms = {name: np.abs(g).reshape(len(g), -1).max(axis=1) for name, g in gradient.items()}

@@ -24,7 +24,7 @@ SETTINGS = Settings(steps=4, every=2, train_pages=120, pages=12, query_seeds=2, 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_is_that_of_its_config_file(run, tmp_path):
-    """But for steps, batch, seed, evaluation and places, which all of them share."""
+    """Differs in steps, batch, seed, evaluation and places alone, which all of them share."""
     config = run_config(run, 5, SETTINGS, data=tmp_path / "data", output=tmp_path / "run")
     what, objective = run.split()
     file = from_config_dict(lora_visdoc.get_config(f"tiny,{objective}") if what == "lora" else tiny.get_config())

@@ -1,4 +1,4 @@
-"""What tokens stand for: characters of texts under every prompt, cells of pictures of any size, frames by time."""
+"""Origins of tokens: characters of texts under every prompt, cells of pictures of any size, frames by time."""
 
 from __future__ import annotations
 

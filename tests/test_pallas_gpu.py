@@ -35,7 +35,7 @@ def test_float64_is_refused():
     [(jnp.float32, 1), (jnp.float32, 100), (jnp.float32, 4096), (jnp.bfloat16, 4096), (jnp.float16, 100)],
 )
 def test_some_widths(dtype, width):
-    """Of those that the slow suite goes through."""
+    """Takes some of those that the slow suite goes through."""
     q, d, *masks = make(np.random.default_rng(width), 2, 3, 1, 10, width)
     q, d = q.astype(dtype), d.astype(dtype)
     close(gpu_maxsim(q, d, *masks), oracle(q, d, *masks))
@@ -81,7 +81,7 @@ def test_several_blocks(monkeypatch, dtype, query_length, width, shared_bytes, t
 
 @pytest.mark.compiles
 def test_the_first_of_equal_maxima_is_found(monkeypatch):
-    """In one block, and in two."""
+    """Takes one block, and two."""
     monkeypatch.setattr(pallas_gpu, "DOCUMENT_TOKENS", 8)
     d = np.zeros((2, 20, 4), np.float32)
     d[0, [3, 6, 12]], d[1, [10, 18]] = 1, 1

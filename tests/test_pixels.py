@@ -22,7 +22,7 @@ EVERY = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)  # each by
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_all_768_values_are_those_of_the_reference(name, dtype):
-    """To the bit, on the devices that the tests run on; in float64, byte / 255 - mean over deviation is near."""
+    """Equal to the bit on the devices that tests run on; in float64, byte / 255 - mean over deviation is near."""
     how = CONSTANTS[name]
     found = np.asarray(run(EVERY.reshape(1, 256, 3), how, size=1, frames=1, dtype=dtype))[0]
     assert found.dtype == dtype
@@ -33,7 +33,7 @@ def test_all_768_values_are_those_of_the_reference(name, dtype):
 
 
 def test_arithmetic_is_used_only_where_no_rounding_can_differ():
-    """In bfloat16, of the constants that models use; a value half-way between two of its numbers asks for a table."""
+    """Takes bfloat16 and the constants that models use; a value half-way between two numbers asks for a table."""
     assert not any(how.is_linear(jnp.float32) for how in CONSTANTS.values())
     assert all(how.is_linear(jnp.bfloat16) for how in CONSTANTS.values())
     tie = Normalisation((0.0,) * 3, (1.0,) * 3, rescale_factor=1 + 2**-8)  # 1.00390625 is between 1 and 1.0078125

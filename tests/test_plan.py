@@ -130,7 +130,7 @@ def test_abstract_branches_on_quantised_kernels():
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("where", ["v5e:2x4", "v5p:2x2x2", "h100x8"])
 def test_the_named_runs_fit(monkeypatch, name, where):
-    """With a tenth to spare, and all of their batch; 8B asks for more than a v5e-8."""
+    """They leave a tenth to spare, with all of their batch; 8B asks for more than a v5e-8."""
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
     config, place = NAMED[name], machine(where)
     assert (config.remat, config.chunk_size, config.mesh.fsdp) == (None, None, None)
@@ -217,7 +217,7 @@ def test_advice_names_the_nearest_setting(monkeypatch):
 
 
 def test_a_run_that_cannot_fit_is_refused(inputs, tmp_path, monkeypatch):
-    """Where the memory is known; before anything is written."""
+    """Needs known memory; nothing is written before."""
     config = make_config(inputs, tmp_path / "run", steps=2)
     monkeypatch.setattr(posttrain, "this_machine", lambda: Machine(HERE, "gpu", "small", 8, 2**20))
     with pytest.raises(ValueError, match=r"an update does not fit 8 x small: .* of 0\.0 GiB of a device; no batch"):
@@ -239,7 +239,7 @@ def test_settings_are_chosen_as_a_run_starts(inputs, tmp_path, monkeypatch, caps
 
 @pytest.mark.compiles
 def test_a_plan_of_a_small_run(inputs, tmp_path):
-    """By arithmetic and compiled, with the data set's steps, the host's rate and the disk."""
+    """Comes by arithmetic and compiled, with the data set's steps, the host's rate and the disk."""
     config = make_config(inputs, tmp_path / "run" / "here", steps=None, epochs=3.0)
     found = plan(config, machine("cpu"), name="small.py")
     assert found.fits is None and found.advice is None  # of a CPU no memory is known

@@ -167,7 +167,7 @@ TRAINABLE = {
 
 @pytest.fixture(scope="module")
 def one_device(inputs, tmp_path_factory):
-    """By name in TRAINABLE: config, batch, and loss and gradient on one device."""
+    """Config, batch, and loss and gradient on one device, by name in TRAINABLE."""
 
     @functools.cache
     def computed(name):
@@ -193,7 +193,7 @@ def slow(*values):
     ids=str,
 )
 def test_eight_devices_equal_one(one_device, name, sizes):
-    """By data alone, with the parameters split over some, and with matrices split over some more.
+    """Split by data alone, with the parameters over some, and with matrices over some more.
 
     All kinds of parameters with all three; one kind with fewer.
     """
@@ -305,7 +305,7 @@ def finished(inputs, tmp_path_factory):
 
 
 def test_few_batches_are_alive(inputs, tmp_path, monkeypatch):
-    """At most `prefetch` + 1 in host memory, and two on the devices, where the next is put before it is asked for."""
+    """`prefetch` + 1 at most in host memory, and two on the devices, where the next is put before it is asked for."""
     host, device, seen = Counter(), Counter(), {"host": [], "device": []}
 
     def count(where, key, batch):
@@ -380,7 +380,7 @@ def test_fewer_steps_than_are_done_are_refused(finished, tmp_path):
 
 
 def test_a_failed_evaluation_leaves_what_was_trained(inputs, tmp_path, monkeypatch):
-    """At the end it has been exported; the run goes on with the evaluation alone, and chooses the best step then."""
+    """It has been exported at the end; the run goes on with the evaluation alone, and chooses the best step then."""
     settings = {"steps": 2, "eval__every": 1, "checkpoint__best_metric": "eval/score", "checkpoint__every": 2}
     scores = iter([1.0])
     with pytest.raises(UnevaluatedError, match=f"StopIteration.*--config.adapter={tmp_path}/adapter") as found:

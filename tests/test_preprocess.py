@@ -222,7 +222,7 @@ def test_collate_places_every_token(preprocessor, side):
 
 
 def test_text_positions_count_and_visual_positions_span_the_grid(preprocessor):
-    """By hand: text counts up; a 4 x 6 grid (2 x 3 visual tokens) spans rows and columns; text goes on after 3."""
+    """Text counts up; a 4 x 6 grid (2 x 3 visual tokens) spans rows and columns; text goes on after 3."""
     row = preprocessor.tokenize({"image": noise_page(96, 64), "text": "x"})
     batch = preprocessor.collate([row])
     first = int(np.flatnonzero(row.input_ids == IMAGE)[0])
@@ -279,7 +279,7 @@ def test_bins_are_shared_where_it_is_cheaper_and_within_a_shard_only(sized):
 
 
 def test_one_page_among_texts_has_the_only_bin(folder):
-    """Without sizes of the user's, too, rows share a bin of the most patches that an image may have."""
+    """Rows share a bin of the most patches that an image may have, without sizes of the user's, too."""
     small = MultimodalPreprocessor.from_pretrained(folder, CONFIG, max_pixels=65536)
     page = small.tokenize(noise_page(256, 256))
     assert len(page.patches) == small.images.max_patches == 256
@@ -361,7 +361,7 @@ def page_sizes_of(kind: str, count: int) -> list[tuple[int, int]]:
 
 
 def test_few_shapes_and_little_padding_for_sorted_pages(preprocessor):
-    """Of what is computed for batches of 8 pages, longest first, at most a twentieth is padding."""
+    """At most a twentieth of what is computed for batches of 8 pages, longest first, is padding."""
     assert len(preprocessor.shapes) <= 40
     met, prompt = set(), len(preprocessor.tokenize(noise_page(64, 64)).input_ids) - 4
     for kind in ("a4", "slides", "mixed", "colpali"):

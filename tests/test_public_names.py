@@ -38,7 +38,7 @@ def public(package: str) -> list[str]:
 
 @functools.cache
 def imported(module: str) -> list[str]:
-    """What the module imports of the source tree, anywhere in it, as dotted names."""
+    """Returns what the module imports of the source tree, anywhere in it, as dotted names."""
     names = []
     for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -113,6 +113,6 @@ def exported() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("package", "name"), list(exported()))
 def test_what_is_public_has_an_example(package, name):
-    """Which runs: see `--doctest-modules` in pyproject.toml."""
+    """The example runs: see `--doctest-modules` in pyproject.toml."""
     text = inspect.getdoc(getattr(importlib.import_module(package), name)) or ""
     assert ">>> " in text

@@ -80,7 +80,7 @@ def test_an_adapter_comes_back_as_it_was(hub, tmp_path):
 
 @pytest.mark.slow
 def test_a_model_comes_back_as_it_was(hub, tmp_path):
-    """With the settings that it was loaded with, and its adapter."""
+    """Has the settings that it was loaded with, and its adapter."""
     model = smart_jax.load("tiny", adapter=adapter(), settings={"max_length": 96, "default_instruction": "Read."})
     model.push_to_hub("me/reader", revision="v2", token=TOKEN, commit_message="First", license="mit")
     assert hub.messages == ["First"] and not hub.repositories["me/reader"]["main"]

@@ -130,7 +130,7 @@ def test_every_kind_goes_back_to_torch(tmp_path, seed):
 
 
 def test_a_single_chosen_layer(tmp_path):
-    """In the metadata it counts hidden states, where selected_layers counts blocks."""
+    """The metadata count hidden states, where selected_layers counts blocks."""
     module = ReferenceModule(10, 10, 1)
     for chosen, settings in ((24, {"late_interaction_layer": 24}), (24, {"selected_layers": [23]}), (-3, None)):
         settings = {"selected_layers": [-3]} if settings is None else settings

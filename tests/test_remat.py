@@ -35,7 +35,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def inputs(inputs, tmp_path_factory):
-    """With a backbone of six layers, so that what a layer keeps is most of the memory."""
+    """Inputs with a backbone of six layers, so that what a layer keeps is most of the memory."""
     folder = shutil.copytree(inputs, tmp_path_factory.mktemp("remat") / "inputs")
     text = {"num_hidden_layers": 6, "intermediate_size": 96}
     write_processor(write_backbone(folder / "deep", text_config=text, vision_config={"depth": 3}))
@@ -43,7 +43,7 @@ def inputs(inputs, tmp_path_factory):
 
 
 def objective_and_arguments(config, mesh=None):
-    """What a run's step differentiates, and where."""
+    """Returns what a run's step differentiates, and where."""
     mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     encoder = load_encoder(config, mesh)
     params, frozen, objective = make_objective(config, encoder, mesh, steps=10)

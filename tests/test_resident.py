@@ -172,7 +172,7 @@ def test_a_mapped_file_is_read_in_pieces(rng, small, tmp_path):
 
 @pytest.mark.parametrize("devices", [1, 3])
 def test_groups_pad_least(rng, monkeypatch, devices):
-    """By trying every way, where another group costs nothing."""
+    """Equals trying every way, where another group costs nothing."""
     monkeypatch.setattr(length_groups, "WORTH", 0)
     monkeypatch.setattr(length_groups, "GROUPS", 3)
     lengths = rng.integers(1, 12, 40)
@@ -249,7 +249,7 @@ def test_bad_input(rng):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_a_search_copies_no_documents(dtype):
-    """By the TPU's compiler where libtpu is installed, else by that for CPUs, which counts no cycles."""
+    """Asks the TPU's compiler where libtpu is installed, else that for CPUs, which counts no cycles."""
     from benchmarks import resident_tpu
 
     case = resident_tpu.Case(10_000, 512, 256, dtype, 2)  # 512: for int8 a length that would be copied on a TPU

@@ -1,4 +1,4 @@
-"""What training and evaluation ask of a model: the encoder and the tests' fake have every member and parameter."""
+"""Demands of training and evaluation on a model: the encoder and the tests' fake have every member and parameter."""
 
 from __future__ import annotations
 

@@ -305,7 +305,7 @@ def test_a_mapped_documents_nan_is_met_by_its_name(rng, where, sign):
 
 @pytest.mark.usefixtures("either")
 def test_scores_beyond_float32_are_refused(rng):
-    """Of finite vectors: no index is -1, and no score is infinite."""
+    """Takes finite vectors: no index is -1, and no score is infinite."""
     q, d = make(rng, [2, 3]), make(rng, [4, 1, 5])
     large = Embeddings(1e30 * np.sign(q.pooled), 1e30 * q.tokens, q.offsets)
     for sign in (1, -1):

@@ -448,7 +448,7 @@ def test_other_names_of_the_server_are_refused(served):
 
 
 class Links(HTMLParser):
-    """What a page refers to, and the code that it carries itself."""
+    """Collects what a page refers to, and the code that it carries itself."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a mesh splits: parameters, optimizer state and activations; and masters of more bits than the computing."""
+"""Parts of a mesh: parameters, optimizer state and activations; and masters of more bits than the computing."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_parameters_and_the_optimizers_state_are_split(inputs, tmp_path, setting
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [LORA, FULL], ids=["lora", "full"])
 def test_a_devices_memory_falls_with_each_axis(inputs, tmp_path, settings):
-    """Of the compiled step: arguments (weights, moments, rows) and temporaries (activations, gradients)."""
+    """Memory of the compiled step: arguments (weights, moments, rows) and temporaries (activations, gradients)."""
     config = make_config(inputs, tmp_path, **settings, **LENGTHS)
     sizes = {}
     for shape in ((1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)):
@@ -133,7 +133,7 @@ class Device:
 
 
 def part(monkeypatch, owners, process: int) -> tuple[int, int]:
-    """Of a process, where `owners` [data * fsdp, tensor] are the processes of the mesh's devices."""
+    """Part of a process, where `owners` [data * fsdp, tensor] are the processes of the mesh's devices."""
     monkeypatch.setattr(jax, "process_index", lambda: process)
     devices = np.vectorize(Device, otypes=[object])(np.asarray(owners))[:, None]
     shape = dict(zip(("data", "fsdp", "tensor"), devices.shape, strict=True))

@@ -1,4 +1,4 @@
-"""What `print` and a notebook show of the library's objects: a line, and a table."""
+"""Tests of what `print` and a notebook show of the library's objects: a line, and a table."""
 
 from __future__ import annotations
 

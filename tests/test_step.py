@@ -1,4 +1,4 @@
-"""What a training step does not do: trace again, transfer arrays by itself, train what is frozen."""
+"""Tests of what a training step does not do: trace again, transfer arrays by itself, train what is frozen."""
 
 from __future__ import annotations
 

@@ -425,7 +425,7 @@ def test_states_are_kept(tmp_path):
 
 
 def test_queries_follow_where_they_must():
-    """Of the reductions' two sides, against the definitions."""
+    """Compares the reductions' two sides with the definitions."""
     made = benchmark()
     encoder = Prompting()
     states = [

@@ -43,7 +43,7 @@ def products(jaxpr: jex.Jaxpr) -> float:
 
 
 def filled(batch: Any) -> Any:
-    """Without padding: all that is computed counts."""
+    """Batch without padding: all that is computed counts."""
     vision = batch.vision
     if vision is not None:
         vision = dataclasses.replace(vision, segment=np.ones_like(vision.segment))

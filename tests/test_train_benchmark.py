@@ -54,7 +54,7 @@ def test_loss_gradient_and_update_are_torchs(folder, step):
 
 @pytest.mark.slow
 def test_a_row_of_each_step(monkeypatch, tmp_path):
-    """On the embedded model, which needs no torch to be written."""
+    """Takes the embedded model, which needs no torch to be written."""
     monkeypatch.setitem(train_models.PAIRS, "tiny", dataclasses.replace(SMALL_PAIRS, count=4))
     rows = train.measure("tiny", encode_models.checkpoint("tiny", tmp_path), list(train.STEPS), 1)
     time = r"[\d.]+ s \[[\d.]+, [\d.]+\]"
@@ -103,7 +103,7 @@ def test_parameters_of_the_real_shapes(shape, billions):
 
 @pytest.mark.slow
 def test_layers_of_the_vision_tower_keep_nothing():
-    """Which is why few of them are compiled; those of the text model keep more."""
+    """Few of them are compiled, therefore; those of the text model keep more."""
     mesh, work = make_mesh(devices=jax.devices()[:1]), Work("lora", rows=8, patches=64, remat=True, r=8)
 
     def temporary(text, vision):
@@ -136,7 +136,7 @@ def test_a_step_on_the_device(step):
 
 @pytest.mark.slow
 def test_the_flops_of_a_step_are_those_that_xla_counts(monkeypatch):
-    """With attention in one piece, which XLA counts; it does not leave out what is not causal, nor padding."""
+    """Takes attention in one piece, which XLA counts; it does not leave out what is not causal, nor padding."""
     monkeypatch.setattr(attention, "_choose", lambda *_: attention._by_rows)
     config = QwenVLConfig.from_hf(train_device.SHAPES["small"])
     update, *arguments = train_device.program(config, "lora", 2, None, 16, remat=False)

@@ -48,7 +48,7 @@ IMAGE, VIDEO = CONFIG.image_token_id, CONFIG.video_token_id
 
 
 def preprocessor_of(family: str, folder: Path, **overrides) -> MultimodalPreprocessor:
-    """With the tokenizer of the golden files."""
+    """Preprocessor with the tokenizer of the golden files."""
     write_processor(folder, patch_size=PATCH_SIZES[family])
     (folder / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
     rate = TOKENS_PER_SECOND if family == "qwen2_5_vl" else None
@@ -475,7 +475,7 @@ def test_every_family_takes_what_there_is_and_refuses_the_rest(family, tmp_path)
         return starts(preprocessor.collate([row]).position_ids[:, 0, : len(at)][:, at], grid)
 
     def expected(timed: list, steps: list) -> list:
-        """Of Qwen3-VL its times; else positions, by patches or by seconds."""
+        """Times with Qwen3-VL; else positions, by patches or by seconds."""
         return {"qwen3_vl": timed, "qwen2_vl": list(range(len(steps))), "qwen2_5_vl": steps}[name]
 
     one = write_film(tmp_path / "one.mp4", [100])
@@ -563,7 +563,7 @@ def test_settings_of_a_checkpoint(tmp_path):
 
 @pytest.mark.compiles
 def test_encode_videos_with_images_and_texts(tmp_path):
-    """In whichever batch, a video has the same vectors; its frames in another order have others."""
+    """A video has the same vectors in whichever batch; its frames in another order have others."""
     sizes = {"video_min_pixels": 4096, "video_max_pixels": 8192, "max_pixels": 8192}
     (write_checkpoint(tmp_path) / "smart_jax.json").write_text(json.dumps(sizes))
     model = smart_jax.load(tmp_path)

@@ -1,4 +1,4 @@
-"""From scores to rankings, metrics and bootstrap intervals."""
+"""Rankings of scores, their metrics and bootstrap intervals."""
 
 from eval.ranking.bootstrap import Drawn, Estimate, average, interval, resample, resampled_means, shared_keys
 from eval.ranking.ranking import Block, Judge, query_key, query_metrics, rank

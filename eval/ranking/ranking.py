@@ -1,4 +1,4 @@
-"""From scores to rankings, and from rankings to per-query metrics.
+"""Rankings of scores, and per-query metrics of rankings.
 
 Ties are broken by a hash, so that a constant scorer ranks at chance level. As in the reference of SMART
 (arXiv:2605.24938): the query's key is "<dataset>:<query index>"; candidates are ordered by hash(query key, candidate

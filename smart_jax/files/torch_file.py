@@ -99,7 +99,7 @@ class _RebuildParameter(NamedTuple):
 
 
 class _NewDict(NamedTuple):
-    """In the place of OrderedDict, whose arguments would have keys that nothing has looked at."""
+    """Stands in the place of OrderedDict, whose arguments would have keys that nothing has looked at."""
 
     def __call__(self, *arguments: object) -> OrderedDict[Any, Any]:
         if arguments:

@@ -130,7 +130,7 @@ def _conversation(item: dict[str, Any], total: int) -> list[dict[str, Any]]:
 
 
 def _processors() -> dict[str, Any]:
-    """By family. Those of patch 14 resize again, within the bounds that the published checkpoints give."""
+    """Processors by family. Those of patch 14 resize again, within the bounds that the published checkpoints give."""
     import transformers
     from transformers import Qwen2TokenizerFast, Qwen2VLImageProcessor, Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 

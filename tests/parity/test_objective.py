@@ -181,7 +181,7 @@ def lora_loss(states: dict[str, torch.Tensor], masks: dict[str, np.ndarray], obj
 
 @pytest.mark.parametrize(("objective", "devices"), [("pooled", 4), ("late", 1), ("late", 4), ("hybrid", 4)])
 def test_the_lora_runs_loss_and_gradient_are_the_papers(objective, devices):
-    """Of all tokens but padding; the kept ones alone have another loss, which is the one for `loss.tokens` = kept."""
+    """All tokens but padding; the kept ones alone have another loss, which is the one for `loss.tokens` = kept."""
     _, states, whole = made()
     states = {name: x if name.startswith("q") else x[::K] for name, x in states.items()}
     rng = np.random.default_rng(1)

@@ -88,7 +88,7 @@ def largest_difference(a, b) -> float:
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    """By family: (folder, function that opens its torch model)."""
+    """(folder, function that opens its torch model), by family."""
 
     @functools.cache
     def base(family):
@@ -114,7 +114,7 @@ def bases(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapters(bases, tmp_path_factory):
-    """By family and name of an adapter: its folder."""
+    """Folder of an adapter, by family and name."""
 
     @functools.cache
     def adapter(family, name):
@@ -189,7 +189,7 @@ def test_fan_in_fan_out_is_for_other_layers(bases, adapters, tmp_path):
 
 
 def test_names_of_earlier_transformers(bases, adapters, tmp_path):
-    """Of the adapter (model.layers, visual) and of the file (modules_to_save, a default tag, a magnitude's .weight)."""
+    """Old names in adapters (model.layers, visual), files (modules_to_save, a default tag, a magnitude's .weight)."""
     base = bases("qwen2")[0]
     for name in ("dora", "modules_to_save", "embedding_dora"):
         params = loaded(base, adapters("qwen2", name))[-1]
@@ -211,7 +211,7 @@ def test_names_of_earlier_transformers(bases, adapters, tmp_path):
 
 
 def test_bfloat16_is_merged_in_float32(bases, adapters, tmp_path):
-    """Of a bfloat16 base and adapter, and for a bfloat16 model: rounded once, after the merge."""
+    """A bfloat16 base and adapter, and a bfloat16 model: each is rounded once, after the merge."""
     base, adapter = bases("qwen2")[0], adapters("qwen2", "dora")
     for folder in (shutil.copytree(base, tmp_path / "base"), shutil.copytree(adapter, tmp_path / "adapter")):
         (file,) = folder.glob("*.safetensors")

@@ -32,7 +32,7 @@ FIRST = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2_5"}
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """By name of CONFIGS: (torch model, config, graphdef, params, folder) of a checkpoint in the hub's layout."""
+    """(torch model, config, graphdef, params, folder) of a checkpoint in the hub's layout, by name of CONFIGS."""
 
     @functools.cache
     def pair(name):

@@ -27,7 +27,7 @@ EXTRA = {"published_order": 0, "odd_widths": 5, "not_causal": 70}
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """By name: (transformers' states of ROWS, config, graphdef, params, folder) of one random checkpoint."""
+    """(transformers' states of ROWS, config, graphdef, params, folder) of one random checkpoint, by name."""
     made = {}
 
     def make(name):
