@@ -270,7 +270,7 @@ def bomb() -> bytes:
         ({"bytes": b"not an image", "path": None}, "no readable image"),
         ({"bytes": bomb(), "path": None}, "no readable image.*bomb"),
         ({"bytes": None, "path": "missing.png"}, "'missing.png' is no file"),
-        ({"bytes": None, "path": "../secret.png"}, "is no file"),
+        ({"bytes": None, "path": "../secret.png"}, "names .*secret\\.png., which is not inside"),
     ],
 )
 def test_unreadable_documents(tmp_path, image, message):
@@ -506,12 +506,14 @@ def test_videos_by_path(tmp_path):
     rows = [
         film_row(0, first, fps=29.97, max_frames=None),
         film_row(1, second, fps=None, max_frames=8),
-        film_row(2, str(clip("bikes")), fps=None, max_frames=None),  # absolute
+        film_row(2, str(clip("bikes")), fps=None, max_frames=None),  # absolute, in a folder that is named
         film_row(3, third, fps=0.1, max_frames=2),
         film_row(4, first, fps=None, max_frames=None),
     ]
     write(folder / "a.parquet", rows, fps=pa.float64(), max_frames=pa.int32())
-    convert(folder, "films", tmp_path / "root" / "out", validation_ratio=0)
+    with pytest.raises(ValueError, match=r"row 2 of .*it names '.*', which is not inside '.*src': .*--video_folder"):
+        convert(folder, "films", tmp_path / "root" / "out", validation_ratio=0)
+    convert(folder, "films", tmp_path / "root" / "out", validation_ratio=0, video_folder=clip("bikes").parent)
     (tmp_path / "root").rename(tmp_path / "moved")  # source and data set together
     split = open_split(tmp_path / "moved" / "out", "films")
     found = {e.id: e for e in (split[i] for i in range(5))}
@@ -529,7 +531,7 @@ def test_videos_by_path(tmp_path):
 
     sides = []  # the same ones, wherever the data set is
     for out in ("x", "y/z"):
-        convert(there, "films", tmp_path / out, validation_ratio=0.5, seed=2)
+        convert(there, "films", tmp_path / out, validation_ratio=0.5, seed=2, video_folder=clip("bikes").parent)
         sides.append(numbers(open_split(tmp_path / out, "films")))
     assert sides[0] == sides[1]
 
@@ -572,7 +574,12 @@ def test_videos_as_frames_and_in_queries(tmp_path):
     [
         ({"video": None}, "has no video"),
         ({"video": "gone.mp4"}, r"has a video that cannot be used: .*no video file '.*gone\.mp4'"),
-        ({"video": "../outside.mp4"}, r"has a video that cannot be used: '\.\./outside\.mp4' is not in"),
+        (
+            {"video": "../outside.mp4"},
+            r"has a video that cannot be used: it names '\.\./outside\.mp4', which is not inside",
+        ),
+        ({"video": "link.mp4"}, "has a video that cannot be used: it names 'link.mp4', which is not inside"),
+        ({"video": "/etc/../outside.mp4"}, "has a video that cannot be used: it names '/etc/.*', which is not inside"),
         ({"video": "text.mp4"}, "has a video that cannot be used: .*cannot be decoded"),
         ({"video": "a.mp4", "fps": -1.0}, "has a video that cannot be used: fps is -1.0, expected a positive"),
         ({"video": "a.mp4", "query_video": "empty.mp4"}, "has a query video that cannot be used: .* 0 bytes"),
@@ -585,6 +592,7 @@ def test_unusable_videos(tmp_path, change, message):
         shutil.copy(clip("carphone_pristine"), path)
     (folder / "text.mp4").write_text("not a film " * 100)
     (folder / "empty.mp4").touch()
+    (folder / "link.mp4").symlink_to(tmp_path / "outside.mp4")
     plain = film_row(0, "a.mp4", fps=None, query_video=None)
     write(folder / "a.parquet", [plain, {**plain, **change}, plain], fps=pa.float32())
     with pytest.raises(ValueError, match=r"row 1 of '.*a\.parquet' " + message):

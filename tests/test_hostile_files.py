@@ -6,13 +6,16 @@ import gzip
 import json
 import os
 import sqlite3
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save
 
 from eval.benchmarks import Benchmark
 from smart_jax import Embeddings, Index
+from smart_jax.evidence import TokenSources
 from smart_jax.files import (
     checked_float,
     checked_int,
@@ -24,9 +27,12 @@ from smart_jax.files import (
     shown,
     write_tensors,
 )
+from smart_jax.index.documents import file_hash
+from smart_jax.index.explaining import StoredTrace, pack_sources, trace_stored
 from smart_jax.index.pdf import Pdf
 from smart_jax.index.segment_files import Extent, SegmentFiles
 from smart_jax.index.vector_format import VectorFormat
+from smart_jax.inputs import Frame
 from smart_jax.retrieval import States
 from smart_jax.retrieval.embeddings_folder import JOURNAL, EmbeddingsFolder
 from tests.fake_encoder import FakeEncoder
@@ -326,6 +332,99 @@ def test_images_of_a_benchmark_stay_in_its_folder(tmp_path, image):
         benchmark.corpus[0]
     (folder / "corpus.jsonl").write_text('{"_id": "d0", "image": "page.png"}')
     assert Benchmark.load(folder).corpus[0]["image"] == folder / "page.png"
+
+
+def stored_trace(path, digest, *, tokens=None, how="{}", page=None):
+    """An item of one cell, whose file the index says to be at this path."""
+    sources = TokenSources(np.array([1], np.uint8), np.zeros((0, 3), np.int32), (Frame("image", 0, 1, 1),))
+    vectors = embeddings(1)[0]
+    one = Embeddings(vectors.pooled, vectors.tokens[:1], np.array([0, 1]))
+    return StoredTrace(one, tokens or pack_sources(sources), None, path, digest, how, page)
+
+
+@pytest.mark.parametrize("name", ["page.png", "page.pdf", "page.wav"])
+def test_an_index_opens_its_own_files_alone(tmp_path, name):
+    """They may be anywhere; but an index that came from elsewhere names no other, and learns nothing of them."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    path = folder / name
+    path.write_bytes(b"what was added")
+    digest = file_hash(path)
+    assert trace_stored(stored_trace(str(tmp_path / "docs" / "gone.png"), digest)).pictures == ()
+    assert trace_stored(stored_trace(str(path), "0" * 32)).pictures == ()
+    assert trace_stored(stored_trace("C:\\docs\\page.png", digest)).pictures == ()  # it was made on Windows
+    assert trace_stored(stored_trace(str(tmp_path), digest)).pictures == ()
+    if name == "page.png":
+        assert trace_stored(stored_trace(str(path), digest)).pictures == (path,)
+    for wrong in (f"docs/{name}", f"../{name}", f"{folder}/../docs/{name}", "", "a\0b", b"/etc/passwd", 7):
+        with pytest.raises(ValueError, match="the index names the file .*add the file again"):
+            trace_stored(stored_trace(wrong, digest))
+    path.rename(tmp_path / name)
+    path.symlink_to(tmp_path / name)
+    with pytest.raises(
+        ValueError, match=f"the index names '{name}', which is not inside '{folder}': add the file again"
+    ):
+        trace_stored(stored_trace(str(path), digest))
+    folder.rename(tmp_path / "moved")
+    folder.symlink_to("moved")  # the whole of it, by its user
+    (tmp_path / "moved" / name).unlink()
+    (tmp_path / name).rename(tmp_path / "moved" / name)
+    if name == "page.png":
+        assert trace_stored(stored_trace(str(path), digest)).pictures == (path,)
+
+
+def test_files_without_pictures_are_not_opened(monkeypatch):
+    monkeypatch.setattr("smart_jax.index.explaining.file_hash", pytest.fail)
+    for path in ("/etc/passwd", "/etc/hostname.txt", "/dev/zero", "/proc/self/environ"):
+        assert trace_stored(stored_trace(path, "0" * 32)).pictures == ()
+
+
+@pytest.mark.parametrize(
+    ("how", "page", "message"),
+    [
+        (DEEP, 1, "how .* was read is not valid JSON .*nested deeper"),
+        ("[1]", 1, r"how .* was read is \[1\], expected an object"),
+        ('{"dpi": "x"}', 1, "was read: dpi is 'x', expected a positive number"),
+        ('{"dpi": NaN}', 1, "was read: dpi is nan, expected a positive number"),
+        ('{"dpi": 1e999}', 1, "was read: dpi is inf, expected a positive number"),
+        (f'{{"dpi": {"1" * 400}}}', 1, "an integer of 400 digits"),
+        ('{"dpi": -1}', 1, "was read: dpi is -1.0, expected a positive number"),
+        ("{}", 0, "page of .* is 0, expected a positive integer"),
+        ("{}", "x", "page of .* is 'x', expected a positive integer"),
+    ],
+)
+def test_how_a_file_was_read(tmp_path, how, page, message):
+    path = write_pdf(tmp_path / "x.pdf", [[(72, 72, 12, "text")]], [])
+    assert len(trace_stored(stored_trace(str(path), file_hash(path), how='{"dpi": 36}', page=1)).pictures) == 1
+    with pytest.raises(ValueError, match=message):
+        trace_stored(stored_trace(str(path), file_hash(path), how=how, page=page))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"frames": np.zeros((1, 5))}, "TypeError"),
+        ({"frames": np.array([[99, 0, 1, 1, np.nan, np.nan]])}, "IndexError"),
+        ({"frames": np.array([[0, np.inf, 1, 1, np.nan, np.nan]])}, "OverflowError"),
+        ({"frames": np.zeros(3)}, "TypeError"),
+        ({"kinds": np.array([1, 1], np.uint8)}, "ValueError: kinds are"),
+        ({"kinds": np.array([-1])}, "ValueError"),
+        ({"groups": np.array([0, 0], np.int32)}, "groups must be a number"),
+        ({"groups": np.array([-1], np.int32)}, "groups must be a number"),
+        (b"xx", "error: Error -3"),
+        (zlib.compress(b"x"), "SafetensorError"),
+        (zlib.compress(bytes(2**22), 9), "cut off, or has more than 65536 bytes"),
+        (zlib.compress(bytes(99))[:-3], "cut off"),
+    ],
+)
+def test_what_tokens_stand_for_is_checked(monkeypatch, arrays, message):
+    monkeypatch.setattr("smart_jax.index.explaining.LARGEST_SOURCES", 2**16)
+    packed = arrays
+    if isinstance(arrays, dict):
+        whole = TokenSources(np.array([1], np.uint8), np.zeros((0, 3), np.int32), (Frame("image", 0, 1, 1),))
+        packed = zlib.compress(save(whole.to_arrays() | arrays))
+    with pytest.raises(ValueError, match=f"what the item's tokens stand for cannot be read .*({message})"):
+        trace_stored(stored_trace(None, None, tokens=packed))
 
 
 @pytest.mark.parametrize(

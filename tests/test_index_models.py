@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from itertools import pairwise
 
 import numpy as np
@@ -82,8 +83,15 @@ def test_hits_are_explained(tmp_path):
         assert any(token.best.startswith("code") for token in note.explain().tokens)
         with pytest.raises(ValueError, match="as embeddings"):
             index.search(index.model.encode_query(["pump"]))[0][0].explain()
-        path.unlink()
+        path.rename(tmp_path / "elsewhere.pdf")
         assert not hit.explain().document.pictures  # numbers are left
+        with sqlite3.connect(tmp_path / "index" / "index.db") as db:
+            db.execute("UPDATE source SET path = ? WHERE file = 'a.pdf'", ("../elsewhere.pdf",))
+        db.close()
+        with pytest.raises(
+            ValueError, match=r"the index names the file '\.\./elsewhere\.pdf', expected an absolute path"
+        ):
+            hit.explain()
         index.delete(["note"])
         with pytest.raises(ValueError, match="removed or replaced"):
             note.explain()

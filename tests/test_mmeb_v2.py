@@ -751,6 +751,15 @@ BAD = [
         {"positive_frames": [{"output_path": None, "start": 1.0}]},
         "row 0 of '{path}': column 'positive_frames', entry 0: column 'output_path' is None, expected a text",
     ),
+    (
+        "CIRR",
+        1,
+        {"qry_img_path": "../../../x.png"},
+        r"an annotation names '\.\./\.\./\.\./x\.png', which is not inside",
+    ),
+    ("CIRR", 2, {"tgt_img_path": ["/etc/x.png"] * 2}, "an annotation names '/etc/x.png', which is not inside"),
+    ("K700", 1, {"video_id": "a/../../x"}, r"an annotation names 'a/\.\./\.\./x', which is not inside"),
+    ("QVHighlight", 1, {"video_path": "/x/.."}, r"an annotation names '\.\.', which is not inside"),
 ]
 
 
@@ -760,6 +769,34 @@ def test_bad_rows_are_named(name, row, changes, message, copy):
     path = rewrite(name, here, row, **changes)
     with pytest.raises(ValueError, match=f"task {name}: .*" + message.replace("{path}", re.escape(str(path)))):
         opened(name, here)
+
+
+def test_links_of_media_stay_in_their_folder(copy, tmp_path):
+    """An archive may hold links: one that leads elsewhere is named, one to another file of the task is followed."""
+    here = copy("CIRR", "K700")
+    folders.picture(tmp_path / "secret.png", "ember")
+    image, frame = here / "image-tasks/CIRR/q1.jpg", here / FRAMES / "video_cls/K700/amber_1/frame_9.jpg"
+    for path, name in ((image, "CIRR"), (frame, "K700")):
+        path.rename(path.with_name("moved.jpg"))
+        path.symlink_to("moved.jpg")
+        opened(name, here)
+        path.unlink()
+        path.symlink_to(tmp_path / "secret.png")
+        with pytest.raises(ValueError, match=f"task {name}: an annotation names '.*/{path.name}', which is not inside"):
+            opened(name, here)
+
+
+def test_ids_of_pages_lead_to_no_other_file(tmp_path):
+    folder = tmp_path / "openbmb" / "VisRAG-Ret-Test-PlotQA" / "corpus" / "train-00000-of-00001.parquet"
+    folders.write_documents(tmp_path)
+    rows = pq.read_table(folder)
+    ids = pa.array(["../../../x.png", *rows["corpus-id"].to_pylist()[1:]])
+    pq.write_table(rows.set_column(rows.schema.get_field_index("corpus-id"), "corpus-id", ids), folder)
+    qrels = folder.parent.parent / "qrels" / folder.name
+    judged = pq.read_table(qrels)
+    pq.write_table(judged.set_column(1, "corpus-id", pa.array(["b.png"] * 3)).slice(1), qrels)
+    with pytest.raises(ValueError, match=r"task VisRAG_PlotQA: the id of a page names '\.\./\.\./\.\./x_\w+\.png'"):
+        opened("VisRAG_PlotQA", tmp_path)
 
 
 def test_bad_files_are_named(copy):

@@ -87,6 +87,8 @@ class TokenSources:
                 f"kinds are {counts[0]} of the prompt, {counts[1]} cells and {counts[2:]} of texts, but there are "
                 f"{len(self.pieces)} pieces, {cells} cells in {len(self.frames)} frames and {len(self.spans)} spans"
             )
+        if self.groups is not None and (self.groups.shape != self.kinds.shape or self.groups.min(initial=0) < 0):
+            raise ValueError(f"groups must be a number from 0 on for each of {len(self.kinds)} tokens")
         object.__setattr__(self, "_numbers", _numbers_within(self.kinds))
 
     @classmethod

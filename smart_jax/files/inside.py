@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+REMEDY = "copy the file into the folder"
 
-def path_inside(folder: str | Path, name: object, where: str) -> Path:
+
+def path_inside(folder: str | Path, name: object, where: str, *, absolute: bool = False, remedy: str = REMEDY) -> Path:
     """Returns the path of a file that a file of the folder names, once it is sure to be in the folder.
 
     Symbolic links are followed: one that leads out of the folder is refused, too. In a snapshot of the hub's cache,
@@ -15,9 +17,11 @@ def path_inside(folder: str | Path, name: object, where: str) -> Path:
       folder: in which the path has to be.
       name: relative to the folder, as the file has it.
       where: what names it, for the message.
+      absolute: whether an absolute path of what is in the folder is taken, too.
+      remedy: what to do about one that is not in the folder, for the message.
 
     Raises:
-      ValueError: it is no text, is absolute, or leads out of the folder.
+      ValueError: it is no text, is absolute and must not be, or leads out of the folder.
 
     Example:
       >>> path_inside("pages", "images/1.png", "corpus.jsonl, line 1").as_posix()
@@ -32,11 +36,11 @@ def path_inside(folder: str | Path, name: object, where: str) -> Path:
         raise ValueError(f"{where} names {kind} where the path of a file in '{folder}' is expected")
     path = folder / name
     try:
-        inside = not Path(name).is_absolute() and path.resolve().is_relative_to(_root(folder))
+        inside = (absolute or not Path(name).is_absolute()) and path.resolve().is_relative_to(_root(folder))
     except (OSError, RuntimeError):  # a loop of links, or a name that is too long for the file system
         inside = False
     if not inside:
-        raise ValueError(f"{where} names '{name}', which is not inside '{folder}': copy the file into the folder")
+        raise ValueError(f"{where} names '{name}', which is not inside '{folder}': {remedy}")
     return path
 
 

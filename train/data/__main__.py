@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=os.cpu_count() or 1,
         help="that convert side by side (default: one a core)",
     )
+    parser.add_argument("--video_folder", help="where absolute paths of videos may lead (default: --source)")
     options = vars(parser.parse_args(arguments))
     try:
         result = convert(options.pop("source"), options.pop("name"), options.pop("out"), **options)

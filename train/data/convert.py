@@ -66,6 +66,7 @@ def convert(
     skip_unreadable: bool = False,
     overwrite: bool = False,
     processes: int = 1,
+    video_folder: str | Path | None = None,
 ) -> Conversion:
     """Writes `out`/`name`, which `open_split` reads, from a folder or hub data set of parquet files.
 
@@ -94,6 +95,8 @@ def convert(
       overwrite: whether a data set of this name is replaced.
       processes: largest number that convert files of the source side by side; what is written does not depend on it.
         With more than one, a script needs the usual `if __name__ == "__main__":`.
+      video_folder: folder that absolute paths of videos may lead to; None = the source's alone. A data set of others
+        names no other file of this machine.
 
     Returns:
       Where the data set is, and how many examples it has.
@@ -129,7 +132,8 @@ def convert(
         raise ValueError(f"max_negatives={max_negatives}: expected at least 0, or None")
     if processes < 1:
         raise ValueError(f"processes={processes}: expected at least 1")
-    records = ParquetFolder(find_source(source, revision, subset), split, videos=Path(source).is_dir())
+    root, is_here = find_source(source, revision, subset), Path(source).is_dir()
+    records = ParquetFolder(root, split, videos=is_here, video_folder=video_folder)
     shards = shards or max(1, sum(file.stat().st_size for file in records.files) // SHARD_BYTES)
     shutil.rmtree(partial, ignore_errors=True)
     try:

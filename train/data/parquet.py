@@ -11,10 +11,10 @@ for such negatives only.
 list where the teacher has not scored a document, and null or an empty list where it has scored none of the record.
 
 A video is the path of its file (string, or struct with `path`), or its frames (a list of images, or of their paths).
-The files of images are read, those of videos stay where they are; a path is relative to the folder, or for videos
-absolute. Beside `video` there may be `fps` and `max_frames`. The query may hold a video, too: `query_video`,
-`query_fps`, `query_max_frames`, with null in `query` where there is no text, and null in `query_video` where there is
-no video.
+The files of images are read, those of videos stay where they are. Files are in the folder, and their paths relative to
+it; videos may be in another folder that the caller names (`video_folder`), and their paths absolute. Beside `video`
+there may be `fps` and `max_frames`. The query may hold a video, too: `query_video`, `query_fps`, `query_max_frames`,
+with null in `query` where there is no text, and null in `query_video` where there is no video.
 
 Files are read one row group at a time, so memory does not grow with the source.
 """
@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from smart_jax.files import download
+from smart_jax.files import download, path_inside
 from smart_jax.inputs import check_sampling, check_video_file, open_image
 from smart_jax.tables import is_binary, is_list, is_number, is_text, open_parquet, read_in_order
 
@@ -80,15 +80,17 @@ class ParquetFolder:
       has_scores: whether there is a column `scores`.
     """
 
-    def __init__(self, root: Path, split: str, *, videos: bool = True) -> None:
+    def __init__(self, root: Path, split: str, *, videos: bool = True, video_folder: str | Path | None = None) -> None:
         """Looks at every file's schema, so that a bad source fails before anything is written; raises as `convert`.
 
         Args:
           root: the folder.
           split: name of the split, which the files' names tell.
           videos: whether the files of videos are there; those of the hub are not.
+          video_folder: folder of videos that have absolute paths; None = they are in `root`, too.
         """
         self.root, self.files = root, _split_files(root, split)
+        self._video_folder = root if video_folder is None else Path(video_folder)
         self._counts: dict[Path, int] = {}
         layouts = {file: self._layout(file) for file in self.files}
         self.document, self.negatives, self.videos, self.has_scores, self._columns = layouts[self.files[0]]
@@ -158,8 +160,8 @@ class ParquetFolder:
         if isinstance(value, dict):
             data = value.get("bytes")
             if data is None and value.get("path"):
-                path = (self.root / value["path"]).resolve()
-                if not path.is_relative_to(self.root.resolve()) or not path.is_file():
+                path = path_inside(self.root, value["path"], "has no image bytes, and")
+                if not path.is_file():
                     raise ValueError(f"has no image bytes, and '{value['path']}' is no file in '{self.root}'")
                 data = path.read_bytes()
         if not data:
@@ -224,9 +226,10 @@ class ParquetFolder:
         return value["path"] if isinstance(value, dict) else value
 
     def _check_file(self, path: str) -> None:
-        if not Path(path).is_absolute() and not (self.root / path).resolve().is_relative_to(self.root.resolve()):
-            raise ValueError(f"'{path}' is not in '{self.root}'")
-        check_video_file(self.root / path)
+        absolute = Path(path).is_absolute()
+        folder = self._video_folder if absolute else self.root
+        remedy = "name the folder of the videos (video_folder, --video_folder), or copy them into that of the files"
+        check_video_file(path_inside(folder, path, "it", absolute=absolute, remedy=remedy))
 
 
 def _split_files(root: Path, split: str) -> list[Path]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from eval.benchmarks.messages import abridged
 from eval.benchmarks.mmeb_v2.table import Task, how_to_unpack
+from smart_jax.files import path_inside
 from smart_jax.inputs import open_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -18,7 +19,10 @@ SMALLEST, ENLARGED = 28, (56, 56)  # an image with a shorter side becomes one of
 
 
 class Media:
-    """Files of one task, by their names in its annotations; `check` names those that are missing."""
+    """Files of one task, by their names in its annotations; `check` names those that are missing.
+
+    A name that leads out of the task's folder, by itself or by a link, is a ValueError.
+    """
 
     def __init__(self, task: Task, root: str | Path):
         """Looks for the task's folders.
@@ -40,7 +44,7 @@ class Media:
 
         That is what VLM2Vec's loader does, with which the leaderboard's figures were made.
         """
-        paths = [folder / name for folder in self._folders]
+        paths = [self._inside(folder, name) for folder in self._folders]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
             self._missing.append(str(paths[0]))
@@ -61,8 +65,8 @@ class Media:
     def folders(self, name: str) -> list[str]:
         """Returns the names of the folders in a folder, in natural order."""
         for folder in self._folders:
-            if (folder / name).is_dir():
-                return sorted((path.name for path in (folder / name).iterdir() if path.is_dir()), key=_natural)
+            if (place := self._inside(folder, name)).is_dir():
+                return sorted((path.name for path in place.iterdir() if path.is_dir()), key=_natural)
         self._missing.append(str(self._folders[0] / name))
         return []
 
@@ -79,12 +83,17 @@ class Media:
 
     def _list(self, name: str) -> list[str]:
         for folder in self._folders:
-            if (folder / name).is_dir():
-                frames = [path for path in (folder / name).iterdir() if path.suffix.lower() in SUFFIXES]
+            if (place := self._inside(folder, name)).is_dir():
+                frames = [path for path in place.iterdir() if path.suffix.lower() in SUFFIXES]
+                for link in filter(Path.is_symlink, frames):
+                    self._inside(folder, f"{name}/{link.name}")
                 if frames:
                     return [str(path) for path in sorted(frames, key=lambda path: _natural(path.name))]
         self._missing.append(str(self._folders[0] / name))
         return []
+
+    def _inside(self, folder: Path, name: str) -> Path:
+        return path_inside(folder, name, "an annotation")
 
     def _remedy(self) -> str:
         return f"`{how_to_unpack(self._task.archive, self._root)}` gets them"

@@ -14,7 +14,7 @@ from eval.benchmarks.benchmark import Benchmark
 from eval.benchmarks.lazy_items import LazyItems
 from eval.benchmarks.mmeb_v2.layouts import Pages
 from eval.benchmarks.mmeb_v2.table import Task
-from smart_jax.files import files_fingerprint
+from smart_jax.files import files_fingerprint, path_inside
 
 
 def read_pages(task: Task, layout: Pages, root: Path) -> Benchmark:
@@ -26,15 +26,15 @@ def read_pages(task: Task, layout: Pages, root: Path) -> Benchmark:
             f"`{how_to_get_set(layout, root)}` gets it"
         )
     benchmark = vidore.load(layout.vidore_set, folder)
-    return dataclasses.replace(benchmark, corpus=_page_files(benchmark, layout, root / task.media[0]))
+    return dataclasses.replace(benchmark, corpus=_page_files(task, benchmark, layout, root / task.media[0]))
 
 
-def _page_files(benchmark: Benchmark, layout: Pages, images: Path) -> Sequence[Any]:
+def _page_files(task: Task, benchmark: Benchmark, layout: Pages, images: Path) -> Sequence[Any]:
     """Returns the pages: files of the image archive where it has them, as in the reference; else those of the set."""
     if not images.is_dir():
         return benchmark.corpus
     name, pages = _short_name if layout.short_names else _png, benchmark.corpus
-    files = [images / name(page) for page in benchmark.corpus_ids]
+    files = [path_inside(images, name(page), f"task {task.name}: the id of a page") for page in benchmark.corpus_ids]
     there = [file.is_file() for file in files]
     if all(there):
         return [{"image": file} for file in files]
