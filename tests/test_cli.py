@@ -277,7 +277,16 @@ def test_conditions(texts, expected):
     assert parse_conditions(texts) == expected
 
 
-@pytest.mark.parametrize("text", ["year", "=3", ">=3", "{year: 3}", "", "a<>b<"])
+HARMFUL = ["[" * 100_000, "1" * 400, "1e999", "[NaN]"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("year", "=3", ">=3", "{year: 3}", "", "a<>b<", '{"a":' * 9999, '{"a": NaN}', f'{{"a": {"1" * 400}}}'),
+        *(f"year>={value}" for value in HARMFUL),
+    ],
+)
 def test_what_is_no_condition(text):
     with pytest.raises(typer.BadParameter):
         parse_conditions([text])
@@ -285,7 +294,7 @@ def test_what_is_no_condition(text):
 
 def test_metadata():
     assert parse_metadata(['{"a": [1, 2]}', "b=2", "b=x = y"]) == {"a": [1, 2], "b": "x = y"}
-    for wrong in ("year", "=1", "{1}"):
+    for wrong in ("year", "=1", "{1}", '{"a": 1e999}', *(f"year={value}" for value in HARMFUL)):
         with pytest.raises(typer.BadParameter):
             parse_metadata([wrong])
 

@@ -21,20 +21,27 @@ from smart_jax.files import (
     checked_int,
     map_tensors,
     parse_json,
+    parse_json_object,
     path_inside,
     read_json,
     read_tensors,
     shown,
     write_tensors,
 )
-from smart_jax.index.documents import file_hash
+from smart_jax.index.documents import dump_metadata, file_hash, load_metadata
 from smart_jax.index.explaining import StoredTrace, pack_sources, trace_stored
 from smart_jax.index.pdf import Pdf
+from smart_jax.index.qdrant.collection import Collection, Point
+from smart_jax.index.qdrant.engine import shown as shown_point
+from smart_jax.index.qdrant.filter import typed_fields
+from smart_jax.index.qdrant.payload import fact_key
+from smart_jax.index.qdrant.store import QdrantStore
 from smart_jax.index.segment_files import Extent, SegmentFiles
 from smart_jax.index.vector_format import VectorFormat
 from smart_jax.inputs import Frame
 from smart_jax.retrieval import States
 from smart_jax.retrieval.embeddings_folder import JOURNAL, EmbeddingsFolder
+from smart_jax.retrieval.saved_files import remove_leftovers
 from tests.fake_encoder import FakeEncoder
 from tests.indexes import random_embeddings
 from tests.small_pdf import write_pdf
@@ -59,6 +66,13 @@ DEEP = "[" * 100_000 + "]" * 100_000
 def test_one_reader_of_json_names_the_file(text, reason):
     with pytest.raises(ValueError, match=f"config.json is not valid JSON .*{reason}"):
         parse_json(text, "config.json")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+def test_numbers_that_json_has_not(number):
+    assert not np.isfinite(parse_json(f"[{number}]", "x")[0])  # where the number is checked by what it is for
+    with pytest.raises(ValueError, match=rf"x is not valid JSON \({number} is no finite number\): write it"):
+        parse_json_object(f'{{"a": [{number}]}}', "x", remedy="write it", finite=True)
 
 
 def test_what_the_reader_of_json_takes(tmp_path):
@@ -497,3 +511,76 @@ def test_catalogs_that_are_damaged(tmp_path, statement):
     db.close()
     with pytest.raises(ValueError, match=r"index|segment"), Index(tmp_path, FakeEncoder()) as index:
         index.info()
+
+
+BEYOND = f'{{"a": {"1" * 400}}}'
+HARMFUL = [DEEP, '{"a": ' * 65 + "1" + "}" * 65, BEYOND, '{"a": NaN}', '{"a": -1e999}', "[1]", "7", "{"]
+
+
+@pytest.mark.parametrize("metadata", HARMFUL)
+def test_metadata_that_is_damaged(tmp_path, metadata):
+    """Whatever asks for it says of which item and index it is."""
+    query = random_embeddings(1, pooled=16, width=16)
+    with Index(tmp_path, FakeEncoder()) as index:
+        index.add_embeddings(random_embeddings(2, pooled=16, width=16), ids=["a", "b"], metadata=[{"n": 1}, {"n": 2}])
+        assert [item.metadata for item in index.items()] == [{"n": 1}, {"n": 2}]
+        with sqlite3.connect(tmp_path / "index.db") as db:
+            db.execute("UPDATE item SET metadata = ? WHERE id = 'b'", (metadata,))
+        db.close()
+        named = f"item 'b' of '{tmp_path}': metadata"
+        for ask in (
+            lambda: list(index.items()),
+            lambda: index.search(query),
+            lambda: index.update(["b"], metadata={"m": 3}),
+        ):
+            with pytest.raises(ValueError, match=named):
+                ask()
+        index.update(["b"], metadata={"n": 3}, replace=True)
+        assert [item.metadata for item in index.items()] == [{"n": 1}, {"n": 3}]
+    with pytest.raises(ValueError, match="item 'b' of 'qdrant://x/y': metadata"):
+        shown_point({"id": "b", "metadata": metadata}, "qdrant://x/y")
+    with pytest.raises(ValueError, match="metadata"):
+        typed_fields(metadata)
+
+
+@pytest.mark.parametrize("value", [10**30, -(2**64), [[1]] * 3 + [10**400], float("nan"), float("inf"), object()])
+def test_metadata_that_could_not_be_read_again(value):
+    with pytest.raises((ValueError, TypeError), match="metadata"):
+        dump_metadata({"a": value})
+    nested: list = []
+    for _ in range(100):
+        nested = [nested]
+    with pytest.raises(ValueError, match="metadata is not valid JSON .*nested deeper than 64 levels"):
+        dump_metadata({"a": nested})
+    assert load_metadata(dump_metadata({"a": 2**64 - 1, "b": [1.5, "x", True]}), "x")["a"] == 2**64 - 1
+
+
+@pytest.mark.parametrize(("value", "count"), [(DEEP, 1), ("1" * 400, 1), ("{", 1), ("[]", 0), ("[]", "x"), (7.5, None)])
+def test_facts_of_a_collection(value, count):
+    """Facts of an index in Qdrant may be anybody's, too."""
+
+    class Points(Collection):
+        place = "qdrant://x/y"
+
+        def exists(self):
+            return True
+
+        def retrieve(self, keys, fields):
+            made = fact_key("made", 0) in keys
+            fields = {"value": "{}", "count": 1} if made else {"value": value, "count": count}
+            return [Point(key, fields) for key in keys]
+
+    with pytest.raises(ValueError, match="'qdrant://x/y': (vectors|pieces of vectors)"):
+        QdrantStore(Points(), create=False).fact("vectors")
+
+
+@pytest.mark.parametrize("text", [DEEP, "[1]", '{"file": []}', '{"file": ' + "1" * 400 + "}", "{"])
+def test_saving_beside_what_cannot_be_read_removes_nothing(tmp_path, text):
+    (tmp_path / "embeddings-0123abcd.safetensors").write_text("of somebody")
+    for name in ("embeddings.json", JOURNAL):
+        (tmp_path / name).write_text(text + "\n")
+        remove_leftovers(tmp_path)
+        (tmp_path / name).unlink()
+        assert (tmp_path / "embeddings-0123abcd.safetensors").exists()
+    remove_leftovers(tmp_path)
+    assert not any(tmp_path.iterdir())

@@ -276,6 +276,11 @@ def test_what_is_wrong_is_said(served):
         deep = {"not": deep}
     assert "nested" in message(client.post("/search", json={"query": "a", "where": deep}), 422)
     message(client.post("/search", content=b"{", headers={"Content-Type": "application/json"}), 422)
+    harmful = {"[" * 3000: "64 levels", '{"a": ' + "1" * 400 + "}": "64 bits", "[1]": "dictionary", "7": "dictionary"}
+    for where, reason in harmful.items():
+        assert reason in message(client.get("/items", params={"where": where}), 422)
+    for body in ('{"query": ' + "[" * 100_000, '{"query": "a", "k": ' + "1" * 5000 + "}"):  # which FastAPI parses
+        message(client.post("/search", content=body, headers={"Content-Type": "application/json"}), 400)
     message(client.get("/search"), 405)
     message(client.get("/nothing"), 404)
     message(client.get("/static/../app.py"), 404)
@@ -312,7 +317,8 @@ def test_files_are_uploaded_and_removed(changed, tmp_path):
     assert [item.text for item in index.items({"file": "new one.txt"})] == ["another"]
     message(upload("bad.pdf", b"no pdf"), 422)
     message(upload("page.html", b"<script>"), 422)
-    assert "JSON object" in message(upload("b.txt", b"b", metadata="[1]"), 422)
+    for facts in ("[1]", "7", "[" * 3000, '{"a": NaN}', '{"a": 1e999}', '{"a": ' + "1" * 400 + "}"):
+        assert "metadata" in (said := message(upload("b.txt", b"b", metadata=facts), 422)) and "JSON object" in said
     message(upload("b.txt", b"b", metadata='{"id": 1}'), 422)
     assert [path.name for path in uploads.iterdir()] == ["new one.txt"]
 

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from eval.benchmarks import Side, fingerprint
 from eval.states.workers import Worker
-from smart_jax.files import named_lock, read_json, write_whole_text
+from smart_jax.files import checked_int, named_lock, read_json, write_whole_text
 from smart_jax.retrieval import LAST, Retriever, States
 
 FORMAT, VERSION = "smart_jax.eval.cache", 1
@@ -174,14 +174,11 @@ class Cache:
 def _shard_items(manifest: Path) -> int:
     """Returns how many items a shard has."""
     try:
-        size = read_json(manifest).get("shard_items")
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"shard_items is {size!r}")
+        return checked_int(read_json(manifest).get("shard_items"), "shard_items")
     except ValueError as error:
         raise ValueError(
             f"'{manifest}' is damaged ({error}): delete '{manifest.parent}', whose states are then encoded again"
         ) from error
-    return size
 
 
 def _encode(

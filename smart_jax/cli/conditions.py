@@ -63,21 +63,23 @@ def _condition(text: str) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     """Returns a number, true, false, a quoted text or a list as JSON has them, and everything else as a text."""
-    try:
-        value = json.loads(text, parse_constant=_no_constant)
-    except ValueError:
+    from smart_jax.files import parse_json, shown
+
+    if text in ("NaN", "Infinity", "-Infinity"):
         return text
+    try:
+        value = parse_json(text, shown(text), remedy="write less, or a text in quotes", finite=True)
+    except ValueError as error:
+        if isinstance(error.__cause__, json.JSONDecodeError):
+            return text
+        raise typer.BadParameter(str(error)) from None
     return text if value is None or isinstance(value, dict) else value
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(name)  # NaN and Infinity are texts here
-
-
 def _json_object(text: str) -> dict[str, Any]:
+    from smart_jax.files import parse_json_object, shown
+
     try:
-        value = json.loads(text)
+        return parse_json_object(text, shown(text), remedy="repair it", finite=True)
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not valid JSON: {error}") from None
-    assert isinstance(value, dict), "JSON that starts with a brace is an object"
-    return value
+        raise typer.BadParameter(str(error)) from None

@@ -15,7 +15,7 @@ from smart_jax.files.checkpoint_tensors import first_names, read_tensors, tensor
 from smart_jax.files.fingerprint import files_fingerprint
 from smart_jax.files.hub import download, hub_id, is_hub_id, open_checkpoint, resolve, resolve_base, snapshot_of
 from smart_jax.files.inside import path_inside
-from smart_jax.files.json_file import parse_json, read_json, read_json_value
+from smart_jax.files.json_file import parse_json, parse_json_object, read_json, read_json_value
 from smart_jax.files.lock import holder, lock_file, named_lock, try_lock
 from smart_jax.files.named_models import EMBEDDED, PACKAGED, PackagedModel, meant_by, named_folder
 from smart_jax.files.other_folders import other_folder
@@ -59,6 +59,7 @@ __all__ = [
     "open_checkpoint",
     "other_folder",
     "parse_json",
+    "parse_json_object",
     "path_inside",
     "read_adapter_config",
     "read_header",

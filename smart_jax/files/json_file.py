@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,7 @@ def read_json(path: Path, *, remedy: str = _REMEDY, most: int = MAX_BYTES) -> di
       >>> read_json(path)["model_type"]
       'bert'
     """
-    content = read_json_value(path, remedy=remedy, most=most)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}, expected an object: {remedy}")
-    return content
+    return _object(read_json_value(path, remedy=remedy, most=most), str(path), remedy)
 
 
 def read_json_value(path: Path, *, remedy: str = _REMEDY, most: int = MAX_BYTES) -> Any:  # whatever the file holds
@@ -57,16 +55,18 @@ def read_json_value(path: Path, *, remedy: str = _REMEDY, most: int = MAX_BYTES)
     return parse_json(data, str(path), remedy=remedy)
 
 
-def parse_json(text: str | bytes, name: str, *, remedy: str = _REMEDY) -> Any:  # whatever the text holds
-    """Parses JSON that came from a file.
+def parse_json(text: str | bytes, name: str, *, remedy: str = _REMEDY, finite: bool = False) -> Any:
+    """Parses JSON that came from a file, a record or a request, whatever it holds.
 
     Args:
       text: JSON, as text or as bytes in UTF-8.
       name: what messages call it.
       remedy: what to do about a bad one, for the message.
+      finite: whether NaN and infinite numbers, which JSON has not, are refused, too.
 
     Raises:
-      ValueError: it is not JSON, is nested deeper than `MAX_DEPTH`, or has an integer of more than 64 bits.
+      ValueError: it is not JSON, is nested deeper than `MAX_DEPTH`, or has an integer of more than 64 bits, or a number
+        that is not finite and must be.
 
     Example:
       >>> parse_json("[" * 9999, "notes.json")
@@ -75,13 +75,32 @@ def parse_json(text: str | bytes, name: str, *, remedy: str = _REMEDY) -> Any:  
     """
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        content = json.loads(decoded, parse_int=_integer)
+        content = json.loads(decoded, parse_int=_integer, **(_FINITE if finite else {}))
         if decoded.count("[") + decoded.count("{") > MAX_DEPTH:
             _check_depth(content)
     except RecursionError as error:
         raise ValueError(f"{name} is not valid JSON ({_TOO_DEEP}): {remedy}") from error
     except ValueError as error:
         raise ValueError(f"{name} is not valid JSON ({error}): {remedy}") from error
+    return content
+
+
+def parse_json_object(text: str | bytes, name: str, *, remedy: str = _REMEDY, finite: bool = False) -> dict[str, Any]:
+    """Parses a JSON object; raises what `parse_json` does, and ValueError where it is something else.
+
+    Example:
+      >>> parse_json_object('{"year": 2024}', "metadata of item 'a'")
+      {'year': 2024}
+      >>> parse_json_object('{"year": NaN}', "metadata of item 'a'", remedy="add it again", finite=True)
+      Traceback (most recent call last):
+      ValueError: metadata of item 'a' is not valid JSON (NaN is no finite number): add it again
+    """
+    return _object(parse_json(text, name, remedy=remedy, finite=finite), name, remedy)
+
+
+def _object(content: object, name: str, remedy: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} holds a JSON {type(content).__name__}, expected an object: {remedy}")
     return content
 
 
@@ -92,6 +111,15 @@ def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS + 1 or abs(value := int(digits)) >= 2**64:
         raise ValueError(f"an integer of {len(digits)} digits, which no 64 bits hold")
     return value
+
+
+def _number(digits: str) -> float:
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"{digits[:20]} is no finite number")
+    return value
+
+
+_FINITE: dict[str, Any] = {"parse_float": _number, "parse_constant": _number}
 
 
 def _check_depth(content: object) -> None:

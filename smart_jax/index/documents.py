@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from smart_jax.files import parse_json_object
 from smart_jax.index.where import check_key
 from smart_jax.inputs import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Item, item_parts, parse_item
 
@@ -113,7 +114,7 @@ def dump_metadata(metadata: Mapping[str, Any] | None) -> str | None:
     """Returns metadata as the catalog keeps them.
 
     Raises:
-      TypeError, ValueError: they are no mapping of names to what JSON can hold.
+      TypeError, ValueError: they are no mapping of names to what JSON can hold, and `load_metadata` reads.
     """
     if not metadata:
         return None
@@ -122,11 +123,29 @@ def dump_metadata(metadata: Mapping[str, Any] | None) -> str | None:
     for key in metadata:
         check_key(key)
     try:
-        return _JSON.encode(dict(metadata))
-    except (TypeError, ValueError) as error:
+        text = _JSON.encode(dict(metadata))
+    except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(
             f"metadata cannot be stored as JSON ({error}): use texts, numbers, True, False and lists"
         ) from None
+    parse_json_object(text, "metadata", remedy="use texts, numbers of 64 bits, True, False and lists")
+    return text
+
+
+_OTHER = "give the item other metadata (Index.update with replace=True)"
+
+
+def load_metadata(text: str | None, item: str) -> dict[str, Any]:
+    """Returns metadata that `dump_metadata` has made text of.
+
+    Args:
+      text: as the catalog keeps it.
+      item: what messages call the item, with the place of the index.
+
+    Raises:
+      ValueError: the text is something else.
+    """
+    return parse_json_object(text or "{}", f"{item}: metadata", remedy=_OTHER, finite=True)
 
 
 def file_hash(path: Path) -> str:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from smart_jax.evidence import PageText, TokenSources, Traced
-from smart_jax.files import checked_float, checked_int, parse_json, path_inside, shown
+from smart_jax.files import checked_float, checked_int, parse_json_object, path_inside, shown
 from smart_jax.index.documents import PDFS, file_hash
 from smart_jax.index.pdf import DPI, Pdf
 from smart_jax.inputs import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Frame, draw_audio
@@ -135,9 +135,7 @@ _AGAIN = "add the file again, by where it is now, or delete its items"
 def _how_read(stored: StoredTrace) -> tuple[Mapping[str, Any], float]:
     """Returns how a file was read, and the pixels per inch of its pages."""
     name = f"the index: how '{stored.path}' was read"
-    how = parse_json(stored.how or "{}", name, remedy=_AGAIN)
-    if not isinstance(how, dict):
-        raise ValueError(f"{name} is {shown(how)}, expected an object: {_AGAIN}")
+    how = parse_json_object(stored.how or "{}", name, remedy=_AGAIN, finite=True)
     return how, checked_float(how.get("dpi", DPI), f"{name}: dpi")
 
 

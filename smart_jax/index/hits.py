@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from smart_jax.evidence import Evidence
+from smart_jax.files import shown
+from smart_jax.index.documents import load_metadata
 from smart_jax.index.ranking import Ranked
 from smart_jax.notebook import facts_table
 
@@ -80,26 +81,31 @@ class Hit(StoredItem):
 
 
 def read_items(
-    db: sqlite3.Connection, condition: str, values: Iterable[Any] = (), *, most: int = -1
+    db: sqlite3.Connection, condition: str, values: Iterable[Any] = (), *, place: str, most: int = -1
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields rows and fields of `StoredItem` of the items that fulfil an SQL condition, in order of their rows."""
+    """Yields rows and fields of `StoredItem` of the items that fulfil an SQL condition, in order of their rows.
+
+    Raises:
+      ValueError: metadata of an item is not as it was written; the message names the item and `place`, the index's.
+    """
     found = db.execute(f"{FACTS} {condition} ORDER BY item.row LIMIT ?", (*values, most))
     for row, name, file, path, page, metadata, text in found:
-        facts = {} if metadata is None else json.loads(metadata)
+        facts = load_metadata(metadata, f"item {shown(name)} of '{place}'")
         yield row, {"id": name, "file": file, "path": path, "page": page, "metadata": facts, "text": text}
 
 
-def read_hits(db: sqlite3.Connection, ranked: Ranked, explain: Callable[..., Evidence]) -> list[Hit]:
+def read_hits(db: sqlite3.Connection, ranked: Ranked, explain: Callable[..., Evidence], *, place: str) -> list[Hit]:
     """Returns the hits of one query.
 
     Args:
       db: the catalog.
       ranked: what was found.
       explain: explains the item of a row.
+      place: of the index, for messages.
     """
     hits = []
     for row, *numbers in zip(*(values.tolist() for values in ranked), strict=True):
-        ((_, fields),) = read_items(db, "item.row = ?", (row,))
+        ((_, fields),) = read_items(db, "item.row = ?", (row,), place=place)
         why = partial(explain, row)
         hits.append(Hit(**fields, explain=why, **dict(zip(("score", "pooled", "late"), numbers, strict=True))))
     return hits

@@ -524,8 +524,9 @@ class Index:
         with self._engine.writing() as writer:
             keys = writer.keys(_listed(ids, where), where)
             changes = []
-            for key, former in zip(keys, writer.metadata(keys), strict=True):
-                merged = {**({} if replace else former), **metadata}
+            formers = [{}] * len(keys) if replace else writer.metadata(keys)
+            for key, former in zip(keys, formers, strict=True):
+                merged = {**former, **metadata}
                 changes.append((dump_metadata({k: value for k, value in merged.items() if value is not None}), key))
             if changes:
                 writer.describe(changes)

@@ -91,7 +91,8 @@ class LocalEngine:
         while True:
             with self.store.catalog.reading() as db:  # some at a time, so that none who stops early holds it
                 values = (*condition.values, last)
-                some = list(read_items(db, f"{condition.sql} AND item.row > ?", values, most=ITEMS_AT_ONCE))
+                later = f"{condition.sql} AND item.row > ?"
+                some = list(read_items(db, later, values, place=self.place, most=ITEMS_AT_ONCE))
             if not some:
                 return
             last = some[-1][0]
@@ -121,7 +122,7 @@ class LocalEngine:
             verdict = self.store.catalog.get("verdict") if wanted.candidates == "auto" else None
             stage = first_stage_of(wanted, snapshot, allowed, verdict)
             ranked = rank(queries, snapshot, allowed, wanted.k, wanted.weights, stage)
-            return [read_hits(db, each, why) for each, why in zip(ranked, explain, strict=True)]
+            return [read_hits(db, each, why, place=self.place) for each, why in zip(ranked, explain, strict=True)]
 
     def _allowed(self, db: sqlite3.Connection, snapshot: Snapshot, condition: Condition) -> list[Mask]:
         """Returns, for each segment, which items are in the index and fulfil the condition; None = all."""

@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from smart_jax.files import shown
 from smart_jax.index.catalog import Catalog
+from smart_jax.index.documents import load_metadata
 from smart_jax.index.records import Key, KnownItem, Source
 from smart_jax.index.where import parse_where
 
@@ -29,9 +31,10 @@ class Lookups:
 
     def metadata(self, keys: Sequence[Key]) -> list[Mapping[str, Any]]:
         """Returns the metadata of each item."""
-        query = "SELECT metadata FROM item WHERE row = ?"
+        query = "SELECT metadata, id FROM item WHERE row = ?"
         with self._catalog.reading() as db:
-            return [json.loads(db.execute(query, (key,)).fetchone()[0] or "{}") for key in keys]
+            found = [db.execute(query, (key,)).fetchone() for key in keys]
+        return [load_metadata(text, f"item {shown(name)} of '{self._catalog.path.parent}'") for text, name in found]
 
     def known(self, ids: Sequence[str]) -> dict[str, KnownItem]:
         """Returns the items of these ids; those that there are not are left out."""

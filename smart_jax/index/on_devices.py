@@ -92,7 +92,7 @@ class DeviceEngine(LocalEngine):
             each = [
                 best_of_rows(queries[i], snapshot, np.concatenate(rows), k, weights) for i, rows in enumerate(found)
             ]
-            return [read_hits(db, ranked, why) for ranked, why in zip(each, explain, strict=True)]
+            return [read_hits(db, ranked, why, place=self.place) for ranked, why in zip(each, explain, strict=True)]
 
     def _search(
         self, queries: Embeddings, wanted: Wanted, segment: Segment, mask: Mask

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from smart_jax.files import try_lock, write_tensors, write_whole_text
+from smart_jax.files import parse_json_object, read_json, try_lock, write_tensors, write_whole_text
 
 INDEX = "embeddings.json"
 JOURNAL = "embeddings.partial.jsonl"
@@ -75,11 +75,11 @@ def remove_leftovers(folder: Path) -> None:
     Files that the index or a journal names stay, and so do all where either cannot be read.
     """
     try:
-        kept = {json.loads((folder / INDEX).read_text(encoding="utf-8"))["file"]} if (folder / INDEX).exists() else {}
+        kept = {read_json(folder / INDEX)["file"]} if (folder / INDEX).exists() else {}
         with contextlib.suppress(FileNotFoundError), (folder / JOURNAL).open(encoding="utf-8") as journal:
             head = journal.readline()
-            kept = {*kept, json.loads(head)["file"]} if head.endswith("\n") else kept
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            kept = {*kept, parse_json_object(head, JOURNAL)["file"]} if head.endswith("\n") else kept
+    except (OSError, ValueError, KeyError, TypeError):
         return
     for path in folder.iterdir():
         if path.name not in kept and _OURS.fullmatch(path.name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ from fastapi import APIRouter, Depends, File, Form, UploadFile
 from fastapi.security import HTTPBearer
 from starlette.datastructures import UploadFile as SentFile  # what FastAPI hands over
 
+from smart_jax.files import parse_json_object
 from smart_jax.index import AddReport
 from smart_jax.serve.context import ERRORS, Context, refusing
 from smart_jax.serve.errors import ErrorAnswer, Refusal
@@ -37,9 +37,8 @@ async def upload(
     if len(files) > MOST_FILES:
         raise Refusal(422, f"there are {len(files)} files: upload at most {MOST_FILES} at once")
     with refusing():
-        facts = None if metadata is None or not metadata.strip() else json.loads(metadata)
-        if facts is not None and not isinstance(facts, dict):
-            raise ValueError('metadata must be a JSON object, such as {"year": 2024}')
+        given, remedy = (metadata or "").strip(), 'write a JSON object, such as {"year": 2024}'
+        facts = parse_json_object(given, "metadata", remedy=remedy, finite=True) if given else None
         for file in files:
             service.uploads.path(file.filename or "")
     answer = UploadAnswer(added=0, unchanged=0, failed={}, files=[])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from smart_jax.files import parse_json
 from smart_jax.index import StoredItem
 from smart_jax.serve.context import ERRORS, Context, refusing
 from smart_jax.serve.schemas import WHERE, Filter, ItemAnswer, ItemsAnswer
@@ -26,7 +26,8 @@ async def items(
 ) -> ItemsAnswer:
     """Returns items, or those that fulfil a condition, in the order in which they were added."""
     with refusing():
-        condition = Filter(where=None if where is None else json.loads(where)).where
+        asked = None if where is None else parse_json(where, "where", remedy='write JSON, such as {"year": 2024}')
+        condition = Filter(where=asked).where
         found = await service.read(_some, service, condition, offset, limit + 1)
     answers = [ItemAnswer(**ItemAnswer.fields_of(each)) for each in found[:limit]]
     return ItemsAnswer(items=answers, more=len(found) > limit)

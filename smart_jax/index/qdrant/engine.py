@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from smart_jax.index.choosing import pooled_candidates
+from smart_jax.index.documents import load_metadata
 from smart_jax.index.engine import ExplainKey, Wanted, Where
 from smart_jax.index.explaining import StoredTrace
 from smart_jax.index.hits import Hit, StoredItem
@@ -90,7 +90,7 @@ class QdrantEngine:
     def items(self, where: Where) -> Iterator[StoredItem]:
         """Yields the items that fulfil a condition, in the order in which they were added."""
         for point in self.store.scroll(self.store.filter(where), SHOWN):
-            yield StoredItem(**shown(point.payload))
+            yield StoredItem(**shown(point.payload, self.place))
 
     def info(self) -> IndexInfo:
         """Returns what is in the index, in numbers; bytes are those of the vectors."""
@@ -157,7 +157,10 @@ class QdrantEngine:
         for some, why in zip(found, explain, strict=True):
             there = [each for each in some if each.key in payloads]  # but for what was removed meanwhile
             there.sort(key=lambda each: (-each.score, payloads[each.key]["added"]))
-            fields = [{**shown(payloads[e.key]), "score": e.score, "pooled": e.pooled, "late": e.late} for e in there]
+            fields = [
+                {**shown(payloads[e.key], self.place), "score": e.score, "pooled": e.pooled, "late": e.late}
+                for e in there
+            ]
             hits.append([Hit(**f, explain=partial(why, e.key)) for f, e in zip(fields, there, strict=True)])
         return hits
 
@@ -248,7 +251,7 @@ def join(points: Sequence[Point]) -> Embeddings:
     return Embeddings(np.stack(pooled), np.concatenate(tokens), offsets)
 
 
-def shown(payload: Payload) -> dict[str, Any]:
-    """Returns the fields of a `StoredItem`."""
+def shown(payload: Payload, place: str) -> dict[str, Any]:
+    """Returns the fields of a `StoredItem` in a collection, which messages name."""
     fields = {name: payload.get(name) for name in SHOWN}
-    return fields | {"metadata": json.loads(payload.get("metadata") or "{}")}
+    return fields | {"metadata": load_metadata(payload.get("metadata"), f"item {payload.get('id')!r} of '{place}'")}

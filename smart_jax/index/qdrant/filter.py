@@ -7,12 +7,12 @@ equals nothing.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from smart_jax.index.documents import load_metadata
 from smart_jax.index.where import ITEM_FIELDS, RANGES, SOURCE_FIELDS, check_key, parse_where
 
 Values = Callable[[str], Sequence[str]]  # of a field of texts: all that it has
@@ -52,7 +52,7 @@ def typed_fields(metadata: str | None) -> dict[str, Any]:
       ({'year': 2024}, {'team': 'eu'}, {'tags': [1]}, {'tags': ['a']}, ['year', 'team', 'tags'])
     """
     fields: dict[str, Any] = {"number": {}, "string": {}, "numbers": {}, "strings": {}, "has": []}
-    for key, value in (json.loads(metadata) if metadata else {}).items():
+    for key, value in load_metadata(metadata, "an item").items():
         name = field_name(key)
         if value is not None:
             fields["has"].append(name)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from smart_jax.files import checked_int, parse_json
 from smart_jax.index.qdrant.collection import Collection, FieldKind, Filter, Layout, Point
 from smart_jax.index.qdrant.filter import make_filter
 from smart_jax.index.qdrant.payload import FACT, ITEM, all_of, fact_key, in_state
@@ -76,8 +77,9 @@ class QdrantStore:
             if len(found) < len(keys):
                 return None
             pieces += [found[key]["value"] for key in keys]
-            count = found[keys[0]]["count"]
-        return json.loads("".join(pieces))
+            count = checked_int(found[keys[0]]["count"], f"'{self.place}': pieces of {name}")
+        text = "".join(str(piece) for piece in pieces)
+        return parse_json(text, f"'{self.place}': {name}", remedy="copy the index to another collection again")
 
     def set_facts(self, facts: Mapping[str, Any]) -> None:
         """States facts of the index."""

@@ -6,7 +6,6 @@ until the file is marked as being published; what follows is repeated by the nex
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Collection as Several
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from smart_jax.index.documents import load_metadata
 from smart_jax.index.explaining import pack_sources, unpack_sources
 from smart_jax.index.qdrant.collection import Point
 from smart_jax.index.qdrant.payload import (
@@ -63,8 +63,9 @@ class QdrantWriter:
 
     def metadata(self, keys: Sequence[Key]) -> list[Mapping[str, Any]]:
         """Returns the metadata of each item."""
-        points = {point.key: point.payload for point in self._store.retrieve(list(map(str, keys)), ["metadata"])}
-        return [json.loads(points[str(key)].get("metadata") or "{}") for key in keys]
+        found = {point.key: point.payload for point in self._store.retrieve(list(map(str, keys)), ["id", "metadata"])}
+        items = [found[str(key)] for key in keys]
+        return [load_metadata(each.get("metadata"), f"item {each['id']!r} of '{self._store.place}'") for each in items]
 
     def known(self, ids: Sequence[str]) -> dict[str, KnownItem]:
         """Returns the items of these ids; those that there are not are left out."""
