@@ -27,6 +27,9 @@ class Hub(ThreadingHTTPServer):
         self.created: dict[str, dict] = {}  # what was asked when a repository was made
         self.messages: list[str] = []
         self.uploads: dict[str, bytes] = {}  # of large files, by their digest
+        self.cut: tuple[str, int] | None = None  # a file, and after how many of its bytes the connection is cut
+        self.gone: bool | None = False  # whether nothing is answered; None = from that cut on
+        self.sent: list[tuple[str, str]] = []  # files that were sent, and the ranges that were asked for
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request, client_address):
@@ -44,6 +47,7 @@ def _commit(files: dict[str, bytes]) -> str:
 class _Handler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
+    left: int | None = None  # bytes that are sent of an answer before the connection is cut; None = all
 
     def log_message(self, format, *args):
         pass
@@ -55,7 +59,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[: self.left])
+            if self.left is not None:
+                self.close_connection, self.server.cut = True, None
+                self.server.gone = self.server.gone is None
 
     def missing(self, what):
         self.answer(404, {"error": f"{what} not found"}, X_Error_Code=f"{what}NotFound", X_Error_Message="not found")
@@ -76,6 +83,10 @@ class _Handler(BaseHTTPRequestHandler):
         return None if (repository := self.server.repositories.get(name)) is None else repository.get(revision)
 
     def do_GET(self):
+        self.left = None
+        if self.server.gone:  # no answer at all
+            self.close_connection = True
+            return
         match self.parts():
             case ["api", "models", owner, name, *rest]:
                 self.describe(f"{owner}/{name}", rest)
@@ -106,7 +117,15 @@ class _Handler(BaseHTTPRequestHandler):
             return self.missing("Repo" if name not in self.server.repositories else "Revision")
         if path not in files:
             return self.missing("Entry")
-        self.answer(200, files[path], ETag=f'"{_digest(files[path])}"', X_Repo_Commit=_commit(files))
+        first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        size, status, more = len(files[path]), 200, {}
+        if first:
+            status, more = 206, {"Content-Range": f"bytes {first}-{size - 1}/{size}"}
+        if self.command == "GET":
+            self.server.sent.append((path, self.headers.get("Range", "")))
+        if self.server.cut is not None and self.server.cut[0] == path:
+            self.left = self.server.cut[1]
+        self.answer(status, files[path][first:], ETag=f'"{_digest(files[path])}"', X_Repo_Commit=_commit(files), **more)
 
     def do_POST(self):
         body, parts = self.body(), self.parts()

@@ -150,7 +150,8 @@ def download(
 
     Raises:
       FileNotFoundError: there is no such repository or revision.
-      ConnectionError: it is not in the local cache, and the hub is offline or out of reach.
+      ConnectionError: it is not in the local cache, and the hub is offline, out of reach, or broke off. Files appear in
+        the cache when they are whole, and the next call fetches the others.
 
     Example:
       >>> from unittest.mock import patch
@@ -164,6 +165,10 @@ def download(
     what, flag = ("data set ", "--repo-type dataset ") if kind == "dataset" else ("", "")
     options: dict[str, Any] = {"repo_type": kind} if kind != "model" else {}
     options |= {"ignore_patterns": list(ignored)} if ignored else {}
+    usual = (
+        f"go online once, run `hf download {flag}{repository}` where there is a connection, or pass the path of a "
+        "local folder"
+    )
     try:
         return Path(
             huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(patterns), **options)
@@ -180,14 +185,26 @@ def download(
         errors.HfHubHTTPError,
         OSError,
     ) as error:
-        usual = (
-            f"go online once, run `hf download {flag}{repository}` where there is a connection, or pass the path of a "
-            "local folder"
-        )
         raise ConnectionError(
-            f"{what}'{repository}' is not in the local cache and the hub cannot be reached (or HF_HUB_OFFLINE is "
-            f"set): {remedy or usual}"
+            f"{what}'{repository}' is not in the local cache, or not whole, and the hub cannot be reached (or "
+            f"HF_HUB_OFFLINE is set): {remedy or usual}"
         ) from error
+    except _of_connections() as error:
+        raise ConnectionError(
+            f"the download of {what}'{repository}' broke off ({type(error).__name__}: {error}): call it again, files "
+            f"that are whole are kept; or {remedy or usual}"
+        ) from error
+
+
+def _of_connections() -> tuple[type[Exception], ...]:
+    """Returns the kinds of errors of the HTTP client that huggingface_hub has, which is another in each major version.
+
+    Those that it does not make its own are no OSError: of a connection that is cut between two bytes of a file.
+    """
+    from huggingface_hub import errors
+
+    named = (kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+    return tuple(kind for kind in named if issubclass(kind, Exception) and not issubclass(kind, OSError))
 
 
 def resolve_base(folder: Path, *, check: Callable[[Path], None] | None = None) -> Path | None:
