@@ -202,6 +202,14 @@ def test_length_is_that_of_the_positions_without_a_file(tmp_path):
     assert smart_jax.load(tmp_path, pooling="mean").preprocessor.length_buckets[-1] == 40
 
 
+def test_a_tokenizer_that_knows_no_longest_text(tmp_path):
+    """transformers writes 10**30 then, which no 64 bits hold."""
+    write_sentence_transformer(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    write_json(path, json.loads(path.read_text()) | {"model_max_length": int(1e30)})
+    assert smart_jax.load(tmp_path).preprocessor.length_buckets[-1] == 24
+
+
 def test_several_texts_are_joined(model):
     assert words(model, model.preprocessor.tokenize({"text": ["oil", "pump"]})) == "oil pump"
 

@@ -82,6 +82,10 @@ def test_what_the_reader_of_json_takes(tmp_path):
     (tmp_path / "x.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"x\.json holds a JSON list, expected an object"):
         read_json(tmp_path / "x.json")
+    (tmp_path / "y.json").write_text(f'{{"n": {10**30}}}')
+    assert read_json(tmp_path / "y.json", bits=128) == {"n": 10**30}
+    with pytest.raises(ValueError, match=r"y\.json is not valid JSON .*an integer of 31 digits"):
+        read_json(tmp_path / "y.json")
     with pytest.raises(ValueError, match=r"x\.json has more than the 2 bytes"):
         read_json(tmp_path / "x.json", most=2)
 
@@ -494,6 +498,7 @@ def test_pages_of_absurd_size(tmp_path, monkeypatch):
         'UPDATE about SET value = \'{"name": "int8", "pooled_width": 1e9, "token_width": 4}\' WHERE key = \'vectors\'',
         f"UPDATE about SET value = '{DEEP}' WHERE key = 'vectors'",
         'UPDATE about SET value = \'[{"name": "../../x", "number": 1}]\' WHERE key = \'stages\'',
+        'UPDATE about SET value = \'[{"name": "centroids", "number": 1}]\' WHERE key = \'stages\'',
         "UPDATE about SET value = 'x' WHERE key = 'generation'",
         "UPDATE segment SET items = -1",
         "UPDATE segment SET tokens = 'x'",

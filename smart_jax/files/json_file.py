@@ -5,27 +5,29 @@ from __future__ import annotations
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 MAX_DEPTH = 64  # levels of nested lists and objects
 MAX_BYTES = 2**26  # of a file: parsed, it takes up to twenty times as much memory
-MAX_DIGITS = 19  # of an integer: others fit neither an array nor a float
+MAX_BITS = 64  # of an integer: others fit no array
 _REMEDY = "download or write the file again"
 
 
-def read_json(path: Path, *, remedy: str = _REMEDY, most: int = MAX_BYTES) -> dict[str, Any]:
+def read_json(path: Path, *, remedy: str = _REMEDY, most: int = MAX_BYTES, bits: int = MAX_BITS) -> dict[str, Any]:
     """Reads the object in a JSON file.
 
     Args:
       path: of the file.
       remedy: what to do about a bad one, for the message.
       most: bytes that the file may have.
+      bits: that an integer may have.
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it holds something else, is larger, nested deeper than `MAX_DEPTH`, or has an integer of more than 64
-        bits; the message names the file.
+      ValueError: it holds something else, is larger, nested deeper than `MAX_DEPTH`, or has an integer of more bits;
+        the message names the file.
 
     Example:
       >>> import tempfile
@@ -34,10 +36,12 @@ def read_json(path: Path, *, remedy: str = _REMEDY, most: int = MAX_BYTES) -> di
       >>> read_json(path)["model_type"]
       'bert'
     """
-    return _object(read_json_value(path, remedy=remedy, most=most), str(path), remedy)
+    return _object(read_json_value(path, remedy=remedy, most=most, bits=bits), str(path), remedy)
 
 
-def read_json_value(path: Path, *, remedy: str = _REMEDY, most: int = MAX_BYTES) -> Any:  # whatever the file holds
+def read_json_value(
+    path: Path, *, remedy: str = _REMEDY, most: int = MAX_BYTES, bits: int = MAX_BITS
+) -> Any:  # whatever the file holds
     """Reads a JSON file of any kind; raises what `read_json` does.
 
     Example:
@@ -52,10 +56,12 @@ def read_json_value(path: Path, *, remedy: str = _REMEDY, most: int = MAX_BYTES)
         data = file.read(size + 1) if size <= most else b""
     if len(data) != size:  # a device, to which a link may lead, has no size and no end
         raise ValueError(f"{path} has more than the {min(size, most)} bytes that such a file may have: {remedy}")
-    return parse_json(data, str(path), remedy=remedy)
+    return parse_json(data, str(path), remedy=remedy, bits=bits)
 
 
-def parse_json(text: str | bytes, name: str, *, remedy: str = _REMEDY, finite: bool = False) -> Any:
+def parse_json(
+    text: str | bytes, name: str, *, remedy: str = _REMEDY, finite: bool = False, bits: int = MAX_BITS
+) -> Any:
     """Parses JSON that came from a file, a record or a request, whatever it holds.
 
     Args:
@@ -63,10 +69,11 @@ def parse_json(text: str | bytes, name: str, *, remedy: str = _REMEDY, finite: b
       name: what messages call it.
       remedy: what to do about a bad one, for the message.
       finite: whether NaN and infinite numbers, which JSON has not, are refused, too.
+      bits: that an integer may have.
 
     Raises:
-      ValueError: it is not JSON, is nested deeper than `MAX_DEPTH`, or has an integer of more than 64 bits, or a number
-        that is not finite and must be.
+      ValueError: it is not JSON, is nested deeper than `MAX_DEPTH`, or has an integer of more bits, or a number that is
+        not finite and must be.
 
     Example:
       >>> parse_json("[" * 9999, "notes.json")
@@ -75,7 +82,7 @@ def parse_json(text: str | bytes, name: str, *, remedy: str = _REMEDY, finite: b
     """
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        content = json.loads(decoded, parse_int=_integer, **(_FINITE if finite else {}))
+        content = json.loads(decoded, parse_int=partial(_integer, bits=bits), **(_FINITE if finite else {}))
         if decoded.count("[") + decoded.count("{") > MAX_DEPTH:
             _check_depth(content)
     except RecursionError as error:
@@ -107,9 +114,9 @@ def _object(content: object, name: str, remedy: str) -> dict[str, Any]:
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS + 1 or abs(value := int(digits)) >= 2**64:
-        raise ValueError(f"an integer of {len(digits)} digits, which no 64 bits hold")
+def _integer(digits: str, *, bits: int) -> int:
+    if len(digits) > bits or abs(value := int(digits)) >= 2**bits:
+        raise ValueError(f"an integer of {len(digits)} digits, which no {bits} bits hold")
     return value
 
 

@@ -61,7 +61,8 @@ def _tokenizer_class(folder: Path) -> Any:
     with without_advice():
         import transformers
     path = folder / "tokenizer_config.json"
-    plain = path.is_file() and read_json(path).get("tokenizer_class") in _PLAIN
+    # transformers writes 10**30 where it knows no longest text.
+    plain = path.is_file() and read_json(path, bits=128).get("tokenizer_class") in _PLAIN
     return transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
 
 
