@@ -352,6 +352,10 @@ def test_newer_spelling_of_the_pooling(tmp_path):
         ("smart_jax.json", '{"length_buckets": []}', r"length_buckets is \[\], expected a list of positive"),
         ("smart_jax.json", '{"query_instruction": 3}', "query_instruction is 3, expected a text"),
         ("sentence_bert_config.json", "3", "sentence_bert_config.json holds a JSON int"),
+        ("sentence_bert_config.json", '{"max_seq_length": "x"}', "sentence_bert_config.json: max_seq_length is 'x'"),
+        ("config_sentence_transformers.json", '{"prompts": ["x"]}', r"transformers.json: prompts are \['x'\],"),
+        ("config_sentence_transformers.json", '{"prompts": {"query": 7}}', "transformers.json: prompts are an object"),
+        ("config_sentence_transformers.json", '{"default_prompt_name": [1]}', r"default_prompt_name is \[1\],"),
     ],
 )
 def test_bad_files(tmp_path, file, text, message):

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from smart_jax.files import Checkpoint, read_json
+from smart_jax.files import Checkpoint, checked_int, read_json, shown
 from smart_jax.inputs.audio import refuse_audio
 from smart_jax.inputs.collate import check_collate, pad_text
 from smart_jax.inputs.item import Item, ItemLike, parse_item
@@ -106,9 +106,11 @@ class TextPreprocessor:
         checkpoint = Checkpoint.of(checkpoint)
         where = checkpoint.having(SETTINGS_FILE)
         settings: TextSettings = with_settings(TextSettings(), where, read_settings(where), overrides)
-        transformer, prompts = (_read(checkpoint.path(name)) for name in _CONFIGS)
+        paths = [checkpoint.path(name) for name in _CONFIGS]
+        transformer, prompts = map(_read, paths)
         longest = transformer.get("max_seq_length") or config.max_position_embeddings
-        query, document = _prompts(prompts)
+        checked_int(longest, f"{paths[0]}: max_seq_length")
+        query, document = _prompts(prompts, str(paths[1]))
         said: dict[str, Any] = {
             "max_length": min(longest, config.max_position_embeddings),
             "default_instruction": document,
@@ -273,9 +275,13 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(read_json(path)) if path.is_file() else {}
 
 
-def _prompts(config: dict[str, Any]) -> tuple[str, str]:
-    """Returns what sentence-transformers puts before a query and before a document."""
-    prompts = config.get("prompts") or {}
-    default = prompts.get(config.get("default_prompt_name")) or ""
+def _prompts(config: dict[str, Any], name: str) -> tuple[str, str]:
+    """Returns what sentence-transformers puts before a query and before a document; `name` is of the file."""
+    prompts, usual = config.get("prompts") or {}, config.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise ValueError(f"{name}: prompts are {shown(prompts)}, expected an object of texts")
+    if not isinstance(usual, str | None):
+        raise ValueError(f"{name}: default_prompt_name is {shown(usual)}, expected a text or null")
+    default = prompts.get(usual) or ""
     document = next((prompts[name] for name in _DOCUMENT_PROMPTS if name in prompts), default)
     return prompts.get("query", default) or "", document or ""
