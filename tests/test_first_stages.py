@@ -314,6 +314,26 @@ def test_readers_hold_while_stages_are_made_anew(index):
     check_nothing_left_over(index)
 
 
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("binary-*.000001", np.uint32([2**31]), "binary-000002.000001' is damaged .*index 5 is out of bounds"),
+        ("centroids-*.000001", np.uint16([2**16 - 1]), "centroids-000001.000001' is damaged .*index 65535 is out"),
+        ("centroids-*.vectors", np.float32([np.nan]), "centroids-000001.vectors' has centroids that are not of length"),
+        ("centroids-*.vectors", np.float32([-1e38]), "centroids-000001.vectors' has centroids that are not of length"),
+    ],
+)
+def test_marks_and_centroids_that_are_damaged(index, no_shortcuts, file, values, message):
+    index.keep_stages(MARKED)
+    (path,) = (index.folder / "stages").glob(file)
+    with path.open("r+b") as opened:
+        opened.write(values.tobytes())
+    queries = random_embeddings(1)
+    stage = file.partition("-")[0]
+    with pytest.raises(ValueError, match=message), Index(index.folder, model=FakeEncoder()) as again:
+        again.search(queries, candidates=5, first_stage=stage)
+
+
 def test_a_write_of_marks_that_was_cut_off_is_cleared_away(index):
     index.keep_stages(["binary"])
     before, folder = contents(index), index.folder / "stages"

@@ -52,6 +52,9 @@ def first_scores(
       snapshot: of the index, with at least one segment.
       allowed: for each segment, which items may be found; None = all.
       weights: of the score.
+
+    Raises:
+      ValueError: the marks of a segment are damaged.
     """
     pooled_weight = (np.sign(weights.pooled) or 1.0) if name == "pooled" else weights.pooled
     wanted = np.ascontiguousarray(queries.pooled.T, np.float32) * np.float32(pooled_weight)
@@ -71,10 +74,16 @@ def _late(
     name: StageName, queries: Embeddings, snapshot: Snapshot, segment: Segment, mask: Bool[np.ndarray, " N"] | None
 ) -> Float[np.ndarray, "Nq N"]:
     marks, offsets = segment.marks[name], segment.embeddings.offsets
-    if name == "binary":
-        return sign_scores(queries, marks, offsets, mask)
-    assert snapshot.centroids is not None
-    return centroid_scores(queries, snapshot.centroids, marks, offsets, mask)
+    try:
+        if name == "binary":
+            return sign_scores(queries, marks, offsets, mask)
+        assert snapshot.centroids is not None
+        return centroid_scores(queries, snapshot.centroids, marks, offsets, mask)
+    except IndexError as error:  # all marks are looked up, so that none need be read before
+        raise ValueError(
+            f"'stages/{snapshot.stages[name].file(segment.number)}' is damaged ({error}): restore the file, or call "
+            f"index.keep_stages without '{name}' and then with it"
+        ) from error
 
 
 def best_rows(

@@ -18,6 +18,7 @@ from smart_jax.index.stages import Marks, Stage
 from smart_jax.index.vector_format import VectorFormat
 
 STAGE_FOLDER = "stages"  # in that of an index
+LONGEST = 1.01  # component of a centroid, whose length is 1 or, of tokens that cancel out, less
 
 
 class StageFiles:
@@ -45,9 +46,12 @@ class StageFiles:
         flush_folder(self.folder)
 
     def centroids(self, stage: Stage) -> Float[np.ndarray, "centroids D"]:
-        """Returns the centroids; raises what `marks` does."""
-        shape = stage.centroids, self.format.token_width
-        return map_rows(self.folder / stage.file(), np.dtype(np.float32), shape)
+        """Returns the centroids; raises what `marks` does, and ValueError where one is no direction."""
+        path, shape = self.folder / stage.file(), (stage.centroids, self.format.token_width)
+        centroids = map_rows(path, np.dtype(np.float32), shape)
+        if not (np.abs(centroids) <= LONGEST).all():  # NaN is not, either
+            raise ValueError(f"'{path}' has centroids that are not of length 1: the index is damaged; restore the file")
+        return centroids
 
     def marks(self, stage: Stage, extent: Extent) -> Marks:
         """Returns the marks of a segment's tokens, left in the file.

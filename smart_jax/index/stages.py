@@ -81,7 +81,9 @@ def _stage(fields: object) -> Stage:
     if not isinstance(fields, dict) or not {"name", "number"} <= fields.keys() <= names or fields["name"] not in MARKED:
         raise ValueError(f"a first stage of the index is {shown(fields)}: the index is damaged; restore it")
     for key in fields.keys() - {"name"}:
-        checked_int(fields[key], f"a first stage's {key}", least=0, most=2**62)
+        checked_int(fields[key], f"a first stage of the index: {key}", least=0, most=2**62)
+    if fields["name"] == "centroids":
+        checked_int(fields.get("centroids"), "a first stage of the index: centroids", most=2**16)
     return Stage(**fields)
 
 
