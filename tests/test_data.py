@@ -20,6 +20,7 @@ from PIL import Image
 from tests.golden.make_video import clip
 from train.data import Example, Examples, Outline, content_hash, convert, open_split
 from train.data.__main__ import main
+from train.data.outlines import Outlines
 
 COLUMNS = ("image_filename", "query", "answer", "source", "options", "page", "model", "prompt", "answer_type")
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -66,10 +67,27 @@ def test_outlines_follow_the_records(tmp_path):
     assert [part[i].id for i in range(len(part))] == [whole[i].id for i in (*range(25, 38), 3, 4)]
     assert [part.outline(i).query for i in range(len(part))] == [part[i].query["text"] for i in range(len(part))]
     file = next((tmp_path / "a").rglob("outlines-*"))
-    data = file.read_bytes()
-    for damaged, message in ((data[:-9], "truncated or corrupt"), (b"", "truncated or corrupt")):
-        file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=rf"outlines-train\.parquet' is {message}.*convert the data again"):
+    data, table, damaged = file.read_bytes(), pq.read_table(file), tmp_path / "damaged"
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    for changes, reason in (
+        ({"query": pa.array([None] * len(table), pa.string())}, "a value is missing"),
+        ({"width": pa.array([[None]] * len(table), pa.list_(pa.int32()))}, "a value is missing"),
+        ({"height": pa.array([[1, 2]] * len(table), pa.list_(pa.int32()))}, "documents are not as many"),
+        ({"digest": pa.array([{"a": 1}] * len(table))}, "cast"),  # an ArrowNotImplementedError
+        ({"width": pa.array([[2**40]] * len(table))}, "not in range"),
+    ):
+        pq.write_table(pa.table(columns | changes), damaged)
+        with pytest.raises(ValueError, match=f"damaged' is truncated or corrupt .*{reason}.*convert the data again"):
+            Outlines.read([damaged])
+    (tmp_path / "device").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="device' is truncated or corrupt"):
+        Outlines.read([tmp_path / "device"])
+    pq.write_table(table.drop(["query"]), damaged)
+    with pytest.raises(ValueError, match="damaged' is truncated or corrupt .*query"):
+        Outlines.read([damaged])
+    for bad in (data[:-9], b""):
+        file.write_bytes(bad)
+        with pytest.raises(ValueError, match=r"outlines-train\.parquet' is truncated or corrupt.*convert the data"):
             open_split(tmp_path, "a")
     file.unlink()
     earlier = open_split(tmp_path, "a")

@@ -22,6 +22,8 @@ from smart_jax.inputs import open_image
 Item = dict[str, Any]  # what `smart_jax.inputs.parse_item` takes
 DIGEST_BYTES = 16
 _UNKNOWN = bytes(DIGEST_BYTES)
+_SIZES, _DIGESTS = pa.list_(pa.int32()), pa.list_(pa.binary(DIGEST_BYTES))
+_SCHEMA = pa.schema({"query": pa.string(), "width": _SIZES, "height": _SIZES, "digest": _DIGESTS})
 
 
 class Outline(NamedTuple):
@@ -135,9 +137,12 @@ class Outlines:
         tables = []
         for file in files:
             try:
-                tables.append(pq.read_table(io.BytesIO(file.read_bytes())))
-            except (pa.ArrowInvalid, OSError) as error:
+                with pa.OSFile(str(file)) as source:  # unlike `read_bytes`, it asks a device for no more than it has
+                    table = pq.read_table(source).select(_SCHEMA.names).cast(_SCHEMA)
+                _check(table)
+            except (pa.ArrowException, OSError, KeyError, ValueError) as error:
                 raise ValueError(f"'{file}' is truncated or corrupt ({error}): convert the data again") from error
+            tables.append(table)
         table = pa.concat_tables(tables).combine_chunks()
         width, height, digest = (table[name].chunk(0) for name in ("width", "height", "digest"))
         flat = digest.flatten()
@@ -145,6 +150,16 @@ class Outlines:
         counts = np.diff(width.offsets.to_numpy())
         sizes = np.stack([width.flatten().to_numpy(), height.flatten().to_numpy()], axis=1)
         return cls(table["query"].chunk(0), _offsets(counts), sizes, digests)
+
+
+def _check(table: pa.Table) -> None:
+    """Raises ValueError where an example lacks its query, or a document its width, height or digest."""
+    lists = [table[name].combine_chunks() for name in ("width", "height", "digest")]
+    counts = [part.value_lengths() for part in lists]
+    if any(column.null_count for column in (table["query"], *lists, *(part.flatten() for part in lists))):
+        raise ValueError("a value is missing")
+    if counts[0] != counts[1] or counts[0] != counts[2]:
+        raise ValueError("documents are not as many as their sizes")
 
 
 def _offsets(counts: Sequence[int] | Int[np.ndarray, " B"]) -> Int[np.ndarray, " offsets"]:
