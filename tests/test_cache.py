@@ -123,7 +123,9 @@ def test_a_shard_of_fewer_items_is_encoded_again(tmp_path):
     assert encoder.calls == [("states of documents", 10, None)]
 
 
-@pytest.mark.parametrize("text", ["{", "7", '{"shard_items": "many"}', '{"shard_items": 0}'])
+@pytest.mark.parametrize(
+    "text", ["{", "7", '{"shard_items": "many"}', '{"shard_items": 0}', f'{{"shard_items": {2**63}}}']
+)
 def test_a_manifest_that_is_damaged_is_named(tmp_path, text):
     cache = Cache(tmp_path, "f")
     run(cache)
