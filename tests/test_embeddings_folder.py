@@ -155,8 +155,20 @@ def test_saved_embeddings_and_damage_are_refused(tmp_path):
     (tmp_path / "out" / embeddings_folder.JOURNAL).write_text('{"format": "another"}\n')
     with pytest.raises(ValueError, match=r"embeddings.partial.jsonl' is damaged .*remove this one"):
         opened(tmp_path / "out")
+    (tmp_path / "out" / embeddings_folder.JOURNAL).write_bytes(b'{"a": "\xff' + b"x" * 9999)
+    with pytest.raises(ValueError, match=r"embeddings.partial.jsonl' is damaged .*remove this one") as error:
+        opened(tmp_path / "out")
+    assert len(str(error.value)) < 1000
     with pytest.raises(TypeError, match="dtype int8"):
         opened(tmp_path / "new", np.int8)
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/zero"])
+def test_a_journal_that_is_a_device_is_refused(tmp_path, device):
+    """The one has no end, the other takes what is written and gives nothing back."""
+    (tmp_path / embeddings_folder.JOURNAL).symlink_to(device)
+    with pytest.raises(ValueError, match=r"embeddings.partial.jsonl' is damaged .*leads to a device.*remove this one"):
+        opened(tmp_path)
 
 
 def test_one_process_at_a_time(tmp_path):

@@ -208,7 +208,7 @@ class EmbeddingsFolder:
             self._journal.close()
             if isinstance(error, _RefusedError | OSError):
                 raise
-            raise ValueError(f"'{path}' is damaged ({error!r}): {_REMEDY}") from error
+            raise ValueError(f"'{path}' is damaged ({error!r:.300}): {_REMEDY}") from error
 
     def _resume(self, head: dict[str, Any], *records: list[list[int]]) -> None:
         if (head["format"], head["version"]) != (JOURNAL_FORMAT, JOURNAL_VERSION):
