@@ -339,6 +339,16 @@ def test_a_playlist_leads_to_no_other_file(name, tmp_path):
         process_video(tmp_path / name, IMAGES, SETTINGS)
 
 
+def test_a_stream_without_a_codec(tmp_path):
+    """A damaged header names one that FFmpeg does not know."""
+    whole = write_film(tmp_path / "film.mkv", [0, 50, 100] * 4).read_bytes()
+    (tmp_path / "x.mkv").write_bytes(whole.replace(b"V_MPEG4/ISO/ASP", b"V_MPEG4/ISO/XXX"))
+    with av.open(str(tmp_path / "x.mkv")) as container:
+        assert container.streams.video[0].codec_context is None
+    with pytest.raises(ValueError, match=r"x\.mkv'\) has no video stream"):
+        process_video(tmp_path / "x.mkv", IMAGES, SETTINGS)
+
+
 def fast_start(folder: Path) -> bytes:
     """A film of noise whose header comes first; every fifth frame can be decoded alone."""
     options = {"movflags": "faststart"}
