@@ -17,14 +17,16 @@ import numpy as np
 from PIL import Image
 
 import smart_jax
-from eval.benchmarks import Benchmark
+from eval.benchmarks import Benchmark, Side
 from eval.methods.result import Result
 from eval.reports import read_results
-from eval.states.cache import Shards
+from eval.states.cache import Cache, Shards
 from smart_jax import Adapter, AdapterConfig, Embeddings, States
-from smart_jax.files import read_tensors
+from smart_jax.files import open_checkpoint, read_tensors
+from smart_jax.index.first_stage import Weights, first_scores
 from smart_jax.index.pdf import Pdf
-from smart_jax.index.snapshot import PLACES
+from smart_jax.index.snapshot import PLACES, Snapshot
+from smart_jax.index.stages import STAGES
 from smart_jax.inputs import open_preprocessor, open_rgb
 from smart_jax.inputs.image import ImageSettings
 from smart_jax.inputs.video import process_video
@@ -35,9 +37,10 @@ from smart_jax.retrieval import open_adapter
 from smart_jax.retrieval.embeddings_folder import EmbeddingsFolder, ItemVectors
 from smart_jax.retrieval.reference_adapter import export_reference
 from smart_jax.tables import Table, read_in_order
+from tests.fake_encoder import FakeEncoder
 from tests.indexes import random_embeddings
 from tests.lora import write_lora
-from tests.small_bert import write_sentence_transformer
+from tests.small_bert import write_json, write_plain, write_sentence_transformer
 from tests.small_pdf import write_pdf
 from train.data.outlines import Outlines, outline_of
 from train.export import is_exported, mark_exported
@@ -45,7 +48,7 @@ from train.monitor.metrics_log import read_metrics
 from train.run_directory import open_run
 from train.states.store import ItemStates, Store
 
-DOCUMENTED = (ValueError, OSError)  # and TypeError where a reader's docstring names it
+DOCUMENTED = (ValueError, OSError)
 
 
 class Reader(NamedTuple):
@@ -73,11 +76,21 @@ def _adapter(kind: str) -> Adapter:
     )
 
 
+PROMPTS = {"prompts": {"query": "find: ", "document": ""}, "default_prompt_name": "document"}
+
+
+def _write_text_model(folder: Path) -> None:
+    write_sentence_transformer(folder)
+    write_json(folder / "config_sentence_transformers.json", PROMPTS)
+
+
 def _read_model(folder: Path) -> None:
-    config = load_config(folder)
-    preprocessor = open_preprocessor(folder, config)
-    preprocessor.tokenize("revenue by region " * 20 + "a" * 60)
-    load_weights(folder, preprocessor.config)
+    checkpoint = open_checkpoint(folder)
+    config = load_config(checkpoint)
+    preprocessor = open_preprocessor(checkpoint, config)
+    for query in (True, False):
+        preprocessor.tokenize("revenue by region " * 20 + "a" * 60, query=query)
+    load_weights(checkpoint, preprocessor.config)
 
 
 def _write_tiny(folder: Path) -> None:
@@ -93,12 +106,13 @@ def _read_tiny(folder: Path) -> None:
 
 
 def _write_peft(folder: Path) -> None:
-    write_sentence_transformer(folder)
-    write_lora(
-        folder,
-        {f"encoder.layer.{i}.attention.self.query": (32, 32) for i in range(2)},
-        rank_pattern={"layer.0.*query": 4},
-    )
+    """An adapter beside its base, whose settings it has changed."""
+    write_plain(folder / "base")
+    modules = {f"encoder.layer.{i}.attention.self.query": (32, 32) for i in range(2)}
+    pattern = {"layer.0.*query": 4}
+    write_lora(folder / "adapter", modules, rank_pattern=pattern, base_model_name_or_path="../base")
+    settings = {"max_length": 20, "default_instruction": "in ", "query_instruction": "find ", "length_buckets": [8, 24]}
+    write_json(folder / "adapter" / "smart_jax.json", settings | {"pooling": "cls"})
 
 
 def _write_shards(folder: Path) -> None:
@@ -280,16 +294,23 @@ def _read_states(folder: Path) -> None:
     list(shards.parts())
 
 
-def _write_index(folder: Path) -> None:
-    from tests.fake_encoder import FakeEncoder
+def _read_cache(folder: Path) -> None:
+    """Encodes what is not there, which is all of it where the folder is empty."""
+    side = Side("pages", query=False, items=["revenue", "by region", "a line"], ids=["a", "b", "c"], instruction=None)
+    shards = Cache(folder, "weights").encode(FakeEncoder(), side, layers=None, dtype=np.float16, progress=False)
+    for _ in shards.parts():
+        pass
+    shards.take(np.array([0, 2])).embeddings(-1)
 
+
+def _write_index(folder: Path) -> None:
     with smart_jax.Index(folder, FakeEncoder(), dtype="int8") as index:
         index.add_embeddings(
             random_embeddings(12, pooled=16, width=16),
             ids=[f"d{i}" for i in range(12)],
             metadata=[{"year": i} for i in range(12)],
         )
-        index.keep_stages(["binary"])
+        index.keep_stages(["binary", "centroids"])
 
 
 def _read_index(folder: Path) -> None:
@@ -299,7 +320,14 @@ def _read_index(folder: Path) -> None:
             for segment in snapshot.segments:
                 segment.embeddings.lengths.sum() + segment.embeddings.tokens.astype(np.int64).sum()
                 segment.embeddings[len(segment.embeddings) - 1], snapshot.item(segment.number << PLACES)
-                [marks.sum() for marks in segment.marks.values()]
+            _score_by_stages(snapshot)
+
+
+def _score_by_stages(snapshot: Snapshot) -> None:
+    queries = random_embeddings(1, pooled=16, width=16)
+    for name in STAGES:
+        if snapshot.segments and (name == "pooled" or name in snapshot.stages):
+            first_scores(name, queries, snapshot, [None] * len(snapshot.segments), Weights())
 
 
 def _write_results(folder: Path) -> None:
@@ -376,11 +404,12 @@ READERS: dict[str, Reader] = {
             "tokenizer_config.json",
             "tokenizer.json",
         ),
-        (ValueError, OSError, TypeError),
     ),
-    "text model": Reader(write_sentence_transformer, _read_model, (), (ValueError, OSError, TypeError)),
+    "text model": Reader(_write_text_model, _read_model),
     "PEFT adapter": Reader(
-        _write_peft, _read_model, ("adapter_config.json", "adapter_model.safetensors"), (ValueError, OSError, TypeError)
+        _write_peft,
+        lambda folder: _read_model(folder / "adapter"),
+        tuple(f"adapter/{name}" for name in ("adapter_config.json", "adapter_model.safetensors", "smart_jax.json")),
     ),
     "shards": Reader(_write_shards, lambda folder: [read() for _, read in read_tensors(folder)]),
     "images": Reader(_write_images, _read_images),
@@ -392,9 +421,10 @@ READERS: dict[str, Reader] = {
     "saved benchmark": Reader(_write_benchmark, _read_benchmark),
     "embeddings": Reader(_write_embeddings, _read_embeddings),
     "journal of embeddings": Reader(_write_journal, _read_journal),
+    "states of an evaluation": Reader(_read_cache, _read_cache),
     "states": Reader(lambda folder: _states().save(folder / "00000.safetensors"), _read_states),
     "index": Reader(_write_index, _read_index),
     "results": Reader(_write_results, _read_results),
-    "run directory": Reader(_write_run, _read_run, (), (ValueError, OSError)),
+    "run directory": Reader(_write_run, _read_run),
     "states of training": Reader(_write_store, _read_store),
 }
