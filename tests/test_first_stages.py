@@ -17,7 +17,7 @@ from smart_jax.index.first_stage import Weights, first_scores
 from smart_jax.index.recalls import fewest_candidates, recall_at
 from smart_jax.index.sign_scores import sign_scores, sign_words
 from smart_jax.index.snapshot import PLACES
-from smart_jax.index.stages import MARKED
+from smart_jax.index.stages import MARKED, STAGES
 from tests.fake_encoder import FakeEncoder
 from tests.indexes import check_marks, check_nothing_left_over, contents, random_embeddings
 
@@ -315,23 +315,21 @@ def test_readers_hold_while_stages_are_made_anew(index):
 
 
 @pytest.mark.parametrize(
-    ("file", "values", "message"),
+    ("stage", "file", "values", "message"),
     [
-        ("binary-*.000001", np.uint32([2**31]), "binary-000002.000001' is damaged .*index 5 is out of bounds"),
-        ("centroids-*.000001", np.uint16([2**16 - 1]), "centroids-000001.000001' is damaged .*index 65535 is out"),
-        ("centroids-*.vectors", np.float32([np.nan]), "centroids-000001.vectors' has centroids that are not of length"),
-        ("centroids-*.vectors", np.float32([-1e38]), "centroids-000001.vectors' has centroids that are not of length"),
+        ("binary", "stages/binary-000002.000001", np.uint32([2**32 - 1] * 9), "000001' is damaged .*is out of bounds"),
+        ("centroids", "stages/centroids-000001.000001", np.uint16([65535]), "000001' is damaged .*index 65535 is out"),
+        ("centroids", "stages/centroids-000001.vectors", np.float32([np.nan]), "centroids that are not of length 1"),
+        ("binary", "stages/centroids-000001.vectors", np.float32([-1e38]), "centroids that are not of length 1"),
+        *((stage, "segments/000001.pooled", np.float32([np.nan]), "item 0 of segment 1.*NaN") for stage in STAGES),
     ],
 )
-def test_marks_and_centroids_that_are_damaged(index, no_shortcuts, file, values, message):
+def test_marks_centroids_and_vectors_that_are_damaged(index, no_shortcuts, stage, file, values, message):
     index.keep_stages(MARKED)
-    (path,) = (index.folder / "stages").glob(file)
-    with path.open("r+b") as opened:
+    with (index.folder / file).open("r+b") as opened:
         opened.write(values.tobytes())
-    queries = random_embeddings(1)
-    stage = file.partition("-")[0]
     with pytest.raises(ValueError, match=message), Index(index.folder, model=FakeEncoder()) as again:
-        again.search(queries, candidates=5, first_stage=stage)
+        again.search(random_embeddings(1), candidates=10, first_stage=stage)
 
 
 def test_a_write_of_marks_that_was_cut_off_is_cleared_away(index):

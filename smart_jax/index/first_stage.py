@@ -95,5 +95,6 @@ def best_rows(
     for first in range(0, len(queries), step):
         scores, rows = first_scores(name, queries[first : first + step], snapshot, allowed, weights)
         best = np.argpartition(scores, items - most, axis=1)[:, items - most :]
-        found += [rows[places[np.isfinite(values[places])]] for values, places in zip(scores, best, strict=True)]
+        # NaN, which comes last, is left in: scored exactly, it is named.
+        found += [rows[places[~np.isneginf(values[places])]] for values, places in zip(scores, best, strict=True)]
     return found
