@@ -66,6 +66,7 @@ def test_weights_too_small_for_their_config(folder, changes):
         ("text_config", "rms_norm_eps", float("nan")),
         ("text_config", "head_dim", [128]),
         (None, "image_token_id", "<image>"),
+        (None, "video_token_id", -1),
         (None, "text_config", [1]),
         (None, "vision_config", 7),
     ],

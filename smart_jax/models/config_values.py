@@ -18,6 +18,10 @@ _WIDTHS = (
 )
 _LONG = ("max_position_embeddings", "num_position_embeddings")
 _FLOATS = ("rope_theta", "rms_norm_eps", "layer_norm_eps", "mlp_ratio", "tokens_per_second")
+_MARKS = (  # tokens that prompts are made of
+    *("image_token_id", "video_token_id", "audio_token_id", "vision_start_token_id", "vision_end_token_id"),
+    *("boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_id", "eoa_token_index"),
+)
 _LISTS = ("mrope_section", "deepstack_visual_indexes", "fullatt_block_indexes")
 # Largest value by key; null is left to the family, for some of which it has a meaning.
 MOST: dict[str, int] = {
@@ -51,8 +55,10 @@ def check_values(hf: JsonObject, name: str) -> None:
             checked_int(value, path, most=MOST[key])
         elif key in _FLOATS:
             checked_float(value, path)
+        elif key in _MARKS:
+            checked_int(value, path, least=0)
         elif key.endswith("_token_id") and not isinstance(value, list):
-            checked_int(value, path, least=-1)
+            checked_int(value, path, least=-1)  # which says that there is none
         elif key in _LISTS:
             if not isinstance(value, list | tuple) or len(value) > MOST_LAYERS:
                 raise ValueError(f"{path} is {shown(value)}, expected a list of integers")
