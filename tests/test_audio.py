@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from transformers import Gemma4AudioFeatureExtractor
 
+from smart_jax.encoding.encoding import _said_of_unheard
 from smart_jax.files import resolve
 from smart_jax.index.documents import GivenFile, find_files
 from smart_jax.index.pages import OpenFile, Reading
@@ -318,3 +319,9 @@ def test_spectrograms_rise_with_their_sound(tmp_path):
     loudest = np.asarray(picture.convert("L")).argmin(axis=0)[5:-5]  # the row of each column's darkest pixel
     assert (np.diff(loudest) <= 1).all() and loudest[0] - loudest[-1] > 60
     assert spectrogram(np.zeros((2999, 128), np.float32)).size == (2999, 374)
+
+
+def test_the_longest_of_clips_that_are_cut_is_named():
+    """The first of equal ones."""
+    said = _said_of_unheard({4: 1.25, 1: 0.5, 7: 1.25}, 9)
+    assert said.startswith("3 of 9 items have audio that is longer") and "of item 4, the longest, 1.2 seconds" in said

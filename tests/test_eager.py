@@ -91,8 +91,11 @@ def test_nan_of_a_pair_stays_with_its_item(rng):
     q, d = unit(rng, 3, 4, 8), unit(rng, 3, 2, 5, 8)
     d_mask = np.ones((3, 2, 5), bool)
     q[0, 1, 2], d[1, 1, 3, 0], d[2, 0, 4], d_mask[2, 0, 4] = np.nan, np.nan, np.nan, False
-    scores = np.asarray(maxsim_pairs(q, d, None, d_mask))
-    assert np.isnan(scores).tolist() == [[True, True], [False, True], [False, False]]
+    for q_mask in (None, np.array([[True] * 4, [True] * 4, [False] * 4])):  # the last query without a token
+        scores = np.asarray(maxsim_pairs(q, d, q_mask, d_mask))
+        assert np.isnan(scores).tolist() == [[True, True], [False, True], [False, False]]
+        scores = np.asarray(maxsim(q, d[2], q_mask, d_mask[2]))
+        assert np.isnan(scores).tolist() == [[True, True], [False, False], [False, False]]
 
 
 def test_changing_shapes_compile_nothing(rng):

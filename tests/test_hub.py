@@ -163,11 +163,11 @@ def test_minilm_nowhere(monkeypatch, tmp_path):
 
 def test_an_architecture_is_refused_before_its_weights_are_fetched(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "paligemma"}')
-    patterns = []
+    asked = []
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
-        lambda _, **options: patterns.extend(options["allow_patterns"]) or str(tmp_path),
+        lambda _, **options: asked.append((options["allow_patterns"], options["revision"])) or str(tmp_path),
     )
     with pytest.raises(ValueError, match=r"a multi-vector model .*; architectures that can be loaded: qwen3_vl"):
-        open_checkpoint("vidore/colpali-v1.3", check=check_supported)
-    assert patterns == ["*.json"]
+        open_checkpoint("vidore/colpali-v1.3", revision="0a1b", check=check_supported)
+    assert asked == [(["*.json"], "0a1b")]

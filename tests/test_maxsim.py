@@ -296,10 +296,11 @@ def test_embeddings_refuse_what_is_for_arrays():
         maxsim(q, embeddings(rng, [1], 4))
 
 
-def test_the_first_of_equal_maxima_gets_the_gradient():
+@pytest.mark.parametrize("implementation", [None, "xla", "xla_gpu", "xla_tpu"])
+def test_the_first_of_equal_maxima_gets_the_gradient(implementation):
     q = np.array([[[1.0, 0.0]]], np.float32)
     d = np.array([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]], np.float32)
-    gradient = jax.grad(lambda d: maxsim(q, d)[0, 0])(d)
+    gradient = jax.grad(lambda d: maxsim(q, d, implementation=implementation)[0, 0])(d)
     np.testing.assert_array_equal(gradient, [[[0, 0], [1, 0], [0, 0]]])
 
 

@@ -22,6 +22,7 @@ EMBEDDED = Embeddings(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), 
     [
         ("tinny", FileNotFoundError, "there is no model 'tinny': did you mean 'tiny'"),
         ("all-MiniLM-L6-v2", FileNotFoundError, "did you mean 'minilm'"),
+        ("MiniLM", FileNotFoundError, "did you mean 'minilm'"),
         (None, TypeError, "the model is None: give a checkpoint folder, a hub id such as"),
         ("vidore/colpali-v1.3", ConnectionError, r"architectures that can be loaded: qwen3_vl \(Qwen3-VL-Embedding"),
     ],

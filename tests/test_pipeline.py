@@ -188,6 +188,27 @@ def test_settings_out_of_range(options, message):
         Pipeline(**options)
 
 
+def test_what_was_not_begun_is_compiled_by_the_next_run(monkeypatch):
+    monkeypatch.setattr(shape_compiler, "THREADS", 1)
+    began, go_on, compiled = threading.Event(), threading.Event(), []
+
+    def compile(example):
+        began.set()
+        assert go_on.wait(10)
+        compiled.append(example)
+
+    compiler = shape_compiler.ShapeCompiler(compile)
+    with compiler.threads() as threads:
+        threads.begin("first", lambda: "first")
+        assert began.wait(10)
+        threads.begin("second", lambda: "second")  # waits for the one thread, and then nobody wants it
+    go_on.set()
+    with compiler.threads() as threads:
+        threads.begin("second", lambda: "second")
+        threads.wait("second")
+    assert "second" in compiled
+
+
 def test_a_program_that_takes_long_to_compile_is_told_of_once(monkeypatch):
     monkeypatch.setattr(shape_compiler, "SAID_AFTER_SECONDS", 0.01)
     said = threading.Event()

@@ -14,6 +14,7 @@ from smart_jax.retrieval.embeddings import Embeddings
 from smart_jax.retrieval.resident import to_device
 from smart_jax.retrieval.score import score
 from smart_jax.retrieval.search import search
+from smart_jax.retrieval.streamed_search import document_mesh
 from smart_jax.runtime.mesh import make_mesh
 from tests.test_score import TOLERANCE, make, oracle, ranked, unit
 
@@ -214,6 +215,12 @@ def test_too_large_for_the_devices(rng, monkeypatch):
     match = r"Embeddings\(4 items, .* needs \d+ bytes on each of 1 devices, and .* has \d+: store it as int8"
     with pytest.raises(ValueError, match=match):
         to_device(make(rng, [9] * 4))
+
+
+def test_devices_of_a_host_share_its_memory():
+    devices = jax.devices()
+    alone, shared = (resident._free_bytes(devices[0], document_mesh(make_mesh(devices=devices[:n]))) for n in (1, 8))
+    assert shared == alone // 8 > 0
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -259,6 +259,10 @@ def test_documents_that_begin_and_end_alike_are_told_apart(rng):
     d, q = Embeddings(pooled, tokens, d.offsets), make(rng, [300, 2])
     np.testing.assert_allclose(score(q, d), oracle(q, d), atol=TOLERANCE)
     assert (score(q, d)[:, 0] == score(q, d)[:, 3]).all()
+    stored = d.astype("int8")
+    scales = stored.scales * np.where(np.arange(28) < 21, 1, 2).astype(np.float32)  # now 0 and 3 differ in these alone
+    stored = Embeddings(pooled, stored.tokens, d.offsets, scales)
+    np.testing.assert_allclose(score(q, stored), oracle(q, stored.astype(np.float32)), atol=TOLERANCE)
 
 
 def test_the_best_so_far(rng):

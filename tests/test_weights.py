@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from smart_jax.files import read_header, write_tensors
 from smart_jax.files.checkpoint import INDEX_FILE, SINGLE_FILE
 from smart_jax.models import load_config
 from smart_jax.models.weights import init_weights, load_weights, save_weights
@@ -243,3 +244,14 @@ def test_one_tensor_under_two_prefixes_is_refused(folder):
     edit(folder, lambda t: t | {name: np.zeros_like(t[f"model.{name}"])})
     with pytest.raises(ValueError, match=r"does not use: (model\.)?language_model\.norm\.weight"):
         load_weights(folder, load_config(folder))
+
+
+def test_tensors_lie_in_a_file_as_the_formats_own_writer_puts_them(tmp_path):
+    """The largest elements first, then by name: each tensor begins at a multiple of its elements' size."""
+    dtypes = {"a": np.int8, "b": np.float64, "c": np.float16, "d": np.float32, "e": np.float16, "f": np.int8}
+    arrays = {name: np.zeros(3, dtype) for name, dtype in dtypes.items()}
+    write_tensors(tmp_path / "ours", arrays)
+    save_file(arrays, tmp_path / "theirs")
+    ours, theirs = (read_header(tmp_path / name)[0] for name in ("ours", "theirs"))
+    assert sorted(ours, key=lambda name: ours[name].start) == sorted(theirs, key=lambda name: theirs[name].start)
+    assert all(entry.start % arrays[name].itemsize == 0 for name, entry in ours.items())
