@@ -259,9 +259,16 @@ def test_other_folders_files_and_models_are_refused(index, tmp_path):
             other.search("oil")
         with pytest.raises(ValueError, match="made with another model"):
             other.add(["pump"])
+        with pytest.raises(ValueError, match="made with another model"):
+            other.add(["oil price"])  # which is there, so that nothing is encoded
     other = Index(index.folder, model=FakeEncoder().with_adapter("a"))
     with other, pytest.raises(ValueError, match="adapter None, not"):
         other.search("oil")
+    other = Index(index.folder, model=FakeEncoder().with_adapter("a"))
+    with other, pytest.raises(ValueError, match="adapter None, not"):
+        other.add(["oil price"])
+    with Index(index.folder, model=FakeEncoder(noise=0.5), force=True) as other:
+        assert other.add(["oil price"]).unchanged == 1
     with Index(index.folder, model=FakeEncoder(noise=0.5), force=True) as other:
         assert other.add(["pump"]).added == 1 and len(other.search("oil")) == 2
     other = Index(index.folder, model=FakeEncoder(width=8), force=True)
@@ -269,6 +276,32 @@ def test_other_folders_files_and_models_are_refused(index, tmp_path):
         other.search("oil")
     with pytest.raises(ValueError, match="instruction None, not 'Find it"):
         Index(index.folder, instruction="Find it.")
+
+
+def test_a_model_of_another_name_is_checked_where_nothing_has_changed(tmp_path, monkeypatch):
+    loaded = []
+
+    def load(name, *, adapter=None, **options):
+        loaded.append((str(name), adapter))
+        model = FakeEncoder(noise=0.5 if name == "other" else 0.0)
+        return model if adapter is None else model.with_adapter(adapter)
+
+    monkeypatch.setattr("smart_jax.index.index_model.load", load)
+    (tmp_path / "a.txt").write_text("oil price")
+    folder, file = tmp_path / "index", tmp_path / "a.txt"
+    with Index(folder, "own") as index:
+        assert index.add(file).added == 1
+    loaded.clear()
+    for how in ({}, {"model": "own"}, {"model": Path("own")}, {"model": "other", "force": True}):
+        with Index(folder, **how) as index:
+            assert index.add(file).unchanged == 1
+    assert not loaded  # nothing is encoded, and the names are the index's
+    for how in ({"model": "other"}, {"model": "own", "adapter": "a"}, {"adapter": "a"}):
+        with Index(folder, **how) as index, pytest.raises(ValueError, match="made with another model or adapter"):
+            index.add(file)
+    assert loaded == [("other", None), ("own", "a"), ("own", "a")]
+    with Index(folder, "elsewhere/own") as index:  # the same one, from another place
+        assert index.add(file).unchanged == 1
 
 
 def test_a_segment_that_was_cut_short_is_named(filled):

@@ -237,6 +237,7 @@ class Index:
         """
         if commit_every < 1 or dpi <= 0:
             raise ValueError(f"commit_every is {commit_every} and dpi {dpi}: both must be positive")
+        self._model.check_given()
         reading = self._reading(pdf, dpi)
         given = find_given(what, ids, metadata, password, audio=reading.audio)
         with self._engine.writing() as writer:

@@ -50,6 +50,18 @@ class IndexModel:
             self._loaded = model
         return self._loaded
 
+    def check_given(self) -> None:
+        """Raises ValueError where another model or adapter is given than the index was made with.
+
+        What goes by the names that the index knows is not loaded for it, nor is anything that is taken by force.
+        """
+        if self.force or not self.known.get("model") or (self.given is None and self.adapter is None):
+            return
+        names = self.names | ({"name": self.known.get("name")} if self.given is None else {})
+        named = not isinstance(self.adapter, Adapter) and (self.given is None or isinstance(self.given, str | Path))
+        if not named or any(self.known.get(key) != name for key, name in names.items()):
+            self.load()
+
     def check(self, known: Mapping[str, Any]) -> None:
         """Raises ValueError where the model is not the one of which the index knows these facts."""
         facts = self._facts or {}
