@@ -183,6 +183,9 @@ def test_states_are_dropped_task_by_task(tmp_path, monkeypatch):
         "states of documents",
     }
     assert len(encoder.calls) == 2  # of the third
+    for changed in ({"storage_dtype": "float32"}, {"storage_dtype": "float16"}):
+        evaluate(config(tmp_path / "dropped", cache=str(cache), keep_states=False, **changed), [made()], encoder)
+    assert len(encoder.calls) == 4  # with the dtype that the results are not of
     settings.late_weight = 2.0
     encoder = FakeEncoder()
     evaluate(settings, [made()], encoder)

@@ -173,9 +173,9 @@ def test_bad_settings(tmp_path):
 @pytest.mark.parametrize("damage", ["halve", "empty", "delete", "flip"])
 def test_damage_is_found_and_the_remedy_works(tmp_path, damage):
     checkpoints = Checkpoints(tmp_path, identity=IDENTITY)
-    for step in (1, 2):
+    for step in (1, 2, 3):
         save(checkpoints, step)
-    largest = max((p for p in (tmp_path / "2" / "params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest = max((p for p in (tmp_path / "3" / "params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = largest.read_bytes()
     if damage == "delete":
         largest.unlink()
@@ -185,11 +185,11 @@ def test_damage_is_found_and_the_remedy_works(tmp_path, damage):
         largest.write_bytes({"halve": content[: len(content) // 2], "empty": b"", "flip": bytes(flipped)}[damage])
     params, train_state = make_state(0)
     reopened = Checkpoints(tmp_path, identity=IDENTITY)
-    with pytest.raises(ValueError, match=r"step 2 is truncated or corrupt.*Delete the folder .*resumes from step 1"):
+    with pytest.raises(ValueError, match=r"step 3 is truncated or corrupt.*Delete the folder .*resumes from step 2"):
         reopened.restore(params=params, train_state=train_state)
-    shutil.rmtree(tmp_path / "2")
+    shutil.rmtree(tmp_path / "3")
     found = Checkpoints(tmp_path, identity=IDENTITY).restore(params=params, train_state=train_state)
-    assert_equal(found.params, make_state(1)[0])
+    assert_equal(found.params, make_state(2)[0])
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -219,6 +219,16 @@ def test_a_pooled_token_has_the_boxes_of_all_its_cells():
         pictures_document().sources.grouped(np.arange(17) * 2)
 
 
+def test_moments_are_of_the_clip_that_is_heard_there():
+    """An image of two cells before two clips of a token and of two: clips are counted apart from pictures."""
+    frames = Frame("image", 0, 1, 2), Frame("audio", 0, 1, 1, seconds=0.04), Frame("audio", 1, 1, 2, seconds=0.08)
+    sources = TokenSources(np.ones(5, np.uint8), np.zeros((0, 3), np.int32), frames)
+    document = Traced(Embeddings(unit_rows(0), unit_rows(*range(5)), [0, 5]), sources, ())
+    moments = explain(query_of(1, 2, 4), document).moments()
+    assert [moment[:2] for moment in moments] == [(1, 0), (2, 1)]
+    assert np.allclose([moment[2:] for moment in moments], [(0, 0.04), (0.04, 0.08)])
+
+
 def test_sources_are_stored_in_about_a_byte_a_token(tiny):
     sources = TokenSources.of(tiny.preprocessor, noise_page(256, 256))
     arrays = sources.to_arrays()

@@ -263,6 +263,7 @@ def test_spans_of_texts_and_few_queries_certify_nothing(tmp_path):
         assert "provisional" in repr(report) and "Provisional: certify with" in str(report)
         assert index.certify("oil").queries == 1
         assert not index.certify(["oil", "grease"]).certified and index.info().first_stage == "provisional"
+        assert [index.certify(["oil"] * count).certified for count in (19, 20)] == [False, True]
 
 
 def test_what_cannot_be_certified_or_searched_is_refused(index, unchecked):

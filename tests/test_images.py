@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,14 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 import smart_jax
 from smart_jax.inputs import image as image_module
-from smart_jax.inputs.image import ImageSettings, open_rgb, patchify, process_image, smart_resize
+from smart_jax.inputs.image import (
+    ImageSettings,
+    open_rgb,
+    patchify,
+    process_image,
+    read_image_settings,
+    smart_resize,
+)
 from smart_jax.models.pixels import normalised
 from tests.pixels import CONSTANTS
 
@@ -387,3 +396,14 @@ def test_guard_is_on_by_default():
 def test_impossible_bounds(bounds):
     with pytest.raises(ValueError, match="min_pixels is .* and max_pixels"):
         ImageSettings(min_pixels=bounds[0], max_pixels=bounds[1])
+
+
+@pytest.mark.parametrize("bounds", [{"min_pixels": 5000, "max_pixels": 90_000}, {"min_pixels": 5000}, {}])
+def test_bounds_by_name_go_before_those_of_the_size(tmp_path, bounds):
+    """As in transformers' processor, whose files have had them under both names."""
+    config = bounds | {"size": {"shortest_edge": 6000, "longest_edge": 80_000}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    vision = SimpleNamespace(patch_size=14, temporal_patch_size=2, spatial_merge_size=2)
+    found = read_image_settings(tmp_path, vision, min_pixels=None, max_pixels=None)
+    theirs = Qwen2VLImageProcessorPil(**config).size
+    assert (found.min_pixels, found.max_pixels) == (theirs["shortest_edge"], theirs["longest_edge"])

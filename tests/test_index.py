@@ -195,6 +195,8 @@ def test_conditions_are_those_of_python(index, monkeypatch, indexed):
         ({'a"b': 1}, "double quote"),
         ({"a": {"in": 1}}, "give a list"),
         ({"a": None}, "compared with None"),
+        ({"a": 2**63}, "integers have at most 64 bits"),
+        ({"a": {"in": [-(2**63) - 1]}}, "integers have at most 64 bits"),
         ({"file": {"contains": "a"}}, "holds no list"),
         ([], "expected a mapping"),
     ],
@@ -326,6 +328,10 @@ def test_add_passes_over_what_is_there(index, tmp_path):
     assert len(index) == 3
     assert model.calls[-1][0] == "query"
     np.testing.assert_allclose(hit.late, 1.0, atol=1e-3)
+    (tmp_path / "x.txt").write_text("of the file")
+    path = (tmp_path / "x.txt").as_posix()
+    assert index.add([{"id": path, "text": "of the item"}, path]).added == 2  # the later one takes the other's place
+    assert len(index) == 4 and index.search("of the file")[0].text == "of the file"
     with pytest.raises(ValueError, match="'x' is given twice"):
         index.add(["one", "two"], ids=["x", "x"])
     with pytest.raises(ValueError, match="one for each of 2"):

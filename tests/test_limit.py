@@ -50,6 +50,14 @@ def test_draws():
     assert len(pairs) == 30 and busiest < 10  # drawn among all; of the first 30, one person is in 23
 
 
+def test_what_is_asked_for_stands_anywhere_in_a_document():
+    benchmark = limit.make(8, liked=10, seed=3)
+    wanted = {asked(query) for query in benchmark.queries}
+    places = [[attribute in wanted for attribute in likes(text)[1]] for text in benchmark.texts]
+    assert all(sum(place) == 7 for place in places)  # a pair with each other person
+    assert not any(all(place[:7]) or all(place[-7:]) for place in places)
+
+
 def test_own_words():
     made = limit.make(3, names=["Ann", "Bob", "Cy", "Di"], attributes=["tea", "soup", "figs"], liked=2, seed=0)
     assert {asked(query) for query in made.queries} == {"tea", "soup", "figs"}

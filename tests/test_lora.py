@@ -332,3 +332,12 @@ def test_branches_of_one_shape_begin_apart(tmp_path):
     alike = [module.lora_a[...] for module in made.values() if module.lora_a.shape == (32, 2)]
     values = {np.asarray(value).tobytes() for value in alike}
     assert len(values) == len(alike) >= 4
+
+
+def test_branches_are_drawn_from_the_seed(checkpoint):
+    encoder = smart_jax.load(checkpoint)
+    drawn = [
+        np.concatenate([np.ravel(branch.lora_a[...]) for branch in branches(*made).values()])
+        for made in (add_lora(encoder.graphdef, encoder.params, LoraConfig(r=2), seed=seed) for seed in (0, 0, 1))
+    ]
+    assert np.array_equal(drawn[0], drawn[1]) and not np.isclose(drawn[0], drawn[2]).any()

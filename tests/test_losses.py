@@ -61,6 +61,17 @@ def test_symmetric_ranks_queries_for_each_positive_only():
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
+def test_symmetric_leaves_out_what_is_excluded_on_both_ways():
+    rng = np.random.default_rng(2)
+    logits, positives = rng.standard_normal((3, 6)).astype(np.float32), np.array([0, 2, 4])
+    excluded = np.zeros((3, 6), bool)
+    excluded[0, [2, 3]] = excluded[2, 0] = True
+    left = np.where(excluded, -np.inf, logits)
+    expected = (np_info_nce(left, positives) + np_info_nce(left[:, positives].T, np.arange(3))) / 2
+    loss = losses.symmetric_info_nce(*map(jnp.asarray, (logits, positives, excluded)))
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
 def test_symmetric_by_hand():
     # Query -> document rows: log 2 and log 2; columns: document 0 sees (log 3, 0) -> log(4/3); document 1 (log 3, 0)
     # with its positive 0 -> log 4.

@@ -6,9 +6,11 @@ import io
 import math
 import sys
 import time
+from itertools import count, islice
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +19,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from smart_jax import checkpoint_encoder as encode
 from smart_jax.inputs.image import open_rgb
+from smart_jax.runtime import make_mesh
 from tests.golden.make_video import clip
 from tests.training import make_config, page, repeatable
 from train.checkpoints import Checkpoints
@@ -25,6 +28,7 @@ from train.monitor import HeldOut, MetricsLog, Sample, ranking_metrics, read_met
 from train.monitor.heldout import Scored, side_by_side
 from train.monitor.tensorboard import EventFile
 from train.posttrain import train
+from train.validation import Validation
 
 
 def events(folder: Path) -> list[Event]:
@@ -111,6 +115,24 @@ def test_the_held_out_split_is_searched(inputs, watched):
             assert last[f"validation/{name}_{metric}"] == pytest.approx(value, abs=1e-6), (name, metric)
     assert watched.results.keys() <= watched.records[-1].keys() and "validation/loss" in watched.results
     assert "validation/late_ndcg@5" not in watched.records[2]
+
+
+def test_the_loss_is_a_mean_over_the_batches_that_there_are(inputs, tmp_path, monkeypatch, unchecked):
+    """More are asked for than the split has; each has a loss of its own."""
+
+    class Batches:
+        def prepare(self, examples, count):
+            return (SimpleNamespace(put=lambda _: SimpleNamespace(batch=None)) for _ in islice(examples, count))
+
+    numbers = count(1)
+    monkeypatch.setattr("train.validation.make_eval_step", lambda _: lambda *_: {"loss": next(numbers)})
+    settings = {"batch_size": 2, "eval__validation_batches": 99, "eval__validation_documents": 0}
+    objective = SimpleNamespace(mesh=make_mesh(devices=jax.devices()[:1]))
+    validation = Validation(make_config(inputs, tmp_path, **settings), Batches(), objective)
+    results, _ = validation(None, None, lambda: None)
+    batches = next(numbers) - 1
+    assert batches == len(open_split(inputs / "data", "pages", "validation")) // 2 > 1
+    assert results == {"validation/loss": pytest.approx((1 + batches) / 2)}
 
 
 def tokens(e):

@@ -41,7 +41,7 @@ from tests.training import make_config, page, repeatable
 from train.checkpoints import weights_fingerprint
 from train.config import DataConfig
 from train.data import Batcher, Example, Examples, Prepared, convert, open_split
-from train.export import export_model
+from train.export import export_model, is_exported, mark_exported
 from train.monitor import read_metrics
 from train.objective import objective as objective_module
 from train.posttrain import train
@@ -767,3 +767,13 @@ def test_killed_stopped_and_resumed_is_bit_identical(inputs, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert "steps 6 to 8" in resumed.stdout and "validation/loss" in resumed.stdout
     assert_same_run(cut, whole)
+
+
+def test_an_export_counts_while_it_is_whole_and_of_the_last_step(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter.json").write_text("{}")
+    assert not is_exported(tmp_path, ["adapter"], 3)
+    mark_exported(tmp_path, ["adapter"], 3)
+    assert is_exported(tmp_path, ["adapter"], 3) and not is_exported(tmp_path, ["adapter"], 4)
+    (tmp_path / "adapter" / "adapter.json").write_text("{")
+    assert not is_exported(tmp_path, ["adapter"], 3)

@@ -130,6 +130,8 @@ def test_an_index_knows_what_made_its_items(tmp_path):
                 index.add_embeddings(make(change(OF_PAGES)), ids)
             with pytest.raises(ValueError, match="the query was made by .*, the index by .*force=True"):
                 index.search(make(change(OF_QUERIES)))
+        for name in ("an adapter", "components"):  # which change nothing but the tokens
+            assert len(index.search(make(CHANGES[name](OF_QUERIES)), late_weight=0)) == 4
         with pytest.raises(ValueError, match="instruction 'Find it.', the documents of the index with None"):
             index.add_embeddings(make(dataclasses.replace(OF_PAGES, instruction="Find it.")), ids)
         with pytest.raises(ValueError, match="takes documents, and these are queries"):

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -23,6 +24,8 @@ from smart_jax.serve import Limits, create_app, serve, serving
 from smart_jax.serve.app import STATIC
 from smart_jax.serve.batching import Batcher
 from smart_jax.serve.guard import _host
+from smart_jax.serve.searching import Search
+from smart_jax.serve.service import Service
 from smart_jax.serve.uploads import harmless_name
 from tests.fake_encoder import FakeEncoder
 from tests.small_pdf import write_pdf
@@ -82,8 +85,8 @@ def message(answer: httpx.Response, status: int) -> str:
     ("asked", "options"),
     [
         ({}, {}),
-        ({"mode": "pooled"}, {"late_weight": 0}),
-        ({"mode": "late", "k": 2}, {"pooled_weight": 0}),
+        ({"mode": "pooled", "weights": {"pooled": 2}}, {"late_weight": 0}),  # the weights are the hybrid score's
+        ({"mode": "late", "weights": {"late": 2}, "k": 2}, {"pooled_weight": 0}),
         (
             {"weights": {"pooled": 0.5, "late": 2}, "candidates": 2, "k": 2},
             {"pooled_weight": 0.5, "late_weight": 2, "candidates": 2},
@@ -102,6 +105,23 @@ def test_a_search_is_that_of_the_index(served, asked, options):
     assert [(hit["file"], hit["page"], hit["metadata"]) for hit in found] == [
         (h.file, h.page, h.metadata) for h in hits
     ]
+
+
+def test_evidence_is_made_again_where_its_file_has_changed(unchecked, tmp_path):
+    made, file = [], tmp_path / "page.txt"
+    file.write_text("one")
+    hit = SimpleNamespace(id="a", score=1.0, path=str(file), explain=lambda: made.append(0) or len(made))
+    service = Service(SimpleNamespace(search=lambda *_, **__: [hit]), tmp_path, None, Limits())
+    assert [service.explain(Search({"text": "oil"}), "a") for _ in range(2)] == [1, 1]
+    file.write_text("another")
+    assert service.explain(Search({"text": "oil"}), "a") == 2
+
+
+def test_searches_with_candidates_are_answered_together_where_k_is_equal():
+    """A first stage chooses at least k candidates: another k may find others."""
+    few, many = (Search({"text": "oil"}, k, candidates=2) for k in (2, 9))
+    assert few.group != many.group and few.group == few._replace(query={"text": "gas"}).group
+    assert few._replace(candidates=None).group == many._replace(candidates=None).group
 
 
 def test_searches_that_come_together_are_those_alone(tmp_path):
@@ -290,8 +310,9 @@ def test_what_is_wrong_is_said(served):
 def test_changes_ask_for_the_token(served, changed):
     for path in ("/upload", "/delete"):
         assert "with a token" in message(served[0].post(path, json={}, headers=ALLOWED), 403)
-        for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": "Bearer"}):
-            answer = changed[0].post(path, json={"ids": ["t0"]}, headers=given)
+        for given in (None, "Bearer wrong", TOKEN, "Bearer", f"Basic {TOKEN}"):
+            headers = {} if given is None else {"Authorization": given}
+            answer = changed[0].post(path, json={"ids": ["t0"]}, headers=headers)
             assert "token" in message(answer, 401) and answer.headers["www-authenticate"] == "Bearer"
     assert len(changed[1]) == 3
 
