@@ -351,10 +351,12 @@ def test_newer_spelling_of_the_pooling(tmp_path):
         ("smart_jax.json", '{"max_length": 2}', r"max_length is 2, which \[CLS\] and \[SEP\] fill"),
         ("smart_jax.json", '{"length_buckets": []}', r"length_buckets is \[\], expected a list of positive"),
         ("smart_jax.json", '{"query_instruction": 3}', "query_instruction is 3, expected a text"),
+        ("smart_jax.json", r'{"query_instruction": "\ud800"}', r"smart_jax.json: query_instruction is '.ud800'"),
         ("sentence_bert_config.json", "3", "sentence_bert_config.json holds a JSON int"),
         ("sentence_bert_config.json", '{"max_seq_length": "x"}', "sentence_bert_config.json: max_seq_length is 'x'"),
         ("config_sentence_transformers.json", '{"prompts": ["x"]}', r"transformers.json: prompts are \['x'\],"),
         ("config_sentence_transformers.json", '{"prompts": {"query": 7}}', "transformers.json: prompts are an object"),
+        ("config_sentence_transformers.json", r'{"prompts": {"query": "\ud800"}}', "json: prompts are an object"),
         ("config_sentence_transformers.json", '{"default_prompt_name": [1]}', r"default_prompt_name is \[1\],"),
     ],
 )

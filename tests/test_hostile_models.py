@@ -245,6 +245,8 @@ def test_what_rust_gives_up_with_is_an_error():
     panic = type("PanicException", (BaseException,), {})
     with pytest.raises(ValueError, match="the tokenizer gave up"), panics_as_errors():
         raise panic("index out of bounds")
+    with pytest.raises(ValueError, match="has a lone surrogate"), panics_as_errors():
+        raise TypeError("TextEncodeInput must be Union[TextInputSequence, Tuple[InputSequence, InputSequence]]")
     with pytest.raises(KeyboardInterrupt), panics_as_errors():
         raise KeyboardInterrupt
 

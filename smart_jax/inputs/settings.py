@@ -164,8 +164,8 @@ class Settings:
             if (value := getattr(self, name)) is not None and len(value) != 2:
                 raise ValueError(f"{name} is {value!r}, expected two positive integers")
         for name in ("default_instruction", "query_instruction"):
-            if not isinstance(value := getattr(self, name), str | None):
-                raise ValueError(f"{name} is {value!r}, expected a text or null")
+            if not is_text(value := getattr(self, name)):
+                raise ValueError(f"{name} is {value!r:.80}, expected a text or null")
         if self.default_instruction is not None and not self.default_instruction.strip():
             raise ValueError(f"default_instruction is {self.default_instruction!r}, expected a text or null")
         for name, known in _CHOICES.items():
@@ -224,15 +224,17 @@ class TextSettings:
             check_positive("max_length", self.max_length)
         object.__setattr__(self, "length_buckets", checked_sizes("length_buckets", self.length_buckets))
         for name in ("default_instruction", "query_instruction"):
-            if not isinstance(value := getattr(self, name), str | None):
-                raise ValueError(f"{name} is {value!r}, expected a text or null")
+            if not is_text(value := getattr(self, name)):
+                raise ValueError(f"{name} is {value!r:.80}, expected a text or null")
 
 
 def _checked_prompt(prompt: object) -> str | Turns:
-    if isinstance(prompt, str) and prompt:
+    if isinstance(prompt, str) and prompt and is_text(prompt):
         return prompt
     turns = tuple(tuple(turn) for turn in prompt) if _is_list(prompt) and all(map(_is_list, prompt)) else ()
-    if not turns or not all(len(turn) > 1 and all(isinstance(part, str) for part in turn) for turn in turns):
+    if not turns or not all(
+        len(turn) > 1 and all(isinstance(part, str) and is_text(part) for part in turn) for turn in turns
+    ):
         raise ValueError(
             f"prompt is {prompt!r}, expected a Jinja template or turns, [['system', '{{{{ instruction }}}}'], ['user', "
             f"'{VISUAL}', '{{{{ texts | join }}}}']]"
@@ -248,6 +250,11 @@ def _checked_tokens(tokens: object) -> tuple[str, ...]:
 
 def _is_list(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     return isinstance(value, list | tuple)
+
+
+def is_text(value: object) -> bool:
+    """Tells whether a value is a text that can be written in UTF-8, without a lone surrogate, or None."""
+    return value is None or (isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value))
 
 
 def check_positive(name: str, value: object) -> None:

@@ -18,7 +18,7 @@ from smart_jax.inputs.item import Item, ItemLike, parse_item
 from smart_jax.inputs.origins import Frame, Origins, in_parts, text_spans
 from smart_jax.inputs.padded_sizes import bucket, buckets, check_sizes, octaves
 from smart_jax.inputs.preprocessor import Side
-from smart_jax.inputs.settings import SETTINGS_FILE, TextSettings, read_settings, with_settings
+from smart_jax.inputs.settings import SETTINGS_FILE, TextSettings, is_text, read_settings, with_settings
 from smart_jax.inputs.tokenized_item import TokenizedItem
 from smart_jax.inputs.tokenizer import TOKENIZER_FILES, added_ids, panics_as_errors, read_tokenizer
 from smart_jax.models import Batch, BertConfig
@@ -278,7 +278,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _prompts(config: dict[str, Any], name: str) -> tuple[str, str]:
     """Returns what sentence-transformers puts before a query and before a document; `name` is of the file."""
     prompts, usual = config.get("prompts") or {}, config.get("default_prompt_name")
-    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+    if not isinstance(prompts, dict) or not all(map(is_text, prompts.values())):
         raise ValueError(f"{name}: prompts are {shown(prompts)}, expected an object of texts")
     if not isinstance(usual, str | None):
         raise ValueError(f"{name}: default_prompt_name is {shown(usual)}, expected a text or null")

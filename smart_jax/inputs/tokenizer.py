@@ -92,9 +92,14 @@ def check_tokenizer(folder: Path) -> None:
 
 @contextlib.contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """Turns what Rust raises where it gives up, a panic or a bare `Exception`, into a ValueError."""
+    """Turns what Rust raises where it gives up, a panic or a bare `Exception`, into a ValueError.
+
+    And the TypeError of a text that is not Unicode: items' texts are looked at before, instructions and templates here.
+    """
     try:
         yield
+    except TypeError as error:
+        raise ValueError(f"an instruction or a template has a lone surrogate, no character ({error!s:.200})") from error
     except BaseException as error:
         if type(error).__name__ != "PanicException" and type(error) is not Exception:  # that of a missing [UNK]
             raise
