@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from smart_jax.files import read_header, write_tensors
 from smart_jax.files.checkpoint import INDEX_FILE, SINGLE_FILE
 from smart_jax.models import load_config
 from smart_jax.models.weights import init_weights, load_weights, save_weights
-from smart_jax.runtime.mesh import make_mesh
+from smart_jax.runtime.mesh import make_mesh, sharding_for
 from tests.backbone import small_config, write_backbone
 
 
@@ -229,6 +230,17 @@ def test_config_of_a_hybrid_decoder_with_every_default(tmp_path):
     found = load_config(tmp_path).text
     assert [i for i, kind in enumerate(found.layer_types) if kind == "full_attention"] == [7, 15, 23, 31]
     assert (found.head_dim, found.rotary_dim, found.mrope_section, found.is_causal) == (256, 64, (11, 11, 10), True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "split"),
+    [((4, 8), ("fsdp", "tensor")), ((3, 8), (None, "tensor")), ((4, 6), ("fsdp", None)), ((3, 6), (None, None))],
+)
+def test_axes_that_the_devices_do_not_divide_stay_whole(shape, split):
+    mesh = make_mesh(data=1, fsdp=2, tensor=4)
+    assert sharding_for("x.kernel", shape, [(r"kernel$", PartitionSpec("fsdp", "tensor"))], mesh).spec == PartitionSpec(
+        *split
+    )
 
 
 def test_mesh_that_does_not_fit():
