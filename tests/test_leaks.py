@@ -1,11 +1,16 @@
 """No traced value outlives its trace, under `jax.checking_leaks`; and no program outlives its use for ever."""
 
+import gc
+
 import jax
+import jax.extend
 import numpy as np
 import pytest
 
 import smart_jax
+from smart_jax import Embeddings
 from smart_jax.retrieval import host_scores
+from smart_jax.retrieval.resident_search import score_program, search_program
 from tests.processes import run_python
 from tests.training import make_config, write_inputs
 from train.data import Batcher, Examples, open_split
@@ -75,6 +80,26 @@ def test_a_training_step(tmp_path):
     batch = Batcher(encoder.preprocessor, config.data, mesh)(next(Examples(open_split(tmp_path / "data", "pages"), 8)))
     state, metrics = make_train_step(objective, optimizer, schedule, state)(state, frozen, batch)
     assert np.isfinite(metrics["loss"])
+
+
+def traces():
+    """Returns how many traced functions there are in the process."""
+    gc.collect()
+    return sum(isinstance(x, jax.extend.core.Jaxpr) for x in gc.get_objects())
+
+
+@pytest.mark.compiles
+def test_a_search_that_is_forgotten_leaves_no_traces():
+    """jax.numpy would keep some for each new width, of which this one is no other test's."""
+    before, tokens = traces(), np.eye(5, 349, dtype=np.float32)
+    documents = Embeddings(tokens, tokens, np.arange(6))
+    resident = smart_jax.to_device(documents)
+    assert smart_jax.search(documents, resident, k=1)[1].tolist() == [[0], [1], [2], [3], [4]]
+    np.testing.assert_allclose(smart_jax.score(documents, resident), 2 * np.eye(5), atol=1e-6)
+    for program in (search_program(resident.mesh), score_program(resident.mesh)):
+        assert program.programs()
+        program.clear_cache()
+    assert traces() <= before
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
 from smart_jax.maxsim.arrays import inner_products
+from smart_jax.runtime import in_one_trace
 from smart_jax.typing import HostOrDevice
 
 CPU_SCORES, CPU_VALUES = 2**18, 2**20  # similarities, and the tokens' values, that are in a core's cache at once
@@ -79,7 +80,8 @@ def packed_maxsim(
             return lax.dynamic_update_slice_in_dim(total, sums(*part), first, 1)
 
         start = jnp.zeros((len(q_lengths), len(d)), jnp.float32)
-        total = lax.fori_loop(0, -(-len(d) // chunk), step, start)
+        with jax.disable_jit(False):  # a loop, even in the trace of `in_one_trace`
+            total = lax.fori_loop(0, -(-len(d) // chunk), in_one_trace(step), start)
     return jnp.where((d_lengths > 0)[None], total / jnp.maximum(q_lengths, 1)[:, None], -jnp.inf)
 
 

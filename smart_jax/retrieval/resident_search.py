@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from smart_jax.retrieval.block_plan import Limits, Plan, eighths, make_plan, pow
 from smart_jax.retrieval.embeddings import Embeddings
 from smart_jax.retrieval.streamed_search import AXIS, replicate
 from smart_jax.retrieval.top_k import ordered
-from smart_jax.runtime import bounded, compiler_options, to_host
+from smart_jax.runtime import bounded, compiler_options, in_one_trace, to_host
 from smart_jax.typing import HostOrDevice, register_arrays
 
 QUERIES, QUERY_TOKENS = 64, 2048  # of a call at most, unless one query has more tokens
@@ -198,13 +198,11 @@ def search_program(mesh: Mesh) -> Search:
         return best
 
     def resident_search(q: Block, d: Documents, weights: Weights, *, kept: int) -> Best:
-        one = functools.partial(on_device, kept=kept)
-        run = jax.shard_map(one, mesh=mesh, in_specs=(WHOLE, SPLIT, WHOLE), out_specs=WHOLE, check_vma=False)
-        best: Best = run(q, d, weights)
+        best: Best = _mapped(functools.partial(on_device, kept=kept), mesh, WHOLE)(q, d, weights)
         return best
 
     options = compiler_options(device)
-    program: Search = bounded(jax.jit(resident_search, static_argnames="kept", compiler_options=options))
+    program: Search = bounded(jax.jit(in_one_trace(resident_search), static_argnames="kept", compiler_options=options))
     return program
 
 
@@ -216,10 +214,22 @@ def score_program(mesh: Mesh) -> Score:
     def on_device(q: Block, d: Documents, weights: Weights) -> tuple[Float[Array, "B _"], ...]:
         return tuple(_scores(q, d, weights, device.platform))
 
-    by_document = PartitionSpec(None, AXIS)
-    run = jax.shard_map(on_device, mesh=mesh, in_specs=(WHOLE, SPLIT, WHOLE), out_specs=by_document, check_vma=False)
+    run = in_one_trace(_mapped(on_device, mesh, PartitionSpec(None, AXIS)))
     program: Score = bounded(jax.jit(run, compiler_options=compiler_options(device)))
     return program
+
+
+def _mapped(on_device: Callable[..., Any], mesh: Mesh, out: PartitionSpec) -> Callable[..., Any]:
+    """Returns the function of queries, documents and weights as it runs on all devices.
+
+    One device has no axis to map over: its shapes are traced, and remembered by jax, without places.
+    """
+    if mesh.size == 1:
+        return on_device
+    mapped: Callable[..., Any] = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(WHOLE, SPLIT, WHOLE), out_specs=out, check_vma=False
+    )
+    return mapped
 
 
 def _scores(q: Block, d: Documents, weights: Weights, platform: str) -> Iterator[Float[Array, "B _"]]:

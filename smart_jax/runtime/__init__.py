@@ -1,7 +1,7 @@
 """Devices and processes: the mesh, several processes as one, the compilation cache and the compiler's options."""
 
 from smart_jax.runtime import compilation_cache, distributed
-from smart_jax.runtime.bounded_programs import bounded
+from smart_jax.runtime.bounded_programs import bounded, in_one_trace
 from smart_jax.runtime.compiler_options import compiler_options
 from smart_jax.runtime.distributed import (
     DistributedConfig,
@@ -36,6 +36,7 @@ __all__ = [
     "compilation_cache",
     "compiler_options",
     "distributed",
+    "in_one_trace",
     "initialize",
     "is_main",
     "make_mesh",
