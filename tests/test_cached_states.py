@@ -113,6 +113,7 @@ def test_other_states_are_refused(runs, inputs, tmp_path):
     for config, difference in (
         (over(runs.cached, states, output, cache_dtype="int8"), "dtype 'float32', not 'int8'"),
         (over(runs.cached, states, output, document_instruction="Read it."), "'document_instruction': None.*, not"),
+        (over(runs.cached, states, output, query_instruction="Find it."), "'query_instruction': None.*, not"),
         (dataclasses.replace(over(runs.cached, states, output), model=str(other)), "model '.*', not"),
         (over(runs.cached, states, output, negatives=1), "'negatives': 0"),
     ):
