@@ -59,6 +59,7 @@ def test_weights_too_small_for_their_config(folder, changes):
     ("section", "key", "value"),
     [
         ("vision_config", "depth", 10**9),
+        ("vision_config", "out_hidden_size", None),
         ("vision_config", "deepstack_visual_indexes", 7),
         ("vision_config", "deepstack_visual_indexes", ["x"]),
         ("text_config", "rope_parameters", 7),

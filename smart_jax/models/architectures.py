@@ -11,7 +11,7 @@ from smart_jax.files import Checkpoint, other_folder, read_json, shown
 from smart_jax.models import bert
 from smart_jax.models.bert import Bert
 from smart_jax.models.bert_config import BertConfig
-from smart_jax.models.config_values import check_values
+from smart_jax.models.config_values import check_given, check_values
 from smart_jax.models.embedding_gemma2 import IGNORED as GEMMA_IGNORED
 from smart_jax.models.embedding_gemma2 import SHARDING_RULES as GEMMA_RULES
 from smart_jax.models.embedding_gemma2 import EmbeddingGemma2, EmbeddingGemma2Config
@@ -165,6 +165,7 @@ def load_config(checkpoint: Checkpoint | str | Path, *, pooling: str | None = No
         raise ValueError(f"{path}: {error}") from error
     except (TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
         raise ValueError(f"{path}: a key has a value of another kind ({error}): fetch the checkpoint again") from error
+    check_given(config, str(path))
     if isinstance(config, BertConfig):
         return dataclasses.replace(config, pooling=read_pooling(checkpoint, pooling))
     if isinstance(config, QwenVLConfig) and config.projector is None:

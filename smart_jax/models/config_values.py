@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,6 +65,29 @@ def check_values(hf: JsonObject, name: str) -> None:
                 raise ValueError(f"{path} is {shown(value)}, expected a list of integers")
             for each in value:
                 checked_int(each, path, least=0, most=_WIDEST)
+
+
+def check_given(config: Any, name: str) -> None:
+    """Checks that a config dataclass, and those in it, have all their sizes: `check_values` lets null by.
+
+    Args:
+      config: as a family's `from_hf` makes it.
+      name: of the file, for messages.
+
+    Raises:
+      ValueError: a size is None that must be there.
+
+    Example:
+      >>> from smart_jax.files import resolve
+      >>> from smart_jax.models import load_config
+      >>> check_given(load_config(resolve("tiny")), "config.json")
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            check_given(value, name)
+        elif value is None and field.type == "int" and field.name in MOST:
+            raise ValueError(f"{name}: {field.name} is null, expected a positive integer: fetch the checkpoint again")
 
 
 def _values(section: JsonObject, name: str, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
