@@ -444,7 +444,7 @@ def test_trains_on_videos_of_converted_data(inputs, tmp_path):
     rows[5] |= {"query": None, "query_video": str(clip("bikes"))}
     (tmp_path / "source").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "source" / "train.parquet")
-    convert(tmp_path / "source", "films", tmp_path / "data", validation_ratio=0)
+    convert(tmp_path / "source", "films", tmp_path / "data", validation_ratio=0, video_folder=clip("bikes").parent)
     settings = {"data__name": "films", "steps": 1, "eval__validation_batches": 0}
     config = make_config(tmp_path, tmp_path / "run", **settings)
 
