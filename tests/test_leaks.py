@@ -11,6 +11,7 @@ import smart_jax
 from smart_jax import Embeddings
 from smart_jax.retrieval import host_scores
 from smart_jax.retrieval.resident_search import score_program, search_program
+from tests import soak
 from tests.processes import run_python
 from tests.training import make_config, write_inputs
 from train.data import Batcher, Examples, open_split
@@ -85,7 +86,7 @@ def test_a_training_step(tmp_path):
 def traces():
     """Returns how many traced functions there are in the process."""
     gc.collect()
-    return sum(isinstance(x, jax.extend.core.Jaxpr) for x in gc.get_objects())
+    return sum(issubclass(type(x), jax.extend.core.Jaxpr) for x in gc.get_objects())  # x.__class__ may warn
 
 
 @pytest.mark.compiles
@@ -111,6 +112,17 @@ def test_memory_and_files_do_not_grow_with_the_shapes_asked_for():
     assert len(calls) == 10 and calls[-1] == 240
     before = calls <= 200
     assert memory[~before].max() <= 1.1 * memory[before].max() and len(set(files)) == 1, done.stdout
+
+
+def test_a_soak_that_rises_fails():
+    rows = [(100, 300.0, 7), (200, 400.0, 7), (1000, 440.0, 7), (2000, 459.0, 7)]
+    assert soak.failures(rows) == []
+    risen = [*rows[:-1], (2000, 470.0, 8)]
+    assert soak.failures(risen) == [
+        "memory: 470 MiB after 2000 calls, 400 after 200",
+        "memory: 470 MiB after 2000 calls, 440 after 1000",
+        "open files: 7 to 8",
+    ]
 
 
 FORKED = """
