@@ -71,7 +71,7 @@ def unit(x):
 
 
 def states(model, text):
-    """Those of one text after the last layer, [CLS] and [SEP] included, not normalised."""
+    """Returns states of one text after the last layer, [CLS] and [SEP] included, not normalised."""
     row = model.preprocessor.tokenize(text)
     batch = jax.device_put(model.preprocessor.collate([row]))
     return np.asarray(nnx.merge(model.graphdef, model.params)(batch).states)[0, : len(row.input_ids), 0]

@@ -155,7 +155,7 @@ def test_two_runs_do_not_encode_the_same(tmp_path):
 
 
 def test_states_are_dropped_task_by_task(tmp_path, monkeypatch):
-    """Those of the run, once it is done with a benchmark: another model's stay, and those of one that failed.
+    """The run's states go once it is done with a benchmark: another model's stay, and those of one that failed.
 
     A run that was cut off goes on after the benchmarks that are done.
     """

@@ -301,7 +301,7 @@ def test_metadata():
 
 @pytest.mark.parametrize("page", [path for path in PAGES if "smart-jax " in path.read_text(encoding="utf-8")])
 def test_documented_commands_are_understood(page):
-    """Those of consoles, and those that are named in a text."""
+    """Reads commands of consoles, and those that are named in a text."""
     lines = re.findall(r"^\$ smart-jax (\w.+)$|`smart-jax (\w[^`]*)`", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert lines
     for line in map("".join, lines):

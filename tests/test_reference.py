@@ -170,7 +170,7 @@ def graded(rng, documents):
 
 @pytest.mark.parametrize("documents", [1, 3, 8, 40])
 def test_figures(documents):
-    """Those of `smart_jax.retrieval`, which trec_eval checks, except for the reference's own convention of MAP."""
+    """Match `smart_jax.retrieval`'s, which trec_eval checks, except for the reference's own convention of MAP."""
     rng = np.random.default_rng(documents)
     same = {"ndcg_linear": "ndcg", "ndcg_exponential": "ndcg_exp"}
     for _ in range(50):

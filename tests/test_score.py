@@ -542,7 +542,7 @@ def test_small_work_needs_no_device(rng, monkeypatch):
 @pytest.mark.compiles
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
 def test_nothing_is_transferred_implicitly(rng, monkeypatch, weights):
-    """What goes to the devices and back is put and fetched; not even a scalar slips in."""
+    """Puts and fetches all that goes to the devices and back; not even a scalar slips in."""
     use_devices(monkeypatch)
     q, d = make(rng, [3, 20, 1]), make(rng, rng.integers(1, 30, 12))
     options = dict(zip(("pooled_weight", "late_weight"), weights, strict=True))
